@@ -1,0 +1,228 @@
+//! A small thread pool: one job at a time, indices handed out by a counter, no allocation per
+//! job. Its threads are joined when the context is destroyed.
+
+#![expect(
+    unsafe_code,
+    reason = "a borrowed closure is lent to the workers while run() waits"
+)]
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+/// The work of one index.
+type Body<'a> = dyn Fn(i64) + Sync + 'a;
+
+/// A job as the workers see it.
+#[derive(Clone, Copy)]
+struct Job {
+    body: *const Body<'static>,
+    count: i64,
+}
+
+// SAFETY: the pointer is only dereferenced while `Pool::run`, which owns the borrow, waits.
+unsafe impl Send for Job {}
+
+struct Shared {
+    slot: Mutex<Slot>,
+    wake: Condvar,
+    done: Condvar,
+    next: AtomicI64,
+    panicked: AtomicBool,
+}
+
+struct Slot {
+    /// Rises with every job, so that a worker takes each job once.
+    generation: u64,
+    job: Option<Job>,
+    /// Workers that have not finished the current job.
+    running: usize,
+    stop: bool,
+}
+
+/// See the module's page.
+pub(super) struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    /// Held by the call that uses the workers; another call that comes meanwhile does its work on
+    /// its own thread.
+    turn: Mutex<()>,
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool")
+            .field("workers", &self.workers.len())
+            .finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Pool {
+    /// A pool that works with `threads` threads, the caller's among them.
+    pub(super) fn new(threads: usize) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared {
+            slot: Mutex::new(Slot {
+                generation: 0,
+                job: None,
+                running: 0,
+                stop: false,
+            }),
+            wake: Condvar::new(),
+            done: Condvar::new(),
+            next: AtomicI64::new(0),
+            panicked: AtomicBool::new(false),
+        });
+        let mut pool = Self {
+            shared,
+            workers: Vec::new(),
+            turn: Mutex::new(()),
+        };
+        for index in 1..threads {
+            let shared = Arc::clone(&pool.shared);
+            let worker = std::thread::Builder::new()
+                .name(format!("lowbit-{index}"))
+                .spawn(move || work(&shared))?;
+            pool.workers.push(worker);
+        }
+        Ok(pool)
+    }
+
+    /// Calls `body(0) … body(count - 1)`, each once, on any thread, and returns when all are done.
+    pub(super) fn run(&self, count: i64, body: &Body<'_>) {
+        let turn = self.turn.try_lock();
+        if count <= 1 || self.workers.is_empty() || turn.is_err() {
+            (0..count).for_each(body);
+            return;
+        }
+        let shared = &*self.shared;
+        // SAFETY: only the lifetime changes; no worker holds the job when this function returns.
+        let job = Job {
+            body: unsafe { std::mem::transmute::<*const Body<'_>, *const Body<'static>>(body) },
+            count,
+        };
+        shared.next.store(0, Ordering::Relaxed);
+        {
+            let mut slot = lock(&shared.slot);
+            slot.generation += 1;
+            slot.job = Some(job);
+            slot.running = self.workers.len();
+        }
+        shared.wake.notify_all();
+        let own = catch_unwind(AssertUnwindSafe(|| drain(shared, body, count)));
+        let mut slot = lock(&shared.slot);
+        while slot.running > 0 {
+            slot = shared
+                .done
+                .wait(slot)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        slot.job = None;
+        drop(slot);
+        let worker_panicked = shared.panicked.swap(false, Ordering::Relaxed);
+        if let Err(panic) = own {
+            std::panic::resume_unwind(panic);
+        }
+        assert!(!worker_panicked, "a worker thread panicked");
+    }
+}
+
+fn drain(shared: &Shared, body: &Body<'_>, count: i64) {
+    loop {
+        let index = shared.next.fetch_add(1, Ordering::Relaxed);
+        if index >= count {
+            return;
+        }
+        body(index);
+    }
+}
+
+fn work(shared: &Shared) {
+    let mut seen = 0;
+    loop {
+        let job = {
+            let mut slot = lock(&shared.slot);
+            while slot.generation == seen && !slot.stop {
+                slot = shared
+                    .wake
+                    .wait(slot)
+                    .unwrap_or_else(PoisonError::into_inner);
+            }
+            if slot.stop {
+                return;
+            }
+            seen = slot.generation;
+            slot.job
+        };
+        if let Some(job) = job {
+            // SAFETY: `run` keeps the closure borrowed until `running` is 0, which is below.
+            let body = unsafe { &*job.body };
+            if catch_unwind(AssertUnwindSafe(|| drain(shared, body, job.count))).is_err() {
+                shared.panicked.store(true, Ordering::Relaxed);
+            }
+        }
+        let mut slot = lock(&shared.slot);
+        slot.running -= 1;
+        if slot.running == 0 {
+            shared.done.notify_one();
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        lock(&self.shared.slot).stop = true;
+        self.shared.wake.notify_all();
+        for worker in self.workers.drain(..) {
+            // A worker cannot end by panic: its jobs are caught.
+            let _ = worker.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_index_runs_once_in_every_job() {
+        let pool = Pool::new(4).unwrap();
+        for count in [0, 1, 2, 7, 1000] {
+            let hits: Vec<_> = (0..count).map(|_| AtomicI64::new(0)).collect();
+            pool.run(count, &|i| {
+                hits[usize::try_from(i).unwrap()].fetch_add(1, Ordering::Relaxed);
+            });
+            assert!(hits.iter().all(|hit| hit.load(Ordering::Relaxed) == 1));
+        }
+    }
+
+    #[test]
+    fn a_panic_in_a_job_reaches_the_caller_and_the_pool_lives_on() {
+        let pool = Pool::new(3).unwrap();
+        let panic = catch_unwind(AssertUnwindSafe(|| {
+            pool.run(100, &|i| assert!(i != 50, "planned"));
+        }));
+        assert!(panic.is_err());
+        let sum = AtomicI64::new(0);
+        pool.run(10, &|i| {
+            sum.fetch_add(i, Ordering::Relaxed);
+        });
+        assert_eq!(sum.load(Ordering::Relaxed), 45);
+    }
+
+    #[test]
+    fn a_second_caller_works_on_its_own_thread() {
+        let pool = Pool::new(2).unwrap();
+        let sum = AtomicI64::new(0);
+        pool.run(4, &|_| {
+            pool.run(5, &|i| {
+                sum.fetch_add(i, Ordering::Relaxed);
+            });
+        });
+        assert_eq!(sum.load(Ordering::Relaxed), 40);
+    }
+}

@@ -1,0 +1,168 @@
+//! Where the work is done. A backend knows plans and raw memory, nothing of handles or files.
+
+pub(crate) mod cpu;
+pub(crate) mod cuda;
+
+use std::ffi::c_void;
+
+use crate::error::{Result, unsupported};
+use crate::plan::{Plan, TensorPlan};
+use crate::spec::Spec;
+use crate::step::{Buffer, Stage, StepArgs};
+
+pub use cpu::{CpuContext, ParallelFor, Variant};
+pub use cuda::CudaContext;
+
+/// One backend instance.
+#[derive(Debug)]
+pub enum Context {
+    /// Host memory, host threads.
+    Cpu(CpuContext),
+    /// Memory and streams of one CUDA device.
+    Cuda(CudaContext),
+}
+
+/// What a backend prepares when a plan is made.
+#[derive(Debug)]
+pub(crate) enum Schedule {
+    Cpu(cpu::Schedule),
+    Cuda(cuda::Schedule),
+}
+
+/// One validated call of `step`.
+#[derive(Clone, Copy)]
+pub(crate) struct Call<'a> {
+    pub(crate) plan: &'a Plan,
+    pub(crate) args: &'a StepArgs<'a>,
+    pub(crate) stage: Stage,
+    pub(crate) stream: *mut c_void,
+}
+
+/// Zeroed memory of one context.
+#[derive(Debug)]
+pub(crate) enum Arena {
+    Host(cpu::HostArena),
+    Device(cuda::DeviceArena),
+}
+
+impl Arena {
+    pub(crate) fn data(&self) -> *mut c_void {
+        match self {
+            Self::Host(arena) => arena.data(),
+            Self::Device(arena) => arena.data(),
+        }
+    }
+}
+
+impl Context {
+    /// Prepares `tensors`, refusing what this backend has no kernel for.
+    pub(crate) fn schedule(&self, spec: &Spec, tensors: &[TensorPlan]) -> Result<Schedule> {
+        match self {
+            Self::Cpu(_) => Ok(Schedule::Cpu(cpu::Schedule::new(tensors))),
+            Self::Cuda(cuda) => cuda.schedule(spec, tensors).map(Schedule::Cuda),
+        }
+    }
+
+    pub(crate) fn allocate(&self, bytes: i64, stream: *mut c_void) -> Result<Arena> {
+        match self {
+            Self::Cpu(_) => cpu::HostArena::zeroed(bytes).map(Arena::Host),
+            Self::Cuda(cuda) => cuda.allocate(bytes, stream).map(Arena::Device),
+        }
+    }
+
+    pub(crate) fn free(&self, arena: Arena, stream: *mut c_void) {
+        match (self, arena) {
+            (Self::Cuda(cuda), Arena::Device(arena)) => cuda.free(arena, stream),
+            (_, arena) => drop(arena),
+        }
+    }
+
+    /// # Safety
+    /// As for `Plan::compress`, which has checked the arguments.
+    #[expect(unsafe_code, reason = "works on the caller's raw buffers")]
+    pub(crate) unsafe fn compress(
+        &self,
+        plan: &Plan,
+        state: usize,
+        values: &[Buffer],
+        buffers: &[Buffer],
+        _stream: *mut c_void,
+    ) -> Result<()> {
+        match self {
+            Self::Cpu(cpu) => {
+                // SAFETY: the caller's promise.
+                unsafe { cpu.compress(plan, state, values, buffers) };
+                Ok(())
+            }
+            Self::Cuda(_) => Err(unsupported("compress has no CUDA kernel in this version")),
+        }
+    }
+
+    /// # Safety
+    /// As for `Plan::decompress`, which has checked the arguments.
+    #[expect(unsafe_code, reason = "works on the caller's raw buffers")]
+    pub(crate) unsafe fn decompress(
+        &self,
+        plan: &Plan,
+        state: usize,
+        buffers: &[Buffer],
+        values: &[Buffer],
+        _stream: *mut c_void,
+    ) -> Result<()> {
+        match self {
+            Self::Cpu(cpu) => {
+                // SAFETY: the caller's promise.
+                unsafe { cpu.decompress(plan, state, buffers, values) };
+                Ok(())
+            }
+            Self::Cuda(_) => Err(unsupported("decompress has no CUDA kernel in this version")),
+        }
+    }
+
+    /// Copies `bytes` from `from` in this context's memory to host memory at `to`.
+    /// Synchronises `stream`.
+    ///
+    /// # Safety
+    /// Both ranges must be valid.
+    #[expect(unsafe_code, reason = "works on the caller's raw buffers")]
+    pub(crate) unsafe fn read(
+        &self,
+        from: *const u8,
+        to: *mut u8,
+        bytes: usize,
+        stream: *mut c_void,
+    ) -> Result<()> {
+        match self {
+            Self::Cpu(_) => {
+                // SAFETY: the caller's promise.
+                unsafe { std::ptr::copy(from, to, bytes) };
+                Ok(())
+            }
+            // SAFETY: the caller's promise.
+            Self::Cuda(cuda) => unsafe { cuda.read(from, to, bytes, stream) },
+        }
+    }
+
+    /// Copies host memory into this context's memory. Synchronises `stream`.
+    ///
+    /// # Safety
+    /// Both ranges must be valid.
+    #[expect(unsafe_code, reason = "works on the caller's raw buffers")]
+    pub(crate) unsafe fn write(
+        &self,
+        from: *const u8,
+        to: *mut u8,
+        bytes: usize,
+        stream: *mut c_void,
+    ) -> Result<()> {
+        match self {
+            Self::Cpu(_) => {
+                // SAFETY: the caller's promise.
+                unsafe { std::ptr::copy(from, to, bytes) };
+                Ok(())
+            }
+            // SAFETY: the caller's promise.
+            Self::Cuda(cuda) => unsafe { cuda.write(from, to, bytes, stream) },
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! The block grid: where a tensor's codes and scales lie.
+//!
+//! Blocks run along rows and never cross one. A row is the last axis, merged with the axes before
+//! it until it holds at least B elements or the tensor is used up; B is the largest block of the
+//! tensor's states, and all of them share the rows. A row's last block may be short. A state has
+//! the shape of the unmerged leading axes followed by `ceil(row / 2)` bytes of codes or
+//! `ceil(row / B)` scales, so a split of the parameter along those axes is the same slice of the
+//! state.
+//!
+//! A tensor may be a shard: a box of a global tensor. Its rows and blocks are those of the global
+//! tensor, so the box may cut a row only where a block ends.
+
+use crate::error::{Result, invalid};
+
+/// Rows, columns and blocks of one tensor, or of one shard of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grid {
+    /// Extents of the axes before the row.
+    pub lead: Vec<i64>,
+    /// Number of rows: the product of `lead`.
+    pub rows: i64,
+    /// Elements of a row (here, not in the global tensor).
+    pub cols: i64,
+    /// Elements of a block.
+    pub block: i64,
+    /// Blocks of a row, the last one perhaps short.
+    pub blocks: i64,
+}
+
+impl Grid {
+    /// The grid of the box at `offset` with extents `shape` in a tensor of shape `global`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` where the box cuts a block, naming the nearest cuts that are allowed.
+    pub fn new(global: &[i64], offset: &[i64], shape: &[i64], block: i64) -> Result<Self> {
+        // The first axis of the row.
+        let mut first = global.len();
+        let mut row = 1_i64;
+        while first > 0 && (first == global.len() || row < block) {
+            first -= 1;
+            row *= global[first];
+        }
+        let cols: i64 = shape[first..].iter().product();
+        let rows: i64 = shape[..first].iter().product();
+        if rows * cols > 0 {
+            Self::check_cut(global, offset, shape, first, block)?;
+        }
+        Ok(Self {
+            lead: shape[..first].to_vec(),
+            rows,
+            cols,
+            block,
+            blocks: div_ceil(cols, block),
+        })
+    }
+
+    /// Inside a row, only the outermost axis longer than 1 may be cut (else the box is not one
+    /// run of elements), and only between blocks.
+    fn check_cut(
+        global: &[i64],
+        offset: &[i64],
+        shape: &[i64],
+        first: usize,
+        block: i64,
+    ) -> Result<()> {
+        let Some(axis) = (first..global.len()).find(|&axis| global[axis] > 1) else {
+            return Ok(());
+        };
+        if let Some(inner) = (axis + 1..global.len()).find(|&inner| shape[inner] != global[inner]) {
+            return Err(invalid(format!(
+                "axis {inner} is cut to {} of {}, but it lies inside a block row that starts at \
+                 axis {axis}; cut axis {axis} or the axes before it",
+                shape[inner], global[inner]
+            )));
+        }
+        let stride: i64 = global[axis + 1..].iter().product();
+        // Both ends of the box, in elements of the row.
+        for end in [offset[axis], offset[axis] + shape[axis]] {
+            if end == global[axis] || (end * stride) % block == 0 {
+                continue;
+            }
+            let allowed = |index: &i64| *index == global[axis] || (index * stride) % block == 0;
+            let below = (0..end).rev().find(allowed).unwrap_or(0);
+            let above = (end + 1..=global[axis])
+                .find(allowed)
+                .unwrap_or(global[axis]);
+            return Err(invalid(format!(
+                "axis {axis} is cut at {end}, inside a block of {block} elements; the nearest \
+                 allowed cuts are {below} and {above}"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Bytes of one row of 4-bit codes; a row's pad nibble is 0.
+    #[must_use]
+    pub fn code_bytes(&self) -> i64 {
+        div_ceil(self.cols, 2)
+    }
+
+    /// Shape of the codes.
+    #[must_use]
+    pub fn code_shape(&self) -> Vec<i64> {
+        self.with_row(self.code_bytes())
+    }
+
+    /// Shape of the scales of a state with blocks of `block` elements.
+    #[must_use]
+    pub fn scale_shape(&self, block: i64) -> Vec<i64> {
+        self.with_row(div_ceil(self.cols, block))
+    }
+
+    /// The unit of work, and of `SKIP_BLOCK`: one block of one row, counted row by row.
+    #[must_use]
+    pub fn units(&self) -> i64 {
+        self.rows * self.blocks
+    }
+
+    /// Row, first column and length of a unit.
+    #[inline]
+    #[must_use]
+    pub fn unit(&self, unit: i64) -> (i64, i64, i64) {
+        let (row, col) = (unit / self.blocks, unit % self.blocks * self.block);
+        (row, col, self.block.min(self.cols - col))
+    }
+
+    fn with_row(&self, extent: i64) -> Vec<i64> {
+        let mut shape = self.lead.clone();
+        shape.push(extent);
+        shape
+    }
+}
+
+/// `ceil(count / by)` for a count that is not negative.
+#[inline]
+pub(crate) const fn div_ceil(count: i64, by: i64) -> i64 {
+    count
+        .unsigned_abs()
+        .div_ceil(by.unsigned_abs())
+        .cast_signed()
+}
+
+/// A count that was checked not to be negative, as an index.
+#[inline]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a tensor in memory fits the address space"
+)]
+pub(crate) const fn index(count: i64) -> usize {
+    count.unsigned_abs() as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn whole(shape: &[i64], block: i64) -> Grid {
+        Grid::new(shape, &vec![0; shape.len()], shape, block).unwrap()
+    }
+
+    #[test]
+    fn rows_are_merged_until_they_hold_a_block() {
+        for (shape, lead, cols) in [
+            (&[300, 64][..], &[][..], 19200),
+            (&[4096, 16], &[], 65536),
+            (&[512, 512, 3, 3], &[512], 4608),
+            (&[300, 257], &[300], 257),
+            (&[64, 3, 3, 3], &[], 1728),
+            (&[2, 3, 5, 7, 11], &[2, 3], 385),
+            (&[4097], &[], 4097),
+            (&[], &[], 1),
+            (&[1], &[], 1),
+            (&[3, 128], &[3], 128),
+        ] {
+            let grid = whole(shape, 128);
+            assert_eq!((grid.lead.as_slice(), grid.cols), (lead, cols), "{shape:?}");
+            assert_eq!(grid.blocks, (cols + 127) / 128);
+        }
+    }
+
+    #[test]
+    fn empty_tensors_have_no_units() {
+        for shape in [&[0][..], &[0, 300], &[300, 0], &[3, 0, 5]] {
+            assert_eq!(whole(shape, 128).units(), 0, "{shape:?}");
+        }
+    }
+
+    #[test]
+    fn a_cut_inside_a_block_names_its_neighbours() {
+        let cut = |offset, rows| Grid::new(&[300, 64], &[offset, 0], &[rows, 64], 128);
+        assert!(cut(0, 100).is_ok());
+        assert!(cut(100, 200).is_ok());
+        let error = cut(0, 99).unwrap_err().to_string();
+        assert!(
+            error.contains("nearest allowed cuts are 98 and 100"),
+            "{error}"
+        );
+        let error = Grid::new(&[8, 512], &[0, 0], &[8, 200], 128)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("128 and 256"), "{error}");
+        assert!(Grid::new(&[8, 520], &[0, 384], &[8, 136], 128).is_ok());
+        let error = Grid::new(&[64, 3, 3], &[0, 0, 1], &[64, 3, 2], 128)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("axis 2"), "{error}");
+    }
+
+    #[test]
+    fn positions_beyond_2_to_31_do_not_wrap() {
+        let grid = whole(&[70_000, 70_001], 128);
+        assert_eq!(grid.units(), 70_000 * 547);
+        assert_eq!(
+            grid.unit(grid.units() - 1),
+            (69_999, 546 * 128, 70_001 - 546 * 128)
+        );
+        assert_eq!(whole(&[5_000_000_000], 128).blocks, 39_062_500);
+    }
+}
