@@ -1,1 +1,78 @@
-//! XLA.
+//! XLA typed-FFI handlers: how JAX calls this library, without any C++.
+//!
+//! `ffi` mirrors XLA's C structs, `step` is the handler's work, `cache` finds its plan.
+
+#![expect(unsafe_code, reason = "exported to XLA by symbol name")]
+#![expect(unreachable_pub, reason = "exported by symbol, not by path")]
+
+mod cache;
+mod ffi;
+mod step;
+
+use std::any::Any;
+use std::ffi::c_void;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::error::{Error, Status};
+use ffi::CallFrame;
+
+/// One optimizer step as an XLA custom call on the CPU (typed FFI, API 0.1, stateless).
+///
+/// Registered by `jax.ffi.register_ffi_target`; not for other callers. `src/xla/step.rs` lists
+/// operands and results. The attributes are `plan` (string: JSON of spec, tensors and threads),
+/// `output` (string: `param` or `update`) and `nonfinite` (int32: `LOWBIT_NONFINITE_...`).
+///
+/// # Parameters
+/// - `frame`: in, not NULL, an `XLA_FFI_CallFrame` that is valid during the call.
+///
+/// # Returns
+/// NULL, or an `XLA_FFI_Error` with the text of what is wrong.
+///
+/// # Threads
+/// May be called by several threads at once.
+///
+/// # Stream
+/// None: the work is done on return.
+///
+/// # Ownership
+/// The error is XLA's to destroy. The plan made from the attribute is kept until the process ends.
+///
+/// # Since
+/// 0.1
+///
+/// # Safety
+/// Only XLA's runtime may call it, with a frame that it made.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lowbit_xla_step(frame: *mut c_void) -> *mut c_void {
+    // SAFETY: the caller's promise.
+    let Some(frame) = (unsafe { frame.cast::<CallFrame>().as_ref() }) else {
+        // Without a frame there is no way to make an error.
+        return std::ptr::null_mut();
+    };
+    // SAFETY: the caller's promise.
+    let run = || unsafe {
+        if frame.answer_metadata() || !frame.is_execute() {
+            return Ok(());
+        }
+        step::step(frame)
+    };
+    // Nothing may unwind into XLA. The step leaves no broken state of the library behind: what it
+    // shares is immutable or behind locks that recover.
+    let error = match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(Ok(())) => return std::ptr::null_mut(),
+        Ok(Err(error)) => error,
+        Err(panic) => Error::new(Status::Internal, format!("panic: {}", text(panic.as_ref()))),
+    };
+    let error = error.within("lowbit");
+    // SAFETY: the caller's promise.
+    unsafe { frame.error(&error) }
+}
+
+/// The text of a panic.
+fn text(panic: &(dyn Any + Send)) -> &str {
+    match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
+        (Some(text), _) => text,
+        (None, Some(text)) => text,
+        (None, None) => "without text",
+    }
+}

@@ -1,0 +1,184 @@
+//! The step as a custom call: operands and results in, [`crate::step::StepArgs`] out.
+//!
+//! ```text
+//! operands  hyper f32[8], step i32[]; then per tensor params, grads; then all state buffers
+//! results   per tensor params or updates; all state buffers; scratch i32[words]; skipped i32[2]
+//! ```
+//!
+//! Callers alias params and states with their results, and updates with the gradients where the
+//! dtypes agree, so that the step runs in place under donation. Without donation XLA copies
+//! before the call. Should it not have aliased them after all, the copy is made here.
+
+#![expect(unsafe_code, reason = "works on XLA's raw buffers")]
+
+use crate::dtype::Dtype;
+use crate::error::{Result, invalid};
+use crate::layout::index;
+use crate::numerics::Hyper;
+use crate::plan::Plan;
+use crate::step::{Buffer, HyperSource, NonFinite, Stage, StepArgs};
+
+use super::cache;
+use super::ffi::{CallFrame, Operand};
+
+/// What the first results are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Output {
+    /// The new parameters.
+    Param,
+    /// What is to be added to the parameters.
+    Update,
+}
+
+/// Runs one step.
+///
+/// # Errors
+/// What the plan's JSON, the attributes or the buffers have wrong, before anything is written.
+///
+/// # Safety
+/// `frame` was made by XLA for this call, in the execute stage, on host memory.
+pub(super) unsafe fn step(frame: &CallFrame) -> Result<()> {
+    // SAFETY: the caller's promise.
+    let (plan, output, nonfinite, operands, results) = unsafe {
+        (
+            cache::plan(frame.string_attribute("plan")?)?,
+            output(frame.string_attribute("output")?)?,
+            nonfinite(frame.i32_attribute("nonfinite")?)?,
+            frame.operands()?,
+            frame.results()?,
+        )
+    };
+    let (tensors, states) = (plan.tensors().len(), plan.buffers().len());
+    check_count("operands", operands.len(), 2 + 2 * tensors + states)?;
+    check_count("results", results.len(), tensors + states + 2)?;
+    let (scalars, operands) = operands.split_at(2);
+    let (params, operands) = operands.split_at(tensors);
+    let (grads, states) = operands.split_at(tensors);
+    let (outputs, results) = results.split_at(tensors);
+    let (new_states, others) = results.split_at(states.len());
+
+    let hyper = scalars[0].check(Dtype::F32, &[Hyper::COUNT as i64], || "hyper".to_owned())?;
+    let step = scalars[1].check(Dtype::I32, &[], || "step".to_owned())?;
+    let words = plan.stats_words() as i64;
+    let scratch = others[0].check(Dtype::I32, &[words], || "scratch".to_owned())?;
+    let skipped = others[1].check(Dtype::I32, &[2], || "skipped".to_owned())?;
+    let params = check_params(&plan, params, "params")?;
+    let grads = check_grads(&plan, grads)?;
+    let outputs = check_params(&plan, outputs, "result")?;
+    let states = check_states(&plan, states, "operand")?;
+    let new_states = check_states(&plan, new_states, "result")?;
+
+    // SAFETY: pairs of buffers of one size, which XLA keeps valid for the call.
+    unsafe {
+        if output == Output::Param {
+            copy(&params, &outputs);
+        }
+        copy(&states, &new_states);
+    }
+    let mut counts = [0_i64; 2];
+    let args = StepArgs {
+        params: match output {
+            Output::Param => &outputs,
+            Output::Update => &params,
+        },
+        grads: &grads,
+        updates: (output == Output::Update).then_some(outputs.as_slice()),
+        state: &new_states,
+        stats: scratch,
+        hyper: HyperSource::Memory {
+            hyper: hyper.data.cast(),
+            step: step.data.cast(),
+        },
+        nonfinite,
+        offsets: None,
+        skipped: counts.as_mut_ptr(),
+    };
+    // SAFETY: the buffers are XLA's, valid and not accessed by others for the call.
+    unsafe { plan.step(&args, Stage::Both, std::ptr::null_mut())? };
+    // JAX has no i64 unless it is asked to, so the counters leave as i32.
+    let counts = counts.map(|count| i32::try_from(count).unwrap_or(i32::MAX));
+    // SAFETY: a result of two i32, checked above; alignment is not promised.
+    unsafe { skipped.data.cast::<[i32; 2]>().write_unaligned(counts) };
+    Ok(())
+}
+
+fn output(name: &str) -> Result<Output> {
+    match name {
+        "param" => Ok(Output::Param),
+        "update" => Ok(Output::Update),
+        #[cfg(feature = "test-hooks")]
+        #[expect(clippy::panic, reason = "tests that a panic does not reach XLA")]
+        "panic" => panic!("a panic on purpose"),
+        _ => Err(invalid(format!(
+            "attribute output is {name:?}; it must be \"param\" or \"update\""
+        ))),
+    }
+}
+
+fn nonfinite(raw: i32) -> Result<NonFinite> {
+    const ALL: [NonFinite; 5] = [
+        NonFinite::Default,
+        NonFinite::SkipBlock,
+        NonFinite::SkipTensor,
+        NonFinite::SkipStep,
+        NonFinite::Propagate,
+    ];
+    ALL.into_iter()
+        .find(|policy| *policy as i32 == raw)
+        .ok_or_else(|| invalid(format!("attribute nonfinite is {raw}; it must be 0 to 4")))
+}
+
+fn check_count(what: &str, got: usize, want: usize) -> Result<()> {
+    if got == want {
+        return Ok(());
+    }
+    Err(invalid(format!("{got} {what} given; the plan has {want}")))
+}
+
+fn check_params(plan: &Plan, operands: &[Operand<'_>], what: &str) -> Result<Vec<Buffer>> {
+    let pairs = plan.tensors().iter().zip(operands).enumerate();
+    pairs
+        .map(|(i, (tensor, operand))| {
+            let info = &tensor.info;
+            operand.check(info.param_dtype, &info.shape, || {
+                format!("{what}[{i}] ({})", info.name)
+            })
+        })
+        .collect()
+}
+
+fn check_grads(plan: &Plan, operands: &[Operand<'_>]) -> Result<Vec<Buffer>> {
+    let pairs = plan.tensors().iter().zip(operands).enumerate();
+    pairs
+        .map(|(i, (tensor, operand))| {
+            let info = &tensor.info;
+            operand.check(info.grad_dtype, &info.shape, || {
+                format!("grads[{i}] ({})", info.name)
+            })
+        })
+        .collect()
+}
+
+fn check_states(plan: &Plan, operands: &[Operand<'_>], what: &str) -> Result<Vec<Buffer>> {
+    let pairs = plan.buffers().iter().zip(operands);
+    pairs
+        .map(|(info, operand)| {
+            operand.check(info.dtype, &info.shape, || {
+                format!("{what} {}", plan.buffer_name(info))
+            })
+        })
+        .collect()
+}
+
+/// Brings `from` to `to` where they are not the same memory.
+///
+/// # Safety
+/// Each pair must be valid memory of one size.
+unsafe fn copy(from: &[Buffer], to: &[Buffer]) {
+    for (from, to) in from.iter().zip(to) {
+        if from.data != to.data {
+            // SAFETY: the caller's promise.
+            unsafe { std::ptr::copy(from.data.cast::<u8>(), to.data.cast(), index(to.bytes)) };
+        }
+    }
+}
