@@ -11,7 +11,7 @@ use crate::spec::Spec;
 use crate::step::{Buffer, Stage, StepArgs};
 
 pub use cpu::{CpuContext, ParallelFor, Variant};
-pub use cuda::CudaContext;
+pub use cuda::{CudaContext, probe as probe_cuda};
 
 /// One backend instance.
 #[derive(Debug)]

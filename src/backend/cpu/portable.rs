@@ -15,7 +15,6 @@ use crate::dtype::Dtype;
 use crate::layout::{Grid, div_ceil, index};
 use crate::numerics::{INF_BITS, Scalars, canonical, canonical_magnitude, magnitude};
 use crate::plan::{Format, TensorPlan};
-use crate::quant::Table;
 use crate::step::Buffer;
 
 /// The largest block; arrays on the stack have this many elements.

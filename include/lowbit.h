@@ -1,0 +1,1645 @@
+/*
+ * lowbit: optimizer state in 4 bits, stepped by fused kernels.
+ *
+ * Generated from src/capi by `LOWBIT_BLESS=1 cargo test --test header`; do not edit.
+ *
+ * Rules that hold for every function:
+ * - It returns a lowbit_status_t, 0 for OK, unless it says otherwise. On failure nothing was done,
+ *   outputs are untouched (handles are set to NULL), and lowbit_last_error has a text that names
+ *   the argument and its value. Nothing is printed, no panic or exception crosses.
+ * - Structs begin with struct_size: start from their LOWBIT_..._INIT macro. Fields may be added at
+ *   the end; zero then means what it meant before.
+ * - Counts are int64_t, bytes size_t or int64_t, flags uint64_t (unknown bits are refused).
+ * - A const object may be used by several threads at once; others need exclusive use.
+ * - Device calls take a stream (CUstream or cudaStream_t, NULL is the legacy default stream) and
+ *   return when the work is enqueued. Functions that wait say so first in their Stream paragraph.
+ * - destroy(NULL) does nothing.
+ */
+
+
+#ifndef LOWBIT_H
+#define LOWBIT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define LOWBIT_QUANTIZER_INFO_INIT { sizeof(lowbit_quantizer_info_t), 4, LOWBIT_NORMALIZATION_BLOCK, LOWBIT_MAPPING_DE, LOWBIT_ROUNDING_NEAREST, 128 }
+#define LOWBIT_OVERRIDE_INFO_INIT { sizeof(lowbit_override_info_t), NULL, NULL, NULL, NULL }
+#define LOWBIT_SPEC_INFO_INIT { sizeof(lowbit_spec_info_t), 0, NULL, 0, 0, 0, NULL, NULL, NULL, NULL, 0 }
+#define LOWBIT_CPU_INFO_INIT { sizeof(lowbit_cpu_info_t), 0, 0, LOWBIT_CPU_VARIANT_AUTO, 0, NULL, NULL }
+#define LOWBIT_CUDA_INFO_INIT { sizeof(lowbit_cuda_info_t), 0, 0, 0 }
+#define LOWBIT_TENSOR_INFO_INIT { sizeof(lowbit_tensor_info_t), 0, NULL, NULL, 0, LOWBIT_DTYPE_F32, 0, 0, NULL, NULL }
+#define LOWBIT_PLAN_INFO_INIT { sizeof(lowbit_plan_info_t), 0, 0, 0, 0, 0, 0, 0 }
+#define LOWBIT_TENSOR_REPORT_INIT { sizeof(lowbit_tensor_report_t), NULL, NULL, NULL, 0, 0, 0, 0 }
+#define LOWBIT_BUFFER_INFO_INIT { sizeof(lowbit_buffer_info_t), 0, NULL, NULL, 0, 0, NULL, 0, 0 }
+#define LOWBIT_STAGE_INFO_INIT { sizeof(lowbit_stage_info_t), 0, 0, 0, 0 }
+/* Defaults: lr 1e-3, betas 0.9 and 0.999, eps 1e-8, weight decay 0.01, scales 1, step 1. */
+#define LOWBIT_STEP_ARGS_INIT { sizeof(lowbit_step_args_t), 0, 0, NULL, NULL, NULL, 0, NULL, { NULL, 0 }, 1e-3f, 0.9f, 0.999f, 1e-8f, 0.01f, 1.0f, 1.0f, 0.0f, 1, LOWBIT_NONFINITE_DEFAULT, NULL, NULL, NULL, NULL }
+#define LOWBIT_CHECKPOINT_INFO_INIT { sizeof(lowbit_checkpoint_info_t), 0 }
+/* Number of f32 values that lowbit_step_args_t.hyper points to. */
+#define LOWBIT_HYPER_COUNT 8
+
+/**
+ * Set in lowbit_spec_info_t.flags: threshold holds a value; otherwise it is the preset's, or 4096.
+ */
+#define LOWBIT_SPEC_THRESHOLD 1
+
+/**
+ * Raised when a call that worked could fail or mean something else.
+ */
+#define LOWBIT_ABI_MAJOR 0
+
+/**
+ * Raised with every addition.
+ */
+#define LOWBIT_ABI_MINOR 1
+
+/**
+ * One backend instance: the CPU with its threads, or a CUDA device.
+ */
+typedef struct lowbit_context_t lowbit_context_t;
+
+/**
+ * What every tensor got and where every state buffer lies.
+ */
+typedef struct lowbit_plan_t lowbit_plan_t;
+
+/**
+ * Which optimizer, with which quantizer for each of its states.
+ */
+typedef struct lowbit_spec_t lowbit_spec_t;
+
+/**
+ * Owned state buffers, for trainers that do not bring their own memory.
+ */
+typedef struct lowbit_state_t lowbit_state_t;
+
+/**
+ * What a function returns: LOWBIT_STATUS_OK or the reason why nothing was done.
+ * Ranges: 1-19 the caller's arguments, 20-39 not possible here, 40-59 bytes of a file,
+ * 60-79 the device, 80-99 host resources, 100 a fault of this library. Numbers are never reused.
+ */
+typedef int32_t lowbit_status_t;
+
+/**
+ * Which update the states belong to.
+ */
+typedef int32_t lowbit_optimizer_t;
+
+/**
+ * How the scales of a state are found.
+ */
+typedef int32_t lowbit_normalization_t;
+
+/**
+ * Which levels the codes stand for.
+ */
+typedef int32_t lowbit_mapping_t;
+
+/**
+ * How a value becomes a code.
+ */
+typedef int32_t lowbit_rounding_t;
+
+/**
+ * One state's quantizer.
+ */
+typedef struct lowbit_quantizer_info_t {
+  /**
+   * sizeof of this struct.
+   */
+  size_t struct_size;
+  /**
+   * 4, or 32 for f32 states (the other fields are then ignored).
+   */
+  int32_t bits;
+  /**
+   * How the scales are found.
+   */
+  lowbit_normalization_t normalization;
+  /**
+   * Which levels the codes stand for.
+   */
+  lowbit_mapping_t mapping;
+  /**
+   * How a value becomes a code.
+   */
+  lowbit_rounding_t rounding;
+  /**
+   * Elements of a block: a power of two from 32 to 4096; 0 means 128.
+   */
+  int64_t block;
+} lowbit_quantizer_info_t;
+
+/**
+ * Other quantizers for the tensors whose name matches; also lifts the threshold for them.
+ */
+typedef struct lowbit_override_info_t {
+  /**
+   * sizeof of this struct.
+   */
+  size_t struct_size;
+  /**
+   * Shell pattern: *, ?, [abc]. The first override that matches a tensor wins.
+   */
+  const char *pattern;
+  /**
+   * For m; NULL keeps the spec's.
+   */
+  const struct lowbit_quantizer_info_t *m;
+  /**
+   * For v; NULL keeps the spec's.
+   */
+  const struct lowbit_quantizer_info_t *v;
+  /**
+   * For x; NULL keeps the spec's.
+   */
+  const struct lowbit_quantizer_info_t *x;
+} lowbit_override_info_t;
+
+/**
+ * A spec, field by field.
+ */
+typedef struct lowbit_spec_info_t {
+  /**
+   * sizeof of this struct.
+   */
+  size_t struct_size;
+  /**
+   * LOWBIT_SPEC_THRESHOLD or 0.
+   */
+  uint64_t flags;
+  /**
+   * Where the fields below that are not given come from; NULL: no preset.
+   */
+  const char *preset;
+  /**
+   * 0: the preset's.
+   */
+  lowbit_optimizer_t optimizer;
+  /**
+   * Zero.
+   */
+  int32_t reserved;
+  /**
+   * Tensors with at most this many elements (of the global tensor) keep f32 states.
+   */
+  int64_t threshold;
+  /**
+   * Quantizer of m; NULL: the preset's.
+   */
+  const struct lowbit_quantizer_info_t *m;
+  /**
+   * Quantizer of v; NULL: the preset's.
+   */
+  const struct lowbit_quantizer_info_t *v;
+  /**
+   * Quantizer of x; NULL: the preset's.
+   */
+  const struct lowbit_quantizer_info_t *x;
+  /**
+   * Array; may be NULL if override_count is 0.
+   */
+  const struct lowbit_override_info_t *overrides;
+  /**
+   * Its length.
+   */
+  int64_t override_count;
+} lowbit_spec_info_t;
+
+/**
+ * Which CPU code does the work; all give the same bits.
+ */
+typedef int32_t lowbit_cpu_variant_t;
+
+/**
+ * A host's own thread pool: calls body(body_arg, i) once for every 0 <= i < count, on any of its
+ * threads, and returns when all have returned.
+ */
+typedef void (*lowbit_parallel_for_t)(void *user,
+                                      int64_t count,
+                                      void (*body)(void *body_arg,
+                                                   int64_t index),
+                                      void *body_arg);
+
+/**
+ * A CPU context.
+ */
+typedef struct lowbit_cpu_info_t {
+  /**
+   * sizeof of this struct.
+   */
+  size_t struct_size;
+  /**
+   * Zero.
+   */
+  uint64_t flags;
+  /**
+   * Threads that work, the caller's among them; 0: as many as the process may use.
+   */
+  int64_t threads;
+  /**
+   * Which code does the work.
+   */
+  lowbit_cpu_variant_t variant;
+  /**
+   * Zero.
+   */
+  int32_t reserved;
+  /**
+   * NULL, or the host's threads, which then replace the context's own.
+   */
+  lowbit_parallel_for_t parallel_for;
+  /**
+   * Passed to parallel_for.
+   */
+  void *parallel_for_user;
+} lowbit_cpu_info_t;
+
+/**
+ * A CUDA context.
+ */
+typedef struct lowbit_cuda_info_t {
+  /**
+   * sizeof of this struct.
+   */
+  size_t struct_size;
+  /**
+   * Zero.
+   */
+  uint64_t flags;
+  /**
+   * Ordinal of the device. Its primary context is used, as by torch, JAX and the CUDA runtime.
+   */
+  int32_t device;
+  /**
+   * Zero.
+   */
+  int32_t reserved;
+} lowbit_cuda_info_t;
+
+/**
+ * The type of one element.
+ */
+typedef int32_t lowbit_dtype_t;
+
+/**
+ * A tensor of a plan.
+ */
+typedef struct lowbit_tensor_info_t {
+  /**
+   * sizeof of this struct.
+   */
+  size_t struct_size;
+  /**
+   * Zero.
+   */
+  uint64_t flags;
+  /**
+   * Unique in the plan.
+   */
+  const char *name;
+  /**
+   * Extents, outermost first; may be NULL if ndim is 0.
+   */
+  const int64_t *shape;
+  /**
+   * Number of axes, at most 16.
+   */
+  int32_t ndim;
+  /**
+   * LOWBIT_DTYPE_F32 or LOWBIT_DTYPE_BF16.
+   */
+  lowbit_dtype_t param_dtype;
+  /**
+   * The same choice; 0: as param_dtype.
+   */
+  lowbit_dtype_t grad_dtype;
+  /**
+   * Zero.
+   */
+  int32_t reserved;
+  /**
+   * For a shard: extents of the global tensor (ndim of them); NULL: the tensor is whole.
+   */
+  const int64_t *global_shape;
+  /**
+   * For a shard: index of its first element along each axis; NULL: the origin.
+   */
+  const int64_t *offset;
+} lowbit_tensor_info_t;
+
+/**
+ * Sizes of a plan.
+ */
+typedef struct lowbit_plan_info_t {
+  /**
+   * sizeof of this struct.
+   */
+  size_t struct_size;
+  /**
+   * Tensors.
+   */
+  int64_t tensor_count;
+  /**
+   * State buffers of all tensors.
+   */
+  int64_t buffer_count;
+  /**
+   * Exact bytes of all state buffers.
+   */
+  int64_t state_bytes;
+  /**
+   * Bytes of one arena that holds all state buffers at their arena_offset.
+   */
+  int64_t arena_bytes;
+  /**
+   * Alignment of the buffers in that arena.
+   */
+  int64_t arena_align;
+  /**
+   * Bytes of a step's scratch; aligned to 4. One scratch per call in flight.
+   */
+  int64_t scratch_bytes;
+  /**
+   * Statistics to all-reduce between stats and apply: see lowbit_plan_stage.
+   */
+  int64_t stage_count;
+} lowbit_plan_info_t;
+
+/**
+ * What one tensor got. Pointers live as long as the plan.
+ */
+typedef struct lowbit_tensor_report_t {
+  /**
+   * sizeof of this struct.
+   */
+  size_t struct_size;
+  /**
+   * As given.
+   */
+  const char *name;
+  /**
+   * Each state's quantizer, as text: "m 4-bit block(128)/de, v 4-bit rank1/linear".
+   */
+  const char *quantizers;
+  /**
+   * Why: "spec", "64 elements <= threshold 4096", "override \"*embed*\"".
+   */
+  const char *reason;
+  /**
+   * Elements here.
+   */
+  int64_t numel;
+  /**
+   * Bytes of its state buffers.
+   */
+  int64_t state_bytes;
+  /**
+   * Index of its first state buffer.
+   */
+  int64_t first_buffer;
+  /**
+   * Number of its state buffers.
+   */
+  int64_t buffer_count;
+} lowbit_tensor_report_t;
+
+/**
+ * One state buffer. Pointers live as long as the plan.
+ */
+typedef struct lowbit_buffer_info_t {
+  /**
+   * sizeof of this struct.
+   */
+  size_t struct_size;
+  /**
+   * Index of its tensor.
+   */
+  int64_t tensor;
+  /**
+   * "m", "v" or "x".
+   */
+  const char *state;
+  /**
+   * "value", "codes", "scales", "axis0", "axis1", ...
+   */
+  const char *part;
+  /**
+   * LOWBIT_DTYPE_F32 or LOWBIT_DTYPE_U8.
+   */
+  lowbit_dtype_t dtype;
+  /**
+   * Number of axes.
+   */
+  int32_t ndim;
+  /**
+   * Extents, outermost first.
+   */
+  const int64_t *shape;
+  /**
+   * Size.
+   */
+  int64_t bytes;
+  /**
+   * Its place in one arena.
+   */
+  int64_t arena_offset;
+} lowbit_buffer_info_t;
+
+/**
+ * How shards combine their statistics.
+ */
+typedef int32_t lowbit_reduce_t;
+
+/**
+ * Statistics that shards combine between stats and apply.
+ */
+typedef struct lowbit_stage_info_t {
+  /**
+   * sizeof of this struct.
+   */
+  size_t struct_size;
+  /**
+   * LOWBIT_DTYPE_I32.
+   */
+  lowbit_dtype_t dtype;
+  /**
+   * LOWBIT_REDUCE_MAX.
+   */
+  lowbit_reduce_t reduce;
+  /**
+   * Where they begin in the scratch, in bytes.
+   */
+  int64_t offset;
+  /**
+   * Number of elements, the same for all shards of a model.
+   */
+  int64_t count;
+} lowbit_stage_info_t;
+
+/**
+ * A piece of the caller's memory, in the memory space of the plan's context. This struct never
+ * changes.
+ */
+typedef struct lowbit_buffer_t {
+  /**
+   * First byte; may be NULL if bytes is 0.
+   */
+  void *data;
+  /**
+   * Size in bytes.
+   */
+  int64_t bytes;
+} lowbit_buffer_t;
+
+/**
+ * What happens when a gradient, scaled, has a square that is not finite in f32.
+ */
+typedef int32_t lowbit_nonfinite_t;
+
+/**
+ * One step. Arrays are in the plan's order and are read before the call returns.
+ */
+typedef struct lowbit_step_args_t {
+  /**
+   * sizeof of this struct.
+   */
+  size_t struct_size;
+  /**
+   * Zero.
+   */
+  uint64_t flags;
+  /**
+   * Length of params, grads and updates.
+   */
+  int64_t tensor_count;
+  /**
+   * Parameters; updated in place unless updates is given.
+   */
+  const struct lowbit_buffer_t *params;
+  /**
+   * Gradients.
+   */
+  const struct lowbit_buffer_t *grads;
+  /**
+   * NULL, or where the update u goes (in the parameter's dtype) instead of p becoming p + u; may
+   * be the gradient's own buffer where the dtypes agree.
+   */
+  const struct lowbit_buffer_t *updates;
+  /**
+   * Length of state.
+   */
+  int64_t buffer_count;
+  /**
+   * State buffers.
+   */
+  const struct lowbit_buffer_t *state;
+  /**
+   * At least scratch_bytes of the plan; its content need not be kept between steps.
+   */
+  struct lowbit_buffer_t scratch;
+  /**
+   * Learning rate.
+   */
+  float lr;
+  /**
+   * Decay of the first moment, in [0, 1).
+   */
+  float beta1;
+  /**
+   * Decay of the second moment, in [0, 1).
+   */
+  float beta2;
+  /**
+   * Added to the root of the second moment; positive.
+   */
+  float eps;
+  /**
+   * Decoupled weight decay, multiplied by lr.
+   */
+  float weight_decay;
+  /**
+   * Gradients are multiplied by this: 1 / loss scale.
+   */
+  float grad_scale;
+  /**
+   * And by this: clipping by global norm.
+   */
+  float clip_factor;
+  /**
+   * Non-zero: nothing changes (updates become 0).
+   */
+  float skip;
+  /**
+   * Number of this step, from 1.
+   */
+  int32_t step;
+  /**
+   * What to do about NaN and infinity in gradients.
+   */
+  lowbit_nonfinite_t nonfinite;
+  /**
+   * NULL, or the eight f32 above (lr ... skip), in that order, in the tensors' own memory space;
+   * they then replace the fields, cannot be checked, and step_number must be given too.
+   */
+  const float *hyper;
+  /**
+   * NULL, or the step as one int32 in the tensors' own memory space.
+   */
+  const int32_t *step_number;
+  /**
+   * NULL, or for each tensor NULL or its offset in the global tensor, instead of the plan's.
+   */
+  const int64_t *const *offsets;
+  /**
+   * NULL, or two int64 counters in the tensors' own memory space that rise by the number of
+   * blocks and of tensors that were skipped.
+   */
+  int64_t *skipped;
+} lowbit_step_args_t;
+
+/**
+ * What a checkpoint says besides the states.
+ */
+typedef struct lowbit_checkpoint_info_t {
+  /**
+   * sizeof of this struct.
+   */
+  size_t struct_size;
+  /**
+   * Steps done when it was written.
+   */
+  int64_t step;
+} lowbit_checkpoint_info_t;
+
+/**
+ * Done.
+ */
+#define LOWBIT_STATUS_OK 0
+
+/**
+ * A required pointer is null.
+ */
+#define LOWBIT_STATUS_NULL_POINTER 1
+
+/**
+ * An argument has a value that is not allowed.
+ */
+#define LOWBIT_STATUS_INVALID_ARGUMENT 2
+
+/**
+ * struct_size is too small, or fields that this library does not know are not zero.
+ */
+#define LOWBIT_STATUS_STRUCT_SIZE 3
+
+/**
+ * A flag bit that this library does not know is set.
+ */
+#define LOWBIT_STATUS_UNKNOWN_FLAG 4
+
+/**
+ * A buffer has another size than the plan says, or is too small for an output.
+ */
+#define LOWBIT_STATUS_BUFFER_SIZE 5
+
+/**
+ * A pointer is not aligned for its data type.
+ */
+#define LOWBIT_STATUS_MISALIGNED 6
+
+/**
+ * Two buffers overlap that must not.
+ */
+#define LOWBIT_STATUS_OVERLAP 7
+
+/**
+ * Well-formed, but not implemented by this version or this backend; the text says what is.
+ */
+#define LOWBIT_STATUS_UNSUPPORTED 20
+
+/**
+ * Not a lowbit checkpoint.
+ */
+#define LOWBIT_STATUS_FORMAT_MAGIC 40
+
+/**
+ * A checkpoint of a format version that this library does not read.
+ */
+#define LOWBIT_STATUS_FORMAT_VERSION 41
+
+/**
+ * The bytes end before the checkpoint does.
+ */
+#define LOWBIT_STATUS_FORMAT_TRUNCATED 42
+
+/**
+ * A checksum differs or the container is malformed.
+ */
+#define LOWBIT_STATUS_FORMAT_CORRUPT 43
+
+/**
+ * A sound checkpoint of another plan.
+ */
+#define LOWBIT_STATUS_FORMAT_MISMATCH 44
+
+/**
+ * No CUDA driver, device or kernel can be used here; the text says why.
+ */
+#define LOWBIT_STATUS_CUDA_UNAVAILABLE 60
+
+/**
+ * The device's memory is exhausted.
+ */
+#define LOWBIT_STATUS_CUDA_OUT_OF_MEMORY 62
+
+/**
+ * A CUDA call failed.
+ */
+#define LOWBIT_STATUS_CUDA_ERROR 63
+
+/**
+ * The host's memory is exhausted.
+ */
+#define LOWBIT_STATUS_OUT_OF_MEMORY 80
+
+/**
+ * A file operation failed.
+ */
+#define LOWBIT_STATUS_IO 81
+
+/**
+ * A panic was caught; the handle it came from refuses all further calls but destroy.
+ */
+#define LOWBIT_STATUS_INTERNAL 100
+
+/**
+ * IEEE-754 binary32.
+ */
+#define LOWBIT_DTYPE_F32 1
+
+/**
+ * The upper half of a binary32.
+ */
+#define LOWBIT_DTYPE_BF16 2
+
+/**
+ * IEEE-754 binary16 (no tensor of this version).
+ */
+#define LOWBIT_DTYPE_F16 3
+
+/**
+ * Packed 4-bit codes, the even element in the low nibble.
+ */
+#define LOWBIT_DTYPE_U8 4
+
+/**
+ * Statistics, reduced as integers.
+ */
+#define LOWBIT_DTYPE_I32 5
+
+/**
+ * AdamW with the states m and v.
+ */
+#define LOWBIT_OPTIMIZER_ADAMW 1
+
+/**
+ * No update, one state x: for compress and decompress alone.
+ */
+#define LOWBIT_OPTIMIZER_NONE 2
+
+/**
+ * The largest magnitude of each block of a row.
+ */
+#define LOWBIT_NORMALIZATION_BLOCK 1
+
+/**
+ * The smallest, over the axes, of the slice maxima; blocks of 128 for one-axis tensors.
+ */
+#define LOWBIT_NORMALIZATION_RANK1 2
+
+/**
+ * Dynamic exponent, signed for m and x, unsigned for v.
+ */
+#define LOWBIT_MAPPING_DE 1
+
+/**
+ * Zero-free linear, (i + 1) / 16; for v only.
+ */
+#define LOWBIT_MAPPING_LINEAR 2
+
+/**
+ * The nearest level, ties to the lower one.
+ */
+#define LOWBIT_ROUNDING_NEAREST 0
+
+/**
+ * The best that this processor can run.
+ */
+#define LOWBIT_CPU_VARIANT_AUTO 0
+
+/**
+ * The definition, one element at a time on one thread; for tests.
+ */
+#define LOWBIT_CPU_VARIANT_REFERENCE 1
+
+/**
+ * Code for the target's baseline instructions.
+ */
+#define LOWBIT_CPU_VARIANT_PORTABLE 2
+
+/**
+ * Code for AVX2, FMA and F16C.
+ */
+#define LOWBIT_CPU_VARIANT_AVX2 3
+
+/**
+ * SKIP_TENSOR for tensors with a rank-1 state, SKIP_BLOCK for all others.
+ */
+#define LOWBIT_NONFINITE_DEFAULT 0
+
+/**
+ * The block's parameters, codes and scales stay. Refused for rank-1 states.
+ */
+#define LOWBIT_NONFINITE_SKIP_BLOCK 1
+
+/**
+ * The tensor stays; one more read of its gradient unless it has a rank-1 state.
+ */
+#define LOWBIT_NONFINITE_SKIP_TENSOR 2
+
+/**
+ * All tensors stay; one more read of every gradient.
+ */
+#define LOWBIT_NONFINITE_SKIP_STEP 3
+
+/**
+ * NaN spreads into parameters and states, in canonical form.
+ */
+#define LOWBIT_NONFINITE_PROPAGATE 4
+
+/**
+ * Element-wise maximum, as signed integers.
+ */
+#define LOWBIT_REDUCE_MAX 1
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+/**
+ * The ABI that this library implements; compare it with LOWBIT_ABI_MAJOR (must be equal) and
+ * LOWBIT_ABI_MINOR (must be at least that) of the header you compiled with.
+ *
+ * # Parameters
+ * - `major` (out, host, not NULL), `minor` (out, host, not NULL).
+ * # Returns
+ * OK, NULL_POINTER, MISALIGNED.
+ * # Threads
+ * Any.
+ * # Stream
+ * None.
+ * # Ownership
+ * None.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * The pointers are valid.
+ */
+lowbit_status_t lowbit_abi_version(uint32_t *major,
+                                   uint32_t *minor);
+
+/**
+ * The library's own version, as "0.1.0".
+ *
+ * # Parameters
+ * None.
+ * # Returns
+ * A static text, never NULL.
+ * # Threads
+ * Any.
+ * # Stream
+ * None.
+ * # Ownership
+ * The library's.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * Nothing to check.
+ */
+const char *lowbit_version(void);
+
+/**
+ * The name of a status, as "INVALID_ARGUMENT"; "UNKNOWN" for numbers that are none.
+ *
+ * # Parameters
+ * - `status` (in).
+ * # Returns
+ * A static text, never NULL.
+ * # Threads
+ * Any.
+ * # Stream
+ * None.
+ * # Ownership
+ * The library's.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * Nothing to check.
+ */
+const char *lowbit_status_name(lowbit_status_t status);
+
+/**
+ * The text of the last call on this thread that failed: which argument, which value. A call that
+ * succeeds leaves it alone, so read it at once.
+ *
+ * # Parameters
+ * - `buf` (out, host): receives the text and a NUL; may be NULL if `cap` is 0.
+ * - `cap` (in): bytes of `buf`.
+ * - `needed` (out, host): bytes of the text with its NUL; may be NULL. At most 1025.
+ * # Returns
+ * OK; BUFFER_SIZE if `cap` is too small; NULL_POINTER if both pointers are NULL.
+ * # Threads
+ * Any; each thread has its own text.
+ * # Stream
+ * None.
+ * # Ownership
+ * None.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * `buf` has `cap` bytes.
+ */
+lowbit_status_t lowbit_last_error(char *buf,
+                                  size_t cap,
+                                  size_t *needed);
+
+/**
+ * Makes a spec from its name.
+ *
+ * # Parameters
+ * - `name` (in, host, not NULL): "adamw32", "adamw4" (the paper's 4-bit AdamW, rank-1 v) or
+ *   "adamw4-block" (both moments in blocks of 128).
+ * - `out` (out, host, not NULL): the spec, or NULL on failure.
+ * # Returns
+ * OK, NULL_POINTER, INVALID_ARGUMENT (the text lists the names).
+ * # Threads
+ * Any.
+ * # Stream
+ * None.
+ * # Ownership
+ * The caller destroys the spec by lowbit_spec_destroy.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * `name` is NUL-terminated.
+ */
+lowbit_status_t lowbit_spec_create_preset(const char *name,
+                                          struct lowbit_spec_t **out);
+
+/**
+ * Makes a spec from its JSON form.
+ *
+ * # Parameters
+ * - `json` (in, host, not NULL): as printed by lowbit_spec_json. Unknown keys are refused.
+ * - `out` (out, host, not NULL): the spec, or NULL on failure.
+ * # Returns
+ * OK, NULL_POINTER, INVALID_ARGUMENT (the text names the key), UNSUPPORTED.
+ * # Threads
+ * Any.
+ * # Stream
+ * None.
+ * # Ownership
+ * The caller destroys the spec by lowbit_spec_destroy.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * `json` is NUL-terminated.
+ */
+lowbit_status_t lowbit_spec_create_json(const char *json,
+                                        struct lowbit_spec_t **out);
+
+/**
+ * Makes a spec field by field.
+ *
+ * # Parameters
+ * - `info` (in, host, not NULL): fields that are NULL or 0 come from its preset.
+ * - `out` (out, host, not NULL): the spec, or NULL on failure.
+ * # Returns
+ * OK, NULL_POINTER, STRUCT_SIZE, UNKNOWN_FLAG, INVALID_ARGUMENT, UNSUPPORTED.
+ * # Threads
+ * Any.
+ * # Stream
+ * None.
+ * # Ownership
+ * The caller destroys the spec by lowbit_spec_destroy; `info` is not kept.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * The pointers in `info` are valid.
+ */
+lowbit_status_t lowbit_spec_create(const struct lowbit_spec_info_t *info,
+                                   struct lowbit_spec_t **out);
+
+/**
+ * Prints a spec as JSON: one line, the same text for equal specs.
+ *
+ * # Parameters
+ * - `spec` (in, not NULL).
+ * - `buf` (out, host): receives the text and a NUL; may be NULL if `cap` is 0.
+ * - `cap` (in): bytes of `buf`.
+ * - `needed` (out, host): bytes of the text with its NUL; may be NULL.
+ * # Returns
+ * OK, NULL_POINTER, BUFFER_SIZE if `cap` is too small.
+ * # Threads
+ * Any.
+ * # Stream
+ * None.
+ * # Ownership
+ * None.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * `buf` has `cap` bytes.
+ */
+lowbit_status_t lowbit_spec_json(const struct lowbit_spec_t *spec,
+                                 char *buf,
+                                 size_t cap,
+                                 size_t *needed);
+
+/**
+ * Frees a spec. Plans made from it keep what they need.
+ *
+ * # Parameters
+ * - `spec` (in): may be NULL.
+ * # Returns
+ * Nothing.
+ * # Threads
+ * No other thread uses `spec`.
+ * # Stream
+ * None.
+ * # Ownership
+ * Ends the caller's.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * `spec` was not destroyed before.
+ */
+void lowbit_spec_destroy(struct lowbit_spec_t *spec);
+
+/**
+ * Makes a CPU context.
+ *
+ * # Parameters
+ * - `info` (in, host): NULL means all defaults.
+ * - `out` (out, host, not NULL): the context, or NULL on failure.
+ * # Returns
+ * OK, NULL_POINTER, STRUCT_SIZE, UNKNOWN_FLAG, INVALID_ARGUMENT, UNSUPPORTED (the processor lacks
+ * the variant), OUT_OF_MEMORY (threads could not be started).
+ * # Threads
+ * Any. Threads that it starts are joined by lowbit_context_destroy.
+ * # Stream
+ * None.
+ * # Ownership
+ * The caller destroys the context by lowbit_context_destroy; parallel_for must live until then
+ * and until all plans made from it are destroyed.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * `info` is valid; parallel_for does what its type says.
+ */
+lowbit_status_t lowbit_context_create_cpu(const struct lowbit_cpu_info_t *info,
+                                          struct lowbit_context_t **out);
+
+/**
+ * Opens a CUDA device and loads the kernels.
+ *
+ * # Parameters
+ * - `info` (in, host): NULL means device 0.
+ * - `out` (out, host, not NULL): the context, or NULL on failure.
+ * # Returns
+ * OK, NULL_POINTER, STRUCT_SIZE, UNKNOWN_FLAG, CUDA_UNAVAILABLE (the text says why), CUDA_ERROR.
+ * # Threads
+ * Any.
+ * # Stream
+ * None.
+ * # Ownership
+ * The caller destroys the context by lowbit_context_destroy. It holds the device's primary
+ * context.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * `info` is valid.
+ */
+lowbit_status_t lowbit_context_create_cuda(const struct lowbit_cuda_info_t *info,
+                                           struct lowbit_context_t **out);
+
+/**
+ * Says whether a CUDA device can be used, and if not, why.
+ *
+ * # Parameters
+ * - `device` (in): ordinal.
+ * - `buf` (out, host): receives "available" or the reason, and a NUL; may be NULL if `cap`
+ *   is 0.
+ * - `cap` (in): bytes of `buf`.
+ * - `needed` (out, host): bytes of the text with its NUL; may be NULL.
+ * # Returns
+ * OK if lowbit_context_create_cuda would find driver, device and kernels; CUDA_UNAVAILABLE with
+ * the reason in `buf` (if it fits) and in lowbit_last_error.
+ * # Threads
+ * Any.
+ * # Stream
+ * None.
+ * # Ownership
+ * None.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * `buf` has `cap` bytes.
+ */
+lowbit_status_t lowbit_cuda_probe(int32_t device,
+                                  char *buf,
+                                  size_t cap,
+                                  size_t *needed);
+
+/**
+ * Destroys a context: threads are joined, the device's primary context is released. Plans made
+ * from it keep it alive until they are destroyed.
+ *
+ * # Parameters
+ * - `context` (in): may be NULL.
+ * # Returns
+ * Nothing.
+ * # Threads
+ * No other thread uses `context`.
+ * # Stream
+ * None.
+ * # Ownership
+ * Ends the caller's.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * `context` was not destroyed before.
+ */
+void lowbit_context_destroy(struct lowbit_context_t *context);
+
+/**
+ * Lays out the states of a list of tensors. Everything that depends on shapes and configuration
+ * is checked, compiled and allocated here, so that steps are only work.
+ *
+ * # Parameters
+ * - `context` (in, not NULL), `spec` (in, not NULL): not kept as handles; both may be destroyed.
+ * - `tensors` (in, host): array of `tensor_count` structs, each of the struct_size that the first
+ *   one says; may be NULL if `tensor_count` is 0.
+ * - `tensor_count` (in): 0 or more.
+ * - `out` (out, host, not NULL): the plan, or NULL on failure.
+ * # Returns
+ * OK, NULL_POINTER, STRUCT_SIZE, UNKNOWN_FLAG, INVALID_ARGUMENT (the text names tensor and field),
+ * UNSUPPORTED (the backend has no kernel for what a tensor would get).
+ * # Threads
+ * Any. A plan may be used by several threads at once.
+ * # Stream
+ * None.
+ * # Ownership
+ * The caller destroys the plan by lowbit_plan_destroy; `tensors` is not kept.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * The pointers in `tensors` are valid.
+ */
+lowbit_status_t lowbit_plan_create(const struct lowbit_context_t *context,
+                                   const struct lowbit_spec_t *spec,
+                                   const struct lowbit_tensor_info_t *tensors,
+                                   int64_t tensor_count,
+                                   struct lowbit_plan_t **out);
+
+/**
+ * Sizes of a plan: what to allocate before training starts.
+ *
+ * # Parameters
+ * - `plan` (in, not NULL).
+ * - `out` (out, host, not NULL): its struct_size is read.
+ * # Returns
+ * OK, NULL_POINTER, STRUCT_SIZE.
+ * # Threads
+ * Any.
+ * # Stream
+ * None.
+ * # Ownership
+ * None.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * `out` has struct_size bytes.
+ */
+lowbit_status_t lowbit_plan_info(const struct lowbit_plan_t *plan,
+                                 struct lowbit_plan_info_t *out);
+
+/**
+ * What one tensor got, and why.
+ *
+ * # Parameters
+ * - `plan` (in, not NULL).
+ * - `tensor` (in): index.
+ * - `out` (out, host, not NULL): its struct_size is read; its pointers live as long as the plan.
+ * # Returns
+ * OK, NULL_POINTER, STRUCT_SIZE, INVALID_ARGUMENT.
+ * # Threads
+ * Any.
+ * # Stream
+ * None.
+ * # Ownership
+ * The texts are the plan's.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * `out` has struct_size bytes.
+ */
+lowbit_status_t lowbit_plan_tensor(const struct lowbit_plan_t *plan,
+                                   int64_t tensor,
+                                   struct lowbit_tensor_report_t *out);
+
+/**
+ * Type, shape, size and place of one state buffer.
+ *
+ * # Parameters
+ * - `plan` (in, not NULL).
+ * - `buffer` (in): index.
+ * - `out` (out, host, not NULL): its struct_size is read; its pointers live as long as the plan.
+ * # Returns
+ * OK, NULL_POINTER, STRUCT_SIZE, INVALID_ARGUMENT.
+ * # Threads
+ * Any.
+ * # Stream
+ * None.
+ * # Ownership
+ * The texts and the shape are the plan's.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * `out` has struct_size bytes.
+ */
+lowbit_status_t lowbit_plan_buffer(const struct lowbit_plan_t *plan,
+                                   int64_t buffer,
+                                   struct lowbit_buffer_info_t *out);
+
+/**
+ * The statistics that shards combine between lowbit_step_stats and lowbit_step_apply.
+ *
+ * # Parameters
+ * - `plan` (in, not NULL).
+ * - `stage` (in): 0, as there is one stage.
+ * - `out` (out, host, not NULL): its struct_size is read.
+ * # Returns
+ * OK, NULL_POINTER, STRUCT_SIZE, INVALID_ARGUMENT.
+ * # Threads
+ * Any.
+ * # Stream
+ * None.
+ * # Ownership
+ * None.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * `out` has struct_size bytes.
+ */
+lowbit_status_t lowbit_plan_stage(const struct lowbit_plan_t *plan,
+                                  int64_t stage,
+                                  struct lowbit_stage_info_t *out);
+
+/**
+ * A table for people: per tensor its shape, bytes, quantizers and why, and the totals.
+ *
+ * # Parameters
+ * - `plan` (in, not NULL).
+ * - `buf` (out, host): receives the text and a NUL; may be NULL if `cap` is 0.
+ * - `cap` (in): bytes of `buf`.
+ * - `needed` (out, host): bytes of the text with its NUL; may be NULL.
+ * # Returns
+ * OK, NULL_POINTER, BUFFER_SIZE if `cap` is too small.
+ * # Threads
+ * Any.
+ * # Stream
+ * None.
+ * # Ownership
+ * None.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * `buf` has `cap` bytes.
+ */
+lowbit_status_t lowbit_plan_report(const struct lowbit_plan_t *plan,
+                                   char *buf,
+                                   size_t cap,
+                                   size_t *needed);
+
+/**
+ * Frees a plan. States made from it stay valid.
+ *
+ * # Parameters
+ * - `plan` (in): may be NULL.
+ * # Returns
+ * Nothing.
+ * # Threads
+ * No other thread uses `plan`.
+ * # Stream
+ * None.
+ * # Ownership
+ * Ends the caller's.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * `plan` was not destroyed before.
+ */
+void lowbit_plan_destroy(struct lowbit_plan_t *plan);
+
+/**
+ * Allocates the state buffers of a plan and sets them to zero, the state before the first step.
+ *
+ * # Parameters
+ * - `plan` (in, not NULL).
+ * - `stream` (in): a CUstream or cudaStream_t for CUDA contexts, ignored by CPU contexts.
+ * - `out` (out, host, not NULL): the state, or NULL on failure.
+ * # Returns
+ * OK, NULL_POINTER, OUT_OF_MEMORY, CUDA_OUT_OF_MEMORY, CUDA_ERROR.
+ * # Threads
+ * Any.
+ * # Stream
+ * Zeroing is enqueued on `stream`.
+ * # Ownership
+ * The caller destroys the state by lowbit_state_destroy. The plan may be destroyed before.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * `stream` is a stream of the plan's device.
+ */
+lowbit_status_t lowbit_state_create(const struct lowbit_plan_t *plan,
+                                    void *stream,
+                                    struct lowbit_state_t **out);
+
+/**
+ * The buffers of a state, to be passed to steps and checkpoints.
+ *
+ * # Parameters
+ * - `state` (in, not NULL).
+ * - `buffers` (out, host, not NULL): array of `buffer_count` elements.
+ * - `buffer_count` (in): buffer_count of the plan.
+ * # Returns
+ * OK, NULL_POINTER, BUFFER_SIZE (another count).
+ * # Threads
+ * Any.
+ * # Stream
+ * None.
+ * # Ownership
+ * The memory is the state's and lives as long as it does.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * `buffers` has that many elements.
+ */
+lowbit_status_t lowbit_state_buffers(const struct lowbit_state_t *state,
+                                     struct lowbit_buffer_t *buffers,
+                                     int64_t buffer_count);
+
+/**
+ * Frees a state and its memory.
+ *
+ * # Parameters
+ * - `state` (in): may be NULL.
+ * - `stream` (in): as for lowbit_state_create.
+ * # Returns
+ * Nothing.
+ * # Threads
+ * No other thread uses `state` or its buffers.
+ * # Stream
+ * The memory is freed when work enqueued on `stream` before has finished.
+ * # Ownership
+ * Ends the caller's.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * `state` was not destroyed before; work on other streams that uses it has finished.
+ */
+void lowbit_state_destroy(struct lowbit_state_t *state,
+                          void *stream);
+
+/**
+ * Updates all tensors of a plan: parameters (or updates) and states.
+ *
+ * # Parameters
+ * - `plan` (in, not NULL).
+ * - `args` (in, host, not NULL): start from LOWBIT_STEP_ARGS_INIT.
+ * - `stream` (in): a CUstream or cudaStream_t for CUDA contexts, ignored by CPU contexts.
+ * # Returns
+ * OK; NULL_POINTER, STRUCT_SIZE, UNKNOWN_FLAG, INVALID_ARGUMENT, BUFFER_SIZE, MISALIGNED, OVERLAP
+ * (nothing was written); UNSUPPORTED; CUDA_ERROR; INTERNAL.
+ * # Threads
+ * Several threads may step one plan at once on different buffers and scratch.
+ * # Stream
+ * The call returns when the work has been enqueued on `stream`. No allocation, copy, event or
+ * synchronisation. On a CPU context the work is done on return.
+ * # Ownership
+ * All memory stays the caller's and must not be touched until the work is done.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * Buffers are valid memory of their sizes in the plan's memory space.
+ */
+lowbit_status_t lowbit_step(const struct lowbit_plan_t *plan,
+                            const struct lowbit_step_args_t *args,
+                            void *stream);
+
+/**
+ * The first stage of lowbit_step: fills the scratch with the statistics of lowbit_plan_stage,
+ * which a trainer with shards all-reduces before lowbit_step_apply.
+ *
+ * # Parameters
+ * - `plan` (in, not NULL).
+ * - `args` (in, host, not NULL): as for lowbit_step; only scratch is written.
+ * - `stream` (in): as for lowbit_step.
+ * # Returns
+ * As lowbit_step.
+ * # Threads
+ * As lowbit_step.
+ * # Stream
+ * As lowbit_step.
+ * # Ownership
+ * As lowbit_step.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * As lowbit_step.
+ */
+lowbit_status_t lowbit_step_stats(const struct lowbit_plan_t *plan,
+                                  const struct lowbit_step_args_t *args,
+                                  void *stream);
+
+/**
+ * The second stage of lowbit_step: updates parameters and states, given the (reduced) statistics
+ * in the scratch.
+ *
+ * # Parameters
+ * - `plan` (in, not NULL).
+ * - `args` (in, host, not NULL): the same as for lowbit_step_stats.
+ * - `stream` (in): as for lowbit_step.
+ * # Returns
+ * As lowbit_step.
+ * # Threads
+ * As lowbit_step.
+ * # Stream
+ * As lowbit_step.
+ * # Ownership
+ * As lowbit_step.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * As lowbit_step.
+ */
+lowbit_status_t lowbit_step_apply(const struct lowbit_plan_t *plan,
+                                  const struct lowbit_step_args_t *args,
+                                  void *stream);
+
+/**
+ * Quantizes f32 values into one state of every tensor of a plan: to import a full-precision state,
+ * or as the primitive of an optimizer that lives in the trainer (a spec with the optimizer "none"
+ * and its state "x").
+ *
+ * # Parameters
+ * - `plan` (in, not NULL).
+ * - `state_name` (in, host, not NULL): "m", "v" or "x".
+ * - `values` (in): array on the host of `tensor_count` f32 buffers, in the tensors' shapes.
+ * - `tensor_count` (in): that of the plan.
+ * - `state` (out): array on the host of all `buffer_count` state buffers; those of other states
+ *   are not written.
+ * - `buffer_count` (in): that of the plan.
+ * - `stream` (in): ignored by CPU contexts.
+ * # Returns
+ * OK; NULL_POINTER, INVALID_ARGUMENT, BUFFER_SIZE, MISALIGNED, OVERLAP (nothing was written);
+ * UNSUPPORTED (rank-1 state of a shard; CUDA contexts in this version).
+ * # Threads
+ * As lowbit_step.
+ * # Stream
+ * The call returns when the work has been enqueued on `stream`.
+ * # Ownership
+ * All memory stays the caller's.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * Buffers are valid memory of their sizes in the plan's memory space.
+ */
+lowbit_status_t lowbit_compress(const struct lowbit_plan_t *plan,
+                                const char *state_name,
+                                const struct lowbit_buffer_t *values,
+                                int64_t tensor_count,
+                                const struct lowbit_buffer_t *state,
+                                int64_t buffer_count,
+                                void *stream);
+
+/**
+ * Restores one state of every tensor of a plan as f32 values.
+ *
+ * # Parameters
+ * - `plan` (in, not NULL).
+ * - `state_name` (in, host, not NULL): "m", "v" or "x".
+ * - `state` (in): array on the host of all `buffer_count` state buffers.
+ * - `buffer_count` (in): that of the plan.
+ * - `values` (out): array on the host of `tensor_count` f32 buffers, in the tensors' shapes.
+ * - `tensor_count` (in): that of the plan.
+ * - `stream` (in): ignored by CPU contexts.
+ * # Returns
+ * As lowbit_compress.
+ * # Threads
+ * As lowbit_step.
+ * # Stream
+ * The call returns when the work has been enqueued on `stream`.
+ * # Ownership
+ * All memory stays the caller's.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * Buffers are valid memory of their sizes in the plan's memory space.
+ */
+lowbit_status_t lowbit_decompress(const struct lowbit_plan_t *plan,
+                                  const char *state_name,
+                                  const struct lowbit_buffer_t *state,
+                                  int64_t buffer_count,
+                                  const struct lowbit_buffer_t *values,
+                                  int64_t tensor_count,
+                                  void *stream);
+
+/**
+ * Writes a checkpoint file whole or not at all: into a temporary file of the same folder, synced,
+ * then renamed over `path`.
+ *
+ * # Parameters
+ * - `plan` (in, not NULL).
+ * - `state` (in): array on the host of all `buffer_count` state buffers.
+ * - `buffer_count` (in): that of the plan.
+ * - `step` (in): steps done; 0 or more.
+ * - `path` (in, host, not NULL): UTF-8.
+ * - `stream` (in): ignored by CPU contexts.
+ * # Returns
+ * OK, NULL_POINTER, INVALID_ARGUMENT, BUFFER_SIZE, MISALIGNED, IO (`path` is as it was).
+ * # Threads
+ * Any, while nobody changes the state.
+ * # Stream
+ * Synchronises `stream`.
+ * # Ownership
+ * None.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * Buffers are valid memory of their sizes in the plan's memory space.
+ */
+lowbit_status_t lowbit_checkpoint_save(const struct lowbit_plan_t *plan,
+                                       const struct lowbit_buffer_t *state,
+                                       int64_t buffer_count,
+                                       int64_t step,
+                                       const char *path,
+                                       void *stream);
+
+/**
+ * Reads a checkpoint file written under an equal plan (spec, tensors, places).
+ *
+ * # Parameters
+ * - `plan` (in, not NULL).
+ * - `path` (in, host, not NULL): UTF-8.
+ * - `state` (out): array on the host of all `buffer_count` state buffers. They are written only
+ *   after the whole file was verified.
+ * - `buffer_count` (in): that of the plan.
+ * - `stream` (in): ignored by CPU contexts.
+ * - `out` (out, host): may be NULL; its struct_size is read.
+ * # Returns
+ * OK; IO, FORMAT_MAGIC, FORMAT_VERSION, FORMAT_TRUNCATED, FORMAT_CORRUPT, FORMAT_MISMATCH (the
+ * state is untouched); NULL_POINTER, BUFFER_SIZE, MISALIGNED, STRUCT_SIZE.
+ * # Threads
+ * Nobody else uses the state.
+ * # Stream
+ * Synchronises `stream`.
+ * # Ownership
+ * None.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * Buffers are valid memory of their sizes in the plan's memory space.
+ */
+lowbit_status_t lowbit_checkpoint_load(const struct lowbit_plan_t *plan,
+                                       const char *path,
+                                       const struct lowbit_buffer_t *state,
+                                       int64_t buffer_count,
+                                       void *stream,
+                                       struct lowbit_checkpoint_info_t *out);
+
+/**
+ * Writes a checkpoint into the caller's memory.
+ *
+ * # Parameters
+ * - `plan` (in, not NULL).
+ * - `state` (in): array on the host of all `buffer_count` state buffers.
+ * - `buffer_count` (in): that of the plan.
+ * - `step` (in): steps done; 0 or more.
+ * - `stream` (in): ignored by CPU contexts.
+ * - `buf` (out, host): receives the bytes; may be NULL if `cap` is 0.
+ * - `cap` (in): bytes of `buf`.
+ * - `needed` (out, host, not NULL): exact size of the checkpoint.
+ * # Returns
+ * OK, NULL_POINTER, INVALID_ARGUMENT, BUFFER_SIZE (also if `cap` is too small), MISALIGNED.
+ * # Threads
+ * Any, while nobody changes the state.
+ * # Stream
+ * Synchronises `stream`.
+ * # Ownership
+ * None.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * Buffers are valid memory of their sizes; `buf` has `cap` bytes.
+ */
+lowbit_status_t lowbit_checkpoint_serialize(const struct lowbit_plan_t *plan,
+                                            const struct lowbit_buffer_t *state,
+                                            int64_t buffer_count,
+                                            int64_t step,
+                                            void *stream,
+                                            void *buf,
+                                            size_t cap,
+                                            size_t *needed);
+
+/**
+ * Reads a checkpoint from the caller's memory.
+ *
+ * # Parameters
+ * - `plan` (in, not NULL).
+ * - `data` (in, host, not NULL), `bytes` (in): as written by lowbit_checkpoint_serialize or read
+ *   from a file.
+ * - `state` (out): array on the host of all `buffer_count` state buffers. They are written only
+ *   after all bytes were verified.
+ * - `buffer_count` (in): that of the plan.
+ * - `stream` (in): ignored by CPU contexts.
+ * - `out` (out, host): may be NULL; its struct_size is read.
+ * # Returns
+ * As lowbit_checkpoint_load.
+ * # Threads
+ * Nobody else uses the state.
+ * # Stream
+ * Synchronises `stream`.
+ * # Ownership
+ * None.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * Buffers are valid memory of their sizes; `data` has `bytes` bytes.
+ */
+lowbit_status_t lowbit_checkpoint_deserialize(const struct lowbit_plan_t *plan,
+                                              const void *data,
+                                              size_t bytes,
+                                              const struct lowbit_buffer_t *state,
+                                              int64_t buffer_count,
+                                              void *stream,
+                                              struct lowbit_checkpoint_info_t *out);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+#endif  /* LOWBIT_H */

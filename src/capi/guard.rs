@@ -1,0 +1,203 @@
+//! Between C and Rust: no panic crosses, every error leaves its text, broken handles are refused.
+
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::null;
+use super::types::{LOWBIT_STATUS_OK, lowbit_status_t};
+use crate::error::{Error, Result, Status};
+
+/// Bytes kept of an error's text.
+const CAPACITY: usize = 1024;
+
+struct Text {
+    bytes: [u8; CAPACITY],
+    length: usize,
+}
+
+thread_local! {
+    // A plain array: a thread-local with a destructor would keep the library mapped after dlclose.
+    static LAST: RefCell<Text> = const { RefCell::new(Text { bytes: [0; CAPACITY], length: 0 }) };
+}
+
+fn remember(text: &str) {
+    // Cut at a character's end.
+    let length = (0..=text.len().min(CAPACITY))
+        .rev()
+        .find(|&end| text.is_char_boundary(end));
+    let length = length.unwrap_or(0);
+    LAST.with_borrow_mut(|last| {
+        last.bytes[..length].copy_from_slice(&text.as_bytes()[..length]);
+        last.length = length;
+    });
+}
+
+/// Calls `body` with the text of this thread's last error.
+pub(super) fn last_error<T>(body: impl FnOnce(&[u8]) -> T) -> T {
+    LAST.with_borrow(|last| body(&last.bytes[..last.length]))
+}
+
+/// The default hook prints to the host's stderr; this one keeps message and place as the error's
+/// text. A cdylib has a std of its own, so the host's hook is not touched.
+fn install_quiet_hook() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        std::panic::set_hook(Box::new(|info| {
+            let payload = info.payload();
+            let message = payload
+                .downcast_ref::<&str>()
+                .copied()
+                .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+                .unwrap_or("panic");
+            let place = info
+                .location()
+                .map_or_else(String::new, ToString::to_string);
+            remember(&format!(
+                "internal error (a panic was caught): {message}, at {place}"
+            ));
+        }));
+    });
+}
+
+/// Runs the body of an exported function.
+pub(super) fn guard(body: impl FnOnce() -> Result<()>) -> lowbit_status_t {
+    install_quiet_hook();
+    match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(Ok(())) => LOWBIT_STATUS_OK,
+        Ok(Err(error)) => {
+            remember(&error.to_string());
+            error.status() as lowbit_status_t
+        }
+        // The hook has kept the text.
+        Err(_) => Status::Internal as lowbit_status_t,
+    }
+}
+
+/// Runs the body of an exported function that works on a handle. A panic poisons the handle.
+///
+/// # Safety
+/// `handle` is null or was given out by this library.
+pub(super) unsafe fn guard_handle<T: Handle>(
+    handle: *const T,
+    body: impl FnOnce(&T) -> Result<()>,
+) -> lowbit_status_t {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let handle = unsafe { borrow(handle) }?;
+        let unwound = catch_unwind(AssertUnwindSafe(|| body(handle)));
+        unwound.unwrap_or_else(|panic| {
+            handle.tag().poisoned.store(true, Ordering::Relaxed);
+            std::panic::resume_unwind(panic)
+        })
+    })
+}
+
+/// A handle argument, checked.
+///
+/// # Safety
+/// `handle` is null or was given out by this library.
+pub(super) unsafe fn borrow<'a, T: Handle>(handle: *const T) -> Result<&'a T> {
+    if handle.is_null() {
+        return Err(null(T::NAME));
+    }
+    if !handle.is_aligned() {
+        return Err(crate::error::invalid(format!(
+            "{} is not a handle",
+            T::NAME
+        )));
+    }
+    // SAFETY: the caller's promise.
+    let handle = unsafe { &*handle };
+    let tag = handle.tag();
+    if tag.magic != T::MAGIC {
+        return Err(crate::error::invalid(format!(
+            "{} is a handle of another kind, or was destroyed",
+            T::NAME
+        )));
+    }
+    if tag.poisoned.load(Ordering::Relaxed) {
+        return Err(Error::new(
+            Status::Internal,
+            format!(
+                "{} was poisoned by an earlier internal error; destroy it",
+                T::NAME
+            ),
+        ));
+    }
+    Ok(handle)
+}
+
+/// What every handle carries first: which kind it is, and whether a panic left it in doubt.
+pub(super) struct Tag {
+    magic: u64,
+    poisoned: AtomicBool,
+}
+
+impl Tag {
+    pub(super) fn new<T: Handle>() -> Self {
+        Self {
+            magic: T::MAGIC,
+            poisoned: AtomicBool::new(false),
+        }
+    }
+}
+
+/// An opaque object of the C ABI.
+pub(super) trait Handle {
+    /// The argument's name in messages.
+    const NAME: &'static str;
+    /// Eight letters that tell the kinds apart.
+    const MAGIC: u64;
+    /// The tag.
+    fn tag(&self) -> &Tag;
+    /// For [`destroy`].
+    fn tag_mut(&mut self) -> &mut Tag;
+}
+
+/// Hands an object over to C.
+///
+/// # Safety
+/// `out` is valid.
+pub(super) unsafe fn give<T: Handle>(out: *mut *mut T, object: T) {
+    // SAFETY: the caller's promise.
+    unsafe { *out = Box::into_raw(Box::new(object)) };
+}
+
+/// Takes an object back; null, foreign and destroyed handles give `None`. A poisoned one is
+/// given back, so that it can be freed.
+///
+/// # Safety
+/// `handle` is null or was given out by this library, and is not used by anybody else.
+pub(super) unsafe fn take<T: Handle>(handle: *mut T) -> Option<Box<T>> {
+    if handle.is_null() || !handle.is_aligned() {
+        return None;
+    }
+    // SAFETY: the caller's promise.
+    let tag = unsafe { (*handle).tag_mut() };
+    if tag.magic != T::MAGIC {
+        return None;
+    }
+    // So that a second destroy of memory that was not reused yet is seen.
+    tag.magic = 0;
+    // SAFETY: made by `give`.
+    Some(unsafe { Box::from_raw(handle) })
+}
+
+/// Declares that a struct whose field `tag` is a [`Tag`] is a handle.
+macro_rules! handle {
+    ($type:ty, $name:literal, $magic:literal) => {
+        impl crate::capi::guard::Handle for $type {
+            const NAME: &'static str = $name;
+            const MAGIC: u64 = u64::from_le_bytes(*$magic);
+            fn tag(&self) -> &crate::capi::guard::Tag {
+                &self.tag
+            }
+            fn tag_mut(&mut self) -> &mut crate::capi::guard::Tag {
+                &mut self.tag
+            }
+        }
+    };
+}
+pub(super) use handle;

@@ -1,0 +1,481 @@
+//! Constants and structs of the C ABI. Field comments become the header's.
+
+use std::ffi::{c_char, c_void};
+
+use super::sized::CStruct;
+use crate::dtype::Dtype;
+use crate::error::Status;
+use crate::step::Buffer;
+
+/// What a function returns: LOWBIT_STATUS_OK or the reason why nothing was done.
+/// Ranges: 1-19 the caller's arguments, 20-39 not possible here, 40-59 bytes of a file,
+/// 60-79 the device, 80-99 host resources, 100 a fault of this library. Numbers are never reused.
+pub type lowbit_status_t = i32;
+/// Done.
+pub const LOWBIT_STATUS_OK: lowbit_status_t = 0;
+/// A required pointer is null.
+pub const LOWBIT_STATUS_NULL_POINTER: lowbit_status_t = 1;
+/// An argument has a value that is not allowed.
+pub const LOWBIT_STATUS_INVALID_ARGUMENT: lowbit_status_t = 2;
+/// struct_size is too small, or fields that this library does not know are not zero.
+pub const LOWBIT_STATUS_STRUCT_SIZE: lowbit_status_t = 3;
+/// A flag bit that this library does not know is set.
+pub const LOWBIT_STATUS_UNKNOWN_FLAG: lowbit_status_t = 4;
+/// A buffer has another size than the plan says, or is too small for an output.
+pub const LOWBIT_STATUS_BUFFER_SIZE: lowbit_status_t = 5;
+/// A pointer is not aligned for its data type.
+pub const LOWBIT_STATUS_MISALIGNED: lowbit_status_t = 6;
+/// Two buffers overlap that must not.
+pub const LOWBIT_STATUS_OVERLAP: lowbit_status_t = 7;
+/// Well-formed, but not implemented by this version or this backend; the text says what is.
+pub const LOWBIT_STATUS_UNSUPPORTED: lowbit_status_t = 20;
+/// Not a lowbit checkpoint.
+pub const LOWBIT_STATUS_FORMAT_MAGIC: lowbit_status_t = 40;
+/// A checkpoint of a format version that this library does not read.
+pub const LOWBIT_STATUS_FORMAT_VERSION: lowbit_status_t = 41;
+/// The bytes end before the checkpoint does.
+pub const LOWBIT_STATUS_FORMAT_TRUNCATED: lowbit_status_t = 42;
+/// A checksum differs or the container is malformed.
+pub const LOWBIT_STATUS_FORMAT_CORRUPT: lowbit_status_t = 43;
+/// A sound checkpoint of another plan.
+pub const LOWBIT_STATUS_FORMAT_MISMATCH: lowbit_status_t = 44;
+/// No CUDA driver, device or kernel can be used here; the text says why.
+pub const LOWBIT_STATUS_CUDA_UNAVAILABLE: lowbit_status_t = 60;
+/// The device's memory is exhausted.
+pub const LOWBIT_STATUS_CUDA_OUT_OF_MEMORY: lowbit_status_t = 62;
+/// A CUDA call failed.
+pub const LOWBIT_STATUS_CUDA_ERROR: lowbit_status_t = 63;
+/// The host's memory is exhausted.
+pub const LOWBIT_STATUS_OUT_OF_MEMORY: lowbit_status_t = 80;
+/// A file operation failed.
+pub const LOWBIT_STATUS_IO: lowbit_status_t = 81;
+/// A panic was caught; the handle it came from refuses all further calls but destroy.
+pub const LOWBIT_STATUS_INTERNAL: lowbit_status_t = 100;
+
+/// The type of one element.
+pub type lowbit_dtype_t = i32;
+/// IEEE-754 binary32.
+pub const LOWBIT_DTYPE_F32: lowbit_dtype_t = 1;
+/// The upper half of a binary32.
+pub const LOWBIT_DTYPE_BF16: lowbit_dtype_t = 2;
+/// IEEE-754 binary16 (no tensor of this version).
+pub const LOWBIT_DTYPE_F16: lowbit_dtype_t = 3;
+/// Packed 4-bit codes, the even element in the low nibble.
+pub const LOWBIT_DTYPE_U8: lowbit_dtype_t = 4;
+/// Statistics, reduced as integers.
+pub const LOWBIT_DTYPE_I32: lowbit_dtype_t = 5;
+
+/// Which update the states belong to.
+pub type lowbit_optimizer_t = i32;
+/// AdamW with the states m and v.
+pub const LOWBIT_OPTIMIZER_ADAMW: lowbit_optimizer_t = 1;
+/// No update, one state x: for compress and decompress alone.
+pub const LOWBIT_OPTIMIZER_NONE: lowbit_optimizer_t = 2;
+
+/// How the scales of a state are found.
+pub type lowbit_normalization_t = i32;
+/// The largest magnitude of each block of a row.
+pub const LOWBIT_NORMALIZATION_BLOCK: lowbit_normalization_t = 1;
+/// The smallest, over the axes, of the slice maxima; blocks of 128 for one-axis tensors.
+pub const LOWBIT_NORMALIZATION_RANK1: lowbit_normalization_t = 2;
+
+/// Which levels the codes stand for.
+pub type lowbit_mapping_t = i32;
+/// Dynamic exponent, signed for m and x, unsigned for v.
+pub const LOWBIT_MAPPING_DE: lowbit_mapping_t = 1;
+/// Zero-free linear, (i + 1) / 16; for v only.
+pub const LOWBIT_MAPPING_LINEAR: lowbit_mapping_t = 2;
+
+/// How a value becomes a code.
+pub type lowbit_rounding_t = i32;
+/// The nearest level, ties to the lower one.
+pub const LOWBIT_ROUNDING_NEAREST: lowbit_rounding_t = 0;
+
+/// Which CPU code does the work; all give the same bits.
+pub type lowbit_cpu_variant_t = i32;
+/// The best that this processor can run.
+pub const LOWBIT_CPU_VARIANT_AUTO: lowbit_cpu_variant_t = 0;
+/// The definition, one element at a time on one thread; for tests.
+pub const LOWBIT_CPU_VARIANT_REFERENCE: lowbit_cpu_variant_t = 1;
+/// Code for the target's baseline instructions.
+pub const LOWBIT_CPU_VARIANT_PORTABLE: lowbit_cpu_variant_t = 2;
+/// Code for AVX2, FMA and F16C.
+pub const LOWBIT_CPU_VARIANT_AVX2: lowbit_cpu_variant_t = 3;
+
+/// What happens when a gradient, scaled, has a square that is not finite in f32.
+pub type lowbit_nonfinite_t = i32;
+/// SKIP_TENSOR for tensors with a rank-1 state, SKIP_BLOCK for all others.
+pub const LOWBIT_NONFINITE_DEFAULT: lowbit_nonfinite_t = 0;
+/// The block's parameters, codes and scales stay. Refused for rank-1 states.
+pub const LOWBIT_NONFINITE_SKIP_BLOCK: lowbit_nonfinite_t = 1;
+/// The tensor stays; one more read of its gradient unless it has a rank-1 state.
+pub const LOWBIT_NONFINITE_SKIP_TENSOR: lowbit_nonfinite_t = 2;
+/// All tensors stay; one more read of every gradient.
+pub const LOWBIT_NONFINITE_SKIP_STEP: lowbit_nonfinite_t = 3;
+/// NaN spreads into parameters and states, in canonical form.
+pub const LOWBIT_NONFINITE_PROPAGATE: lowbit_nonfinite_t = 4;
+
+/// How shards combine their statistics.
+pub type lowbit_reduce_t = i32;
+/// Element-wise maximum, as signed integers.
+pub const LOWBIT_REDUCE_MAX: lowbit_reduce_t = 1;
+
+/// A piece of the caller's memory, in the memory space of the plan's context. This struct never
+/// changes.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct lowbit_buffer_t {
+    /// First byte; may be NULL if bytes is 0.
+    pub data: *mut c_void,
+    /// Size in bytes.
+    pub bytes: i64,
+}
+
+const _: () = assert!(size_of::<lowbit_buffer_t>() == size_of::<Buffer>());
+const _: () = assert!(align_of::<lowbit_buffer_t>() == align_of::<Buffer>());
+
+/// One state's quantizer.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct lowbit_quantizer_info_t {
+    /// sizeof of this struct.
+    pub struct_size: usize,
+    /// 4, or 32 for f32 states (the other fields are then ignored).
+    pub bits: i32,
+    /// How the scales are found.
+    pub normalization: lowbit_normalization_t,
+    /// Which levels the codes stand for.
+    pub mapping: lowbit_mapping_t,
+    /// How a value becomes a code.
+    pub rounding: lowbit_rounding_t,
+    /// Elements of a block: a power of two from 32 to 4096; 0 means 128.
+    pub block: i64,
+}
+
+/// Other quantizers for the tensors whose name matches; also lifts the threshold for them.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct lowbit_override_info_t {
+    /// sizeof of this struct.
+    pub struct_size: usize,
+    /// Shell pattern: *, ?, [abc]. The first override that matches a tensor wins.
+    pub pattern: *const c_char,
+    /// For m; NULL keeps the spec's.
+    pub m: *const lowbit_quantizer_info_t,
+    /// For v; NULL keeps the spec's.
+    pub v: *const lowbit_quantizer_info_t,
+    /// For x; NULL keeps the spec's.
+    pub x: *const lowbit_quantizer_info_t,
+}
+
+/// Set in lowbit_spec_info_t.flags: threshold holds a value; otherwise it is the preset's, or 4096.
+pub const LOWBIT_SPEC_THRESHOLD: u64 = 1;
+
+/// A spec, field by field.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct lowbit_spec_info_t {
+    /// sizeof of this struct.
+    pub struct_size: usize,
+    /// LOWBIT_SPEC_THRESHOLD or 0.
+    pub flags: u64,
+    /// Where the fields below that are not given come from; NULL: no preset.
+    pub preset: *const c_char,
+    /// 0: the preset's.
+    pub optimizer: lowbit_optimizer_t,
+    /// Zero.
+    pub reserved: i32,
+    /// Tensors with at most this many elements (of the global tensor) keep f32 states.
+    pub threshold: i64,
+    /// Quantizer of m; NULL: the preset's.
+    pub m: *const lowbit_quantizer_info_t,
+    /// Quantizer of v; NULL: the preset's.
+    pub v: *const lowbit_quantizer_info_t,
+    /// Quantizer of x; NULL: the preset's.
+    pub x: *const lowbit_quantizer_info_t,
+    /// Array; may be NULL if override_count is 0.
+    pub overrides: *const lowbit_override_info_t,
+    /// Its length.
+    pub override_count: i64,
+}
+
+/// A host's own thread pool: calls body(body_arg, i) once for every 0 <= i < count, on any of its
+/// threads, and returns when all have returned.
+pub type lowbit_parallel_for_t = Option<
+    unsafe extern "C" fn(
+        user: *mut c_void,
+        count: i64,
+        body: unsafe extern "C" fn(body_arg: *mut c_void, index: i64),
+        body_arg: *mut c_void,
+    ),
+>;
+
+/// A CPU context.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct lowbit_cpu_info_t {
+    /// sizeof of this struct.
+    pub struct_size: usize,
+    /// Zero.
+    pub flags: u64,
+    /// Threads that work, the caller's among them; 0: as many as the process may use.
+    pub threads: i64,
+    /// Which code does the work.
+    pub variant: lowbit_cpu_variant_t,
+    /// Zero.
+    pub reserved: i32,
+    /// NULL, or the host's threads, which then replace the context's own.
+    pub parallel_for: lowbit_parallel_for_t,
+    /// Passed to parallel_for.
+    pub parallel_for_user: *mut c_void,
+}
+
+/// A CUDA context.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct lowbit_cuda_info_t {
+    /// sizeof of this struct.
+    pub struct_size: usize,
+    /// Zero.
+    pub flags: u64,
+    /// Ordinal of the device. Its primary context is used, as by torch, JAX and the CUDA runtime.
+    pub device: i32,
+    /// Zero.
+    pub reserved: i32,
+}
+
+/// A tensor of a plan.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct lowbit_tensor_info_t {
+    /// sizeof of this struct.
+    pub struct_size: usize,
+    /// Zero.
+    pub flags: u64,
+    /// Unique in the plan.
+    pub name: *const c_char,
+    /// Extents, outermost first; may be NULL if ndim is 0.
+    pub shape: *const i64,
+    /// Number of axes, at most 16.
+    pub ndim: i32,
+    /// LOWBIT_DTYPE_F32 or LOWBIT_DTYPE_BF16.
+    pub param_dtype: lowbit_dtype_t,
+    /// The same choice; 0: as param_dtype.
+    pub grad_dtype: lowbit_dtype_t,
+    /// Zero.
+    pub reserved: i32,
+    /// For a shard: extents of the global tensor (ndim of them); NULL: the tensor is whole.
+    pub global_shape: *const i64,
+    /// For a shard: index of its first element along each axis; NULL: the origin.
+    pub offset: *const i64,
+}
+
+/// Sizes of a plan.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct lowbit_plan_info_t {
+    /// sizeof of this struct.
+    pub struct_size: usize,
+    /// Tensors.
+    pub tensor_count: i64,
+    /// State buffers of all tensors.
+    pub buffer_count: i64,
+    /// Exact bytes of all state buffers.
+    pub state_bytes: i64,
+    /// Bytes of one arena that holds all state buffers at their arena_offset.
+    pub arena_bytes: i64,
+    /// Alignment of the buffers in that arena.
+    pub arena_align: i64,
+    /// Bytes of a step's scratch; aligned to 4. One scratch per call in flight.
+    pub scratch_bytes: i64,
+    /// Statistics to all-reduce between stats and apply: see lowbit_plan_stage.
+    pub stage_count: i64,
+}
+
+/// What one tensor got. Pointers live as long as the plan.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct lowbit_tensor_report_t {
+    /// sizeof of this struct.
+    pub struct_size: usize,
+    /// As given.
+    pub name: *const c_char,
+    /// Each state's quantizer, as text: "m 4-bit block(128)/de, v 4-bit rank1/linear".
+    pub quantizers: *const c_char,
+    /// Why: "spec", "64 elements <= threshold 4096", "override \"*embed*\"".
+    pub reason: *const c_char,
+    /// Elements here.
+    pub numel: i64,
+    /// Bytes of its state buffers.
+    pub state_bytes: i64,
+    /// Index of its first state buffer.
+    pub first_buffer: i64,
+    /// Number of its state buffers.
+    pub buffer_count: i64,
+}
+
+/// One state buffer. Pointers live as long as the plan.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct lowbit_buffer_info_t {
+    /// sizeof of this struct.
+    pub struct_size: usize,
+    /// Index of its tensor.
+    pub tensor: i64,
+    /// "m", "v" or "x".
+    pub state: *const c_char,
+    /// "value", "codes", "scales", "axis0", "axis1", ...
+    pub part: *const c_char,
+    /// LOWBIT_DTYPE_F32 or LOWBIT_DTYPE_U8.
+    pub dtype: lowbit_dtype_t,
+    /// Number of axes.
+    pub ndim: i32,
+    /// Extents, outermost first.
+    pub shape: *const i64,
+    /// Size.
+    pub bytes: i64,
+    /// Its place in one arena.
+    pub arena_offset: i64,
+}
+
+/// Statistics that shards combine between stats and apply.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct lowbit_stage_info_t {
+    /// sizeof of this struct.
+    pub struct_size: usize,
+    /// LOWBIT_DTYPE_I32.
+    pub dtype: lowbit_dtype_t,
+    /// LOWBIT_REDUCE_MAX.
+    pub reduce: lowbit_reduce_t,
+    /// Where they begin in the scratch, in bytes.
+    pub offset: i64,
+    /// Number of elements, the same for all shards of a model.
+    pub count: i64,
+}
+
+/// One step. Arrays are in the plan's order and are read before the call returns.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct lowbit_step_args_t {
+    /// sizeof of this struct.
+    pub struct_size: usize,
+    /// Zero.
+    pub flags: u64,
+    /// Length of params, grads and updates.
+    pub tensor_count: i64,
+    /// Parameters; updated in place unless updates is given.
+    pub params: *const lowbit_buffer_t,
+    /// Gradients.
+    pub grads: *const lowbit_buffer_t,
+    /// NULL, or where the update u goes (in the parameter's dtype) instead of p becoming p + u; may
+    /// be the gradient's own buffer where the dtypes agree.
+    pub updates: *const lowbit_buffer_t,
+    /// Length of state.
+    pub buffer_count: i64,
+    /// State buffers.
+    pub state: *const lowbit_buffer_t,
+    /// At least scratch_bytes of the plan; its content need not be kept between steps.
+    pub scratch: lowbit_buffer_t,
+    /// Learning rate.
+    pub lr: f32,
+    /// Decay of the first moment, in [0, 1).
+    pub beta1: f32,
+    /// Decay of the second moment, in [0, 1).
+    pub beta2: f32,
+    /// Added to the root of the second moment; positive.
+    pub eps: f32,
+    /// Decoupled weight decay, multiplied by lr.
+    pub weight_decay: f32,
+    /// Gradients are multiplied by this: 1 / loss scale.
+    pub grad_scale: f32,
+    /// And by this: clipping by global norm.
+    pub clip_factor: f32,
+    /// Non-zero: nothing changes (updates become 0).
+    pub skip: f32,
+    /// Number of this step, from 1.
+    pub step: i32,
+    /// What to do about NaN and infinity in gradients.
+    pub nonfinite: lowbit_nonfinite_t,
+    /// NULL, or the eight f32 above (lr ... skip), in that order, in the tensors' own memory space;
+    /// they then replace the fields, cannot be checked, and step_number must be given too.
+    pub hyper: *const f32,
+    /// NULL, or the step as one int32 in the tensors' own memory space.
+    pub step_number: *const i32,
+    /// NULL, or for each tensor NULL or its offset in the global tensor, instead of the plan's.
+    pub offsets: *const *const i64,
+    /// NULL, or two int64 counters in the tensors' own memory space that rise by the number of
+    /// blocks and of tensors that were skipped.
+    pub skipped: *mut i64,
+}
+
+/// What a checkpoint says besides the states.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct lowbit_checkpoint_info_t {
+    /// sizeof of this struct.
+    pub struct_size: usize,
+    /// Steps done when it was written.
+    pub step: i64,
+}
+
+macro_rules! c_struct {
+    ($($type:ident $first_size:literal),* $(,)?) => {$(
+        // SAFETY: repr(C), begins with its size; integers, floats and nullable pointers.
+        unsafe impl CStruct for $type {
+            const NAME: &'static str = stringify!($type);
+            const FIRST_SIZE: usize = $first_size;
+        }
+        const _: () = assert!(size_of::<$type>() >= $first_size);
+    )*};
+}
+
+// Sizes on 64-bit targets at ABI 0.1; they stay when a struct grows.
+c_struct! {
+    lowbit_quantizer_info_t 32,
+    lowbit_override_info_t 40,
+    lowbit_spec_info_t 80,
+    lowbit_cpu_info_t 48,
+    lowbit_cuda_info_t 24,
+    lowbit_tensor_info_t 64,
+    lowbit_plan_info_t 64,
+    lowbit_tensor_report_t 64,
+    lowbit_buffer_info_t 64,
+    lowbit_stage_info_t 32,
+    lowbit_step_args_t 152,
+    lowbit_checkpoint_info_t 16,
+}
+
+/// The constants of C are the discriminants of the Rust enums.
+macro_rules! same {
+    ($($constant:ident => $variant:expr),* $(,)?) => {$(
+        const _: () = assert!($constant == $variant as i32);
+    )*};
+}
+
+same! {
+    LOWBIT_STATUS_NULL_POINTER => Status::NullPointer,
+    LOWBIT_STATUS_INVALID_ARGUMENT => Status::InvalidArgument,
+    LOWBIT_STATUS_STRUCT_SIZE => Status::StructSize,
+    LOWBIT_STATUS_UNKNOWN_FLAG => Status::UnknownFlag,
+    LOWBIT_STATUS_BUFFER_SIZE => Status::BufferSize,
+    LOWBIT_STATUS_MISALIGNED => Status::Misaligned,
+    LOWBIT_STATUS_OVERLAP => Status::Overlap,
+    LOWBIT_STATUS_UNSUPPORTED => Status::Unsupported,
+    LOWBIT_STATUS_FORMAT_MAGIC => Status::FormatMagic,
+    LOWBIT_STATUS_FORMAT_VERSION => Status::FormatVersion,
+    LOWBIT_STATUS_FORMAT_TRUNCATED => Status::FormatTruncated,
+    LOWBIT_STATUS_FORMAT_CORRUPT => Status::FormatCorrupt,
+    LOWBIT_STATUS_FORMAT_MISMATCH => Status::FormatMismatch,
+    LOWBIT_STATUS_CUDA_UNAVAILABLE => Status::CudaUnavailable,
+    LOWBIT_STATUS_CUDA_OUT_OF_MEMORY => Status::CudaOutOfMemory,
+    LOWBIT_STATUS_CUDA_ERROR => Status::CudaError,
+    LOWBIT_STATUS_OUT_OF_MEMORY => Status::OutOfMemory,
+    LOWBIT_STATUS_IO => Status::Io,
+    LOWBIT_STATUS_INTERNAL => Status::Internal,
+    LOWBIT_DTYPE_F32 => Dtype::F32,
+    LOWBIT_DTYPE_BF16 => Dtype::Bf16,
+    LOWBIT_DTYPE_F16 => Dtype::F16,
+    LOWBIT_DTYPE_U8 => Dtype::U8,
+    LOWBIT_DTYPE_I32 => Dtype::I32,
+}
