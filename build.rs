@@ -1,12 +1,30 @@
-//! Link settings of the shared library.
+//! Link settings of the shared library, and the CUDA kernels.
+//!
+//! The kernels (`cuda/*.cu`) are compiled to PTX by NVRTC or nvcc and embedded; no GPU, driver or
+//! toolkit header is needed for that. Where no compiler is found the library is built without
+//! kernels, and its CUDA backend says so; `LOWBIT_REQUIRE_CUDA_KERNELS=1` makes it an error.
+//! The compiler is the first of:
+//!
+//! 1. `LOWBIT_NVRTC`: libnvrtc, or a folder that has it
+//! 2. `CUDA_HOME`: libnvrtc in its `lib64` or `lib`
+//! 3. `target/env/nvrtc`, where `cargo xtask env nvrtc` installs it
+//! 4. nvcc on `PATH`
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::{env, fs};
+
+/// The oldest architecture; drivers compile its PTX for all later ones.
+const ARCH: &str = "compute_80";
+
+/// The kernels spell out every fused operation, so the compiler may not form others.
+const OPTIONS: [&str; 2] = ["--fmad=false", "--std=c++17"];
 
 fn main() -> Result<(), String> {
     println!("cargo::rerun-if-changed=build.rs");
     let out_dir = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
-    link_settings(&out_dir)
+    link_settings(&out_dir)?;
+    embed_kernels(&out_dir)
 }
 
 fn link_settings(out_dir: &Path) -> Result<(), String> {
@@ -24,10 +42,349 @@ fn link_settings(out_dir: &Path) -> Result<(), String> {
     // to the guard at the C boundary would then abort the process. std asks for `-lgcc_s`; this
     // linker script, found first, answers with the static archives.
     let dir = out_dir.join("static-unwinder");
-    let script = dir.join("libgcc_s.so");
-    fs::create_dir_all(&dir)
-        .and_then(|()| fs::write(&script, "GROUP ( -lgcc_eh -lgcc )\n"))
-        .map_err(|error| format!("{}: {error}", script.display()))?;
+    fs::create_dir_all(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+    write(
+        &dir.join("libgcc_s.so"),
+        "GROUP ( -lgcc_eh -lgcc )\n".as_bytes(),
+    )?;
     println!("cargo::rustc-link-search=native={}", dir.display());
     Ok(())
+}
+
+/// Writes one `.ptx` per `.cu`, and `cuda_kernels.rs`, which embeds them.
+fn embed_kernels(out_dir: &Path) -> Result<(), String> {
+    println!("cargo::rerun-if-changed=cuda");
+    println!("cargo::rerun-if-env-changed=LOWBIT_REQUIRE_CUDA_KERNELS");
+    let text = match Compiler::find()? {
+        Ok(compiler) => {
+            let mut modules = String::new();
+            for source in sources()? {
+                let name = source.file_stem().unwrap_or_default().to_string_lossy();
+                let ptx = out_dir.join(format!("{name}.ptx"));
+                let mut bytes = compiler.compile(&source, &ptx)?;
+                // The driver takes a string.
+                bytes.push(0);
+                write(&ptx, &bytes)?;
+                modules += &format!("({name:?}, include_bytes!({ptx:?})), ");
+            }
+            let cuda = compiler.version()?;
+            format!("Ok(Embedded {{ cuda: {cuda}, modules: &[{modules}] }})")
+        }
+        Err(missing) => {
+            let reason = format!("the library was built without CUDA kernels: {missing}");
+            if env::var_os("LOWBIT_REQUIRE_CUDA_KERNELS").is_some_and(|value| value == "1") {
+                return Err(format!("LOWBIT_REQUIRE_CUDA_KERNELS is 1, but {missing}"));
+            }
+            println!("cargo::warning={reason}");
+            format!("Err({reason:?})")
+        }
+    };
+    write(
+        &out_dir.join("cuda_kernels.rs"),
+        format!("const EMBEDDED: Result<Embedded, &str> = {text};\n").as_bytes(),
+    )
+}
+
+fn sources() -> Result<Vec<PathBuf>, String> {
+    let mut sources = fs::read_dir("cuda")
+        .and_then(|entries| {
+            entries
+                .map(|entry| Ok(entry?.path()))
+                .collect::<Result<Vec<_>, _>>()
+        })
+        .map_err(|error| format!("cuda: {error}"))?;
+    sources.retain(|path| path.extension().is_some_and(|extension| extension == "cu"));
+    sources.sort();
+    Ok(sources)
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<(), String> {
+    fs::write(path, bytes).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+enum Compiler {
+    Nvrtc(nvrtc::Library),
+    Nvcc(PathBuf),
+}
+
+impl Compiler {
+    /// The inner error says where was looked; the outer one is a wrong `LOWBIT_NVRTC`.
+    fn find() -> Result<Result<Self, String>, String> {
+        for key in ["LOWBIT_NVRTC", "CUDA_HOME"] {
+            println!("cargo::rerun-if-env-changed={key}");
+        }
+        let variable = |key| env::var_os(key).filter(|value| !value.is_empty());
+        if let Some(asked) = variable("LOWBIT_NVRTC") {
+            let path = nvrtc::locate(Path::new(&asked))
+                .ok_or_else(|| format!("LOWBIT_NVRTC is {asked:?}, which has no libnvrtc"))?;
+            return nvrtc::Library::open(&path).map(|library| Ok(Self::Nvrtc(library)));
+        }
+        let manifest_dir = variable("CARGO_MANIFEST_DIR").ok_or("CARGO_MANIFEST_DIR is not set")?;
+        let installed = Path::new(&manifest_dir).join("target/env/nvrtc");
+        let mut missing = "no compiler for them was found; `cargo xtask env nvrtc` installs one \
+                           (looked for LOWBIT_NVRTC, CUDA_HOME, target/env/nvrtc, nvcc on PATH)"
+            .to_owned();
+        for dir in [variable("CUDA_HOME").map(PathBuf::from), Some(installed)] {
+            if let Some(path) = dir.and_then(|dir| nvrtc::locate(&dir)) {
+                match nvrtc::Library::open(&path) {
+                    Ok(library) => return Ok(Ok(Self::Nvrtc(library))),
+                    Err(error) => missing = error,
+                }
+            }
+        }
+        let nvcc = env::split_paths(&variable("PATH").unwrap_or_default())
+            .map(|dir| dir.join("nvcc"))
+            .find(|path| path.is_file());
+        Ok(nvcc.map(Self::Nvcc).ok_or(missing))
+    }
+
+    /// As CUDA writes it: 12010 for 12.1. Drivers take PTX up to their own version.
+    fn version(&self) -> Result<i32, String> {
+        let (major, minor) = match self {
+            Self::Nvrtc(library) => library.version()?,
+            Self::Nvcc(nvcc) => {
+                let text = run(Command::new(nvcc).arg("--version"))?;
+                text.split_once("release ")
+                    .and_then(|(_, rest)| rest.split_once(',')?.0.split_once('.'))
+                    .and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)))
+                    .ok_or_else(|| format!("{} has no version: {text}", nvcc.display()))?
+            }
+        };
+        Ok(1000 * major + 10 * minor)
+    }
+
+    fn compile(&self, source: &Path, ptx: &Path) -> Result<Vec<u8>, String> {
+        match self {
+            Self::Nvrtc(library) => library
+                .compile(source)
+                .map_err(|error| format!("{}: {error}", source.display())),
+            Self::Nvcc(nvcc) => {
+                run(Command::new(nvcc)
+                    .arg("-ptx")
+                    .arg(format!("-arch={ARCH}"))
+                    .args(OPTIONS)
+                    .arg("-o")
+                    .args([ptx, source]))?;
+                fs::read(ptx).map_err(|error| format!("{}: {error}", ptx.display()))
+            }
+        }
+    }
+}
+
+fn run(command: &mut Command) -> Result<String, String> {
+    let output = command
+        .output()
+        .map_err(|error| format!("{command:?}: {error}"))?;
+    let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
+    if output.status.success() {
+        return Ok(text);
+    }
+    text += &String::from_utf8_lossy(&output.stderr);
+    Err(format!("{command:?} failed:\n{text}"))
+}
+
+/// NVIDIA's run-time compiler, a shared library with a C interface.
+#[cfg(unix)]
+mod nvrtc {
+    #![expect(unsafe_code, reason = "calls a C library that is loaded by name")]
+
+    use std::ffi::{CStr, CString, c_char, c_int, c_void};
+    use std::os::unix::ffi::OsStrExt as _;
+    use std::path::{Path, PathBuf};
+    use std::ptr::null_mut;
+
+    // Part of the C library, which std links.
+    unsafe extern "C" {
+        fn dlopen(path: *const c_char, mode: c_int) -> *mut c_void;
+        fn dlsym(library: *mut c_void, name: *const c_char) -> *mut c_void;
+        fn dlerror() -> *const c_char;
+    }
+
+    const RTLD_NOW: c_int = 2;
+
+    type Program = *mut c_void;
+    type Status = c_int;
+
+    /// The few functions that are needed; never unloaded.
+    pub(crate) struct Library {
+        version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> Status,
+        error_string: unsafe extern "C" fn(Status) -> *const c_char,
+        create: unsafe extern "C" fn(
+            *mut Program,
+            *const c_char,
+            *const c_char,
+            c_int,
+            *const *const c_char,
+            *const *const c_char,
+        ) -> Status,
+        compile: unsafe extern "C" fn(Program, c_int, *const *const c_char) -> Status,
+        log_size: unsafe extern "C" fn(Program, *mut usize) -> Status,
+        log: unsafe extern "C" fn(Program, *mut c_char) -> Status,
+        ptx_size: unsafe extern "C" fn(Program, *mut usize) -> Status,
+        ptx: unsafe extern "C" fn(Program, *mut c_char) -> Status,
+        destroy: unsafe extern "C" fn(*mut Program) -> Status,
+    }
+
+    /// The library at `path`, or in the folder `path`.
+    pub(crate) fn locate(path: &Path) -> Option<PathBuf> {
+        if path.is_file() {
+            return Some(path.to_owned());
+        }
+        let names = ["libnvrtc.so.12", "libnvrtc.so.13", "libnvrtc.so"];
+        let files = ["", "lib64", "lib"]
+            .into_iter()
+            .flat_map(|dir| names.map(|name| path.join(dir).join(name)));
+        files.into_iter().find(|file| file.is_file())
+    }
+
+    impl Library {
+        pub(crate) fn open(path: &Path) -> Result<Self, String> {
+            println!("cargo::rerun-if-changed={}", path.display());
+            let name = CString::new(path.as_os_str().as_bytes()).map_err(|e| e.to_string())?;
+            // SAFETY: a NUL-terminated path; the library is NVRTC, whose initialisers are sound.
+            let library = unsafe { dlopen(name.as_ptr(), RTLD_NOW) };
+            if library.is_null() {
+                return Err(last_error());
+            }
+            // SAFETY: each type is that of the function in nvrtc.h, stable since CUDA 7.
+            unsafe {
+                Ok(Self {
+                    version: symbol(library, c"nvrtcVersion")?,
+                    error_string: symbol(library, c"nvrtcGetErrorString")?,
+                    create: symbol(library, c"nvrtcCreateProgram")?,
+                    compile: symbol(library, c"nvrtcCompileProgram")?,
+                    log_size: symbol(library, c"nvrtcGetProgramLogSize")?,
+                    log: symbol(library, c"nvrtcGetProgramLog")?,
+                    ptx_size: symbol(library, c"nvrtcGetPTXSize")?,
+                    ptx: symbol(library, c"nvrtcGetPTX")?,
+                    destroy: symbol(library, c"nvrtcDestroyProgram")?,
+                })
+            }
+        }
+
+        pub(crate) fn version(&self) -> Result<(i32, i32), String> {
+            let (mut major, mut minor) = (0, 0);
+            // SAFETY: two live integers.
+            self.check(unsafe { (self.version)(&raw mut major, &raw mut minor) })?;
+            Ok((major, minor))
+        }
+
+        pub(crate) fn compile(&self, source: &Path) -> Result<Vec<u8>, String> {
+            let text = std::fs::read(source).map_err(|error| error.to_string())?;
+            let text = CString::new(text).map_err(|error| error.to_string())?;
+            let name = CString::new(source.as_os_str().as_bytes()).map_err(|e| e.to_string())?;
+            let include = format!("-I{}", source.parent().unwrap_or(source).display());
+            let options = [&format!("--gpu-architecture={}", super::ARCH), &include]
+                .into_iter()
+                .map(String::as_str)
+                .chain(super::OPTIONS)
+                .map(CString::new)
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|error| error.to_string())?;
+            let options: Vec<_> = options.iter().map(|option| option.as_ptr()).collect();
+
+            let mut program = null_mut();
+            // SAFETY: strings that outlive the calls; no headers are given; the program is made
+            // by `create` and destroyed once, at the end.
+            unsafe {
+                self.check((self.create)(
+                    &raw mut program,
+                    text.as_ptr(),
+                    name.as_ptr(),
+                    0,
+                    null_mut(),
+                    null_mut(),
+                ))?;
+                let status = (self.compile)(program, options.len() as c_int, options.as_ptr());
+                let log = self.read(program, self.log_size, self.log);
+                let result = match (self.check(status), log) {
+                    (Err(error), log) => Err(format!("{error}\n{}", text_of(log))),
+                    // Warnings are errors here: nobody reads the output of a build that passed.
+                    (Ok(()), Ok(log)) if !log.is_empty() => Err(text_of(Ok(log))),
+                    (Ok(()), _) => self.read(program, self.ptx_size, self.ptx),
+                };
+                (self.destroy)(&raw mut program);
+                result
+            }
+        }
+
+        /// A text of a program, without the final NUL.
+        ///
+        /// # Safety
+        /// The program lives; `size` and `get` belong together.
+        unsafe fn read(
+            &self,
+            program: Program,
+            size: unsafe extern "C" fn(Program, *mut usize) -> Status,
+            get: unsafe extern "C" fn(Program, *mut c_char) -> Status,
+        ) -> Result<Vec<u8>, String> {
+            let mut bytes = 0;
+            // SAFETY: the caller's promise; the buffer has the size that was asked for.
+            unsafe {
+                self.check(size(program, &raw mut bytes))?;
+                let mut text = vec![0_u8; bytes];
+                self.check(get(program, text.as_mut_ptr().cast()))?;
+                text.truncate(bytes.saturating_sub(1));
+                Ok(text)
+            }
+        }
+
+        fn check(&self, status: Status) -> Result<(), String> {
+            if status == 0 {
+                return Ok(());
+            }
+            // SAFETY: any status has a static text.
+            let text = unsafe { CStr::from_ptr((self.error_string)(status)) };
+            Err(text.to_string_lossy().into_owned())
+        }
+    }
+
+    fn text_of(log: Result<Vec<u8>, String>) -> String {
+        log.map_or_else(|error| error, |log| String::from_utf8_lossy(&log).into())
+    }
+
+    /// # Safety
+    /// `F` is the type of the function called `name`.
+    unsafe fn symbol<F: Copy>(library: *mut c_void, name: &CStr) -> Result<F, String> {
+        // SAFETY: the library is loaded.
+        let address = unsafe { dlsym(library, name.as_ptr()) };
+        if address.is_null() {
+            return Err(last_error());
+        }
+        assert_eq!(size_of::<F>(), size_of::<*mut c_void>());
+        // SAFETY: `F` is a function pointer, as wide as the address; the caller's promise.
+        Ok(unsafe { std::mem::transmute_copy(&address) })
+    }
+
+    fn last_error() -> String {
+        // SAFETY: called after a failure on this thread, so that there is a text.
+        let text = unsafe { CStr::from_ptr(dlerror()) };
+        text.to_string_lossy().into_owned()
+    }
+}
+
+/// Elsewhere nvcc is the only choice.
+#[cfg(not(unix))]
+mod nvrtc {
+    use std::path::{Path, PathBuf};
+
+    pub(crate) enum Library {}
+
+    pub(crate) fn locate(_: &Path) -> Option<PathBuf> {
+        None
+    }
+
+    impl Library {
+        pub(crate) fn open(_: &Path) -> Result<Self, String> {
+            Err("NVRTC is not used on this system".into())
+        }
+
+        pub(crate) fn version(&self) -> Result<(i32, i32), String> {
+            match *self {}
+        }
+
+        pub(crate) fn compile(&self, _: &Path) -> Result<Vec<u8>, String> {
+            match *self {}
+        }
+    }
 }

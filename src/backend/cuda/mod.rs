@@ -30,6 +30,14 @@ fn unavailable() -> Error {
     Error::new(Status::CudaUnavailable, "this build has no CUDA kernels")
 }
 
+/// Whether a device can be used.
+///
+/// # Errors
+/// `CudaUnavailable` with the reason.
+pub fn probe(_device: i32) -> Result<()> {
+    Err(unavailable())
+}
+
 impl CudaContext {
     /// Opens a device.
     ///
