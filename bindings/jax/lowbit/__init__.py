@@ -1,0 +1,13 @@
+"""Optimizer state in 4 bits (or 32), stepped by fused kernels.
+
+`lowbit.jax` has the optimizers for JAX; it is the only module that imports JAX. This one wraps the
+library itself: `Plan` says what states a list of tensors gets, and steps, saves and loads them as
+numpy arrays.
+
+The shared library is looked for at the environment's `LOWBIT_LIBRARY`, then in the package's folder.
+"""
+
+from ._library import Error, library_path, version
+from .core import BufferInfo, Plan, Spec, Tensor
+
+__all__ = ["BufferInfo", "Error", "Plan", "Spec", "Tensor", "library_path", "version"]

@@ -1,0 +1,482 @@
+"""The C ABI for ctypes. Generated from include/lowbit.h by bindings/generate.py."""
+
+from ctypes import (
+    CFUNCTYPE,
+    POINTER,
+    Structure,
+    c_char,
+    c_char_p,
+    c_float,
+    c_int32,
+    c_int64,
+    c_size_t,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+    sizeof,
+)
+
+LOWBIT_HYPER_COUNT = 8
+LOWBIT_SPEC_THRESHOLD = 1
+LOWBIT_ABI_MAJOR = 0
+LOWBIT_ABI_MINOR = 1
+LOWBIT_STATUS_OK = 0
+LOWBIT_STATUS_NULL_POINTER = 1
+LOWBIT_STATUS_INVALID_ARGUMENT = 2
+LOWBIT_STATUS_STRUCT_SIZE = 3
+LOWBIT_STATUS_UNKNOWN_FLAG = 4
+LOWBIT_STATUS_BUFFER_SIZE = 5
+LOWBIT_STATUS_MISALIGNED = 6
+LOWBIT_STATUS_OVERLAP = 7
+LOWBIT_STATUS_UNSUPPORTED = 20
+LOWBIT_STATUS_FORMAT_MAGIC = 40
+LOWBIT_STATUS_FORMAT_VERSION = 41
+LOWBIT_STATUS_FORMAT_TRUNCATED = 42
+LOWBIT_STATUS_FORMAT_CORRUPT = 43
+LOWBIT_STATUS_FORMAT_MISMATCH = 44
+LOWBIT_STATUS_CUDA_UNAVAILABLE = 60
+LOWBIT_STATUS_CUDA_OUT_OF_MEMORY = 62
+LOWBIT_STATUS_CUDA_ERROR = 63
+LOWBIT_STATUS_OUT_OF_MEMORY = 80
+LOWBIT_STATUS_IO = 81
+LOWBIT_STATUS_INTERNAL = 100
+LOWBIT_DTYPE_F32 = 1
+LOWBIT_DTYPE_BF16 = 2
+LOWBIT_DTYPE_F16 = 3
+LOWBIT_DTYPE_U8 = 4
+LOWBIT_DTYPE_I32 = 5
+LOWBIT_OPTIMIZER_ADAMW = 1
+LOWBIT_OPTIMIZER_NONE = 2
+LOWBIT_NORMALIZATION_BLOCK = 1
+LOWBIT_NORMALIZATION_RANK1 = 2
+LOWBIT_MAPPING_DE = 1
+LOWBIT_MAPPING_LINEAR = 2
+LOWBIT_ROUNDING_NEAREST = 0
+LOWBIT_CPU_VARIANT_AUTO = 0
+LOWBIT_CPU_VARIANT_REFERENCE = 1
+LOWBIT_CPU_VARIANT_PORTABLE = 2
+LOWBIT_CPU_VARIANT_AVX2 = 3
+LOWBIT_NONFINITE_DEFAULT = 0
+LOWBIT_NONFINITE_SKIP_BLOCK = 1
+LOWBIT_NONFINITE_SKIP_TENSOR = 2
+LOWBIT_NONFINITE_SKIP_STEP = 3
+LOWBIT_NONFINITE_PROPAGATE = 4
+LOWBIT_REDUCE_MAX = 1
+
+
+class Sized(Structure):
+    """A struct that begins with its own size."""
+
+    _init_ = {}
+
+    @classmethod
+    def init(cls, **fields):
+        """As the struct's INIT macro sets it, with `fields` on top."""
+        return cls(**{"struct_size": sizeof(cls), **cls._init_, **fields})
+
+
+class lowbit_context_t(Structure):
+    """Opaque."""
+
+
+class lowbit_plan_t(Structure):
+    """Opaque."""
+
+
+class lowbit_spec_t(Structure):
+    """Opaque."""
+
+
+class lowbit_state_t(Structure):
+    """Opaque."""
+
+
+lowbit_status_t = c_int32
+lowbit_optimizer_t = c_int32
+lowbit_normalization_t = c_int32
+lowbit_mapping_t = c_int32
+lowbit_rounding_t = c_int32
+
+
+class lowbit_quantizer_info_t(Sized):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("bits", c_int32),
+        ("normalization", lowbit_normalization_t),
+        ("mapping", lowbit_mapping_t),
+        ("rounding", lowbit_rounding_t),
+        ("block", c_int64),
+    ]
+    _init_ = {
+        "bits": 4,
+        "normalization": LOWBIT_NORMALIZATION_BLOCK,
+        "mapping": LOWBIT_MAPPING_DE,
+        "rounding": LOWBIT_ROUNDING_NEAREST,
+        "block": 128,
+    }
+
+
+class lowbit_override_info_t(Sized):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("pattern", c_char_p),
+        ("m", POINTER(lowbit_quantizer_info_t)),
+        ("v", POINTER(lowbit_quantizer_info_t)),
+        ("x", POINTER(lowbit_quantizer_info_t)),
+    ]
+
+
+class lowbit_spec_info_t(Sized):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("flags", c_uint64),
+        ("preset", c_char_p),
+        ("optimizer", lowbit_optimizer_t),
+        ("reserved", c_int32),
+        ("threshold", c_int64),
+        ("m", POINTER(lowbit_quantizer_info_t)),
+        ("v", POINTER(lowbit_quantizer_info_t)),
+        ("x", POINTER(lowbit_quantizer_info_t)),
+        ("overrides", POINTER(lowbit_override_info_t)),
+        ("override_count", c_int64),
+    ]
+
+
+lowbit_cpu_variant_t = c_int32
+lowbit_parallel_for_t = CFUNCTYPE(None, c_void_p, c_int64, CFUNCTYPE(None, c_void_p, c_int64), c_void_p)
+
+
+class lowbit_cpu_info_t(Sized):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("flags", c_uint64),
+        ("threads", c_int64),
+        ("variant", lowbit_cpu_variant_t),
+        ("reserved", c_int32),
+        ("parallel_for", lowbit_parallel_for_t),
+        ("parallel_for_user", c_void_p),
+    ]
+    _init_ = {"variant": LOWBIT_CPU_VARIANT_AUTO,}
+
+
+class lowbit_cuda_info_t(Sized):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("flags", c_uint64),
+        ("device", c_int32),
+        ("reserved", c_int32),
+    ]
+
+
+lowbit_dtype_t = c_int32
+
+
+class lowbit_tensor_info_t(Sized):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("flags", c_uint64),
+        ("name", c_char_p),
+        ("shape", POINTER(c_int64)),
+        ("ndim", c_int32),
+        ("param_dtype", lowbit_dtype_t),
+        ("grad_dtype", lowbit_dtype_t),
+        ("reserved", c_int32),
+        ("global_shape", POINTER(c_int64)),
+        ("offset", POINTER(c_int64)),
+    ]
+    _init_ = {"param_dtype": LOWBIT_DTYPE_F32,}
+
+
+class lowbit_plan_info_t(Sized):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("tensor_count", c_int64),
+        ("buffer_count", c_int64),
+        ("state_bytes", c_int64),
+        ("arena_bytes", c_int64),
+        ("arena_align", c_int64),
+        ("scratch_bytes", c_int64),
+        ("stage_count", c_int64),
+    ]
+
+
+class lowbit_tensor_report_t(Sized):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("name", c_char_p),
+        ("quantizers", c_char_p),
+        ("reason", c_char_p),
+        ("numel", c_int64),
+        ("state_bytes", c_int64),
+        ("first_buffer", c_int64),
+        ("buffer_count", c_int64),
+    ]
+
+
+class lowbit_buffer_info_t(Sized):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("tensor", c_int64),
+        ("state", c_char_p),
+        ("part", c_char_p),
+        ("dtype", lowbit_dtype_t),
+        ("ndim", c_int32),
+        ("shape", POINTER(c_int64)),
+        ("bytes", c_int64),
+        ("arena_offset", c_int64),
+    ]
+
+
+lowbit_reduce_t = c_int32
+
+
+class lowbit_stage_info_t(Sized):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("dtype", lowbit_dtype_t),
+        ("reduce", lowbit_reduce_t),
+        ("offset", c_int64),
+        ("count", c_int64),
+    ]
+
+
+class lowbit_buffer_t(Structure):
+    _fields_ = [
+        ("data", c_void_p),
+        ("bytes", c_int64),
+    ]
+
+
+lowbit_nonfinite_t = c_int32
+
+
+class lowbit_step_args_t(Sized):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("flags", c_uint64),
+        ("tensor_count", c_int64),
+        ("params", POINTER(lowbit_buffer_t)),
+        ("grads", POINTER(lowbit_buffer_t)),
+        ("updates", POINTER(lowbit_buffer_t)),
+        ("buffer_count", c_int64),
+        ("state", POINTER(lowbit_buffer_t)),
+        ("scratch", lowbit_buffer_t),
+        ("lr", c_float),
+        ("beta1", c_float),
+        ("beta2", c_float),
+        ("eps", c_float),
+        ("weight_decay", c_float),
+        ("grad_scale", c_float),
+        ("clip_factor", c_float),
+        ("skip", c_float),
+        ("step", c_int32),
+        ("nonfinite", lowbit_nonfinite_t),
+        ("hyper", POINTER(c_float)),
+        ("step_number", POINTER(c_int32)),
+        ("offsets", POINTER(POINTER(c_int64))),
+        ("skipped", POINTER(c_int64)),
+    ]
+    _init_ = {
+        "lr": 1e-3,
+        "beta1": 0.9,
+        "beta2": 0.999,
+        "eps": 1e-8,
+        "weight_decay": 0.01,
+        "grad_scale": 1.0,
+        "clip_factor": 1.0,
+        "step": 1,
+        "nonfinite": LOWBIT_NONFINITE_DEFAULT,
+    }
+
+
+class lowbit_checkpoint_info_t(Sized):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("step", c_int64),
+    ]
+
+
+#: name -> (return type, argument types)
+FUNCTIONS = {
+    "lowbit_abi_version": (
+        lowbit_status_t,
+        (POINTER(c_uint32), POINTER(c_uint32)),
+    ),
+    "lowbit_version": (
+        c_char_p,
+        (),
+    ),
+    "lowbit_status_name": (
+        c_char_p,
+        (lowbit_status_t,),
+    ),
+    "lowbit_last_error": (
+        lowbit_status_t,
+        (POINTER(c_char), c_size_t, POINTER(c_size_t)),
+    ),
+    "lowbit_spec_create_preset": (
+        lowbit_status_t,
+        (c_char_p, POINTER(POINTER(lowbit_spec_t))),
+    ),
+    "lowbit_spec_create_json": (
+        lowbit_status_t,
+        (c_char_p, POINTER(POINTER(lowbit_spec_t))),
+    ),
+    "lowbit_spec_create": (
+        lowbit_status_t,
+        (POINTER(lowbit_spec_info_t), POINTER(POINTER(lowbit_spec_t))),
+    ),
+    "lowbit_spec_json": (
+        lowbit_status_t,
+        (POINTER(lowbit_spec_t), POINTER(c_char), c_size_t, POINTER(c_size_t)),
+    ),
+    "lowbit_spec_destroy": (
+        None,
+        (POINTER(lowbit_spec_t),),
+    ),
+    "lowbit_context_create_cpu": (
+        lowbit_status_t,
+        (POINTER(lowbit_cpu_info_t), POINTER(POINTER(lowbit_context_t))),
+    ),
+    "lowbit_context_create_cuda": (
+        lowbit_status_t,
+        (POINTER(lowbit_cuda_info_t), POINTER(POINTER(lowbit_context_t))),
+    ),
+    "lowbit_cuda_probe": (
+        lowbit_status_t,
+        (c_int32, POINTER(c_char), c_size_t, POINTER(c_size_t)),
+    ),
+    "lowbit_context_destroy": (
+        None,
+        (POINTER(lowbit_context_t),),
+    ),
+    "lowbit_plan_create": (
+        lowbit_status_t,
+        (
+            POINTER(lowbit_context_t),
+            POINTER(lowbit_spec_t),
+            POINTER(lowbit_tensor_info_t),
+            c_int64,
+            POINTER(POINTER(lowbit_plan_t)),
+        ),
+    ),
+    "lowbit_plan_info": (
+        lowbit_status_t,
+        (POINTER(lowbit_plan_t), POINTER(lowbit_plan_info_t)),
+    ),
+    "lowbit_plan_tensor": (
+        lowbit_status_t,
+        (POINTER(lowbit_plan_t), c_int64, POINTER(lowbit_tensor_report_t)),
+    ),
+    "lowbit_plan_buffer": (
+        lowbit_status_t,
+        (POINTER(lowbit_plan_t), c_int64, POINTER(lowbit_buffer_info_t)),
+    ),
+    "lowbit_plan_stage": (
+        lowbit_status_t,
+        (POINTER(lowbit_plan_t), c_int64, POINTER(lowbit_stage_info_t)),
+    ),
+    "lowbit_plan_report": (
+        lowbit_status_t,
+        (POINTER(lowbit_plan_t), POINTER(c_char), c_size_t, POINTER(c_size_t)),
+    ),
+    "lowbit_plan_destroy": (
+        None,
+        (POINTER(lowbit_plan_t),),
+    ),
+    "lowbit_state_create": (
+        lowbit_status_t,
+        (POINTER(lowbit_plan_t), c_void_p, POINTER(POINTER(lowbit_state_t))),
+    ),
+    "lowbit_state_buffers": (
+        lowbit_status_t,
+        (POINTER(lowbit_state_t), POINTER(lowbit_buffer_t), c_int64),
+    ),
+    "lowbit_state_destroy": (
+        None,
+        (POINTER(lowbit_state_t), c_void_p),
+    ),
+    "lowbit_step": (
+        lowbit_status_t,
+        (POINTER(lowbit_plan_t), POINTER(lowbit_step_args_t), c_void_p),
+    ),
+    "lowbit_step_stats": (
+        lowbit_status_t,
+        (POINTER(lowbit_plan_t), POINTER(lowbit_step_args_t), c_void_p),
+    ),
+    "lowbit_step_apply": (
+        lowbit_status_t,
+        (POINTER(lowbit_plan_t), POINTER(lowbit_step_args_t), c_void_p),
+    ),
+    "lowbit_compress": (
+        lowbit_status_t,
+        (
+            POINTER(lowbit_plan_t),
+            c_char_p,
+            POINTER(lowbit_buffer_t),
+            c_int64,
+            POINTER(lowbit_buffer_t),
+            c_int64,
+            c_void_p,
+        ),
+    ),
+    "lowbit_decompress": (
+        lowbit_status_t,
+        (
+            POINTER(lowbit_plan_t),
+            c_char_p,
+            POINTER(lowbit_buffer_t),
+            c_int64,
+            POINTER(lowbit_buffer_t),
+            c_int64,
+            c_void_p,
+        ),
+    ),
+    "lowbit_checkpoint_save": (
+        lowbit_status_t,
+        (
+            POINTER(lowbit_plan_t),
+            POINTER(lowbit_buffer_t),
+            c_int64,
+            c_int64,
+            c_char_p,
+            c_void_p,
+        ),
+    ),
+    "lowbit_checkpoint_load": (
+        lowbit_status_t,
+        (
+            POINTER(lowbit_plan_t),
+            c_char_p,
+            POINTER(lowbit_buffer_t),
+            c_int64,
+            c_void_p,
+            POINTER(lowbit_checkpoint_info_t),
+        ),
+    ),
+    "lowbit_checkpoint_serialize": (
+        lowbit_status_t,
+        (
+            POINTER(lowbit_plan_t),
+            POINTER(lowbit_buffer_t),
+            c_int64,
+            c_int64,
+            c_void_p,
+            c_void_p,
+            c_size_t,
+            POINTER(c_size_t),
+        ),
+    ),
+    "lowbit_checkpoint_deserialize": (
+        lowbit_status_t,
+        (
+            POINTER(lowbit_plan_t),
+            c_void_p,
+            c_size_t,
+            POINTER(lowbit_buffer_t),
+            c_int64,
+            c_void_p,
+            POINTER(lowbit_checkpoint_info_t),
+        ),
+    ),
+}

@@ -1,0 +1,252 @@
+"""Specs and plans, and steps on numpy arrays. No JAX here."""
+
+import ctypes
+import json
+import os
+from typing import NamedTuple
+
+import numpy as np
+
+from . import _c_api
+from ._library import call, create, text_of
+
+_DTYPES = {
+    "f32": _c_api.LOWBIT_DTYPE_F32,
+    "bf16": _c_api.LOWBIT_DTYPE_BF16,
+    "f16": _c_api.LOWBIT_DTYPE_F16,
+    "u8": _c_api.LOWBIT_DTYPE_U8,
+    "i32": _c_api.LOWBIT_DTYPE_I32,
+}
+_DTYPE_NAMES = {number: name for name, number in _DTYPES.items()}
+
+#: What to do about NaN and infinity in gradients; `lowbit.h` says what each means.
+NONFINITE = {
+    "default": _c_api.LOWBIT_NONFINITE_DEFAULT,
+    "skip_block": _c_api.LOWBIT_NONFINITE_SKIP_BLOCK,
+    "skip_tensor": _c_api.LOWBIT_NONFINITE_SKIP_TENSOR,
+    "skip_step": _c_api.LOWBIT_NONFINITE_SKIP_STEP,
+    "propagate": _c_api.LOWBIT_NONFINITE_PROPAGATE,
+}
+
+#: Which CPU code does the work; all give the same bits.
+VARIANTS = {
+    "auto": _c_api.LOWBIT_CPU_VARIANT_AUTO,
+    "reference": _c_api.LOWBIT_CPU_VARIANT_REFERENCE,
+    "portable": _c_api.LOWBIT_CPU_VARIANT_PORTABLE,
+    "avx2": _c_api.LOWBIT_CPU_VARIANT_AVX2,
+}
+
+
+class Spec:
+    """Which optimizer, with which quantizer for each of its states.
+
+    spec: the name of a preset ("adamw4", "adamw4-block", "adamw32"), or the JSON form as a dict, or
+        another Spec.
+
+    json: the JSON form as text; equal specs have equal texts.
+
+    Raises Error naming the key that is wrong.
+    """
+
+    def __init__(self, spec):
+        if isinstance(spec, Spec):
+            spec = json.loads(spec.json)
+        if isinstance(spec, str):
+            arguments = ("lowbit_spec_create_preset", spec.encode())
+        else:
+            arguments = ("lowbit_spec_create_json", json.dumps(spec).encode())
+        self.handle = create(self, "spec", *arguments)
+        self.json = text_of("lowbit_spec_json", self.handle)
+
+    def __eq__(self, other):
+        return isinstance(other, Spec) and self.json == other.json
+
+    def __hash__(self):
+        return hash(self.json)
+
+    def __repr__(self):
+        return f"Spec({self.json})"
+
+
+class Tensor(NamedTuple):
+    """A tensor of a plan.
+
+    name: unique in the plan; matched by the spec's overrides and written to checkpoints.
+    shape: extents, outermost first.
+    param_dtype, grad_dtype: "f32" or "bf16".
+    """
+
+    name: str
+    shape: tuple
+    param_dtype: str = "f32"
+    grad_dtype: str = "f32"
+
+
+class BufferInfo(NamedTuple):
+    """One state buffer of a plan.
+
+    tensor: index of its tensor.
+    state: "m", "v" or "x".
+    part: "value" (f32 states), "codes" (two 4-bit codes a byte), "scales", "axis0", "axis1", ...
+    dtype: "f32" or "u8".
+    shape: extents, outermost first.
+    """
+
+    tensor: int
+    state: str
+    part: str
+    dtype: str
+    shape: tuple
+
+    @property
+    def numpy_dtype(self):
+        return np.dtype({"f32": np.float32, "u8": np.uint8}[self.dtype])
+
+
+class Plan:
+    """What states a list of tensors gets, and what moves them. Immutable.
+
+    spec: a Spec, or what makes one.
+    tensors: a list of Tensor.
+    threads: of the CPU, the caller's among them; 0: as many as the process may use.
+    variant: a key of VARIANTS.
+
+    buffers: a tuple of BufferInfo, tensor by tensor, state by state, part by part. Lists of state
+        arrays are in this order. Zeros are the initial state.
+    state_bytes: exact bytes of all state buffers.
+    scratch_words: int32 words of a step's scratch.
+
+    Raises Error naming tensor and field.
+    """
+
+    def __init__(self, spec, tensors, *, threads=1, variant="auto"):
+        self.spec = spec if isinstance(spec, Spec) else Spec(spec)
+        self.tensors = tuple(tensors)
+        info = _c_api.lowbit_cpu_info_t.init(threads=threads, variant=VARIANTS[variant])
+        self._context = create(self, "context", "lowbit_context_create_cpu", ctypes.byref(info))
+        infos = [
+            _c_api.lowbit_tensor_info_t.init(
+                name=tensor.name.encode(),
+                shape=(ctypes.c_int64 * len(tensor.shape))(*tensor.shape),
+                ndim=len(tensor.shape),
+                param_dtype=_DTYPES[tensor.param_dtype],
+                grad_dtype=_DTYPES[tensor.grad_dtype],
+            )
+            for tensor in self.tensors
+        ]
+        array = (_c_api.lowbit_tensor_info_t * len(infos))(*infos)
+        self.handle = create(
+            self, "plan", "lowbit_plan_create", self._context, self.spec.handle, array, len(array)
+        )
+        sizes = _c_api.lowbit_plan_info_t.init()
+        call("lowbit_plan_info", self.handle, ctypes.byref(sizes))
+        self.state_bytes = sizes.state_bytes
+        self.scratch_words = sizes.scratch_bytes // 4
+        self.buffers = tuple(self._buffer(i) for i in range(sizes.buffer_count))
+
+    def _buffer(self, index):
+        info = _c_api.lowbit_buffer_info_t.init()
+        call("lowbit_plan_buffer", self.handle, index, ctypes.byref(info))
+        return BufferInfo(
+            info.tensor,
+            info.state.decode(),
+            info.part.decode(),
+            _DTYPE_NAMES[info.dtype],
+            tuple(info.shape[: info.ndim]),
+        )
+
+    def report(self):
+        """A table that says, per tensor, what it got and why, and the bytes."""
+        return text_of("lowbit_plan_report", self.handle)
+
+    def zeros(self):
+        """The initial state: a list of numpy arrays."""
+        return [np.zeros(info.shape, info.numpy_dtype) for info in self.buffers]
+
+    def step(self, params, grads, state, *, step=1, updates=None, nonfinite="default", **hyper):
+        """One step, in place, on lists of C-contiguous numpy arrays.
+
+        updates: arrays that receive the updates; the parameters then stay.
+        step: the number of this step, from 1.
+        nonfinite: a key of NONFINITE.
+        hyper: lr, beta1, beta2, eps, weight_decay, grad_scale, clip_factor, skip.
+
+        Returns how many blocks and tensors were skipped because of non-finite gradients.
+        """
+        scratch = np.empty(self.scratch_words, np.int32)
+        skipped = (ctypes.c_int64 * 2)()
+        arguments = _c_api.lowbit_step_args_t.init(
+            tensor_count=len(params),
+            params=_buffers(params, written=updates is None),
+            grads=_buffers(grads),
+            updates=None if updates is None else _buffers(updates, written=True),
+            buffer_count=len(state),
+            state=_buffers(state, written=True),
+            scratch=_buffers([scratch], written=True)[0],
+            step=step,
+            nonfinite=NONFINITE[nonfinite],
+            skipped=skipped,
+            **hyper,
+        )
+        call("lowbit_step", self.handle, ctypes.byref(arguments), None)
+        return tuple(skipped)
+
+    def save(self, path, state, step):
+        """Writes the state arrays after `step` steps to a checkpoint file, whole or not at all."""
+        buffers = _buffers(state)
+        call(
+            "lowbit_checkpoint_save",
+            self.handle,
+            buffers,
+            len(buffers),
+            step,
+            os.fsencode(path),
+            None,
+        )
+
+    def load(self, path, state):
+        """Reads a checkpoint file into the state arrays; returns the number of steps done.
+
+        Raises Error, with the state untouched, unless the whole file is sound and of an equal plan.
+        """
+        info = _c_api.lowbit_checkpoint_info_t.init()
+        buffers = _buffers(state, written=True)
+        call(
+            "lowbit_checkpoint_load",
+            self.handle,
+            os.fsencode(path),
+            buffers,
+            len(buffers),
+            None,
+            ctypes.byref(info),
+        )
+        return info.step
+
+
+def checkpoint_tensors(path):
+    """Names of the tensors in a checkpoint file, in its order. The library checks everything else.
+
+    Raises ValueError if it is no such file.
+    """
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size > os.path.getsize(path):
+            raise ValueError(f"{path} is not a lowbit checkpoint")
+        header = file.read(size)
+    try:
+        metadata = json.loads(json.loads(header)["__metadata__"]["lowbit"])
+        return [tensor["name"] for tensor in metadata["tensors"]]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} is not a lowbit checkpoint") from None
+
+
+def _buffers(arrays, written=False):
+    """Addresses and sizes; the caller keeps the arrays alive for the call."""
+    buffers = (_c_api.lowbit_buffer_t * len(arrays))()
+    for i, (buffer, array) in enumerate(zip(buffers, arrays)):
+        if not array.flags.c_contiguous:
+            raise ValueError(f"array {i} is not C-contiguous")
+        if written and not array.flags.writeable:
+            raise ValueError(f"array {i} is read-only")
+        buffer.data, buffer.bytes = array.ctypes.data, array.nbytes
+    return buffers
