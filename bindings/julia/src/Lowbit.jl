@@ -1,0 +1,28 @@
+"""
+    Lowbit
+
+AdamW with its state in 4 bits, stepped in place by the library `lowbit`.
+
+Two ways in:
+
+- [`setup`](@ref) and [`update!`](@ref): an optimizer for any nest of arrays.
+- [`Spec`](@ref), [`Plan`](@ref), [`State`](@ref) and [`step!`](@ref): the pieces it is made of,
+  for trainers that keep the state and count the steps themselves.
+
+Nothing is exported: write `Lowbit.setup`, `Lowbit.update!`.
+
+Arrays are column-major here and row-major in the library. No byte is moved for that: a Julia array
+of size `(m, n)` is the library's tensor of shape `(n, m)`. What the library calls a row is a Julia
+column, and blocks of a quantizer run along the first dimension.
+"""
+module Lowbit
+
+include("library.jl")
+include("c_api.jl")
+include("core.jl")
+include("arrays.jl")
+include("plan.jl")
+include("calls.jl")
+include("rule.jl")
+
+end

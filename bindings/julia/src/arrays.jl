@@ -1,0 +1,57 @@
+# Arrays: element types and memory.
+
+"""
+    BF16(bits::AbstractArray{UInt16})
+    BF16(values::AbstractArray{<:Real})
+
+An array of bfloat16 numbers, for parameters and gradients. It is read as `Float32`; what is
+assigned is rounded to nearest even. `bits` is shared, not copied.
+"""
+struct BF16{N,A<:AbstractArray{UInt16,N}} <: AbstractArray{Float32,N}
+    bits::A
+    BF16(bits::AbstractArray{UInt16,N}) where {N} = new{N,typeof(bits)}(bits)
+end
+
+BF16(values::AbstractArray{<:Real}) = copyto!(BF16(Array{UInt16}(undef, size(values))), values)
+
+Base.size(array::BF16) = size(array.bits)
+Base.IndexStyle(::Type{BF16{N,A}}) where {N,A} = IndexStyle(A)
+
+Base.@propagate_inbounds Base.getindex(array::BF16, i::Int...) =
+    reinterpret(Float32, UInt32(array.bits[i...]) << 16)
+
+Base.@propagate_inbounds function Base.setindex!(array::BF16, value, i::Int...)
+    word = reinterpret(UInt32, Float32(value))
+    nan = word & 0x7fff_ffff > 0x7f80_0000
+    rounded = nan ? word | 0x0040_0000 : word + 0x7fff + (word >> 16 & 1)
+    array.bits[i...] = (rounded >> 16) % UInt16
+    return array
+end
+
+"The library's name of an element type, or 0. A package with a bfloat16 type may add a method."
+dtype(::Type) = Int32(0)
+dtype(::Type{Float32}) = LOWBIT_DTYPE_F32
+dtype(::Type{<:BF16}) = LOWBIT_DTYPE_BF16
+dtype(array::AbstractArray) = dtype(eltype(array))
+dtype(::BF16) = LOWBIT_DTYPE_BF16
+
+@static if isdefined(Core, :BFloat16)
+    dtype(::Type{Core.BFloat16}) = LOWBIT_DTYPE_BF16
+end
+
+"Whether the elements lie in memory one after the other, in Julia's order."
+isdense(::AbstractArray) = false
+isdense(::DenseArray) = true
+isdense(array::BF16) = isdense(array.bits)
+function isdense(array::StridedArray)
+    next = 1
+    for (extent, stride) in zip(size(array), strides(array))
+        extent > 1 && stride != next && return false
+        next *= extent
+    end
+    return true
+end
+
+"The memory of an array, which must be kept alive."
+buffer(array::AbstractArray) = lowbit_buffer_t(pointer(array), length(array) * sizeof(eltype(array)))
+buffer(array::BF16) = buffer(array.bits)

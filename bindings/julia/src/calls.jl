@@ -1,0 +1,221 @@
+# The calls that work on tensors and states.
+
+"A list of arrays as the library takes it. `arrays` keeps the memory alive that `data` points to."
+struct Buffers
+    arrays::Vector{AbstractArray}
+    data::Vector{lowbit_buffer_t}
+end
+
+Buffers(state::State) = Buffers(state.arrays, map(buffer, state.arrays))
+
+"Checks `arrays` against the tensors of a plan; `type(tensor)` is the element type to expect."
+function Buffers(plan::Plan, what, arrays, type)
+    list = collect(AbstractArray, arrays)
+    if length(list) != length(plan.tensors)
+        throw(DimensionMismatch(
+            "$what has $(length(list)) arrays, the plan has $(length(plan.tensors)) tensors",
+        ))
+    end
+    for (i, (array, tensor)) in enumerate(zip(list, plan.tensors))
+        check_array(array, tensor.size, type(tensor), "$what[$i] ($(tensor.name))")
+    end
+    return Buffers(list, map(buffer, list))
+end
+
+function check_array(array, size, type, name)
+    if Base.size(array) != size
+        throw(DimensionMismatch("$name has the size $(Base.size(array)), the plan has $size"))
+    end
+    if dtype(array) != type
+        wanted = type == LOWBIT_DTYPE_BF16 ? "BF16" : "Float32"
+        throw(ArgumentError("$name is a $(typeof(array)), the plan has $wanted"))
+    end
+    isdense(array) || throw(ArgumentError("$name is a $(typeof(array)), which is not contiguous"))
+    return nothing
+end
+
+const NONFINITE = (
+    default = LOWBIT_NONFINITE_DEFAULT,
+    skip_block = LOWBIT_NONFINITE_SKIP_BLOCK,
+    skip_tensor = LOWBIT_NONFINITE_SKIP_TENSOR,
+    skip_step = LOWBIT_NONFINITE_SKIP_STEP,
+    propagate = LOWBIT_NONFINITE_PROPAGATE,
+)
+
+"""
+    step!(plan, params, grads, state; step, options...)
+
+One step for all tensors of the plan in one foreign call: `params` and `state` are updated in
+place. `params` and `grads` are lists of arrays in the plan's order. Other Julia threads go on
+meanwhile and may collect garbage.
+
+# Options
+
+- `step`: the number of this step, from 1
+- `lr = 1e-3`, `beta1 = 0.9`, `beta2 = 0.999`, `eps = 1e-8`, `weight_decay = 0.01`: as in AdamW;
+  the decay is multiplied by `lr`
+- `grad_scale = 1`, `clip_factor = 1`: gradients are multiplied by both (1 / loss scale, and
+  clipping by global norm)
+- `skip = false`: change nothing
+- `nonfinite = :default`: what a NaN or an infinity in a gradient does. `:skip_block`,
+  `:skip_tensor` and `:skip_step` leave the block, the tensor or everything as it was;
+  `:propagate` lets it through; `:default` is `:skip_tensor` for tensors with a rank-1 state and
+  `:skip_block` for the others
+- `updates = nothing`: arrays that receive the update instead of `params` being changed
+- `skipped = nothing`: a `Vector{Int64}` of two counters, which rise by the number of blocks and
+  of tensors that were skipped
+"""
+function step!(
+    plan::Plan,
+    params,
+    grads,
+    state::State;
+    step::Integer,
+    lr::Real = 1.0f-3,
+    beta1::Real = 0.9f0,
+    beta2::Real = 0.999f0,
+    eps::Real = 1.0f-8,
+    weight_decay::Real = 0.01f0,
+    grad_scale::Real = 1,
+    clip_factor::Real = 1,
+    skip::Bool = false,
+    nonfinite::Symbol = :default,
+    updates = nothing,
+    skipped::Union{Nothing,Vector{Int64}} = nothing,
+)
+    if skipped !== nothing && length(skipped) != 2
+        throw(DimensionMismatch("skipped has $(length(skipped)) elements, it must have 2"))
+    end
+    nonfinite_code = choose("nonfinite", nonfinite, NONFINITE)
+    p = Buffers(plan, "params", params, tensor -> tensor.param)
+    g = Buffers(plan, "grads", grads, tensor -> tensor.grad)
+    u = updates === nothing ? nothing :
+        Buffers(plan, "updates", updates, tensor -> tensor.param)
+    s = Buffers(state)
+    scratch = state.scratch
+    status = GC.@preserve plan p g u s scratch skipped begin
+        args = Ref(lowbit_step_args_t(
+            tensor_count = length(p.data),
+            params = pointer(p.data),
+            grads = pointer(g.data),
+            updates = u === nothing ? C_NULL : pointer(u.data),
+            buffer_count = length(s.data),
+            state = pointer(s.data),
+            scratch = buffer(scratch),
+            lr = lr,
+            beta1 = beta1,
+            beta2 = beta2,
+            eps = eps,
+            weight_decay = weight_decay,
+            grad_scale = grad_scale,
+            clip_factor = clip_factor,
+            skip = skip,
+            step = step,
+            nonfinite = nonfinite_code,
+            skipped = skipped === nothing ? C_NULL : pointer(skipped),
+        ))
+        handle = Base.unsafe_convert(Ptr{lowbit_plan_t}, plan)
+        GC.@preserve args gc_safe(
+            lowbit_step,
+            handle,
+            Base.unsafe_convert(Ptr{lowbit_step_args_t}, args),
+            C_NULL,
+        )
+    end
+    check(status)
+    return params
+end
+
+"""
+    compress!(plan, name, values, state)
+
+Quantize `values`, a list of `Array{Float32}` in the plan's order, into the state `name` (`"m"`,
+`"v"`, `"x"`) of every tensor: to import a full-precision state, or as the primitive of an
+optimizer of one's own.
+"""
+function compress!(plan::Plan, name::AbstractString, values, state::State)
+    v = Buffers(plan, "values", values, tensor -> LOWBIT_DTYPE_F32)
+    s, text = Buffers(state), String(name)
+    status = GC.@preserve plan v s text gc_safe(
+        lowbit_compress,
+        Base.unsafe_convert(Ptr{lowbit_plan_t}, plan),
+        Base.unsafe_convert(Cstring, text),
+        pointer(v.data),
+        length(v.data),
+        pointer(s.data),
+        length(s.data),
+        C_NULL,
+    )
+    check(status)
+    return state
+end
+
+"""
+    decompress!(plan, name, state, values)
+    decompress(plan, name, state)
+
+Restore the state `name` of every tensor as `Array{Float32}`s.
+"""
+function decompress!(plan::Plan, name::AbstractString, state::State, values)
+    v = Buffers(plan, "values", values, tensor -> LOWBIT_DTYPE_F32)
+    s, text = Buffers(state), String(name)
+    status = GC.@preserve plan v s text gc_safe(
+        lowbit_decompress,
+        Base.unsafe_convert(Ptr{lowbit_plan_t}, plan),
+        Base.unsafe_convert(Cstring, text),
+        pointer(s.data),
+        length(s.data),
+        pointer(v.data),
+        length(v.data),
+        C_NULL,
+    )
+    check(status)
+    return values
+end
+
+decompress(plan::Plan, name::AbstractString, state::State) =
+    decompress!(plan, name, state, [Array{Float32}(undef, tensor.size) for tensor in plan.tensors])
+
+@doc (@doc decompress!) decompress
+
+"""
+    save(plan, path, state; step)
+
+Write a checkpoint, whole or not at all; `step` is the number of steps done. The file is a
+safetensors file and the same from every language; parameters are not in it.
+"""
+function save(plan::Plan, path::AbstractString, state::State; step::Integer)
+    s, text = Buffers(state), String(path)
+    status = GC.@preserve plan s text gc_safe(
+        lowbit_checkpoint_save,
+        Base.unsafe_convert(Ptr{lowbit_plan_t}, plan),
+        pointer(s.data),
+        length(s.data),
+        Int64(step),
+        Base.unsafe_convert(Cstring, text),
+        C_NULL,
+    )
+    check(status)
+    return nothing
+end
+
+"""
+    load!(plan, path, state) -> step
+
+Read a checkpoint that was written under an equal plan, from whatever language, into `state`, and
+return the number of steps done. A file that is refused leaves the state as it was.
+"""
+function load!(plan::Plan, path::AbstractString, state::State)
+    s, text, info = Buffers(state), String(path), Ref(lowbit_checkpoint_info_t())
+    status = GC.@preserve plan s text info gc_safe(
+        lowbit_checkpoint_load,
+        Base.unsafe_convert(Ptr{lowbit_plan_t}, plan),
+        Base.unsafe_convert(Cstring, text),
+        pointer(s.data),
+        length(s.data),
+        C_NULL,
+        Base.unsafe_convert(Ptr{lowbit_checkpoint_info_t}, info),
+    )
+    check(status)
+    return info[].step
+end

@@ -1,0 +1,105 @@
+# Finding the library, loading it, and looking up its functions.
+
+import Libdl
+
+"A loaded library. `symbols` has every function of the C ABI and never changes."
+struct Library
+    path::String
+    symbols::Dict{Symbol,Ptr{Cvoid}}
+end
+
+const LOCK = ReentrantLock()
+const PATH = Ref{Union{Nothing,String}}(nothing)
+const LIBRARY = Ref{Union{Nothing,Library}}(nothing)
+
+"""
+    set_library!(path)
+
+Use the library at `path`. To be called before the first use; `ENV["LOWBIT_LIBRARY"]` wins.
+"""
+function set_library!(path::AbstractString)
+    lock(LOCK) do
+        loaded = LIBRARY[]
+        if loaded !== nothing && loaded.path != path
+            error("the library was loaded from $(loaded.path) already; restart Julia to change it")
+        end
+        PATH[] = String(path)
+    end
+    return nothing
+end
+
+"""
+    libpath()
+
+Where the library was loaded from (it is loaded if it was not).
+"""
+libpath() = library().path
+
+"""
+    functional()
+
+Whether the library can be loaded. [`libpath`](@ref) throws the reason if it cannot.
+"""
+function functional()
+    try
+        library()
+        return true
+    catch
+        return false
+    end
+end
+
+"The address of a function. Does not allocate once the library is loaded."
+sym(name::Symbol) = library().symbols[name]
+
+function library()
+    loaded = LIBRARY[]
+    loaded === nothing || return loaded
+    return lock(LOCK) do
+        if LIBRARY[] === nothing
+            LIBRARY[] = open_library(find_library())
+        end
+        LIBRARY[]::Library
+    end
+end
+
+function find_library()
+    path = get(ENV, "LOWBIT_LIBRARY", "")
+    isempty(path) || return path
+    PATH[] === nothing || return PATH[]::String
+    # The dynamic loader searches for it.
+    return Sys.iswindows() ? "lowbit" : "liblowbit"
+end
+
+function open_library(path)
+    # Without the RTLD_DEEPBIND of Julia's default flags: under it a library may bind to another
+    # unwinder than the process has.
+    handle = try
+        Libdl.dlopen(path, Libdl.RTLD_LAZY | Libdl.RTLD_LOCAL)
+    catch reason
+        error(
+            "$(sprint(showerror, reason))\nSet the environment variable LOWBIT_LIBRARY to the " *
+            "library's path, or call Lowbit.set_library!(path).",
+        )
+    end
+    abi_version = Libdl.dlsym(handle, :lowbit_abi_version; throw_error = false)
+    abi_version === nothing && error("$path is no lowbit library")
+    major, minor = Ref{UInt32}(0), Ref{UInt32}(0)
+    ccall(abi_version, Int32, (Ptr{UInt32}, Ptr{UInt32}), major, minor)
+    version = ccall(Libdl.dlsym(handle, :lowbit_version), Cstring, ())
+    check_abi(path, unsafe_string(version), Int(major[]), Int(minor[]))
+    functions = filter(names(@__MODULE__; all = true)) do name
+        startswith(string(name), "lowbit_") && getfield(@__MODULE__, name) isa Function
+    end
+    return Library(path, Dict(name => Libdl.dlsym(handle, name) for name in functions))
+end
+
+function check_abi(path, version, major, minor)
+    if major != LOWBIT_ABI_MAJOR || minor < LOWBIT_ABI_MINOR
+        error(
+            "$path is lowbit $version with the ABI $major.$minor, but this package was made for " *
+            "the ABI $LOWBIT_ABI_MAJOR.$LOWBIT_ABI_MINOR",
+        )
+    end
+    return nothing
+end
