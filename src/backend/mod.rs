@@ -11,7 +11,8 @@ use crate::spec::Spec;
 use crate::step::{Buffer, Stage, StepArgs};
 
 pub use cpu::{CpuContext, ParallelFor, Variant};
-pub use cuda::{CudaContext, probe as probe_cuda};
+pub use cuda::CudaContext;
+pub(crate) use cuda::probe as probe_cuda;
 
 /// One backend instance.
 #[derive(Debug)]

@@ -1,0 +1,260 @@
+//! Every CPU variant equals the reference bit for bit: parameters, updates, states, counters.
+
+mod common;
+
+use common::{Memory, Model, bytes, variants};
+use lowbit::dtype::Dtype;
+use lowbit::plan::TensorInfo;
+use lowbit::quant::Mapping;
+use lowbit::spec::{Optimizer, Quantizer, Spec};
+use lowbit::step::NonFinite;
+use lowbit::{Hyper, Variant};
+use proptest::prelude::*;
+
+/// All that a step writes.
+fn written(model: &Model) -> (Vec<Memory>, Option<Vec<Memory>>, Vec<Memory>, [i64; 2]) {
+    (
+        model.params.clone(),
+        model.updates.clone(),
+        model.state.clone(),
+        model.skipped,
+    )
+}
+
+/// A spec with no threshold, so that every size is quantized.
+fn spec(m: Quantizer, v: Quantizer) -> Spec {
+    Spec {
+        threshold: 0,
+        m: Some(m),
+        v: Some(v),
+        ..Spec::preset("adamw32").unwrap()
+    }
+}
+
+fn specs() -> Vec<Spec> {
+    let de = |block| Quantizer::block(block, Mapping::De);
+    let linear = |block| Quantizer::block(block, Mapping::Linear);
+    vec![
+        spec(Quantizer::F32, Quantizer::F32),
+        spec(de(128), Quantizer::rank1(Mapping::Linear)),
+        spec(de(128), Quantizer::rank1(Mapping::De)),
+        spec(de(128), linear(128)),
+        spec(de(32), linear(4096)),
+        spec(de(2048), de(64)),
+        spec(Quantizer::F32, Quantizer::rank1(Mapping::Linear)),
+        spec(de(256), Quantizer::F32),
+    ]
+}
+
+fn shapes() -> Vec<Vec<i64>> {
+    let mut shapes: Vec<Vec<i64>> = [
+        &[][..],
+        &[0],
+        &[3, 0],
+        &[1],
+        &[1, 1],
+        &[64, 3, 3, 3],
+        &[300, 257],
+        &[3, 128],
+        &[5, 129],
+        &[2, 3, 5, 7, 11],
+        &[2, 2, 2, 2, 2, 37],
+        &[40, 5000],
+        &[2, 9000],
+        &[700, 3],
+    ]
+    .into_iter()
+    .map(<[i64]>::to_vec)
+    .collect();
+    for n in [
+        2, 31, 32, 33, 127, 128, 129, 255, 256, 257, 4095, 4096, 4097, 70_001,
+    ] {
+        shapes.push(vec![n]);
+    }
+    shapes
+}
+
+fn check(spec: &Spec, tensors: &[TensorInfo], steps: u64, prepare: impl Fn(&mut Model, u64)) {
+    for updates in [false, true] {
+        let run = |variant, threads| {
+            let mut model = Model::new(variant, threads, spec, tensors.to_vec());
+            if updates {
+                model = model.with_updates();
+            }
+            model.fill_params();
+            for t in 1..=steps {
+                model.fill_grads(t);
+                prepare(&mut model, t);
+                model.run().unwrap();
+            }
+            written(&model)
+        };
+        let want = run(Variant::Reference, 1);
+        for variant in variants() {
+            for threads in [1, 3] {
+                assert!(
+                    run(variant, threads) == want,
+                    "{variant:?} with {threads} threads, updates {updates}, {}",
+                    spec.to_json().unwrap()
+                );
+            }
+        }
+    }
+}
+
+fn all_tensors(param: Dtype, grad: Dtype) -> Vec<TensorInfo> {
+    let of = |(i, shape): (usize, Vec<i64>)| TensorInfo {
+        grad_dtype: grad,
+        ..TensorInfo::new(format!("t{i}"), &shape, param)
+    };
+    shapes().into_iter().enumerate().map(of).collect()
+}
+
+#[test]
+fn all_shapes_dtypes_and_quantizers() {
+    for spec in specs() {
+        for (param, grad) in [
+            (Dtype::F32, Dtype::F32),
+            (Dtype::Bf16, Dtype::Bf16),
+            (Dtype::F32, Dtype::Bf16),
+            (Dtype::Bf16, Dtype::F32),
+        ] {
+            check(&spec, &all_tensors(param, grad), 3, |_, _| ());
+        }
+    }
+}
+
+/// Gradients with everything that floating point has.
+fn hostile(model: &mut Model, t: u64) {
+    let special = [
+        f32::NAN,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        f32::MAX,
+        -f32::MAX,
+        f32::MIN_POSITIVE,
+        1e-40,
+        -1e-45,
+        -0.0,
+        2e19,
+        1e-20,
+        f32::from_bits(0xffc0_1234),
+    ];
+    for (i, memory) in model.grads.iter_mut().enumerate() {
+        let dtype = model.plan.tensors()[i].info.grad_dtype;
+        let size = dtype.size();
+        for j in 0..memory.bytes / size {
+            let h = common::word(77 * t + i as u64, j as u64);
+            if h % 97 == 0 {
+                let value = special[(h / 97) as usize % special.len()];
+                let value = bytes(std::iter::once(value), dtype);
+                memory.as_mut()[j * size..(j + 1) * size].copy_from_slice(&value);
+            }
+        }
+    }
+}
+
+#[test]
+fn non_finite_gradients_under_every_policy() {
+    for spec in [&specs()[1], &specs()[3], &specs()[4]] {
+        let rank1 = spec.v == Some(Quantizer::rank1(Mapping::Linear));
+        for policy in [
+            NonFinite::Default,
+            NonFinite::SkipBlock,
+            NonFinite::SkipTensor,
+            NonFinite::SkipStep,
+            NonFinite::Propagate,
+        ] {
+            if rank1 && policy == NonFinite::SkipBlock {
+                continue;
+            }
+            for dtype in [Dtype::F32, Dtype::Bf16] {
+                check(spec, &all_tensors(dtype, dtype), 4, |model, t| {
+                    model.nonfinite = policy;
+                    if t != 2 {
+                        hostile(model, t);
+                    }
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn scales_and_skips() {
+    for spec in specs() {
+        check(
+            &spec,
+            &all_tensors(Dtype::F32, Dtype::F32),
+            4,
+            |model, t| {
+                model.hyper = Hyper {
+                    grad_scale: 1.0 / 3.0,
+                    clip_factor: if t == 3 { 1e-30 } else { 0.7 },
+                    skip: f32::from(u8::from(t == 2)),
+                    weight_decay: 0.0,
+                    beta1: 0.3,
+                    ..Hyper::default()
+                };
+            },
+        );
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+    /// Any bit pattern in a gradient, any block sizes, any small shape.
+    #[test]
+    fn any_bits(
+        shape in prop::collection::vec(1_i64..40, 0..5),
+        bits in prop::collection::vec(any::<u32>(), 64),
+        m_block in 5_u32..=12,
+        v_block in 5_u32..=12,
+        rank1 in any::<bool>(),
+        propagate in any::<bool>(),
+    ) {
+        let m = Quantizer::block(1 << m_block, Mapping::De);
+        let v = Quantizer::block(1 << v_block, Mapping::Linear);
+        let v = if rank1 { Quantizer::rank1(Mapping::Linear) } else { v };
+        let tensors = [TensorInfo::new("t", &shape, Dtype::F32)];
+        check(&spec(m, v), &tensors, 2, |model, t| {
+            model.nonfinite = if propagate { NonFinite::Propagate } else { NonFinite::Default };
+            for (j, value) in model.grads[0].as_mut().chunks_mut(4).enumerate() {
+                let bits = bits[j % bits.len()].rotate_left(u32::try_from(t).unwrap() * 8);
+                value.copy_from_slice(&bits.to_le_bytes());
+            }
+        });
+    }
+
+    /// Compressing and decompressing, too.
+    #[test]
+    fn codec(
+        shape in prop::collection::vec(1_i64..40, 0..5),
+        bits in prop::collection::vec(any::<u32>(), 64),
+        block in 5_u32..=12,
+    ) {
+        let spec = Spec {
+            optimizer: Optimizer::None,
+            threshold: 0,
+            m: None,
+            v: None,
+            x: Some(Quantizer::block(1 << block, Mapping::De)),
+            overrides: vec![],
+        };
+        let numel: i64 = shape.iter().product();
+        let values: Vec<f32> =
+            (0..numel as usize).map(|j| f32::from_bits(bits[j % bits.len()])).collect();
+        let run = |variant| {
+            let mut model =
+                Model::new(variant, 2, &spec, vec![TensorInfo::new("t", &shape, Dtype::F32)]);
+            model.compress(0, &[values.clone()]).unwrap();
+            let restored: Vec<u32> = model.decompress(0)[0].iter().map(|x| x.to_bits()).collect();
+            (model.state, restored)
+        };
+        let want = run(Variant::Reference);
+        for variant in variants() {
+            prop_assert!(run(variant) == want, "{variant:?}");
+        }
+    }
+}
