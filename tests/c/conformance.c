@@ -1,0 +1,79 @@
+/*
+ * Prints the lines of tests/common/conformance.txt, made through the C ABI.
+ *
+ *   conformance [threads [reference | portable | avx2]]
+ */
+
+#include "conformance.h"
+
+#include "model.h"
+#include "sha256.h"
+
+static lowbit_cpu_variant_t variant_of(const char *name) {
+  if (strcmp(name, "reference") == 0) return LOWBIT_CPU_VARIANT_REFERENCE;
+  if (strcmp(name, "portable") == 0) return LOWBIT_CPU_VARIANT_PORTABLE;
+  if (strcmp(name, "avx2") == 0) return LOWBIT_CPU_VARIANT_AVX2;
+  printf("no variant is called %s\n", name);
+  exit(2);
+}
+
+static void run_case(const lowbit_context_t *context, const char *preset,
+                     const conformance_dtype_t *dtype) {
+  lowbit_spec_t *spec = NULL;
+  model_tensor_t tensors[CONFORMANCE_TENSORS];
+  model_t model;
+  for (int i = 0; i < CONFORMANCE_TENSORS; i++) {
+    const conformance_tensor_t *tensor = &conformance_tensors()[i];
+    tensors[i].name = tensor->name;
+    tensors[i].ndim = tensor->ndim;
+    memcpy(tensors[i].shape, tensor->shape, sizeof tensor->shape);
+    tensors[i].param_dtype = dtype->param_is_bf16 ? LOWBIT_DTYPE_BF16 : LOWBIT_DTYPE_F32;
+    tensors[i].grad_dtype = dtype->grad_is_bf16 ? LOWBIT_DTYPE_BF16 : LOWBIT_DTYPE_F32;
+  }
+  OK(lowbit_spec_create_preset(preset, &spec));
+  model_create(&model, context, spec, tensors, CONFORMANCE_TENSORS);
+
+  lowbit_step_args_t args = model_args(&model);
+  args.lr = CONFORMANCE_LR;
+  args.beta1 = CONFORMANCE_BETA1;
+  args.beta2 = CONFORMANCE_BETA2;
+  args.eps = CONFORMANCE_EPS;
+  args.weight_decay = CONFORMANCE_WEIGHT_DECAY;
+  for (int t = 1; t <= CONFORMANCE_STEPS; t++) {
+    for (int i = 0; i < CONFORMANCE_TENSORS; i++) {
+      conformance_grads(model.grads[i].data, dtype->grad_is_bf16,
+                        conformance_grad_stream((uint64_t)t, (uint64_t)i),
+                        model_numel(&tensors[i]));
+    }
+    args.step = t;
+    OK(lowbit_step(model.plan, &args, NULL));
+  }
+
+  sha256_t hash;
+  char hex[65];
+  sha256_begin(&hash);
+  for (int i = 0; i < CONFORMANCE_TENSORS; i++) {
+    sha256_add(&hash, model.params[i].data, (size_t)model.params[i].bytes);
+  }
+  for (int64_t i = 0; i < model.info.buffer_count; i++) {
+    sha256_add(&hash, model.state[i].data, (size_t)model.state[i].bytes);
+  }
+  sha256_end(&hash, hex);
+  printf("%s %s %s\n", preset, dtype->name, hex);
+
+  model_destroy(&model);
+  lowbit_spec_destroy(spec);
+}
+
+int main(int argc, char **argv) {
+  const int64_t threads = argc > 1 ? atoi(argv[1]) : 0;
+  const lowbit_cpu_variant_t variant = argc > 2 ? variant_of(argv[2]) : LOWBIT_CPU_VARIANT_AUTO;
+  lowbit_context_t *context = cpu_context(threads, variant);
+  for (int preset = 0; preset < CONFORMANCE_PRESETS; preset++) {
+    for (int dtype = 0; dtype < CONFORMANCE_DTYPES; dtype++) {
+      run_case(context, conformance_preset(preset), &conformance_dtypes()[dtype]);
+    }
+  }
+  lowbit_context_destroy(context);
+  return check_failed == 0 ? 0 : 1;
+}
