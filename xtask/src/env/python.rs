@@ -1,0 +1,86 @@
+//! A Python with JAX, as a virtual environment.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::{Install, apt};
+use crate::error::{Error, Result};
+use crate::shell::Shell;
+
+/// The packages and their versions.
+const REQUIREMENTS: &str = include_str!("../../requirements.txt");
+
+/// Where a Python is looked for, in this order.
+const CANDIDATES: [&str; 5] = [
+    "python3",
+    "python3.14",
+    "python3.13",
+    "python3.12",
+    "python3.11",
+];
+
+const NO_BASE: &str = "there is no Python 3.11 to 3.14 with venv and ensurepip on PATH";
+
+/// Returns the environment's Python, which has all that `xtask/requirements.txt` names.
+pub(crate) fn ensure(sh: &Shell) -> Result<PathBuf> {
+    let install = Install {
+        name: "python",
+        what: "JAX for the CPU, NumPy and safetensors (140 MB from PyPI, 630 MB on disk)",
+        stamp: REQUIREMENTS,
+    };
+    let dir = install.ensure(
+        sh,
+        |dir| {
+            venv(sh, dir)?;
+            sh.quiet(
+                pip_install(dir)
+                    .arg("--requirement")
+                    .arg(sh.path("xtask/requirements.txt")),
+            )
+        },
+        |dir| {
+            let mut python = Command::new(python(dir));
+            sh.read(python.args(["-I", "-c", "import jaxlib, ml_dtypes, safetensors"]))
+                .map(drop)
+        },
+    )?;
+    Ok(python(&dir))
+}
+
+/// Makes a virtual environment from the machine's Python.
+pub(crate) fn venv(sh: &Shell, dir: &Path) -> Result<()> {
+    let python = match base(sh) {
+        Some(python) => python,
+        None => {
+            apt::install(sh, "python3-venv", NO_BASE)?;
+            base(sh).ok_or_else(|| Error::failed(NO_BASE))?
+        }
+    };
+    sh.quiet(Command::new(python).args(["-m", "venv"]).arg(dir))
+}
+
+/// The environment's `pip install`, to which the caller adds what.
+///
+/// Only wheels, as compiling one of these packages from source would take hours, and no cache, as
+/// nothing is to be written outside the checkout.
+pub(crate) fn pip_install(dir: &Path) -> Command {
+    let mut pip = Command::new(python(dir));
+    pip.args(["-I", "-m", "pip", "install", "--disable-pip-version-check"]);
+    pip.args(["--no-input", "--no-cache-dir", "--only-binary", ":all:"]);
+    pip
+}
+
+fn python(dir: &Path) -> PathBuf {
+    dir.join("bin/python")
+}
+
+/// The first Python on `PATH` that the pinned versions have wheels for, and that can put a pip into
+/// an environment, which Debian's cannot without a package.
+fn base(sh: &Shell) -> Option<&'static str> {
+    const CHECK: &str = "\
+        import ensurepip, sys, venv; ensurepip.version(); \
+        sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))";
+    CANDIDATES
+        .into_iter()
+        .find(|name| sh.read(Command::new(name).args(["-c", CHECK])).is_ok())
+}

@@ -1,0 +1,71 @@
+//! The commands of this repository, run as `cargo xtask <command>`.
+
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command-line program"
+)]
+
+mod demo;
+mod env;
+mod error;
+mod gpu_bundle;
+mod header;
+mod shell;
+mod steps;
+mod test;
+
+use std::process::ExitCode;
+
+use error::{Error, Result};
+use shell::Shell;
+
+const USAGE: &str = "\
+usage: cargo xtask <command>
+
+  demo          set up what the demo needs and run it
+  test          set up what the tests need and run all of them
+  env [NAME]    set up the tools (python, julia, nvrtc, valgrind, or the one named) and print
+                where they are
+  gpu-bundle    collect what a machine with a GPU but no Rust needs to run the GPU checks
+  header        write the C header
+
+Tools that are not on the machine are installed into target/env.
+";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args_os()
+        .skip(1)
+        .map(|arg| arg.to_string_lossy().into_owned())
+        .collect();
+    match dispatch(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Error::Usage(message)) => {
+            eprint!("error: {message}\n\n{USAGE}");
+            ExitCode::from(2)
+        }
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(args: &[String]) -> Result<()> {
+    let Some((command, args)) = args.split_first() else {
+        return Err(Error::Usage("no command given".into()));
+    };
+    let run: fn(&Shell, &[String]) -> Result<()> = match command.as_str() {
+        "demo" => demo::run,
+        "test" => test::run,
+        "env" => env::run,
+        "gpu-bundle" => gpu_bundle::run,
+        "header" => header::run,
+        "help" | "-h" | "--help" => {
+            print!("{USAGE}");
+            return Ok(());
+        }
+        unknown => return Err(Error::Usage(format!("there is no command `{unknown}`"))),
+    };
+    run(&Shell::new()?, args)
+}
