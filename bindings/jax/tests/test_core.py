@@ -1,0 +1,123 @@
+"""The package without JAX: finding the library, specs, plans, steps on numpy arrays."""
+
+import ctypes.util
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import unittest
+from unittest import mock
+
+import support
+
+import numpy as np
+
+import lowbit
+from lowbit import _c_api, _library
+
+
+class TestLibrary(unittest.TestCase):
+    def setUp(self):
+        # Not that of the other tests: it stays loaded.
+        _library.library()
+        self.cached = _library.library
+        _library.library = _library.library.__wrapped__
+        self.addCleanup(setattr, _library, "library", self.cached)
+
+    def test_a_missing_library_names_both_places(self):
+        with mock.patch.dict(os.environ, {"LOWBIT_LIBRARY": "/nowhere/liblowbit.so"}):
+            with self.assertRaisesRegex(OSError, "LOWBIT_LIBRARY is /nowhere/liblowbit.so.*lowbit"):
+                lowbit.library_path()
+        with mock.patch.dict(os.environ), mock.patch.object(_library, "_FILE", "absent.so"):
+            os.environ.pop("LOWBIT_LIBRARY", None)
+            with self.assertRaisesRegex(OSError, "LOWBIT_LIBRARY is not set.*absent.so does not"):
+                lowbit.library_path()
+
+    def test_another_abi_is_refused(self):
+        for name, value in (("LOWBIT_ABI_MAJOR", 99), ("LOWBIT_ABI_MINOR", 99)):
+            with mock.patch.object(_c_api, name, value):
+                with self.assertRaisesRegex(OSError, "this package needs .*99"):
+                    _library.library()
+
+    def test_another_library_is_refused(self):
+        other = ctypes.util.find_library("m")
+        with mock.patch.object(_library, "library_path", lambda: other):
+            with self.assertRaisesRegex(OSError, "is not the lowbit library"):
+                _library.library()
+
+    def test_import_does_not_import_jax(self):
+        code = "import sys, lowbit; lowbit.version(); assert 'jax' not in sys.modules"
+        path = str(pathlib.Path(lowbit.__file__).parents[1])
+        environment = {**os.environ, "PYTHONPATH": path}
+        subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+class TestSpec(unittest.TestCase):
+    def test_forms_are_equal(self):
+        preset = lowbit.Spec("adamw4-block")
+        self.assertEqual(lowbit.Spec(preset), preset)
+        self.assertEqual(hash(lowbit.Spec(preset)), hash(preset))
+        self.assertNotEqual(preset, lowbit.Spec("adamw4"))
+
+    def test_errors_have_status_and_text(self):
+        with self.assertRaises(lowbit.Error) as raised:
+            lowbit.Spec({"optimizer": "adamw", "betas": [0.9, 0.999]})
+        self.assertEqual(raised.exception.status, _c_api.LOWBIT_STATUS_INVALID_ARGUMENT)
+        self.assertEqual(raised.exception.name, "INVALID_ARGUMENT")
+        self.assertIn("betas", str(raised.exception))
+
+
+class TestPlan(unittest.TestCase):
+    def setUp(self):
+        tensors = [lowbit.Tensor("w", (300, 257)), lowbit.Tensor("b", (3,), "bf16", "f32")]
+        self.plan = lowbit.Plan("adamw4", tensors)
+        self.params = [support.param(0, (300, 257)), support.param(1, (3,), "bf16")]
+        self.grads = [support.grad(0, (300, 257)), support.grad(1, (3,))]
+
+    def test_buffers(self):
+        parts = [(info.tensor, info.state, info.part) for info in self.plan.buffers]
+        w = [("m", "codes"), ("m", "scales"), ("v", "codes"), ("v", "axis0"), ("v", "axis1")]
+        self.assertEqual(parts, [(0, *p) for p in w] + [(1, "m", "value"), (1, "v", "value")])
+        self.assertEqual(self.plan.buffers[0].shape, (300, 129))
+        self.assertEqual(self.plan.state_bytes, sum(a.nbytes for a in self.plan.zeros()))
+        self.assertIn("4-bit rank1/linear", self.plan.report())
+
+    def test_update_is_what_step_adds(self):
+        updates = [np.empty_like(p) for p in self.params]
+        before = [p.copy() for p in self.params]
+        self.plan.step(self.params, self.grads, self.plan.zeros(), updates=updates)
+        self.assertTrue(all(map(support.same, before, self.params)))
+        self.plan.step(self.params, self.grads, self.plan.zeros())
+        self.assertTrue(support.same(before[0] + updates[0], self.params[0]))
+
+    def test_arrays_that_cannot_be_written_are_refused(self):
+        self.params[0].flags.writeable = False
+        with self.assertRaisesRegex(ValueError, "array 0 is read-only"):
+            self.plan.step(self.params, self.grads, self.plan.zeros())
+        self.grads[0] = np.asfortranarray(self.grads[0])
+        with self.assertRaisesRegex(ValueError, "array 0 is not C-contiguous"):
+            self.plan.save("/nowhere", self.grads, 0)
+
+    def test_misfits_are_named(self):
+        with self.assertRaisesRegex(lowbit.Error, r"grads\[0\] \(w\) has 12 bytes"):
+            self.plan.step(self.params, self.grads[::-1], self.plan.zeros())
+        with self.assertRaisesRegex(lowbit.Error, r'tensor 0 \("w"\).*-1'):
+            lowbit.Plan("adamw4", [lowbit.Tensor("w", (-1,))])
+
+    def test_checkpoint(self):
+        state = self.plan.zeros()
+        self.plan.step(self.params, self.grads, state)
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "state.safetensors"
+            self.plan.save(path, state, 1)
+            other = self.plan.zeros()
+            self.assertEqual(self.plan.load(path, other), 1)
+            self.assertTrue(all(map(support.same, state, other)))
+            self.assertEqual(lowbit.core.checkpoint_tensors(path), ["w", "b"])
+        with self.assertRaisesRegex(lowbit.Error, "IO"):
+            self.plan.load("/nowhere/at/all", other)
+
+
+if __name__ == "__main__":
+    unittest.main()

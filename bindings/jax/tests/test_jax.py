@@ -1,0 +1,489 @@
+"""lowbit.jax: the same bits as the reference, in place under donation, under every way of calling."""
+
+import concurrent.futures
+import functools
+import pathlib
+import tempfile
+import unittest
+
+import support  # first: it chooses the platform
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import lowbit
+import lowbit.jax
+from lowbit._library import library
+from support import grad, param, reference, same, state_buffers, to_jax
+
+SHAPES = {"bias": (257,), "conv": (64, 3, 3, 3), "empty": (0, 4), "scalar": (), "wte": (300, 257)}
+FULL = {key: shape for key, shape in SHAPES.items() if 0 not in shape}
+PRESETS = ("adamw32", "adamw4", "adamw4-block")
+
+
+def model(param_dtype="f32", grad_dtype="f32", shapes=SHAPES):
+    """Parameters and gradients as dicts of numpy arrays."""
+    params = {key: param(i, shape, param_dtype) for i, (key, shape) in enumerate(shapes.items())}
+    grads = {key: grad(99 + i, shape, grad_dtype) for i, (key, shape) in enumerate(shapes.items())}
+    return params, grads
+
+
+def step_function(optimizer, door="apply", donate=False):
+    def step(params, state, grads, **arguments):
+        return getattr(optimizer, door)(grads, state, params, **arguments)
+
+    return jax.jit(step, donate_argnums=(0, 1) if donate else ())
+
+
+def pointers(tree):
+    return [array.unsafe_buffer_pointer() for array in jax.tree.leaves(tree)]
+
+
+class TestBits(unittest.TestCase):
+    def check(self, optimizer, params, grads, result, state, steps, **arguments):
+        plan, want, want_state = reference(optimizer.spec, params, grads, steps, **arguments)
+        for key in params:
+            self.assertTrue(same(result[key], want[key]), key)
+        for info, got, buffer in zip(plan.buffers, state_buffers(plan, state), want_state):
+            self.assertTrue(same(got, buffer), info)
+
+    def test_every_preset_and_dtype_equals_the_reference(self):
+        for spec in PRESETS:
+            for dtypes in (("f32", "f32"), ("bf16", "bf16"), ("bf16", "f32"), ("f32", "bf16")):
+                with self.subTest(spec=spec, dtypes=dtypes):
+                    params, grads = model(*dtypes)
+                    optimizer = lowbit.jax.adamw(1e-3, spec=spec)
+                    step = step_function(optimizer, donate=True)
+                    p, state = to_jax(params), optimizer.init(params)
+                    for _ in range(3):
+                        p, state = step(p, state, to_jax(grads))
+                    self.check(optimizer, params, grads, p, state, 3)
+                    self.assertEqual(int(state.count), 3)
+
+    def test_eager_jit_and_scan_are_equal(self):
+        params, grads = model()
+        optimizer = lowbit.jax.adamw(1e-3)
+        g = to_jax(grads)
+
+        eager = to_jax(params), optimizer.init(params)
+        jitted = to_jax(params), optimizer.init(params)
+        step = step_function(optimizer)
+        for _ in range(4):
+            eager = optimizer.apply(g, eager[1], eager[0])
+            jitted = step(*jitted, g)
+
+        @jax.jit
+        def loop(params, state):
+            body = lambda carry, _: (optimizer.apply(g, carry[1], carry[0]), None)
+            return jax.lax.scan(body, (params, state), length=4)[0]
+
+        scanned = loop(to_jax(params), optimizer.init(params))
+        for other in (jitted, scanned):
+            for left, right in zip(jax.tree.leaves(eager), jax.tree.leaves(other), strict=True):
+                self.assertTrue(same(left, right))
+        self.check(optimizer, params, grads, *eager, 4)
+
+    def test_numbers_of_threads_are_equal(self):
+        params, grads = model(shapes={"wte": (2000, 257), "bias": (5000,)})
+        for threads in (0, 1, 2, 5):
+            with self.subTest(threads=threads):
+                optimizer = lowbit.jax.adamw(1e-3, threads=threads)
+                result = step_function(optimizer)(
+                    to_jax(params), optimizer.init(params), to_jax(grads)
+                )
+                self.check(optimizer, params, grads, *result, 1)
+
+    def test_calls_at_once_are_equal(self):
+        params, grads = model()
+        optimizer = lowbit.jax.adamw(1e-3, threads=2)
+        step, state, g = step_function(optimizer), optimizer.init(params), to_jax(grads)
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            calls = [pool.submit(step, to_jax(params), state, g) for _ in range(16)]
+            for call in calls:
+                self.check(optimizer, params, grads, *call.result(), 1)
+
+    def test_more_tensors_than_a_call_takes(self):
+        shapes = {f"t{i:03}": (5 + i,) for i in range(129)} | {"w": (70, 70)}
+        params, grads = model(shapes=shapes)
+        optimizer = lowbit.jax.adamw(1e-3)
+        lowered = step_function(optimizer).lower(params, optimizer.init(params), grads)
+        self.assertEqual(lowered.as_text().count("@lowbit_xla_step"), 3)
+        result = step_function(optimizer)(to_jax(params), optimizer.init(params), to_jax(grads))
+        self.check(optimizer, params, grads, *result, 1)
+
+    def test_subnormals_survive_although_xla_flushes_them(self):
+        tiny = np.float32(1e-40)
+        self.assertEqual(np.asarray(jax.jit(lambda x: x * 2)(jnp.full(8, tiny)))[0], 0)
+        for spec in PRESETS:
+            for threads in (1, 2):
+                with self.subTest(spec=spec, threads=threads):
+                    params, grads = model(shapes={"bias": (300,), "wte": (400, 300)})
+                    # m is subnormal, as are its scales; v of the second half is, of the first 0.
+                    grads = {key: g * np.float32(2e-38) for key, g in grads.items()}
+                    for g in grads.values():
+                        g.reshape(-1)[g.size // 2 :] *= np.float32(1e18)
+                    params = {key: p * tiny for key, p in params.items()}
+                    optimizer = lowbit.jax.adamw(1e-30, spec=spec, threads=threads)
+                    result = to_jax(params), optimizer.init(params)
+                    for _ in range(3):
+                        result = step_function(optimizer)(*result, to_jax(grads))
+                    self.check(optimizer, params, grads, *result, 3, lr=1e-30)
+                    for array in (result[0]["wte"], result[1].m.scales["wte"]):
+                        bits = np.asarray(array).view(np.uint32) & 0x7FFFFFFF
+                        self.assertTrue(np.any((bits > 0) & (bits < 0x00800000)))
+
+
+class TestMemory(unittest.TestCase):
+    def test_donated_buffers_are_updated_in_place(self):
+        for spec in PRESETS:
+            with self.subTest(spec=spec):
+                params, grads = model(shapes=FULL)
+                optimizer = lowbit.jax.adamw(1e-3, spec=spec)
+                step = step_function(optimizer, donate=True)
+                p, state = jax.block_until_ready((to_jax(params), optimizer.init(params)))
+                before = pointers((p, state.m, state.v))
+                old = p, state
+                p, state = step(p, state, to_jax(grads))
+                self.assertEqual(pointers((p, state.m, state.v)), before)
+                self.assertTrue(all(array.is_deleted() for array in jax.tree.leaves(old[0])))
+
+    def test_donated_step_copies_nothing(self):
+        params, grads = model(shapes=FULL)
+        optimizer = lowbit.jax.adamw(1e-3)
+        step = step_function(optimizer, donate=True)
+        text = step.lower(params, optimizer.init(params), grads).compile().as_text()
+        self.assertIn("lowbit_xla_step", text)
+        self.assertNotIn(" copy(", text)
+
+    def test_inputs_are_intact_without_donation(self):
+        params, grads = model()
+        for door in ("apply", "update"):
+            with self.subTest(door=door):
+                optimizer = lowbit.jax.adamw(1e-3)
+                inputs = to_jax(params), optimizer.init(params), to_jax(grads)
+                before = jax.tree.map(lambda x: np.array(x), inputs)
+                step = step_function(optimizer, door)
+                first, second = step(*inputs), step(*inputs)
+                for left, right in zip(jax.tree.leaves(before), jax.tree.leaves(inputs)):
+                    self.assertTrue(same(left, right))
+                for left, right in zip(jax.tree.leaves(first), jax.tree.leaves(second)):
+                    self.assertTrue(same(left, right))
+
+    def test_gradients_may_be_the_parameters(self):
+        params, _ = model()
+        optimizer = lowbit.jax.adamw(1e-3)
+        p = to_jax(params)
+        result, _ = jax.jit(lambda p, s: optimizer.apply(p, s, p))(p, optimizer.init(p))
+        _, want, _ = reference("adamw4", params, {k: v.copy() for k, v in params.items()}, 1)
+        for key in params:
+            self.assertTrue(same(result[key], want[key]), key)
+
+
+class TestUpdate(unittest.TestCase):
+    def test_parameter_plus_update_is_what_apply_gives(self):
+        params, grads = model()
+        optimizer = lowbit.jax.adamw(1e-3)
+        inputs = to_jax(params), optimizer.init(params), to_jax(grads)
+        new, state = step_function(optimizer)(*inputs)
+        updates, state_of_update = step_function(optimizer, "update")(*inputs)
+        for key in params:
+            self.assertTrue(same(params[key] + np.asarray(updates[key]), new[key]), key)
+        for left, right in zip(jax.tree.leaves(state), jax.tree.leaves(state_of_update)):
+            self.assertTrue(same(left, right))
+
+    def test_updates_have_the_dtype_of_the_parameters(self):
+        for dtypes in (("bf16", "f32"), ("f32", "bf16"), ("bf16", "bf16")):
+            with self.subTest(dtypes=dtypes):
+                params, grads = model(*dtypes)
+                optimizer = lowbit.jax.adamw(1e-3)
+                init, update = optimizer
+                updates, _ = jax.jit(update)(to_jax(grads), init(params), to_jax(params))
+                self.assertEqual(
+                    jax.tree.map(lambda x: x.dtype, updates),
+                    jax.tree.map(lambda x: x.dtype, params),
+                )
+
+
+class TestArguments(unittest.TestCase):
+    def test_another_learning_rate_does_not_retrace(self):
+        params, grads = model()
+        optimizer = lowbit.jax.adamw(1e-3)
+        step = step_function(optimizer, donate=True)
+        results = []
+        for rate in (1e-3, 1e-2):
+            p, _ = step(
+                to_jax(params),
+                optimizer.init(params),
+                to_jax(grads),
+                learning_rate=jnp.float32(rate),
+            )
+            _, want, _ = reference("adamw4", params, grads, 1, lr=rate)
+            self.assertTrue(same(p["wte"], want["wte"]))
+        self.assertEqual(step._cache_size(), 1)
+
+    def test_schedule_sees_the_steps_done(self):
+        params, grads = model()
+        optimizer = lowbit.jax.adamw(lambda count: jnp.where(count == 0, 1e-3, 0.0), weight_decay=0.0)
+        step = step_function(optimizer)
+        first, state = step(to_jax(params), optimizer.init(params), to_jax(grads))
+        second, _ = step(first, state, to_jax(grads))
+        self.assertFalse(same(params["wte"], first["wte"]))
+        self.assertTrue(same(first["wte"], second["wte"]))
+
+    def test_mask_says_what_decays(self):
+        params, grads = model()
+        zero = {key: np.zeros_like(g) for key, g in grads.items()}
+        masks = (
+            {"bias": False, "conv": True, "empty": True, "scalar": False, "wte": True},
+            lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+        )
+        for mask in masks:
+            optimizer = lowbit.jax.adamw(1e-3, weight_decay=0.5, mask=mask)
+            result, _ = step_function(optimizer)(to_jax(params), optimizer.init(params), zero)
+            for key in ("bias", "conv", "wte"):
+                self.assertEqual(same(result[key], params[key]), key == "bias", key)
+
+    def test_clip_factor_and_grad_scale(self):
+        params, grads = model()
+        optimizer = lowbit.jax.adamw(1e-3)
+        result, _ = step_function(optimizer)(
+            to_jax(params),
+            optimizer.init(params),
+            to_jax(grads),
+            grad_scale=jnp.float32(0.3),
+            clip_factor=jnp.float32(0.7),
+        )
+        scales = {"grad_scale": 0.3, "clip_factor": 0.7}
+        _, want, _ = reference("adamw4", params, grads, 1, **scales)
+        self.assertTrue(same(result["wte"], want["wte"]))
+
+    def test_skip_changes_nothing(self):
+        params, grads = model()
+        optimizer = lowbit.jax.adamw(1e-3)
+        step = step_function(optimizer)
+        inputs = to_jax(params), optimizer.init(params), to_jax(grads)
+        result, state = step(*inputs, skip=jnp.bool_(True))
+        for left, right in zip(jax.tree.leaves(inputs[0]), jax.tree.leaves(result)):
+            self.assertTrue(same(left, right))
+        self.assertEqual(int(state.count), 0)
+        updates, _ = step_function(optimizer, "update")(*inputs, skip=jnp.bool_(True))
+        self.assertFalse(any(np.any(np.asarray(u)) for u in updates.values()))
+
+    def test_non_finite_gradients(self):
+        shapes = {f"t{i:03}": (5000,) for i in range(70)}
+        params, grads = model(shapes=shapes)
+        grads["t069"][7] = np.nan
+        for nonfinite, changed, counts in (
+            ("default", {"t000", "t069"}, [1, 0]),
+            ("skip_block", {"t000", "t069"}, [1, 0]),
+            ("skip_tensor", {"t000"}, [0, 1]),
+            ("skip_step", set(), [0, 70]),
+        ):
+            with self.subTest(nonfinite=nonfinite):
+                optimizer = lowbit.jax.adamw(1e-3, nonfinite=nonfinite)
+                result, state = step_function(optimizer)(
+                    to_jax(params), optimizer.init(params), to_jax(grads)
+                )
+                for key in ("t000", "t069"):
+                    self.assertEqual(same(result[key], params[key]), key not in changed, key)
+                self.assertTrue(np.all(np.isfinite(result["t069"])))
+                self.assertEqual(state.skipped.tolist(), counts)
+                self.assertEqual(int(state.count), int(bool(changed)))
+
+    def test_optimizer_may_be_made_inside_a_trace(self):
+        params, grads = model()
+
+        @jax.jit
+        def step(params, grads, b1, weight_decay):
+            optimizer = lowbit.jax.adamw(1e-3, b1=b1, weight_decay=weight_decay)
+            return optimizer.apply(grads, optimizer.init(params), params)
+
+        result, _ = step(params, grads, 0.8, 0.1)
+        _, want, _ = reference("adamw4", params, grads, 1, beta1=0.8, weight_decay=0.1)
+        self.assertTrue(same(result["wte"], want["wte"]))
+
+
+class TestState(unittest.TestCase):
+    def test_state_is_made_of_plain_arrays_with_elements(self):
+        params, _ = model()
+        state = lowbit.jax.adamw(1e-3).init(params)
+        self.assertTrue(all(array.size > 0 for array in jax.tree.leaves(state)))
+        self.assertEqual(jax.tree.structure(state.m.codes), jax.tree.structure(params))
+        self.assertEqual(state.v.axes[1]["conv"].shape, (1,))  # 1728 elements: f32 states
+        self.assertEqual(state.v.axes[1]["wte"].shape, (257,))
+        doubled = jax.tree.map(lambda x: x + x, state)
+        self.assertEqual(jax.tree.structure(doubled), jax.tree.structure(state))
+
+    def test_init_under_eval_shape_and_jit(self):
+        params, _ = model()
+        optimizer = lowbit.jax.adamw(1e-3)
+        state = optimizer.init(params)
+        shapes = jax.eval_shape(optimizer.init, params)
+        for left, right in zip(jax.tree.leaves(state), jax.tree.leaves(shapes), strict=True):
+            self.assertEqual((left.shape, left.dtype), (right.shape, right.dtype))
+        jitted = jax.jit(optimizer.init)(params)
+        self.assertEqual(jax.tree.structure(jitted), jax.tree.structure(state))
+
+    def test_structure_of_matrices_follows_from_the_spec(self):
+        # What optax.tree_utils.tree_map_params relies on: its placeholder has no leaves.
+        optimizer = lowbit.jax.adamw(1e-3)
+        placeholder = optimizer.init({})
+        state = optimizer.init({"w": jnp.zeros((300, 257))})
+        self.assertEqual(len(placeholder.v.axes), len(state.v.axes))
+        self.assertEqual(len(placeholder.m.axes), len(state.m.axes))
+
+    def test_names_are_paths(self):
+        params = {"layers": [{"w": jnp.zeros((2, 2))}, {"w": jnp.zeros((2, 2))}]}
+        plan = lowbit.jax.adamw(1e-3).plan(params)
+        self.assertEqual([t.name for t in plan.tensors], ["layers.0.w", "layers.1.w"])
+
+    def test_an_override_applies_by_name(self):
+        spec = {
+            "optimizer": "adamw",
+            "m": {"bits": 4, "normalization": "block", "mapping": "de"},
+            "v": {"bits": 4, "normalization": "rank1", "mapping": "linear"},
+            "overrides": [{"match": "*.embed", "m": {"bits": 32}, "v": {"bits": 32}}],
+        }
+        params = {"a": {"embed": jnp.zeros((100, 100)), "w": jnp.zeros((100, 200))}}
+        state = lowbit.jax.adamw(1e-3, spec=spec).init(params)
+        self.assertEqual(state.m.codes["a"]["embed"].shape, (1,))
+        self.assertEqual(state.v.scales["a"]["embed"].shape, (100, 100))
+        self.assertEqual(state.m.codes["a"]["w"].shape, (100, 100))
+
+
+class TestCheckpoint(unittest.TestCase):
+    def test_saved_state_continues_with_the_same_bits(self):
+        params, grads = model()
+        optimizer = lowbit.jax.adamw(1e-3)
+        step = step_function(optimizer)
+        p, state = step(to_jax(params), optimizer.init(params), to_jax(grads))
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "state.safetensors"
+            lowbit.jax.save(path, optimizer, p, state)
+            loaded = lowbit.jax.load(path, optimizer, p)
+        for left, right in zip(jax.tree.leaves(state), jax.tree.leaves(loaded), strict=True):
+            self.assertTrue(same(left, right))
+        for left, right in zip(
+            jax.tree.leaves(step(p, state, to_jax(grads))),
+            jax.tree.leaves(step(p, loaded, to_jax(grads))),
+        ):
+            self.assertTrue(same(left, right))
+
+    def test_a_file_with_its_tensors_in_another_order(self):
+        params, grads = model()
+        optimizer = lowbit.jax.adamw(1e-3)
+        _, state = step_function(optimizer)(to_jax(params), optimizer.init(params), to_jax(grads))
+        back = list(reversed(params))
+        plan, want, buffers = reference(
+            "adamw4", {key: params[key] for key in back}, {key: grads[key] for key in back}, 1
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "state.safetensors"
+            plan.save(path, buffers, 1)
+            loaded = lowbit.jax.load(path, optimizer, params)
+        for left, right in zip(jax.tree.leaves(state), jax.tree.leaves(loaded), strict=True):
+            self.assertTrue(same(left, right))
+
+    def test_other_models_and_other_files_are_refused(self):
+        params, _ = model()
+        optimizer = lowbit.jax.adamw(1e-3)
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "state.safetensors"
+            lowbit.jax.save(path, optimizer, params, optimizer.init(params))
+            other = {**params, "wte": np.zeros((300, 256), np.float32)}
+            with self.assertRaisesRegex(lowbit.Error, "wte.*FORMAT_MISMATCH"):
+                lowbit.jax.load(path, optimizer, other)
+            renamed = {"x" + key: p for key, p in params.items()}
+            with self.assertRaisesRegex(lowbit.Error, "FORMAT_MISMATCH"):
+                lowbit.jax.load(path, optimizer, renamed)
+            with self.assertRaisesRegex(lowbit.Error, "spec"):
+                lowbit.jax.load(path, lowbit.jax.adamw(1e-3, spec="adamw32"), params)
+            data = bytearray(path.read_bytes())
+            data[-2000] ^= 1
+            path.write_bytes(data)
+            with self.assertRaisesRegex(lowbit.Error, "checksum"):
+                lowbit.jax.load(path, optimizer, params)
+            path.write_bytes(b"no checkpoint at all")
+            with self.assertRaisesRegex(ValueError, "not a lowbit checkpoint"):
+                lowbit.jax.load(path, optimizer, params)
+
+
+class TestErrors(unittest.TestCase):
+    def test_what_is_wrong_is_named_before_anything_runs(self):
+        params, grads = model()
+        optimizer = lowbit.jax.adamw(1e-3)
+        state = optimizer.init(params)
+        with self.assertRaisesRegex(lowbit.Error, "adamw4-block"):
+            lowbit.jax.adamw(1e-3, spec="adam")
+        with self.assertRaisesRegex(ValueError, "skip_tensor"):
+            lowbit.jax.adamw(1e-3, nonfinite="ignore")
+        with self.assertRaisesRegex(ValueError, "gradient of wte"):
+            optimizer.apply({**grads, "wte": grads["wte"].T}, state, params)
+        with self.assertRaisesRegex(TypeError, "parameter wte has dtype float16"):
+            optimizer.init({"wte": np.zeros((2, 2), np.float16)})
+        with self.assertRaisesRegex(lowbit.Error, "used twice"):
+            optimizer.init({"a": {"b": np.zeros(2, np.float32)}, "a.b": np.zeros(2, np.float32)})
+
+    def test_errors_of_the_handler_reach_python(self):
+        params, grads = model()
+        optimizer = lowbit.jax.adamw(1e-3, nonfinite="skip_block")
+        with self.assertRaisesRegex(jax.errors.JaxRuntimeError, "SKIP_BLOCK, but wte has a rank-1"):
+            jax.block_until_ready(
+                step_function(optimizer)(to_jax(params), optimizer.init(params), to_jax(grads))
+            )
+        # The process and the handler go on.
+        optimizer = lowbit.jax.adamw(1e-3)
+        step_function(optimizer)(to_jax(params), optimizer.init(params), to_jax(grads))
+
+    def raw_call(self, operands=None, results=None, **attributes):
+        """The handler by hand, on one f32 tensor of 5 elements with f32 states."""
+        plan = lowbit.Plan("adamw32", [lowbit.Tensor("w", (5,))])
+        lowbit.jax._register()
+        f32, i32 = jnp.float32, jnp.int32
+        hyper, step, vector = jnp.ones(8, f32), jnp.ones((), i32), jnp.zeros(5, f32)
+        operands = operands or [hyper, step] + [vector] * 4
+        results = results or [jax.ShapeDtypeStruct((5,), f32)] * 3 + [
+            jax.ShapeDtypeStruct((plan.scratch_words,), i32),
+            jax.ShapeDtypeStruct((2,), i32),
+        ]
+        given = {
+            "plan": lowbit.jax._plan_json(plan, 1),
+            "output": "param",
+            "nonfinite": np.int32(0),
+        }
+        given = {key: value for key, value in {**given, **attributes}.items() if value is not None}
+        call = jax.ffi.ffi_call("lowbit_xla_step", results)(*operands, **given)
+        return jax.block_until_ready(call)
+
+    def test_a_malformed_call_is_refused_with_its_reason(self):
+        self.raw_call()  # not aliased: the handler copies
+        f32, i32 = jnp.float32, jnp.int32
+        hyper, step, vector = jnp.ones(8, f32), jnp.ones((), i32), jnp.zeros(5, f32)
+        for arguments, reason in (
+            ({"output": "both"}, 'output is "both"'),
+            ({"output": np.int32(1)}, "attribute output has type"),
+            ({"output": None}, "attribute output is missing"),
+            ({"nonfinite": np.int32(9)}, "nonfinite is 9"),
+            ({"nonfinite": "skip"}, "must be an int32 scalar"),
+            ({"plan": "{"}, "attribute plan: EOF"),
+            ({"operands": [hyper, step]}, "2 operands given; the plan has 6"),
+            ({"operands": [hyper, step] + [vector] * 3 + [vector[:4]]}, "state w/v/value has shape"),
+            ({"operands": [hyper, step, vector.astype(i32)] + [vector] * 3}, "params.0. .w. has"),
+            ({"operands": [hyper[:7], step] + [vector] * 4}, "hyper has shape .7."),
+            ({"results": [jax.ShapeDtypeStruct((5,), f32)] * 4}, "4 results given; the plan has 5"),
+        ):
+            with self.subTest(reason=reason):
+                with self.assertRaisesRegex(jax.errors.JaxRuntimeError, reason):
+                    self.raw_call(**arguments)
+
+    def test_a_panic_becomes_an_error(self):
+        if not hasattr(library(), "lowbit_test_panic"):
+            self.skipTest("the library was built without the feature test-hooks")
+        with self.assertRaisesRegex(jax.errors.JaxRuntimeError, "a panic on purpose"):
+            self.raw_call(output="panic")
+        self.raw_call()
+
+
+if __name__ == "__main__":
+    unittest.main()
