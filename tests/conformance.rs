@@ -55,7 +55,11 @@ fn reference_gives_the_expected_hashes() {
 
 #[test]
 fn every_variant_gives_them_with_any_number_of_threads() {
-    for variant in variants() {
+    // The reference has one thread and its own test.
+    for variant in variants()
+        .into_iter()
+        .filter(|variant| *variant != Variant::Reference)
+    {
         for threads in [1, 2, 3, 8] {
             assert_eq!(
                 lines(variant, threads),

@@ -15,15 +15,13 @@ const EPS: f64 = 1.0 / 16_777_216.0;
 
 /// The 4-bit dynamic exponent tables by their construction (paper, appendix E.2), in f64.
 fn dynamic_exponent(signed: bool) -> Vec<f64> {
-    // Without the sign's.
+    // The sign takes one of the four.
     let bits = if signed { 3 } else { 4 };
     let mut values = vec![0.0, 1.0];
-    for exponent in 0..bits {
+    // The unsigned code of three zeros and the indicator is a corner: it stands for 1.
+    for exponent in 0..3 {
         // E zeros and the indicator leave F fraction bits.
-        let Some(fraction_bits) = (bits - 1_i32).checked_sub(exponent) else {
-            continue;
-        };
-        let steps = 1 << fraction_bits;
+        let steps = 1_i32 << (bits - 1 - exponent);
         for k in 0..steps {
             let p = |j: i32| 0.1 + 0.9 * f64::from(j) / f64::from(steps);
             let fraction = f64::midpoint(p(k), p(k + 1));
