@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::guard::guard_handle;
 use super::plan::lowbit_plan_t;
-use super::sized::write;
+use super::sized::{size_of_caller, write};
 use super::types::*;
 use super::{array, buffers, null, output, text};
 use crate::error::{Error, Result, Status, invalid};
@@ -89,6 +89,7 @@ pub unsafe extern "C" fn lowbit_checkpoint_load(
         guard_handle(plan, |plan| {
             let state = buffers(array(state, buffer_count, "state")?);
             let path = Path::new(text(path, "path")?);
+            check_report(out)?;
             let info = plan.plan.load_checkpoint(path, state, stream)?;
             report(out, info.step)
         })
@@ -195,6 +196,7 @@ pub unsafe extern "C" fn lowbit_checkpoint_deserialize(
             let length = i64::try_from(bytes).map_err(|error| invalid(error.to_string()))?;
             let data = array(data.cast::<u8>(), length, "data")?;
             let state = buffers(array(state, buffer_count, "state")?);
+            check_report(out)?;
             let info = plan
                 .plan
                 .read_checkpoint(&mut Cursor::new(data), state, stream)?;
@@ -209,6 +211,18 @@ fn done(step: i64) -> Result<i64> {
     } else {
         Ok(step)
     }
+}
+
+/// Refuses what `report` could not write to, while the state is still untouched.
+///
+/// # Safety
+/// `out` is null or has struct_size bytes.
+unsafe fn check_report(out: *mut lowbit_checkpoint_info_t) -> Result<()> {
+    if out.is_null() {
+        return Ok(());
+    }
+    // SAFETY: the caller's promise.
+    unsafe { size_of_caller(out, "out") }.map(drop)
 }
 
 /// # Safety

@@ -3,7 +3,7 @@
 use std::ffi::c_char;
 use std::sync::Arc;
 
-use super::guard::{Tag, give, guard, handle, take};
+use super::guard::{give, guard, handle, take};
 use super::sized::read;
 use super::spec::{reserved, unknown_flag};
 use super::types::*;
@@ -13,7 +13,6 @@ use crate::error::{Result, invalid};
 
 /// One backend instance: the CPU with its threads, or a CUDA device.
 pub struct lowbit_context_t {
-    tag: Tag,
     pub(super) context: Arc<Context>,
 }
 
@@ -169,13 +168,7 @@ unsafe fn create(
     unsafe {
         *out = std::ptr::null_mut();
         let context = Arc::new(make()?);
-        give(
-            out,
-            lowbit_context_t {
-                tag: Tag::new::<lowbit_context_t>(),
-                context,
-            },
-        );
+        give(out, lowbit_context_t { context });
     }
     Ok(())
 }

@@ -85,10 +85,10 @@ pub(super) unsafe fn guard_handle<T: Handle>(
 ) -> lowbit_status_t {
     guard(|| {
         // SAFETY: the caller's promise.
-        let handle = unsafe { borrow(handle) }?;
-        let unwound = catch_unwind(AssertUnwindSafe(|| body(handle)));
+        let object = unsafe { object(handle) }?;
+        let unwound = catch_unwind(AssertUnwindSafe(|| body(&object.handle)));
         unwound.unwrap_or_else(|panic| {
-            handle.tag().poisoned.store(true, Ordering::Relaxed);
+            object.tag.poisoned.store(true, Ordering::Relaxed);
             std::panic::resume_unwind(panic)
         })
     })
@@ -98,19 +98,27 @@ pub(super) unsafe fn guard_handle<T: Handle>(
 ///
 /// # Safety
 /// `handle` is null or was given out by this library.
-pub(super) unsafe fn borrow<'a, T: Handle>(handle: *const T) -> Result<&'a T> {
+pub(super) unsafe fn borrow<'a, T: Handle + 'a>(handle: *const T) -> Result<&'a T> {
+    // SAFETY: the caller's promise.
+    unsafe { object(handle) }.map(|object| &object.handle)
+}
+
+/// # Safety
+/// As for [`borrow`].
+unsafe fn object<'a, T: Handle + 'a>(handle: *const T) -> Result<&'a Object<T>> {
     if handle.is_null() {
         return Err(null(T::NAME));
     }
-    if !handle.is_aligned() {
+    let object = handle.cast::<Object<T>>();
+    if !object.is_aligned() {
         return Err(crate::error::invalid(format!(
-            "{} is not a handle",
+            "{} is at {handle:p}, which is no handle",
             T::NAME
         )));
     }
-    // SAFETY: the caller's promise.
-    let handle = unsafe { &*handle };
-    let tag = handle.tag();
+    // SAFETY: the caller's promise. Every kind of object begins with its tag, so this reads inside
+    // the object whatever its kind.
+    let tag = unsafe { &*object.cast::<Tag>() };
     if tag.magic != T::MAGIC {
         return Err(crate::error::invalid(format!(
             "{} is a handle of another kind, or was destroyed",
@@ -126,22 +134,23 @@ pub(super) unsafe fn borrow<'a, T: Handle>(handle: *const T) -> Result<&'a T> {
             ),
         ));
     }
-    Ok(handle)
+    // SAFETY: alive and of this kind.
+    Ok(unsafe { &*object })
 }
 
-/// What every handle carries first: which kind it is, and whether a panic left it in doubt.
-pub(super) struct Tag {
+/// Which kind a handle is, and whether a panic left it in doubt.
+#[repr(C)]
+struct Tag {
     magic: u64,
     poisoned: AtomicBool,
 }
 
-impl Tag {
-    pub(super) fn new<T: Handle>() -> Self {
-        Self {
-            magic: T::MAGIC,
-            poisoned: AtomicBool::new(false),
-        }
-    }
+/// What the pointer that C holds as a `*mut T` points to. In the order of C, so that the tag is
+/// found in a handle of the wrong kind too.
+#[repr(C)]
+struct Object<T> {
+    tag: Tag,
+    handle: T,
 }
 
 /// An opaque object of the C ABI.
@@ -150,53 +159,53 @@ pub(super) trait Handle {
     const NAME: &'static str;
     /// Eight letters that tell the kinds apart.
     const MAGIC: u64;
-    /// The tag.
-    fn tag(&self) -> &Tag;
-    /// For [`destroy`].
-    fn tag_mut(&mut self) -> &mut Tag;
 }
 
 /// Hands an object over to C.
 ///
 /// # Safety
 /// `out` is valid.
-pub(super) unsafe fn give<T: Handle>(out: *mut *mut T, object: T) {
+pub(super) unsafe fn give<T: Handle>(out: *mut *mut T, handle: T) {
+    let object = Box::new(Object {
+        tag: Tag {
+            magic: T::MAGIC,
+            poisoned: AtomicBool::new(false),
+        },
+        handle,
+    });
     // SAFETY: the caller's promise.
-    unsafe { *out = Box::into_raw(Box::new(object)) };
+    unsafe { *out = Box::into_raw(object).cast() };
 }
 
-/// Takes an object back; null, foreign and destroyed handles give `None`. A poisoned one is
-/// given back, so that it can be freed.
+/// Takes an object back, poisoned or not; null, foreign and destroyed handles give `None`.
 ///
 /// # Safety
 /// `handle` is null or was given out by this library, and is not used by anybody else.
-pub(super) unsafe fn take<T: Handle>(handle: *mut T) -> Option<Box<T>> {
-    if handle.is_null() || !handle.is_aligned() {
+pub(super) unsafe fn take<T: Handle>(handle: *mut T) -> Option<T> {
+    let object = handle.cast::<Object<T>>();
+    if object.is_null() || !object.is_aligned() {
         return None;
     }
-    // SAFETY: the caller's promise.
-    let tag = unsafe { (*handle).tag_mut() };
-    if tag.magic != T::MAGIC {
+    // SAFETY: the caller's promise; every kind of object begins with its tag.
+    let magic = unsafe { &raw mut (*object.cast::<Tag>()).magic };
+    // SAFETY: as above.
+    if unsafe { magic.read() } != T::MAGIC {
         return None;
     }
-    // So that a second destroy of memory that was not reused yet is seen.
-    tag.magic = 0;
+    // So that a second destroy, of memory that was not reused yet, is seen. Volatile, because a
+    // plain store into memory about to be freed would be removed.
+    // SAFETY: as above.
+    unsafe { magic.write_volatile(0) };
     // SAFETY: made by `give`.
-    Some(unsafe { Box::from_raw(handle) })
+    Some(unsafe { Box::from_raw(object) }.handle)
 }
 
-/// Declares that a struct whose field `tag` is a [`Tag`] is a handle.
+/// Declares a handle: its name as an argument, and its eight letters.
 macro_rules! handle {
     ($type:ty, $name:literal, $magic:literal) => {
         impl crate::capi::guard::Handle for $type {
             const NAME: &'static str = $name;
             const MAGIC: u64 = u64::from_le_bytes(*$magic);
-            fn tag(&self) -> &crate::capi::guard::Tag {
-                &self.tag
-            }
-            fn tag_mut(&mut self) -> &mut crate::capi::guard::Tag {
-                &mut self.tag
-            }
         }
     };
 }

@@ -48,8 +48,11 @@ unsafe fn text<'a>(text: *const c_char, name: &str) -> Result<&'a str> {
 /// # Safety
 /// `data` is null or points to that many.
 unsafe fn array<'a, T>(data: *const T, count: i64, name: &str) -> Result<&'a [T]> {
+    // No slice may be larger than the address space's half, even one whose length is refused later.
     let length = usize::try_from(count)
-        .map_err(|_| crate::error::invalid(format!("the number of {name} is {count}")))?;
+        .ok()
+        .filter(|length| *length <= isize::MAX.unsigned_abs() / size_of::<T>())
+        .ok_or_else(|| crate::error::invalid(format!("the number of {name} is {count}")))?;
     if length == 0 {
         return Ok(&[]);
     }

@@ -4,7 +4,7 @@ use std::ffi::{CString, c_char};
 use std::sync::Arc;
 
 use super::context::lowbit_context_t;
-use super::guard::{Tag, borrow, give, guard, guard_handle, handle, take};
+use super::guard::{borrow, give, guard, guard_handle, handle, take};
 use super::sized::{read_element, write};
 use super::spec::{lowbit_spec_t, reserved, unknown_flag};
 use super::types::*;
@@ -15,7 +15,6 @@ use crate::plan::{ARENA_ALIGN, Plan, TensorInfo};
 
 /// What every tensor got and where every state buffer lies.
 pub struct lowbit_plan_t {
-    tag: Tag,
     pub(super) plan: Arc<Plan>,
     /// Texts that the info structs point to.
     names: Vec<CString>,
@@ -317,7 +316,6 @@ impl lowbit_plan_t {
             texts.join(", ")
         };
         Ok(Self {
-            tag: Tag::new::<Self>(),
             names: plan
                 .tensors
                 .iter()

@@ -91,9 +91,11 @@ pub(super) unsafe fn read_element<T: CStruct>(
     Ok(value)
 }
 
+/// The `struct_size` of a caller's struct, checked.
+///
 /// # Safety
 /// `pointer` is null or points to at least a `struct_size`.
-unsafe fn size_of_caller<T: CStruct>(pointer: *const T, name: &str) -> Result<usize> {
+pub(super) unsafe fn size_of_caller<T: CStruct>(pointer: *const T, name: &str) -> Result<usize> {
     if pointer.is_null() {
         return Err(null(name));
     }

@@ -2,7 +2,7 @@
 
 use std::ffi::c_char;
 
-use super::guard::{Tag, give, guard, guard_handle, handle, take};
+use super::guard::{give, guard, guard_handle, handle, take};
 use super::sized::{read, read_element};
 use super::types::*;
 use super::{copy_text, output, text};
@@ -14,7 +14,6 @@ use crate::spec::{
 
 /// Which optimizer, with which quantizer for each of its states.
 pub struct lowbit_spec_t {
-    pub(super) tag: Tag,
     pub(super) spec: Spec,
 }
 
@@ -165,13 +164,7 @@ unsafe fn create(out: *mut *mut lowbit_spec_t, make: impl FnOnce() -> Result<Spe
     // SAFETY: checked above.
     unsafe {
         *out = std::ptr::null_mut();
-        give(
-            out,
-            lowbit_spec_t {
-                tag: Tag::new::<lowbit_spec_t>(),
-                spec: make()?,
-            },
-        );
+        give(out, lowbit_spec_t { spec: make()? });
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 
-use super::guard::{Tag, give, guard, guard_handle, handle, take};
+use super::guard::{give, guard, guard_handle, handle, take};
 use super::output;
 use super::plan::lowbit_plan_t;
 use super::types::*;
@@ -11,7 +11,6 @@ use crate::state::State;
 
 /// Owned state buffers, for trainers that do not bring their own memory.
 pub struct lowbit_state_t {
-    tag: Tag,
     state: State,
 }
 
@@ -43,17 +42,14 @@ pub unsafe extern "C" fn lowbit_state_create(
 ) -> lowbit_status_t {
     // SAFETY: the caller's promise.
     unsafe {
+        // Before the plan is looked at: NULL on every failure.
+        if let Ok(out) = output(out, "out") {
+            *out = std::ptr::null_mut();
+        }
         guard_handle(plan, |plan| {
             let out = output(out, "out")?;
-            *out = std::ptr::null_mut();
             let state = State::new(&plan.plan, stream)?;
-            give(
-                out,
-                lowbit_state_t {
-                    tag: Tag::new::<lowbit_state_t>(),
-                    state,
-                },
-            );
+            give(out, lowbit_state_t { state });
             Ok(())
         })
     }

@@ -1,8 +1,13 @@
-//! Misbehaviour on request, for the tests of every binding. Not in releases, not in the header.
+//! For the tests of the C ABI and of every binding: misbehaviour on request, and layouts as Rust
+//! sees them. Not in releases, not in the header.
 
-use super::guard::guard_handle;
+use std::ffi::c_char;
+use std::fmt::Write as _;
+
+use super::copy_text;
+use super::guard::{guard, guard_handle};
 use super::plan::lowbit_plan_t;
-use super::types::lowbit_status_t;
+use super::types::*;
 
 /// Panics inside the guard; the plan is poisoned.
 ///
@@ -13,4 +18,90 @@ use super::types::lowbit_status_t;
 pub unsafe extern "C" fn lowbit_test_panic(plan: *const lowbit_plan_t) -> lowbit_status_t {
     // SAFETY: the caller's promise.
     unsafe { guard_handle(plan, |_| panic!("a planned panic")) }
+}
+
+/// The layout of every struct of the C ABI: lines `type size alignment`, each followed by its
+/// fields' `type.field offset size`.
+///
+/// # Safety
+/// `buf` has `cap` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lowbit_test_layout(
+    buf: *mut c_char,
+    cap: usize,
+    needed: *mut usize,
+) -> lowbit_status_t {
+    // SAFETY: the caller's promise.
+    guard(|| unsafe { copy_text(layouts().as_bytes(), buf, cap, needed) })
+}
+
+fn size_of_field<T, F>(_: impl Fn(&T) -> &F) -> usize {
+    size_of::<F>()
+}
+
+macro_rules! layouts {
+    ($($type:ident { $($field:ident),* $(,)? })*) => {
+        fn layouts() -> String {
+            let mut text = String::new();
+            $(
+                // A field that is missing in the list is an error here.
+                let _ = |value: $type| {
+                    let $type { $($field: _),* } = value;
+                };
+                let _ = writeln!(
+                    text,
+                    "{} {} {}",
+                    stringify!($type),
+                    size_of::<$type>(),
+                    align_of::<$type>()
+                );
+                $(
+                    let _ = writeln!(
+                        text,
+                        "{}.{} {} {}",
+                        stringify!($type),
+                        stringify!($field),
+                        std::mem::offset_of!($type, $field),
+                        size_of_field(|value: &$type| &value.$field)
+                    );
+                )*
+            )*
+            text
+        }
+    };
+}
+
+layouts! {
+    lowbit_buffer_t { data, bytes }
+    lowbit_quantizer_info_t { struct_size, bits, normalization, mapping, rounding, block }
+    lowbit_override_info_t { struct_size, pattern, m, v, x }
+    lowbit_spec_info_t {
+        struct_size, flags, preset, optimizer, reserved, threshold, m, v, x, overrides,
+        override_count,
+    }
+    lowbit_cpu_info_t {
+        struct_size, flags, threads, variant, reserved, parallel_for, parallel_for_user,
+    }
+    lowbit_cuda_info_t { struct_size, flags, device, reserved }
+    lowbit_tensor_info_t {
+        struct_size, flags, name, shape, ndim, param_dtype, grad_dtype, reserved, global_shape,
+        offset,
+    }
+    lowbit_plan_info_t {
+        struct_size, tensor_count, buffer_count, state_bytes, arena_bytes, arena_align,
+        scratch_bytes, stage_count,
+    }
+    lowbit_tensor_report_t {
+        struct_size, name, quantizers, reason, numel, state_bytes, first_buffer, buffer_count,
+    }
+    lowbit_buffer_info_t {
+        struct_size, tensor, state, part, dtype, ndim, shape, bytes, arena_offset,
+    }
+    lowbit_stage_info_t { struct_size, dtype, reduce, offset, count }
+    lowbit_step_args_t {
+        struct_size, flags, tensor_count, params, grads, updates, buffer_count, state, scratch, lr,
+        beta1, beta2, eps, weight_decay, grad_scale, clip_factor, skip, step, nonfinite, hyper,
+        step_number, offsets, skipped,
+    }
+    lowbit_checkpoint_info_t { struct_size, step }
 }
