@@ -67,7 +67,7 @@ def tokenize(text):
     while at < len(text):
         match = TOKEN.match(text, at)
         if not match:
-            raise Unknown(f"cannot read: {text[at:at + 60]!r}")
+            raise Unknown(f"cannot read: {text[at : at + 60]!r}")
         tokens.append(match.group(match.lastgroup))
         at = match.end()
     return tokens
@@ -167,7 +167,7 @@ class Parser:
         return self.add("struct", name, self.header.structs, fields)
 
     def declaration(self):
-        """`const T *name`, `R name(...)`, `R (*name)(...)`: the name (perhaps None) and the type."""
+        """`const T *name`, `R name(...)`, `R (*name)(...)`: its name (or None) and its type."""
         const = self.peek() == "const"
         if const:
             self.take()
@@ -230,8 +230,7 @@ def alias_of(constant, header):
     names = [
         name
         for name, declared in header.aliases.items()
-        if isinstance(declared, Name)
-        and constant.startswith(name.removesuffix("_t").upper() + "_")
+        if isinstance(declared, Name) and constant.startswith(name.removesuffix("_t").upper() + "_")
     ]
     return max(names, key=len, default=None)
 
@@ -246,7 +245,9 @@ def defaults(name, header):
     values = [value.strip() for value in text.split(" , ")]
     fields = [field for field, _ in header.structs[name]]
     if len(values) != len(fields):
-        raise Unknown(f"the INIT macro of {name} has {len(values)} values, the struct {len(fields)}")
+        raise Unknown(
+            f"the INIT macro of {name} has {len(values)} values, the struct {len(fields)}"
+        )
     if values[0] != f"sizeof ( {name} )":
         raise Unknown(f"the INIT macro of {name} begins with {values[0]}")
     result = {}
@@ -314,7 +315,7 @@ def python_list(items, indent):
     """`items` in brackets' inside: one line if it fits, else one item a line."""
     line = ", ".join(items)
     if len(line) + indent < 80:
-        return line + ("," if len(items) == 1 else "")
+        return line
     space = " " * indent
     return "\n" + "".join(f"{space}    {item},\n" for item in items) + space
 
@@ -346,11 +347,15 @@ def python(header):
         types = [python_type(declared, header) for _, declared in function.parameters]
         body.append(f'    "{name}": (')
         body.append(f"        {python_return(function.returns, header)},")
-        body.append(f"        ({python_list(types, 8)}),")
+        # The comma makes a tuple of one.
+        body.append(f"        ({python_list(types, 8)}{',' if len(types) == 1 else ''}),")
         body.append("    ),")
     text = "\n".join(body + ["}", ""])
     used = sorted(set(re.findall(r"\b(?:c_\w+|CFUNCTYPE|POINTER|Structure|sizeof)\b", text)))
-    head = ['"""The C ABI for ctypes. Generated from include/lowbit.h by bindings/generate.py."""', ""]
+    head = [
+        '"""The C ABI for ctypes. Generated from include/lowbit.h by bindings/generate.py."""',
+        "",
+    ]
     head += ["from ctypes import (", *(f"    {name}," for name in used), ")", "", ""]
     return "\n".join(head) + text
 
@@ -423,7 +428,11 @@ def julia(header):
             out.append("end")
             values = defaults(name, header)
             if values is not None:
-                out += ["", '"As the INIT macro sets it; keywords are fields."', f"function {name}(;"]
+                out += [
+                    "",
+                    '"As the INIT macro sets it; keywords are fields."',
+                    f"function {name}(;",
+                ]
                 out.append(f"    struct_size = sizeof({name}),")
                 for key, declared in fields[1:]:
                     out.append(f"    {key} = {julia_default(declared, values.get(key), header)},")

@@ -4,7 +4,8 @@
 library itself: `Plan` says what states a list of tensors gets, and steps, saves and loads them as
 numpy arrays.
 
-The shared library is looked for at the environment's `LOWBIT_LIBRARY`, then in the package's folder.
+The shared library is the file that the environment's `LOWBIT_LIBRARY` names, else the one in the
+package's folder.
 """
 
 from ._library import Error, library_path, version

@@ -156,7 +156,7 @@ class lowbit_cpu_info_t(Sized):
         ("parallel_for", lowbit_parallel_for_t),
         ("parallel_for_user", c_void_p),
     ]
-    _init_ = {"variant": LOWBIT_CPU_VARIANT_AUTO,}
+    _init_ = {"variant": LOWBIT_CPU_VARIANT_AUTO}
 
 
 class lowbit_cuda_info_t(Sized):
@@ -184,7 +184,7 @@ class lowbit_tensor_info_t(Sized):
         ("global_shape", POINTER(c_int64)),
         ("offset", POINTER(c_int64)),
     ]
-    _init_ = {"param_dtype": LOWBIT_DTYPE_F32,}
+    _init_ = {"param_dtype": LOWBIT_DTYPE_F32}
 
 
 class lowbit_plan_info_t(Sized):

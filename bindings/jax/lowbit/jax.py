@@ -155,6 +155,8 @@ class AdamW:
         clip_factor=1.0,
         skip=False,
     ):
+        if params is None:
+            raise ValueError("AdamW needs the parameters: pass params")
         _register()
         treedef = jax.tree.structure(params)
         tensors = _tensors(params, grads)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Prints the lines of tests/common/README.md, computed by jitted, donated JAX steps.
 
-    conformance.py                  print them
-    conformance.py FILE             also compare them with a file; exit 1 if any differs
+conformance.py                  print them
+conformance.py FILE             also compare them with a file; exit 1 if any differs
 """
 
 import functools

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Continues a trainer of another language in JAX, from the folder of tests/common/README.md.
 
-    handover.py FOLDER          print the hash after five steps; exit 1 if it is not the expected
+handover.py FOLDER          print the hash after five steps; exit 1 if it is not the expected
 """
 
 import functools

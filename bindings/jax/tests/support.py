@@ -1,4 +1,4 @@
-"""What the tests share. Importing it chooses the CPU and, in a source tree, the package beside it."""
+"""What the tests share. Importing it chooses the CPU and, if none is installed, this package."""
 
 import importlib.util
 import os

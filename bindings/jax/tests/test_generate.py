@@ -31,7 +31,10 @@ class TestGenerate(unittest.TestCase):
             "typedef int32_t lowbit_a_t;\n"
             "typedef void (*lowbit_f_t)(void *user, void (*body)(void *, int64_t i));\n"
             "typedef struct lowbit_h_t lowbit_h_t;\n"
-            "typedef struct lowbit_s_t { size_t struct_size; const char *const *names; } lowbit_s_t;\n"
+            "typedef struct lowbit_s_t {\n"
+            "  size_t struct_size;\n"
+            "  const char *const *names;\n"
+            "} lowbit_s_t;\n"
             "#define LOWBIT_A_ONE 1\n"
             "lowbit_a_t lowbit_go(const struct lowbit_h_t *h, lowbit_h_t **out, float x);\n"
         )

@@ -1,12 +1,11 @@
-"""lowbit.jax: the same bits as the reference, in place under donation, under every way of calling."""
+"""lowbit.jax: the same bits as the reference however it is called, in place under donation."""
 
 import concurrent.futures
-import functools
 import pathlib
 import tempfile
 import unittest
 
-import support  # first: it chooses the platform
+import support  # noqa: F401  (first: it chooses the platform)
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +74,9 @@ class TestBits(unittest.TestCase):
 
         @jax.jit
         def loop(params, state):
-            body = lambda carry, _: (optimizer.apply(g, carry[1], carry[0]), None)
+            def body(carry, _):
+                return optimizer.apply(g, carry[1], carry[0]), None
+
             return jax.lax.scan(body, (params, state), length=4)[0]
 
         scanned = loop(to_jax(params), optimizer.init(params))
@@ -210,7 +211,6 @@ class TestArguments(unittest.TestCase):
         params, grads = model()
         optimizer = lowbit.jax.adamw(1e-3)
         step = step_function(optimizer, donate=True)
-        results = []
         for rate in (1e-3, 1e-2):
             p, _ = step(
                 to_jax(params),
@@ -224,7 +224,9 @@ class TestArguments(unittest.TestCase):
 
     def test_schedule_sees_the_steps_done(self):
         params, grads = model()
-        optimizer = lowbit.jax.adamw(lambda count: jnp.where(count == 0, 1e-3, 0.0), weight_decay=0.0)
+        optimizer = lowbit.jax.adamw(
+            lambda count: jnp.where(count == 0, 1e-3, 0.0), weight_decay=0.0
+        )
         step = step_function(optimizer)
         first, state = step(to_jax(params), optimizer.init(params), to_jax(grads))
         second, _ = step(first, state, to_jax(grads))
@@ -420,6 +422,8 @@ class TestErrors(unittest.TestCase):
             lowbit.jax.adamw(1e-3, nonfinite="ignore")
         with self.assertRaisesRegex(ValueError, "gradient of wte"):
             optimizer.apply({**grads, "wte": grads["wte"].T}, state, params)
+        with self.assertRaisesRegex(ValueError, "pass params"):
+            optimizer.update(grads, state, None)
         with self.assertRaisesRegex(TypeError, "parameter wte has dtype float16"):
             optimizer.init({"wte": np.zeros((2, 2), np.float16)})
         with self.assertRaisesRegex(lowbit.Error, "used twice"):
@@ -468,7 +472,10 @@ class TestErrors(unittest.TestCase):
             ({"nonfinite": "skip"}, "must be an int32 scalar"),
             ({"plan": "{"}, "attribute plan: EOF"),
             ({"operands": [hyper, step]}, "2 operands given; the plan has 6"),
-            ({"operands": [hyper, step] + [vector] * 3 + [vector[:4]]}, "state w/v/value has shape"),
+            (
+                {"operands": [hyper, step] + [vector] * 3 + [vector[:4]]},
+                "state w/v/value has shape",
+            ),
             ({"operands": [hyper, step, vector.astype(i32)] + [vector] * 3}, "params.0. .w. has"),
             ({"operands": [hyper[:7], step] + [vector] * 4}, "hyper has shape .7."),
             ({"results": [jax.ShapeDtypeStruct((5,), f32)] * 4}, "4 results given; the plan has 5"),

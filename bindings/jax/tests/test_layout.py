@@ -6,7 +6,7 @@ import subprocess
 import tempfile
 import unittest
 
-import support  # first: it chooses the platform
+import support  # noqa: F401  (first: it chooses the platform)
 
 import jax
 
