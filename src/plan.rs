@@ -510,8 +510,8 @@ fn elements(what: &str, shape: &[i64]) -> Result<i64> {
         return Err(invalid(format!("{what} has the negative extent {extent}")));
     }
     // Zero extents last: (2^40, 2^40, 0) is refused like (2^40, 2^40), as strides would overflow.
-    let nonzero = shape.iter().filter(|extent| **extent > 0);
-    let product = nonzero.fold(Some(1_i64), |product, extent| product?.checked_mul(*extent));
+    let mut nonzero = shape.iter().filter(|extent| **extent > 0);
+    let product = nonzero.try_fold(1_i64, |product, extent| product.checked_mul(*extent));
     match product {
         Some(product) if product <= 1 << 58 => Ok(if shape.contains(&0) { 0 } else { product }),
         _ => Err(invalid(format!(

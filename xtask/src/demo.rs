@@ -1,8 +1,19 @@
-//! `cargo xtask demo`.
+//! `cargo xtask demo`: trains the C++ example's GPT with three optimizers on real text.
 
-use crate::error::{Error, Result};
+use std::process::Command;
+
+use crate::build;
+use crate::error::Result;
 use crate::shell::Shell;
 
-pub(crate) fn run(_sh: &Shell, _args: &[String]) -> Result<()> {
-    Err(Error::failed("`cargo xtask demo` is not written yet"))
+/// Arguments go to the example; `cargo xtask demo --help` lists them.
+pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
+    // The demo runs on the CPU, so it does not fetch a CUDA compiler.
+    sh.run(Command::new("cargo").args(["build", "--release", "--package", "lowbit"]))?;
+    let gpt = build::program(sh, "examples/cpp/gpt.cpp", "gpt", &["-O3"])?;
+    let mut command = Command::new(gpt);
+    if !args.iter().any(|arg| arg == "--out") {
+        command.arg("--out").arg(sh.path("target/demo"));
+    }
+    sh.run(command.args(args))
 }

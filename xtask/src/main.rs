@@ -6,6 +6,7 @@
     reason = "a command-line program"
 )]
 
+mod build;
 mod demo;
 mod env;
 mod error;

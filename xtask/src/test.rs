@@ -1,18 +1,194 @@
-//! `cargo xtask test`.
+//! `cargo xtask test`: sets up what the tests need and runs all of them.
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::shell::Shell;
 use crate::steps::Steps;
+use crate::{build, env};
 
-pub(crate) fn run(sh: &Shell, _args: &[String]) -> Result<()> {
+/// The parts that can be asked for by name.
+const PARTS: [&str; 5] = ["rust", "cpp", "jax", "julia", "examples"];
+
+pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
+    if let Some(unknown) = args.iter().find(|arg| !PARTS.contains(&arg.as_str())) {
+        return Err(Error::Usage(format!(
+            "there are no tests `{unknown}`; there are {}",
+            PARTS.join(", ")
+        )));
+    }
+    let wanted = |part: &str| args.is_empty() || args.iter().any(|arg| arg == part);
     let mut steps = Steps::default();
-    steps.run("xtask", || {
-        sh.run(Command::new("cargo").args(["test", "--package", "xtask"]))
+    let library = steps.run("build the library with its CUDA kernels", || {
+        build::library(sh)
     });
-    steps.run("everything else", || {
-        Err::<(), _>(Error::failed("it is not written yet"))
-    });
+    // Without the library nothing else can say anything.
+    let Some(library) = library else {
+        return steps.finish();
+    };
+    if wanted("rust") {
+        rust(sh, &mut steps);
+    }
+    if wanted("cpp") {
+        cpp(sh, &mut steps);
+    }
+    let handover = (wanted("jax") || wanted("julia") || wanted("examples"))
+        .then(|| steps.run("example: gpt, stopped and resumed", || gpt(sh)))
+        .flatten();
+    if wanted("jax") {
+        jax(sh, &mut steps, &library, handover.as_deref());
+    }
+    if wanted("julia") {
+        julia(sh, &mut steps, &library, handover.as_deref());
+    }
     steps.finish()
+}
+
+/// The workspace's own tests; those of the C ABI compile and run C programs, also under valgrind.
+fn rust(sh: &Shell, steps: &mut Steps) {
+    steps.run("set up valgrind", || env::valgrind::ensure(sh));
+    steps.run("rust, C and CUDA under emulation", || {
+        sh.run(build::cargo(sh)?.args(["test", "--release", "--workspace"]))
+    });
+    steps.run("declarations for Python and Julia are fresh", || {
+        sh.run(
+            Command::new("python3")
+                .arg(sh.path("bindings/generate.py"))
+                .arg("--check"),
+        )
+    });
+}
+
+fn cpp(sh: &Shell, steps: &mut Steps) {
+    let expected = sh.path("tests/common/conformance.txt");
+    let wrapper = "bindings/cpp/tests/wrapper_test.cpp";
+    for (name, flags) in [
+        ("wrapper", &["-O2", "-Wconversion"][..]),
+        ("wrapper-c++20", &["-O2", "-Wconversion", "-std=c++20"]),
+        (
+            "wrapper-no-exceptions",
+            &[
+                "-O2",
+                "-Wconversion",
+                "-fno-exceptions",
+                "-DLOWBIT_NO_EXCEPTIONS",
+            ],
+        ),
+        (
+            "wrapper-asan",
+            &["-O1", "-g", "-fsanitize=address,undefined"],
+        ),
+    ] {
+        steps.run(format!("C++: {name}"), || {
+            sh.run(&mut Command::new(build::program(sh, wrapper, name, flags)?))
+        });
+    }
+    steps.run("C++: conformance", || {
+        let source = "bindings/cpp/tests/conformance.cpp";
+        let program = build::program(sh, source, "conformance", &["-O2"])?;
+        same_lines(&sh.read(&mut Command::new(program))?, &expected)
+    });
+    steps.run("C: the README's example", || {
+        let program = build::program(sh, "examples/c/adamw.c", "adamw", &["-O2"])?;
+        sh.run(Command::new(program).current_dir(sh.path("target/cxx")))
+    });
+    steps.run("C++: the model's gradients", || {
+        let program = build::program(sh, "examples/cpp/gpt_check.cpp", "gpt_check", &["-O3"])?;
+        sh.run(&mut Command::new(program))
+    });
+}
+
+/// A short run of the demo that leaves what JAX and Julia continue from.
+fn gpt(sh: &Shell) -> Result<PathBuf> {
+    let gpt = build::program(sh, "examples/cpp/gpt.cpp", "gpt", &["-O3"])?;
+    let (out, handover) = (sh.path("target/gpt-test"), sh.path("target/handover"));
+    for folder in [&out, &handover] {
+        if folder.exists() {
+            std::fs::remove_dir_all(folder).context(folder.display())?;
+        }
+    }
+    let mut command = Command::new(gpt);
+    command
+        .args(["--steps", "30"])
+        .arg("--out")
+        .arg(&out)
+        .arg("--handover")
+        .arg(&handover);
+    sh.run(&mut command)?;
+    Ok(handover)
+}
+
+fn jax(sh: &Shell, steps: &mut Steps, library: &Path, handover: Option<&Path>) {
+    let Some(python) = steps.run("set up JAX", || env::python::ensure(sh)) else {
+        return;
+    };
+    let Some(hooks) = steps.run("build with test hooks", || build::library_with_hooks(sh)) else {
+        return;
+    };
+    let tests = sh.path("bindings/jax/tests");
+    let run = |args: &[&str]| {
+        let mut command = Command::new(&python);
+        command
+            .args(args)
+            .current_dir(&tests)
+            .env("PYTHONPATH", sh.path("bindings/jax"))
+            .env("LOWBIT_LIBRARY", library)
+            .env("LOWBIT_TEST_LIBRARY", &hooks);
+        command
+    };
+    steps.run("JAX: tests", || {
+        sh.run(&mut run(&["-m", "unittest", "discover", "-v"]))
+    });
+    steps.run("JAX: conformance", || {
+        let lines = sh.read(&mut run(&["conformance.py"]))?;
+        same_lines(&lines, &sh.path("tests/common/conformance.txt"))
+    });
+    steps.run("JAX: goes on from the C++ trainer", || {
+        sh.run(run(&["handover.py"]).arg(found(handover)?))
+    });
+}
+
+fn julia(sh: &Shell, steps: &mut Steps, library: &Path, handover: Option<&Path>) {
+    let Some(julia) = steps.run("set up Julia", || env::julia::ensure(sh)) else {
+        return;
+    };
+    let Some(hooks) = steps.run("build with test hooks", || build::library_with_hooks(sh)) else {
+        return;
+    };
+    let package = sh.path("bindings/julia");
+    let run = |script: &str| {
+        let mut command = Command::new(&julia);
+        command
+            .arg(format!("--project={}", package.display()))
+            .arg(package.join("test").join(script))
+            .env("LOWBIT_LIBRARY", library)
+            .env("LOWBIT_TEST_LIBRARY", &hooks);
+        if std::env::var_os("JULIA_DEPOT_PATH").is_none() {
+            command.env("JULIA_DEPOT_PATH", sh.path("target/env/julia-depot"));
+        }
+        command
+    };
+    steps.run("Julia: tests", || sh.run(&mut run("runtests.jl")));
+    steps.run("Julia: conformance", || {
+        sh.run(run("conformance.jl").arg(sh.path("tests/common/conformance.txt")))
+    });
+    steps.run("Julia: goes on from the C++ trainer", || {
+        sh.run(run("handover.jl").arg(found(handover)?))
+    });
+}
+
+fn found(handover: Option<&Path>) -> Result<&Path> {
+    handover.ok_or_else(|| Error::failed("the example left no hand-over folder"))
+}
+
+fn same_lines(lines: &str, expected: &Path) -> Result<()> {
+    let expected = std::fs::read_to_string(expected).context(expected.display())?;
+    if lines.trim() == expected.trim() {
+        println!("{} hashes as expected", expected.lines().count());
+        return Ok(());
+    }
+    Err(Error::Failed(format!(
+        "expected\n{expected}\nfound\n{lines}"
+    )))
 }

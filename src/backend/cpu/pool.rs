@@ -101,8 +101,10 @@ impl Pool {
         }
         let shared = &*self.shared;
         // SAFETY: only the lifetime changes; no worker holds the job when this function returns.
+        let body_for_workers =
+            unsafe { std::mem::transmute::<*const Body<'_>, *const Body<'static>>(body) };
         let job = Job {
-            body: unsafe { std::mem::transmute::<*const Body<'_>, *const Body<'static>>(body) },
+            body: body_for_workers,
             count,
         };
         shared.next.store(0, Ordering::Relaxed);

@@ -431,33 +431,35 @@ fn any_non_finite(g: &[f32]) -> bool {
 unsafe fn decode_run(call: &TensorCall<'_>, state: usize, run: Run, out: &mut [f32]) {
     let tensor = call.tensor;
     let buffers = call.state_buffers(state);
-    // SAFETY (all below): the run lies in the tensor, so its codes and scales lie in the buffers.
-    match tensor.states[state].format {
-        Format::F32 => unsafe { load_run(buffers[0].data.cast(), Dtype::F32, run.first, out) },
-        Format::Block { block, table } => {
-            let scales = unsafe { scale_row(tensor, buffers[1], block, run.row) };
-            let codes = unsafe { code_row(tensor, buffers[0], run.row) };
-            let mut at = 0;
-            while at < run.len {
-                // Runs of `stats` may begin inside a block; those of units never do.
-                let col = run.col + at;
-                let len = (index(block) - col % index(block)).min(run.len - at);
-                let scale = unsafe { *scales.add(col / index(block)) };
-                let mut values = [0.0_f32; 16];
-                for (value, level) in values.iter_mut().zip(&table.levels) {
-                    *value = level * scale;
+    // SAFETY: the run lies in the tensor, so its codes and scales lie in the buffers.
+    unsafe {
+        match tensor.states[state].format {
+            Format::F32 => load_run(buffers[0].data.cast(), Dtype::F32, run.first, out),
+            Format::Block { block, table } => {
+                let scales = scale_row(tensor, buffers[1], block, run.row);
+                let codes = code_row(tensor, buffers[0], run.row);
+                let mut at = 0;
+                while at < run.len {
+                    // Runs of `stats` may begin inside a block; those of units never do.
+                    let col = run.col + at;
+                    let len = (index(block) - col % index(block)).min(run.len - at);
+                    let scale = *scales.add(col / index(block));
+                    let mut values = [0.0_f32; 16];
+                    for (value, level) in values.iter_mut().zip(&table.levels) {
+                        *value = level * scale;
+                    }
+                    for (i, out) in out[at..at + len].iter_mut().enumerate() {
+                        *out = values[usize::from(load_code(codes, col + i))];
+                    }
+                    at += len;
                 }
-                for (i, out) in out[at..at + len].iter_mut().enumerate() {
-                    *out = values[usize::from(unsafe { load_code(codes, col + i) })];
-                }
-                at += len;
             }
-        }
-        Format::Rank1 { table } => {
-            let codes = unsafe { code_row(tensor, buffers[0], run.row) };
-            unsafe { rank1_scales(call, run, Source::Stored(&buffers[1..]), out) };
-            for (i, out) in out.iter_mut().enumerate() {
-                *out *= table.levels[usize::from(unsafe { load_code(codes, run.col + i) })];
+            Format::Rank1 { table } => {
+                let codes = code_row(tensor, buffers[0], run.row);
+                rank1_scales(call, run, Source::Stored(&buffers[1..]), out);
+                for (i, out) in out.iter_mut().enumerate() {
+                    *out *= table.levels[usize::from(load_code(codes, run.col + i))];
+                }
             }
         }
     }
@@ -483,49 +485,51 @@ unsafe fn encode_run(
 ) {
     let tensor = call.tensor;
     let buffers = call.state_buffers(state);
-    // SAFETY (all below): the run lies in the tensor, so its codes and scales lie in the buffers.
-    match tensor.states[state].format {
-        Format::F32 => unsafe { store_run(buffers[0].data.cast(), Dtype::F32, run.first, values) },
-        Format::Block { block, table } => {
-            let scales = unsafe { scale_row(tensor, buffers[1], block, run.row) }.cast_mut();
-            let codes = unsafe { code_row(tensor, buffers[0], run.row) }.cast_mut();
-            for (b, values) in values.chunks(index(block)).enumerate() {
-                let col = run.col + b * index(block);
-                let largest = values
-                    .iter()
-                    .fold(0, |largest, x| magnitude(*x).max(largest));
-                let scale = super::reference::block_scale(largest);
-                let thresholds = table.midpoints.map(|mid| mid * scale);
+    // SAFETY: the run lies in the tensor, so its codes and scales lie in the buffers.
+    unsafe {
+        match tensor.states[state].format {
+            Format::F32 => store_run(buffers[0].data.cast(), Dtype::F32, run.first, values),
+            Format::Block { block, table } => {
+                let scales = scale_row(tensor, buffers[1], block, run.row).cast_mut();
+                let codes = code_row(tensor, buffers[0], run.row).cast_mut();
+                for (b, values) in values.chunks(index(block)).enumerate() {
+                    let col = run.col + b * index(block);
+                    let largest = values
+                        .iter()
+                        .fold(0, |largest, x| magnitude(*x).max(largest));
+                    let scale = super::reference::block_scale(largest);
+                    let thresholds = table.midpoints.map(|mid| mid * scale);
+                    for (r, values) in values.chunks(RUN).enumerate() {
+                        let mut out = [0_i32; RUN];
+                        for threshold in thresholds {
+                            for (code, x) in out.iter_mut().zip(values) {
+                                *code += i32::from(*x > threshold);
+                            }
+                        }
+                        store_codes(codes, col + r * RUN, &out[..values.len()]);
+                    }
+                    *scales.add(col / index(block)) = scale;
+                }
+            }
+            Format::Rank1 { table } => {
+                let codes = code_row(tensor, buffers[0], run.row).cast_mut();
+                let source = match maxima {
+                    Maxima::New => Source::Statistics,
+                    Maxima::Stored => Source::Stored(&buffers[1..]),
+                };
                 for (r, values) in values.chunks(RUN).enumerate() {
+                    let part = run.part(r * RUN, RUN);
+                    let mut scales = [0.0_f32; RUN];
+                    let scales = &mut scales[..part.len];
+                    rank1_scales(call, part, source, scales);
                     let mut out = [0_i32; RUN];
-                    for threshold in thresholds {
-                        for (code, x) in out.iter_mut().zip(values) {
-                            *code += i32::from(*x > threshold);
+                    for mid in table.midpoints {
+                        for ((code, x), scale) in out.iter_mut().zip(values).zip(&*scales) {
+                            *code += i32::from(*x > mid * scale);
                         }
                     }
-                    unsafe { store_codes(codes, col + r * RUN, &out[..values.len()]) };
+                    store_codes(codes, part.col, &out[..part.len]);
                 }
-                unsafe { *scales.add(col / index(block)) = scale };
-            }
-        }
-        Format::Rank1 { table } => {
-            let codes = unsafe { code_row(tensor, buffers[0], run.row) }.cast_mut();
-            let source = match maxima {
-                Maxima::New => Source::Statistics,
-                Maxima::Stored => Source::Stored(&buffers[1..]),
-            };
-            for (r, values) in values.chunks(RUN).enumerate() {
-                let part = run.part(r * RUN, RUN);
-                let mut scales = [0.0_f32; RUN];
-                let scales = &mut scales[..part.len];
-                unsafe { rank1_scales(call, part, source, scales) };
-                let mut out = [0_i32; RUN];
-                for mid in table.midpoints {
-                    for ((code, x), scale) in out.iter_mut().zip(values).zip(&*scales) {
-                        *code += i32::from(*x > mid * scale);
-                    }
-                }
-                unsafe { store_codes(codes, part.col, &out[..part.len]) };
             }
         }
     }

@@ -1,0 +1,79 @@
+//! Builds the library and programs that use it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::env;
+use crate::error::{Context, Result};
+use crate::shell::Shell;
+
+/// The cdylib with its CUDA kernels, as it would be released.
+pub(crate) fn library(sh: &Shell) -> Result<PathBuf> {
+    let mut cargo = cargo(sh)?;
+    sh.run(cargo.args(["build", "--release", "--package", "lowbit"]))?;
+    Ok(sh.path("target/release/liblowbit.so"))
+}
+
+/// The same with functions that misbehave on request, in a folder of its own.
+pub(crate) fn library_with_hooks(sh: &Shell) -> Result<PathBuf> {
+    let mut cargo = cargo(sh)?;
+    cargo.args([
+        "build",
+        "--release",
+        "--package",
+        "lowbit",
+        "--features",
+        "test-hooks",
+    ]);
+    sh.run(cargo.arg("--target-dir").arg(sh.path("target/hooks")))?;
+    Ok(sh.path("target/hooks/release/liblowbit.so"))
+}
+
+/// Cargo with the CUDA compiler in reach, failing rather than building without kernels.
+pub(crate) fn cargo(sh: &Shell) -> Result<Command> {
+    let mut cargo = Command::new("cargo");
+    cargo.env("LOWBIT_NVRTC", env::nvrtc::ensure(sh)?);
+    cargo.env("LOWBIT_REQUIRE_CUDA_KERNELS", "1");
+    Ok(cargo)
+}
+
+/// Compiles one C or C++ source and links it with the library in `target/release`, as an outside
+/// trainer would. The program lands in `target/cxx`.
+pub(crate) fn program(sh: &Shell, source: &str, name: &str, flags: &[&str]) -> Result<PathBuf> {
+    let cpp = Path::new(source)
+        .extension()
+        .is_some_and(|extension| extension == "cpp");
+    let (variable, default, standard) = if cpp {
+        ("CXX", "g++", "-std=c++17")
+    } else {
+        ("CC", "cc", "-std=c99")
+    };
+    let folder = sh.path("target/cxx");
+    std::fs::create_dir_all(&folder).context(folder.display())?;
+    let output = folder.join(name);
+    let library = sh.path("target/release");
+    let mut compiler = Command::new(std::env::var_os(variable).unwrap_or_else(|| default.into()));
+    compiler
+        .args([
+            standard,
+            "-Wall",
+            "-Wextra",
+            "-Wpedantic",
+            "-Wshadow",
+            "-Werror",
+        ])
+        .args(flags)
+        .arg("-I")
+        .arg(sh.path("include"))
+        .arg("-I")
+        .arg(sh.path("bindings/cpp"))
+        .arg(sh.path(source))
+        .arg("-L")
+        .arg(&library)
+        .args(["-llowbit", "-pthread"])
+        .arg(format!("-Wl,-rpath,{}", library.display()))
+        .arg("-o")
+        .arg(&output);
+    sh.run(&mut compiler)?;
+    Ok(output)
+}
