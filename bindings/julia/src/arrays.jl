@@ -53,5 +53,6 @@ function isdense(array::StridedArray)
 end
 
 "The memory of an array, which must be kept alive."
-buffer(array::AbstractArray) = lowbit_buffer_t(pointer(array), length(array) * sizeof(eltype(array)))
+buffer(array::AbstractArray) =
+    lowbit_buffer_t(pointer(array), length(array) * sizeof(eltype(array)))
 buffer(array::BF16) = buffer(array.bits)

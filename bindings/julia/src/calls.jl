@@ -152,9 +152,8 @@ end
 
 """
     decompress!(plan, name, state, values)
-    decompress(plan, name, state)
 
-Restore the state `name` of every tensor as `Array{Float32}`s.
+Restore the state `name` of every tensor into `values`, a list of `Array{Float32}`.
 """
 function decompress!(plan::Plan, name::AbstractString, state::State, values)
     v = Buffers(plan, "values", values, tensor -> LOWBIT_DTYPE_F32)
@@ -173,10 +172,13 @@ function decompress!(plan::Plan, name::AbstractString, state::State, values)
     return values
 end
 
+"""
+    decompress(plan, name, state)
+
+The state `name` of every tensor as a list of new `Array{Float32}`.
+"""
 decompress(plan::Plan, name::AbstractString, state::State) =
     decompress!(plan, name, state, [Array{Float32}(undef, tensor.size) for tensor in plan.tensors])
-
-@doc (@doc decompress!) decompress
 
 """
     save(plan, path, state; step)

@@ -7,7 +7,7 @@ A call that the library refused; nothing was done.
 
 - `code`: the status, one of the constants `LOWBIT_STATUS_...`
 - `name`: its name, as `"OVERLAP"`
-- `text`: which argument, which value
+- `text`: which argument, which value; the library counts tensors from 0
 """
 struct Error <: Exception
     code::Int32
@@ -63,6 +63,9 @@ function Base.close(object::Handle)
     handle == C_NULL || destroy(object, handle)
     return nothing
 end
+
+# Handles never change, so copies of what contains them share them.
+Base.deepcopy_internal(object::Handle, ::IdDict) = object
 
 # As arguments of ccall, which keeps the object alive.
 Base.cconvert(::Type{Ptr{Cvoid}}, object::Handle) = object

@@ -1,8 +1,8 @@
 # Prints the hashes of tests/common/README.md.
 #
-#     julia --project=bindings/julia bindings/julia/test/conformance.jl [tests/common/conformance.txt]
+#     julia --project=bindings/julia bindings/julia/test/conformance.jl [FILE]
 #
-# Given the expected lines, exits with 1 if there is a difference.
+# Given a file of expected lines, exits with 1 if there is a difference.
 
 using Lowbit
 

@@ -267,7 +267,8 @@ end
         params, grads = example()
         low = [Lowbit.BF16(p) for p in params]
         plan = Lowbit.Plan(
-            "adamw4-block", [Lowbit.Tensor("a", low[1]; grad = Float32), Lowbit.Tensor("b", low[2])],
+            "adamw4-block",
+            [Lowbit.Tensor("a", low[1]; grad = Float32), Lowbit.Tensor("b", low[2])],
         )
         before = copy(low[1].bits)
         step(grads) = Lowbit.step!(plan, low, grads, Lowbit.State(plan); step = 1)
@@ -364,7 +365,8 @@ end
             ],
             named = grads.named,
         )
-        Lowbit.step!(plan, expected, arrays(grads), state; step = 4, beta1 = 0.8, weight_decay = 0.2)
+        hyper = (beta1 = 0.8, weight_decay = 0.2)
+        Lowbit.step!(plan, expected, arrays(grads), state; step = 4, hyper...)
         Lowbit.update!(opt, wide)
         @test arrays(params) == expected
 
@@ -388,6 +390,12 @@ end
             Lowbit.update!(again, grads)
             @test arrays(copied) == arrays(params)
         end
+
+        # A copy trains on its own.
+        other = deepcopy(opt)
+        Lowbit.update!(other, grads)
+        @test other.step == opt.step + 1 && other.state != opt.state
+        @test other.params != opt.params
 
         # The same array twice is one parameter with two gradients: refused.
         shared = randn(rng, Float32, 4)
