@@ -334,8 +334,8 @@ impl Builder<'_> {
                 )));
             }
         }
-        let (global_shape, offset) = place(&info)?;
         let numel = elements("shape", &info.shape)?;
+        let (global_shape, offset) = place(&info)?;
         let global_numel = elements("global_shape", &global_shape)?;
 
         let rule = self

@@ -10,7 +10,7 @@ use super::io;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result, Status};
 use crate::layout::index;
-use crate::plan::Plan;
+use crate::plan::{BufferInfo, Plan};
 use crate::spec::Spec;
 
 /// Raised when an older library could misread a newer file.
@@ -135,7 +135,7 @@ impl Header {
             None => return Err(fail(Status::FormatCorrupt, "no format version".to_owned())),
         }
         let meta: Meta = serde_json::from_value(version).map_err(corrupt)?;
-        compare(plan, &meta, &metadata)?;
+        let order = compare(plan, &meta, &metadata)?;
         let data_bytes = metadata.data_len() as u64;
         let want = bytes.len() as u64 + data_bytes;
         if length < want {
@@ -152,7 +152,7 @@ impl Header {
         Ok((
             Self {
                 bytes,
-                order: order(plan),
+                order,
                 data_bytes,
             },
             meta.step,
@@ -160,8 +160,9 @@ impl Header {
     }
 }
 
-/// Whether the file is this plan's.
-fn compare(plan: &Plan, meta: &Meta, metadata: &Metadata) -> Result<()> {
+/// Whether the file is this plan's. Tensors are matched by name, so that trainers may list them in
+/// another order. Returns the plan's buffers in the order of the file.
+fn compare(plan: &Plan, meta: &Meta, metadata: &Metadata) -> Result<Vec<usize>> {
     let mismatch = |text: String| fail(Status::FormatMismatch, text);
     if meta.spec != plan.spec {
         return Err(mismatch(format!(
@@ -170,45 +171,65 @@ fn compare(plan: &Plan, meta: &Meta, metadata: &Metadata) -> Result<()> {
             plan.spec.to_json()?
         )));
     }
-    let want = tensors(plan);
-    if meta.tensors.len() != want.len() {
+    let file: HashMap<_, _> = meta
+        .tensors
+        .iter()
+        .map(|tensor| (&tensor.name, tensor))
+        .collect();
+    for want in &tensors(plan) {
+        match file.get(&want.name) {
+            Some(got) if *got == want => {}
+            Some(got) => {
+                return Err(mismatch(format!(
+                    "the file has {}, the plan {}",
+                    describe(got),
+                    describe(want)
+                )));
+            }
+            None => return Err(mismatch(format!("the file lacks {}", describe(want)))),
+        }
+    }
+    if meta.tensors.len() != plan.tensors.len() {
         return Err(mismatch(format!(
             "the file has {} tensors, the plan {}",
             meta.tensors.len(),
-            want.len()
+            plan.tensors.len()
         )));
     }
-    for (i, (got, want)) in meta.tensors.iter().zip(&want).enumerate() {
-        if got != want {
-            return Err(mismatch(format!(
-                "tensor {i} is {} in the file, {} in the plan",
-                describe(got),
-                describe(want)
-            )));
-        }
+
+    let corrupt = |text: String| fail(Status::FormatCorrupt, text);
+    let wanted = entries(plan, &order(plan));
+    let wanted: HashMap<_, _> = wanted
+        .iter()
+        .map(|(name, entry)| (name.as_str(), entry))
+        .collect();
+    let names: HashMap<_, _> = plan
+        .buffers
+        .iter()
+        .enumerate()
+        .map(|(i, buffer)| (entry_name(plan, buffer), i))
+        .collect();
+    let found = metadata.offset_keys();
+    if found.len() != wanted.len() || found.last().is_none_or(|last| last != SUMS) {
+        return Err(corrupt(format!(
+            "there are {} entries, {} belong here",
+            found.len(),
+            wanted.len()
+        )));
     }
-    let entries = entries(plan, &order(plan));
-    if metadata.tensors().len() != entries.len() {
-        return Err(fail(
-            Status::FormatCorrupt,
-            "there are more or fewer entries".to_owned(),
-        ));
-    }
-    for (name, want) in entries {
-        match metadata.info(&name) {
-            Some(got)
-                if got.dtype == want.dtype
-                    && got.shape == want.shape
-                    && got.data_offsets == want.data_offsets => {}
+    let mut order = Vec::with_capacity(found.len());
+    for name in &found {
+        match (metadata.info(name), wanted.get(name.as_str())) {
+            (Some(got), Some(want)) if got.dtype == want.dtype && got.shape == want.shape => {}
             _ => {
-                return Err(fail(
-                    Status::FormatCorrupt,
-                    format!("entry {name:?} is missing or has another type, shape or place"),
-                ));
+                return Err(corrupt(format!(
+                    "entry {name:?} has another name, type or shape"
+                )));
             }
         }
+        order.extend(names.get(name));
     }
-    Ok(())
+    Ok(order)
 }
 
 fn describe(tensor: &Tensor) -> String {
@@ -257,10 +278,7 @@ fn entries(plan: &Plan, order: &[usize]) -> Vec<(String, Entry)> {
     let mut list = Vec::with_capacity(order.len() + 1);
     for &i in order {
         let buffer = &plan.buffers[i];
-        let name = format!(
-            "{}/{}/{}",
-            plan.tensors[buffer.tensor].info.name, buffer.state, buffer.part
-        );
+        let name = entry_name(plan, buffer);
         let dtype = if buffer.dtype == Dtype::U8 {
             EntryDtype::U8
         } else {
@@ -277,6 +295,14 @@ fn entries(plan: &Plan, order: &[usize]) -> Vec<(String, Entry)> {
         4 * sums,
     ));
     list
+}
+
+/// `<tensor>/<state>/<part>`.
+fn entry_name(plan: &Plan, buffer: &BufferInfo) -> String {
+    format!(
+        "{}/{}/{}",
+        plan.tensors[buffer.tensor].info.name, buffer.state, buffer.part
+    )
 }
 
 fn fail(status: Status, text: String) -> Error {

@@ -82,7 +82,8 @@ impl Plan {
         out.write_all(&sums).map_err(io)
     }
 
-    /// Reads states written by [`Plan::write_checkpoint`] under an equal plan.
+    /// Reads states written by [`Plan::write_checkpoint`] under a plan with the same spec and tensors,
+    /// in any order.
     ///
     /// # Errors
     /// `Format…` for bytes that are not a sound checkpoint of this plan, `Io` from the reader.
