@@ -61,17 +61,24 @@ fn install_quiet_hook() {
     });
 }
 
+/// Runs a body so that a panic becomes an error with its text: nothing unwinds, nothing is printed.
+pub(crate) fn contain(body: impl FnOnce() -> Result<()>) -> Result<()> {
+    install_quiet_hook();
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|_| {
+        // The hook has kept the text.
+        let text = last_error(|text| String::from_utf8_lossy(text).into_owned());
+        Err(Error::new(Status::Internal, text))
+    })
+}
+
 /// Runs the body of an exported function.
 pub(super) fn guard(body: impl FnOnce() -> Result<()>) -> lowbit_status_t {
-    install_quiet_hook();
-    match catch_unwind(AssertUnwindSafe(body)) {
-        Ok(Ok(())) => LOWBIT_STATUS_OK,
-        Ok(Err(error)) => {
+    match contain(body) {
+        Ok(()) => LOWBIT_STATUS_OK,
+        Err(error) => {
             remember(&error.to_string());
             error.status() as lowbit_status_t
         }
-        // The hook has kept the text.
-        Err(_) => Status::Internal as lowbit_status_t,
     }
 }
 

@@ -22,6 +22,8 @@ mod version;
 
 use std::ffi::{CStr, c_char};
 
+pub(crate) use guard::contain;
+
 use crate::error::{Error, Result, Status};
 use crate::step::Buffer;
 

@@ -9,11 +9,9 @@ mod cache;
 mod ffi;
 mod step;
 
-use std::any::Any;
 use std::ffi::c_void;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::error::{Error, Status};
+use crate::capi::contain;
 use ffi::CallFrame;
 
 /// One optimizer step as an XLA custom call on the CPU (typed FFI, API 0.1, stateless).
@@ -58,21 +56,9 @@ pub unsafe extern "C" fn lowbit_xla_step(frame: *mut c_void) -> *mut c_void {
     };
     // Nothing may unwind into XLA. The step leaves no broken state of the library behind: what it
     // shares is immutable or behind locks that recover.
-    let error = match catch_unwind(AssertUnwindSafe(run)) {
-        Ok(Ok(())) => return std::ptr::null_mut(),
-        Ok(Err(error)) => error,
-        Err(panic) => Error::new(Status::Internal, format!("panic: {}", text(panic.as_ref()))),
-    };
-    let error = error.within("lowbit");
-    // SAFETY: the caller's promise.
-    unsafe { frame.error(&error) }
-}
-
-/// The text of a panic.
-fn text(panic: &(dyn Any + Send)) -> &str {
-    match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
-        (Some(text), _) => text,
-        (None, Some(text)) => text,
-        (None, None) => "without text",
+    match contain(run) {
+        Ok(()) => std::ptr::null_mut(),
+        // SAFETY: the caller's promise.
+        Err(error) => unsafe { frame.error(&error.within("lowbit")) },
     }
 }
