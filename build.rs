@@ -81,7 +81,7 @@ fn embed_kernels(out_dir: &Path) -> Result<(), String> {
     };
     write(
         &out_dir.join("cuda_kernels.rs"),
-        format!("const EMBEDDED: Result<Embedded, &str> = {text};\n").as_bytes(),
+        format!("const EMBEDDED: std::result::Result<Embedded, &str> = {text};\n").as_bytes(),
     )
 }
 

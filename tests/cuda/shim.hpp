@@ -1,0 +1,298 @@
+// Runs CUDA kernels on the host: the part of CUDA C++ that `cuda/` uses, as C++17.
+//
+// Every thread of a thread block is a fiber (a stack and a saved context); all run on the calling
+// OS thread, one at a time, and switch only where threads wait for each other: at barriers and at
+// warp-wide operations. Thread blocks run one after the other, in an order drawn from a seed, as
+// do the threads of each; no result may depend on it.
+//
+// Arithmetic is the host's IEEE-754 with the GPU's NaN (0x7fffffff from every operation). Compile
+// with -ffp-contract=off -fno-strict-aliasing -U_FORTIFY_SOURCE (whose longjmp takes a change of
+// stacks for a mistake); with -fsanitize=undefined -fsanitize-undefined-trap-on-error a misaligned
+// access ends the program, as on the device.
+//
+// Not here, as no kernel needs it: partial warps, more than one dimension, dynamic shared memory.
+
+#pragma once
+
+#include <setjmp.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <vector>
+
+// ---- language ----------------------------------------------------------------------------------
+
+#define __global__
+#define __device__
+#define __constant__
+#define __grid_constant__
+#define __launch_bounds__(...)
+#define __forceinline__ inline
+// One thread block at a time runs on an OS thread.
+#define __shared__ static thread_local
+
+#define threadIdx (shim::current_thread())
+#define blockIdx (shim::block().index)
+#define gridDim (shim::block().grid)
+#define blockDim (shim::block().threads)
+
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+
+// ---- thread blocks -----------------------------------------------------------------------------
+
+namespace shim {
+
+constexpr unsigned LANES = 32;
+constexpr unsigned ALL = 0xffffffff;
+constexpr size_t STACK = 64 * 1024;
+
+struct Dim {
+  unsigned x;
+};
+
+// What the lanes of a warp do together; all must do the same.
+enum class Operation { none, shuffle, vote, reduce };
+
+struct Fiber {
+  Dim thread{};
+  std::unique_ptr<char[]> stack{new char[STACK]};
+  ucontext_t entry{};
+  jmp_buf resume{};
+  bool started = false;
+  bool done = false;
+  uint64_t barriers = 0;  // reached so far
+};
+
+struct Warp {
+  uint64_t arrived[LANES]{};  // operations reached so far, by lane
+  // Of the last two operations: no lane starts the next but one before all have left this.
+  Operation operation[2][LANES]{};
+  uint32_t value[2][LANES]{};
+};
+
+struct Block {
+  Dim index{};
+  Dim grid{};
+  Dim threads{};
+  std::vector<Fiber> fibers;
+  std::vector<Warp> warps;
+  Fiber* current = nullptr;
+  jmp_buf scheduler{};
+  bool progress = false;
+  void (*kernel)(const void*) = nullptr;
+  const void* params = nullptr;
+};
+
+inline Block& block() {
+  static thread_local Block the;
+  return the;
+}
+
+[[noreturn]] inline void fail(const char* why) {
+  std::fprintf(stderr, "shim: thread block %u: %s\n", block().index.x, why);
+  std::abort();
+}
+
+inline Dim current_thread() { return block().current->thread; }
+
+[[gnu::noinline]] inline void yield() {
+  if (_setjmp(block().current->resume) == 0) {
+    _longjmp(block().scheduler, 1);
+  }
+}
+
+inline void start() {
+  Block& b = block();
+  b.kernel(b.params);
+  block().current->done = true;
+  block().progress = true;
+  _longjmp(block().scheduler, 1);
+}
+
+// Runs a thread until it waits or ends.
+[[gnu::noinline]] inline void resume(Fiber& fiber) {
+  block().current = &fiber;
+  if (_setjmp(block().scheduler) != 0) {
+    return;
+  }
+  if (fiber.started) {
+    _longjmp(fiber.resume, 1);
+  }
+  fiber.started = true;
+  getcontext(&fiber.entry);
+  fiber.entry.uc_stack.ss_sp = fiber.stack.get();
+  fiber.entry.uc_stack.ss_size = STACK;
+  makecontext(&fiber.entry, start, 0);
+  setcontext(&fiber.entry);
+}
+
+inline void run_block(unsigned index, const std::vector<unsigned>& order) {
+  Block& b = block();
+  b.index = {index};
+  b.warps.assign(b.fibers.size() / LANES, Warp{});
+  for (size_t i = 0; i < b.fibers.size(); ++i) {
+    Fiber& fiber = b.fibers[i];
+    fiber.thread = {static_cast<unsigned>(i)};
+    fiber.started = fiber.done = false;
+    fiber.barriers = 0;
+  }
+  for (size_t left = b.fibers.size(); left > 0;) {
+    b.progress = false;
+    left = 0;
+    for (unsigned i : order) {
+      if (!b.fibers[i].done) {
+        resume(b.fibers[i]);
+        left += b.fibers[i].done ? 0 : 1;
+      }
+    }
+    if (!b.progress) {
+      fail("threads wait for others that do not come");
+    }
+  }
+}
+
+// Runs a whole grid; `Params` is what the kernel takes.
+template <typename Params>
+void launch(void (*kernel)(Params), unsigned grid, unsigned threads, const Params& params,
+            uint64_t seed) {
+  struct Call {
+    void (*kernel)(Params);
+    const Params* params;
+  } call{kernel, &params};
+  if (threads % LANES != 0) {
+    std::abort();
+  }
+  Block& b = block();
+  b.grid = {grid};
+  b.threads = {threads};
+  b.params = &call;
+  b.kernel = [](const void* data) {
+    const Call& made = *static_cast<const Call*>(data);
+    made.kernel(*made.params);
+  };
+  b.fibers.resize(threads);
+  std::mt19937_64 random(seed);
+  std::vector<unsigned> blocks(grid), order(threads);
+  for (unsigned i = 0; i < grid; ++i) {
+    blocks[i] = i;
+  }
+  for (unsigned i = 0; i < threads; ++i) {
+    order[i] = i;
+  }
+  std::shuffle(blocks.begin(), blocks.end(), random);
+  for (unsigned i : blocks) {
+    std::shuffle(order.begin(), order.end(), random);
+    run_block(i, order);
+  }
+}
+
+// ---- waiting for each other --------------------------------------------------------------------
+
+// Every lane gives a value and gets those of all.
+inline const uint32_t* exchange(Operation operation, unsigned mask, uint32_t value) {
+  if (mask != ALL) {
+    fail("a partial warp");
+  }
+  Block& b = block();
+  const unsigned thread = b.current->thread.x, lane = thread % LANES;
+  Warp& warp = b.warps[thread / LANES];
+  const uint64_t round = ++warp.arrived[lane];
+  const unsigned slot = round % 2;
+  warp.operation[slot][lane] = operation;
+  warp.value[slot][lane] = value;
+  b.progress = true;
+  auto behind = [round](uint64_t arrived) { return arrived < round; };
+  while (std::any_of(warp.arrived, warp.arrived + LANES, behind)) {
+    yield();
+  }
+  auto other = [operation](Operation theirs) { return theirs != operation; };
+  if (std::any_of(warp.operation[slot], warp.operation[slot] + LANES, other)) {
+    fail("the lanes of a warp are at different operations");
+  }
+  return warp.value[slot];
+}
+
+template <typename T>
+uint32_t to_bits(T value) {
+  static_assert(sizeof(T) == sizeof(uint32_t), "32-bit values only");
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+template <typename T>
+T from_bits(uint32_t bits) {
+  T value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+}  // namespace shim
+
+inline void __syncthreads() {
+  shim::Block& b = shim::block();
+  const uint64_t barrier = ++b.current->barriers;
+  b.progress = true;
+  auto behind = [barrier](const shim::Fiber& fiber) { return fiber.barriers < barrier; };
+  while (std::any_of(b.fibers.begin(), b.fibers.end(), behind)) {
+    shim::yield();
+  }
+}
+
+template <typename T>
+T __shfl_sync(unsigned mask, T value, int lane) {
+  const uint32_t* all = shim::exchange(shim::Operation::shuffle, mask, shim::to_bits(value));
+  return shim::from_bits<T>(all[static_cast<unsigned>(lane) % shim::LANES]);
+}
+
+inline int __any_sync(unsigned mask, bool predicate) {
+  const uint32_t* all = shim::exchange(shim::Operation::vote, mask, predicate);
+  return std::any_of(all, all + shim::LANES, [](uint32_t bit) { return bit != 0; });
+}
+
+inline unsigned __reduce_max_sync(unsigned mask, unsigned value) {
+  const uint32_t* all = shim::exchange(shim::Operation::reduce, mask, value);
+  return *std::max_element(all, all + shim::LANES);
+}
+
+inline unsigned long long atomicAdd(unsigned long long* at, unsigned long long value) {
+  const unsigned long long old = *at;
+  *at += value;
+  return old;
+}
+
+// ---- arithmetic --------------------------------------------------------------------------------
+
+inline unsigned __float_as_uint(float x) { return shim::to_bits(x); }
+inline float __uint_as_float(unsigned bits) { return shim::from_bits<float>(bits); }
+
+namespace shim {
+inline float as_gpu(float x) { return std::isnan(x) ? from_bits<float>(0x7fffffff) : x; }
+}  // namespace shim
+
+inline float __fadd_rn(float a, float b) { return shim::as_gpu(a + b); }
+inline float __fmul_rn(float a, float b) { return shim::as_gpu(a * b); }
+inline float __fdiv_rn(float a, float b) { return shim::as_gpu(a / b); }
+inline float __fsqrt_rn(float a) { return shim::as_gpu(std::sqrt(a)); }
+inline float __fmaf_rn(float a, float b, float c) { return shim::as_gpu(std::fma(a, b, c)); }
+inline float __double2float_rn(double a) { return shim::as_gpu(static_cast<float>(a)); }
+inline double __dadd_rn(double a, double b) { return a + b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
+inline double __ddiv_rn(double a, double b) { return a / b; }
+inline double __dsqrt_rn(double a) { return std::sqrt(a); }
+
+inline unsigned max(unsigned a, unsigned b) { return a < b ? b : a; }
