@@ -223,23 +223,6 @@ class Plan:
         return info.step
 
 
-def checkpoint_tensors(path):
-    """Names of the tensors in a checkpoint file, in its order. The library checks everything else.
-
-    Raises ValueError if it is no such file.
-    """
-    with open(path, "rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        if size > os.path.getsize(path):
-            raise ValueError(f"{path} is not a lowbit checkpoint")
-        header = file.read(size)
-    try:
-        metadata = json.loads(json.loads(header)["__metadata__"]["lowbit"])
-        return [tensor["name"] for tensor in metadata["tensors"]]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} is not a lowbit checkpoint") from None
-
-
 def _buffers(arrays, written=False):
     """Addresses and sizes; the caller keeps the arrays alive for the call."""
     buffers = (_c_api.lowbit_buffer_t * len(arrays))()

@@ -245,20 +245,11 @@ def load(path, optimizer, params):
 
     Raises lowbit.Error if the file is not sound or belongs to another model.
     """
-    tensors = _tensors(params, params)
-    place = {tensor.name: i for i, tensor in enumerate(tensors)}
-    order = [place.get(name) for name in core.checkpoint_tensors(path)]
-    if set(order) != set(range(len(tensors))):
-        # Other names: in this order, the library says what differs.
-        order = range(len(tensors))
-    in_file = _plan(optimizer.spec, tuple(tensors[i] for i in order))
-    arrays = in_file.zeros()
-    count = in_file.load(path, arrays)
-    by_tensor = [[] for _ in tensors]
-    for info, array in zip(in_file.buffers, arrays):
-        by_tensor[order[info.tensor]].append(array)
-    arrays = [jnp.array(array) for of_one in by_tensor for array in of_one]
-    return _state(optimizer.plan(params), jax.tree.structure(params), arrays, count)
+    plan = optimizer.plan(params)
+    arrays = plan.zeros()
+    count = plan.load(path, arrays)
+    arrays = [jnp.array(array) for array in arrays]
+    return _state(plan, jax.tree.structure(params), arrays, count)
 
 
 # --- the custom call -----------------------------------------------------------------------------

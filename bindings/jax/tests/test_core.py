@@ -1,17 +1,20 @@
 """The package without JAX: finding the library, specs, plans, steps on numpy arrays."""
 
 import ctypes.util
+import json
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
 import unittest
+import zlib
 from unittest import mock
 
 import support
 
 import numpy as np
+import safetensors.numpy
 
 import lowbit
 from lowbit import _c_api, _library
@@ -114,9 +117,27 @@ class TestPlan(unittest.TestCase):
             other = self.plan.zeros()
             self.assertEqual(self.plan.load(path, other), 1)
             self.assertTrue(all(map(support.same, state, other)))
-            self.assertEqual(lowbit.core.checkpoint_tensors(path), ["w", "b"])
+            self.check_by_safetensors(path, state)
         with self.assertRaisesRegex(lowbit.Error, "IO"):
             self.plan.load("/nowhere/at/all", other)
+
+    def check_by_safetensors(self, path, state):
+        """The file by the safetensors package and zlib alone."""
+        entries = safetensors.numpy.load_file(path)
+        sums = entries.pop("lowbit/crc32").view("<u4").ravel()
+        self.assertEqual(len(entries), len(state))
+        for info, array in zip(self.plan.buffers, state):
+            name = f"{self.plan.tensors[info.tensor].name}/{info.state}/{info.part}"
+            self.assertTrue(support.same(entries[name], array), name)
+        data = path.read_bytes()
+        head = 8 + int.from_bytes(data[:8], "little")
+        places = json.loads(data[8:head])
+        metadata = json.loads(places.pop("__metadata__")["lowbit"])
+        self.assertEqual((metadata["format"], metadata["step"]), (1, 1))
+        spans = sorted(place["data_offsets"] for place in places.values())[:-1]
+        found = [zlib.crc32(data[:head])]
+        found += [zlib.crc32(data[head + first : head + end]) for first, end in spans]
+        self.assertEqual(found, sums.tolist())
 
 
 if __name__ == "__main__":
