@@ -12,7 +12,7 @@ use crate::backend::{Call, Context};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result, Status, invalid, unsupported};
 use crate::layout::Grid;
-use crate::numerics::Hyper;
+use crate::numerics::{FpEnv, Hyper};
 use crate::plan::{BufferInfo, Format, Plan};
 use crate::spec::Optimizer;
 
@@ -133,6 +133,8 @@ impl Plan {
                 "the plan's optimizer is none: it has no step, only compress and decompress",
             ));
         }
+        // Hyper-parameters are judged, and scalars derived, by the same arithmetic on every host.
+        let _env = FpEnv::ieee();
         self.check_step(args)?;
         let call = Call {
             plan: self,
