@@ -12,8 +12,8 @@
 #include <utility>
 #include <vector>
 
-#include "conformance.h"
-#include "sha256.h"
+#include "../../../tests/common/conformance.h"
+#include "../../../tests/common/sha256.h"
 
 namespace {
 

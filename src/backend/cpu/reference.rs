@@ -19,7 +19,10 @@
 //! form. It allocates whole f32 states and is meant for tests.
 
 #![expect(unsafe_code, reason = "reads and writes the caller's raw buffers")]
-#![expect(clippy::needless_range_loop, reason = "element i of several arrays, as in the formulas")]
+#![expect(
+    clippy::needless_range_loop,
+    reason = "element i of several arrays, as in the formulas"
+)]
 
 use super::TensorCall;
 use super::memory::{load, load_code, store};

@@ -1,0 +1,212 @@
+// A libcuda for machines without a GPU: one device whose memory is the host's, and whose kernels
+// run under the shim, at once, when they are launched. For tests/cuda_driver.rs.
+//
+// What goes wrong is said by variables of the environment, read at every call:
+//   MOCK_VERSION  cuDriverGetVersion (13000)
+//   MOCK_COUNT    cuDeviceGetCount (1)
+//   MOCK_MAJOR    major compute capability (9)
+//   MOCK_FAIL     name=number: that function returns that error
+
+#include "kernels.cpp"
+
+#include <dlfcn.h>
+
+#include <string>
+#include <utility>
+
+namespace {
+
+using Result = int;
+using Handle = void*;
+
+std::string calls;             // names of the functions called, each followed by a space
+std::vector<Handle> contexts;  // current ones, the last on top
+Handle last_stream = nullptr;
+
+long variable(const char* name, long otherwise) {
+  const char* text = std::getenv(name);
+  return text == nullptr ? otherwise : std::atol(text);
+}
+
+Result called(const char* name) {
+  calls += name;
+  calls += ' ';
+  const char* fail = std::getenv("MOCK_FAIL");
+  const size_t length = std::strlen(name);
+  const bool this_one =
+      fail != nullptr && std::strncmp(fail, name, length) == 0 && fail[length] == '=';
+  return this_one ? std::atoi(fail + length + 1) : 0;
+}
+
+// What a call does unless it is to fail.
+template <typename Body>
+Result call(const char* name, Body body) {
+  const Result result = called(name);
+  if (result == 0) {
+    body();
+  }
+  return result;
+}
+
+// Some context that is not the caller's.
+Handle primary_context() { return &contexts; }
+
+}  // namespace
+
+extern "C" {
+
+// ---- what the test asks ------------------------------------------------------------------------
+
+const char* mock_calls() { return calls.c_str(); }
+void mock_forget_calls() { calls.clear(); }
+Handle mock_last_stream() { return last_stream; }
+Handle mock_current_context() { return contexts.empty() ? nullptr : contexts.back(); }
+void mock_set_context(Handle context) { contexts.assign(1, context); }
+
+// ---- the driver --------------------------------------------------------------------------------
+
+Result cuDriverGetVersion(int* version) {
+  return call(__func__, [=] { *version = static_cast<int>(variable("MOCK_VERSION", 13000)); });
+}
+
+Result cuInit(unsigned) { return called(__func__); }
+
+Result cuGetErrorName(Result error, const char** text) {
+  const std::pair<Result, const char*> names[] = {
+      {100, "CUDA_ERROR_NO_DEVICE"},
+      {222, "CUDA_ERROR_UNSUPPORTED_PTX_VERSION"},
+      {700, "CUDA_ERROR_ILLEGAL_ADDRESS"},
+  };
+  *text = nullptr;
+  for (const auto& [number, name] : names) {
+    if (number == error) {
+      *text = name;
+    }
+  }
+  return *text == nullptr ? 1 : 0;
+}
+
+Result cuGetErrorString(Result error, const char** text) {
+  const Result result = cuGetErrorName(error, text);
+  *text = result == 0 ? "the mock was asked to fail" : nullptr;
+  return result;
+}
+
+Result cuDeviceGetCount(int* count) {
+  return call(__func__, [=] { *count = static_cast<int>(variable("MOCK_COUNT", 1)); });
+}
+
+Result cuDeviceGet(int* device, int ordinal) {
+  return call(__func__, [=] { *device = ordinal; });
+}
+
+Result cuDeviceGetAttribute(int* value, int attribute, int) {
+  return call(__func__, [=] {
+    switch (attribute) {
+      case 16:  // multiprocessors
+        *value = 2;
+        break;
+      case 75:
+        *value = static_cast<int>(variable("MOCK_MAJOR", 9));
+        break;
+      default:  // 76, the minor compute capability
+        *value = 0;
+    }
+  });
+}
+
+Result cuDevicePrimaryCtxRetain(Handle* context, int) {
+  return call(__func__, [=] { *context = primary_context(); });
+}
+
+Result cuDevicePrimaryCtxRelease_v2(int) { return called(__func__); }
+
+Result cuCtxPushCurrent_v2(Handle context) {
+  return call(__func__, [=] { contexts.push_back(context); });
+}
+
+Result cuCtxPopCurrent_v2(Handle* context) {
+  return call(__func__, [=] {
+    *context = contexts.back();
+    contexts.pop_back();
+  });
+}
+
+// A module is its PTX.
+Result cuModuleLoadDataEx(Handle* module, const char* ptx, unsigned count, const int* options,
+                          Handle* values) {
+  const Result result = called(__func__);
+  if (result != 0 && count > 0 && options[0] == 5) {  // CU_JIT_ERROR_LOG_BUFFER
+    std::strcpy(static_cast<char*>(values[0]), "line 1; a message of the assembler\n");
+  }
+  *module = const_cast<char*>(ptx);
+  return result;
+}
+
+Result cuModuleUnload(Handle) { return called(__func__); }
+
+// A function is the kernel's host form; its name must also be in the PTX.
+Result cuModuleGetFunction(Handle* function, Handle module, const char* name) {
+  const std::string entry = std::string(".entry ") + name + "(";
+  if (std::strstr(static_cast<const char*>(module), entry.c_str()) == nullptr) {
+    return 500;
+  }
+  Handle self = dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
+  return call(__func__, [=] { *function = dlsym(self, name); });
+}
+
+Result cuFuncGetAttribute(int* value, int, Handle) {
+  return call(__func__, [=] { *value = 32; });
+}
+
+Result cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Handle, int, size_t) {
+  return call(__func__, [=] { *blocks = 2; });
+}
+
+Result cuLaunchKernel(Handle function, unsigned grid, unsigned, unsigned, unsigned threads,
+                      unsigned, unsigned, unsigned, Handle stream, Handle* params, Handle*) {
+  return call(__func__, [=] {
+    last_stream = stream;
+    const auto kernel = reinterpret_cast<void (*)(AdamwParams)>(function);
+    shim::launch(kernel, grid, threads, *static_cast<const AdamwParams*>(params[0]), 1);
+  });
+}
+
+Result cuMemAlloc_v2(Handle* data, size_t bytes) {
+  return call(__func__, [=] {
+    *data = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+    // Not zero, so that who wants zeros must write them.
+    std::memset(*data, 0xa5, bytes);
+  });
+}
+
+Result cuMemFree_v2(Handle data) {
+  return call(__func__, [=] { std::free(data); });
+}
+
+Result cuMemsetD8Async(Handle data, unsigned char value, size_t bytes, Handle stream) {
+  return call(__func__, [=] {
+    last_stream = stream;
+    std::memset(data, value, bytes);
+  });
+}
+
+Result cuMemcpyDtoHAsync_v2(Handle to, Handle from, size_t bytes, Handle stream) {
+  return call(__func__, [=] {
+    last_stream = stream;
+    std::memcpy(to, from, bytes);
+  });
+}
+
+Result cuMemcpyHtoDAsync_v2(Handle to, Handle from, size_t bytes, Handle stream) {
+  return call(__func__, [=] {
+    last_stream = stream;
+    std::memcpy(to, from, bytes);
+  });
+}
+
+Result cuStreamSynchronize(Handle stream) {
+  return call(__func__, [=] { last_stream = stream; });
+}
+
+}  // extern "C"
