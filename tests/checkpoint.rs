@@ -1,5 +1,11 @@
 //! Checkpoints: going on is bit-equal to not having stopped; refused bytes change nothing.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test"
+)]
 #![allow(unsafe_code, reason = "checkpoints work on raw buffers")]
 
 mod common;

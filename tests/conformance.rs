@@ -1,6 +1,13 @@
 //! The hashes of `tests/common/conformance.txt`, from Rust; C, C++, JAX and Julia compare with the
 //! same file.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test"
+)]
+
 mod common;
 
 use common::{DTYPES, Model, tensors, variants};

@@ -1,6 +1,13 @@
 //! `include/lowbit.h` is what cbindgen makes of `src/capi`; every function documents the same
 //! headings and all of its parameters.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test"
+)]
+
 use std::path::Path;
 
 const HEADINGS: [&str; 7] = [

@@ -1,5 +1,12 @@
 //! State bytes over the shapes of real models, by the plan alone: nothing is allocated.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test"
+)]
+
 use std::sync::Arc;
 
 use lowbit::dtype::Dtype;

@@ -1,6 +1,13 @@
 //! The reference against things that are not itself: closed formulas and printed tables of the
 //! paper, its equations evaluated in f64, the published rules of torchao and lpmm.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test"
+)]
+
 mod common;
 
 use common::{Model, floats, tensors};

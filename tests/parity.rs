@@ -1,5 +1,12 @@
 //! Every CPU variant equals the reference bit for bit: parameters, updates, states, counters.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test"
+)]
+
 mod common;
 
 use common::{Memory, Model, bytes, variants};

@@ -1,5 +1,12 @@
 //! Shards with an all-reduce between the stages give the bits of one device.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test"
+)]
+
 mod common;
 
 use common::{Memory, Model};

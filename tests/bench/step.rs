@@ -1,6 +1,12 @@
 //! Time of one optimizer step on the CPU, per preset, with the memory bandwidth of the same run:
 //! `cargo bench --bench step`. `README.md` says how to read it.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test"
+)]
 #![allow(missing_docs, reason = "criterion's macros make public items")]
 
 #[path = "../common/mod.rs"]
