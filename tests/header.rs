@@ -102,3 +102,16 @@ fn function(declaration: &str) -> Option<(&str, Vec<&str>)> {
         .map(|name| name.trim_start_matches('*'));
     Some((name, names.collect()))
 }
+
+#[test]
+fn the_readme_shows_the_example_that_is_compiled() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
+    let example = std::fs::read_to_string(root.join("examples/c/adamw.c")).unwrap();
+    let (_, rest) = example.split_once("/* [readme] */").unwrap();
+    let (code, _) = rest.split_once("/* [/readme] */").unwrap();
+    assert!(
+        readme.contains(code.trim()),
+        "README.md differs from examples/c/adamw.c"
+    );
+}
