@@ -194,7 +194,7 @@ fn check_codes(model: &Model, t: u64, old_m: &[Vec<f32>], old_v: &[Vec<f32>]) {
                 exact(0.0, g[j], m, v, &model.hyper, model.step)
             })
             .collect();
-        let states: [(usize, &Table, Vec<(f64, f64)>); 2] = [
+        let states: [(usize, &Table, Vec<_>); 2] = [
             (
                 0,
                 &DE_SIGNED,
@@ -321,7 +321,7 @@ fn block_codes_are_those_of_torchao_and_lpmm_away_from_ties() {
     let v: Vec<f32> = m.iter().map(|x| x * x).collect();
     let mut compared = 0;
     for (state, values, table) in [(0, &m, &DE_SIGNED), (1, &v, &LINEAR)] {
-        model.compress(state, &[values.clone()]).unwrap();
+        model.compress(state, std::slice::from_ref(values)).unwrap();
         let name = ["m", "v"][state];
         let codes = model.buffer(0, name, "codes").to_vec();
         // lpmm packs the even element in the low nibble, as here; torchao in the high one.
@@ -375,7 +375,9 @@ fn ties_and_their_neighbours_round_as_defined() {
             }
             let tensor = TensorInfo::new("w", &[values.len() as i64], Dtype::F32);
             let mut model = Model::new(Variant::Reference, 1, &spec, vec![tensor]);
-            model.compress(state, &[values.clone()]).unwrap();
+            model
+                .compress(state, std::slice::from_ref(&values))
+                .unwrap();
             let codes = model.buffer(0, ["m", "v"][state], "codes");
             let code = |j: usize| usize::from(codes[j / 2] >> (4 * (j % 2)) & 15);
             assert_eq!(code(0), 15);

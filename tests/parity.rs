@@ -152,7 +152,7 @@ fn hostile(model: &mut Model, t: u64) {
         let size = dtype.size();
         for j in 0..memory.bytes / size {
             let h = common::word(77 * t + i as u64, j as u64);
-            if h % 97 == 0 {
+            if h.is_multiple_of(97) {
                 let value = special[(h / 97) as usize % special.len()];
                 let value = bytes(std::iter::once(value), dtype);
                 memory.as_mut()[j * size..(j + 1) * size].copy_from_slice(&value);
@@ -255,7 +255,7 @@ proptest! {
         let run = |variant| {
             let mut model =
                 Model::new(variant, 2, &spec, vec![TensorInfo::new("t", &shape, Dtype::F32)]);
-            model.compress(0, &[values.clone()]).unwrap();
+            model.compress(0, std::slice::from_ref(&values)).unwrap();
             let restored: Vec<u32> = model.decompress(0)[0].iter().map(|x| x.to_bits()).collect();
             (model.state, restored)
         };

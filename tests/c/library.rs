@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 /// What one build leaves.
 pub(crate) struct Library {
     pub(crate) shared: PathBuf,
+    #[allow(dead_code, reason = "tests/abi.rs links nothing")]
     pub(crate) archive: PathBuf,
 }
 

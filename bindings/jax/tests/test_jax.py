@@ -407,7 +407,7 @@ class TestCheckpoint(unittest.TestCase):
             with self.assertRaisesRegex(lowbit.Error, "checksum"):
                 lowbit.jax.load(path, optimizer, params)
             path.write_bytes(b"no checkpoint at all")
-            with self.assertRaisesRegex(ValueError, "not a lowbit checkpoint"):
+            with self.assertRaisesRegex(lowbit.Error, "FORMAT_MAGIC"):
                 lowbit.jax.load(path, optimizer, params)
 
 
