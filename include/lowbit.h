@@ -141,7 +141,7 @@ typedef struct lowbit_override_info_t {
    */
   size_t struct_size;
   /**
-   * Shell pattern: *, ?, [abc]. The first override that matches a tensor wins.
+   * Shell pattern: *, ?, sets in brackets. The first override that matches a tensor wins.
    */
   const char *pattern;
   /**

@@ -158,7 +158,7 @@ pub struct lowbit_quantizer_info_t {
 pub struct lowbit_override_info_t {
     /// sizeof of this struct.
     pub struct_size: usize,
-    /// Shell pattern: *, ?, [abc]. The first override that matches a tensor wins.
+    /// Shell pattern: *, ?, sets in brackets. The first override that matches a tensor wins.
     pub pattern: *const c_char,
     /// For m; NULL keeps the spec's.
     pub m: *const lowbit_quantizer_info_t,
