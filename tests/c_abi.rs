@@ -11,6 +11,12 @@
     reason = "a test"
 )]
 #![cfg(target_os = "linux")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "helpers of tests fail by panicking, and say what is not run"
+)]
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};

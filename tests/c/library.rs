@@ -7,6 +7,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 /// What one build leaves.
+#[allow(dead_code, reason = "tests/abi.rs needs the shared library only")]
 pub(crate) struct Library {
     pub(crate) shared: PathBuf,
     #[allow(dead_code, reason = "tests/abi.rs links nothing")]
@@ -20,7 +21,7 @@ pub(crate) fn released() -> &'static Library {
 }
 
 /// With the functions that misbehave on request.
-#[allow(dead_code, reason = "tests/abi.rs needs only what is released")]
+#[allow(dead_code, reason = "tests/abi.rs needs what is released only")]
 pub(crate) fn with_test_hooks() -> &'static Library {
     static BUILT: OnceLock<Library> = OnceLock::new();
     BUILT.get_or_init(|| build("capi-hooks", &["--features", "test-hooks"]))
