@@ -60,9 +60,9 @@ struct Linear {
     return __fmul_rn(level, scale);
   }
 
-  // mid_i = (i + 3/2) / 16, so the code is ceil(16 x/s - 3/2) within 0 .. 15, but for rounding.
-  // With k = round(16 x/s - 3/2) it is k or k + 1, even if 16 x/s is off by as much as 1/2, and the
-  // midpoint k decides. (x <= s, so the error is about 2^-19.) A scale near or below the smallest
+  // mid_i = (i + 3/2) / 16, so but for rounding the code is ceil(e) within 0 .. 15, where
+  // e = 16 x/s - 3/2. With k = round(e) it is k or k + 1, even if e is off by almost 1/2 (it is by
+  // about 2^-19, as |x| <= s), and the midpoint k decides. A scale near or below the smallest
   // normal number has no usable reciprocal: there, and for 0 and NaN, all midpoints are compared.
   __device__ __forceinline__ void encode(const float (&x)[4], float scale,
                                          unsigned (&codes)[4]) const {
@@ -71,7 +71,7 @@ struct Linear {
       for (int i = 0; i < 4; ++i) {
         const float estimate = __fmaf_rn(x[i], reciprocal, -1.5f);
         // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
-        const float shifted = __fadd_rn(fminf(fmaxf(estimate, 0.0f), 14.0f), 12582912.0f);
+        const float shifted = __fadd_rn(fmaxf(estimate, 0.0f), 12582912.0f);
         const float k = __fadd_rn(shifted, -12582912.0f);
         const float tested = __fmul_rn(__fmaf_rn(k, 0.0625f, 0.09375f), scale);
         codes[i] = (__float_as_uint(shifted) & 15) + (x[i] > tested ? 1 : 0);

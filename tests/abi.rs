@@ -1,12 +1,6 @@
 //! The symbols of the shared library: exactly `include/lowbit.symbols`, and exactly what the header
 //! declares. Layouts are compared by `tests/c/layout.c`.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::print_stdout,
-    reason = "a test"
-)]
 #![cfg(target_os = "linux")]
 #![allow(
     clippy::unwrap_used,

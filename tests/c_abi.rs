@@ -4,12 +4,6 @@
 //! Needs a C and a C++ compiler (`CC`, `CXX`; else `cc`, `c++`) and valgrind. Without them the tests
 //! fail; nothing is skipped.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::print_stdout,
-    reason = "a test"
-)]
 #![cfg(target_os = "linux")]
 #![allow(
     clippy::unwrap_used,
