@@ -6,7 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::error::{Context, Error, Result};
@@ -74,16 +74,24 @@ impl Shell {
     /// Runs a command for what it prints, without showing it. Returns that without the last line
     /// break.
     pub(crate) fn read(&self, command: &mut Command) -> Result<String> {
+        let output = self.output(command)?;
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        judge(&self.line(command), output.status, &both(&output))?;
+        Ok(stdout.trim_end().to_owned())
+    }
+
+    /// Runs a command that may fail. Returns whether it did not, and all that it printed.
+    pub(crate) fn attempt(&self, command: &mut Command) -> Result<(bool, String)> {
+        let output = self.output(command)?;
+        Ok((output.status.success(), both(&output)))
+    }
+
+    fn output(&self, command: &mut Command) -> Result<Output> {
         let line = self.line(command);
-        let output = self
-            .prepare(command)
+        self.prepare(command)
             .stdin(Stdio::null())
             .output()
-            .map_err(|error| no_start(&line, &error))?;
-        let stdout = String::from_utf8_lossy(&output.stdout);
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        judge(&line, output.status, &format!("{stdout}{stderr}"))?;
-        Ok(stdout.trim_end().to_owned())
+            .map_err(|error| no_start(&line, &error))
     }
 
     fn prepare<'a>(&self, command: &'a mut Command) -> &'a mut Command {
@@ -151,6 +159,12 @@ fn library_path() -> Option<OsString> {
     } else {
         env::join_paths(kept).ok()
     }
+}
+
+/// Standard output, then standard error.
+fn both(output: &Output) -> String {
+    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    text(&output.stdout) + &text(&output.stderr)
 }
 
 fn no_start(line: &str, error: &io::Error) -> Error {

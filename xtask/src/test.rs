@@ -6,10 +6,10 @@ use std::process::Command;
 use crate::error::{Context, Error, Result};
 use crate::shell::Shell;
 use crate::steps::Steps;
-use crate::{build, env};
+use crate::{build, env, gpu_bundle};
 
 /// The parts that can be asked for by name.
-const PARTS: [&str; 5] = ["rust", "cpp", "jax", "julia", "examples"];
+const PARTS: [&str; 6] = ["rust", "cpp", "jax", "julia", "examples", "gpu-bundle"];
 
 pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
     if let Some(unknown) = args.iter().find(|arg| !PARTS.contains(&arg.as_str())) {
@@ -41,6 +41,9 @@ pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
     }
     if wanted("julia") {
         julia(sh, &mut steps, &library, handover.as_deref());
+    }
+    if wanted("gpu-bundle") {
+        gpu_bundle(sh, &mut steps);
     }
     steps.finish()
 }
@@ -176,6 +179,48 @@ fn julia(sh: &Shell, steps: &mut Steps, library: &Path, handover: Option<&Path>)
     steps.run("Julia: goes on from the C++ trainer", || {
         sh.run(run("handover.jl").arg(found(handover)?))
     });
+}
+
+/// The bundle, unpacked where nothing of the checkout is, asks for a GPU before anything else.
+fn gpu_bundle(sh: &Shell, steps: &mut Steps) {
+    let Some(python) = steps.run("set up Python for the GPU bundle", || {
+        env::python::ensure(sh)
+    }) else {
+        return;
+    };
+    steps.run("GPU bundle: unpacked and probed", || {
+        let bundle = gpu_bundle::create(sh)?;
+        let dir = std::env::temp_dir().join(format!("lowbit-gpu-bundle-{}", std::process::id()));
+        std::fs::create_dir(&dir).context(dir.display())?;
+        let checked = probe(sh, &bundle.archive, &dir, &python);
+        env::remove(&dir)?;
+        checked
+    });
+}
+
+fn probe(sh: &Shell, archive: &Path, dir: &Path, python: &Path) -> Result<()> {
+    let mut tar = Command::new("tar");
+    sh.quiet(tar.arg("-xzf").arg(archive).arg("-C").arg(dir))?;
+    let mut run = Command::new(dir.join("gpu-bundle/tests/gpu/run.sh"));
+    run.current_dir(dir)
+        .env("PYTHON", python)
+        .env("OUT", dir.join("results"))
+        .env_remove("LOWBIT_LIBRARY");
+    if Path::new("/dev/nvidiactl").exists() {
+        println!("with a GPU: the probe passes");
+        return sh.run(run.arg("probe"));
+    }
+    println!("without a GPU: the probe says so, and nothing else is run");
+    let (passed, output) = sh.attempt(&mut run)?;
+    let mut results = Vec::new();
+    for entry in std::fs::read_dir(dir.join("results")).context("results")? {
+        results.push(entry.context("results")?.file_name());
+    }
+    results.sort();
+    if passed || !output.contains("CUDA_UNAVAILABLE") || results != ["probe.json", "results.json"] {
+        return Err(Error::Failed(format!("{results:?}, and it says\n{output}")));
+    }
+    Ok(())
 }
 
 fn found(handover: Option<&Path>) -> Result<&Path> {

@@ -98,7 +98,7 @@ impl Install<'_> {
 }
 
 /// Removes a folder if it is there.
-fn remove(dir: &Path) -> Result<()> {
+pub(crate) fn remove(dir: &Path) -> Result<()> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).context(dir.display()),
         _ => Ok(()),

@@ -10,7 +10,7 @@ use crate::shell::Shell;
 
 /// Compiles CUDA C++ to PTX. The embedded PTX runs on every driver from this version on, and 12.1
 /// is the oldest that takes kernel parameters of more than 4 KiB.
-const NVRTC: &str = "nvidia-cuda-nvrtc-cu12==12.1.105";
+pub(crate) const NVRTC: &str = "nvidia-cuda-nvrtc-cu12==12.1.105";
 
 /// Has `ptxas`, and no other compiler. It is here to check what PTX becomes, also on GPUs that the
 /// compiler above does not know.

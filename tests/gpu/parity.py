@@ -1,0 +1,284 @@
+"""The CUDA kernels against the CPU reference, bit for bit: all that a step writes."""
+
+import functools
+import hashlib
+import itertools
+import json
+import math
+import pathlib
+import tempfile
+
+import numpy as np
+from lowbit import Spec, Tensor
+from lowbit._library import call
+
+import inputs
+from device import (
+    DEVICE,
+    ENVIRONMENT,
+    DevicePlan,
+    buffers,
+    require_same,
+    to_device,
+    to_host,
+    torch,
+)
+from report import ROOT
+
+#: Around the sizes of a block, of the threshold for 4 bits and of a vector access.
+SHAPES = (
+    (0,),
+    (),
+    (1,),
+    (127,),
+    (128,),
+    (129,),
+    (4096,),
+    (4097,),
+    (300, 257),
+    (64, 3, 3, 3),
+    (2, 3, 5, 7, 11),
+    (1024, 512),
+    (1031, 1021),
+)
+STEPS = 5
+DTYPES = ("f32", "bf16")
+#: nonfinite of the step -> where its gradients come from
+POLICIES = {
+    "default": inputs.Random.grad,
+    "skip_block": inputs.Random.bad_grad,
+    "propagate": inputs.Random.bad_grad,
+}
+
+
+def coded():
+    """adamw4-block in 4 bits also for the small tensors, whose blocks are short."""
+    return {**json.loads(Spec("adamw4-block").json), "threshold": 0}
+
+
+def run(report):
+    report.environment.update(ENVIRONMENT)
+    random = inputs.Random(report.seed)
+    specs = {
+        "adamw32": "adamw32",
+        "adamw4-block": "adamw4-block",
+        "adamw4-block, threshold 0": coded(),
+    }
+    for (name, spec), param_dtype, grad_dtype in itertools.product(specs.items(), DTYPES, DTYPES):
+        report.check(
+            f"{name}: parameters {param_dtype}, gradients {grad_dtype}",
+            *(all_modes, random, spec, param_dtype, grad_dtype),
+        )
+    for param_dtype, grad_dtype in itertools.product(DTYPES, DTYPES):
+        report.check(
+            f"misaligned: parameters {param_dtype}, gradients {grad_dtype}",
+            *(misaligned, random, param_dtype, grad_dtype),
+        )
+    for preset, name in itertools.product(("adamw32", "adamw4-block"), CASES):
+        report.check(f"conformance: {preset} {name}", conformance, preset, name)
+    report.check("stats, then apply", stats_then_apply, random)
+    report.check("checkpoint written from and read into device memory", checkpoint, random)
+    report.check("more than 2^31 elements", beyond_32_bits)
+
+
+# ---- a model in both memories --------------------------------------------------------------------
+
+
+class Model:
+    """Tensors of all SHAPES with their states, on the host and on the device."""
+
+    def __init__(self, random, spec, param_dtype, grad_dtype, shift=0):
+        self.random = random
+        self.grad_dtype = grad_dtype
+        self.plan = DevicePlan(
+            spec, [Tensor(f"t{i}", s, param_dtype, grad_dtype) for i, s in enumerate(SHAPES)]
+        )
+        # In elements, so that a pointer stays aligned for its dtype.
+        self.upload = functools.partial(to_device, shift=shift * inputs.SIZES[param_dtype])
+        self.upload_grad = functools.partial(to_device, shift=shift * inputs.SIZES[grad_dtype])
+        self.numels = [math.prod(shape) for shape in SHAPES]
+        self.params = [random.param(numel, param_dtype) for numel in self.numels]
+        self.state = self.plan.reference.zeros()
+        self.skipped = np.zeros(2, np.int64)
+        self.device_params = [self.upload(array) for array in self.params]
+        self.device_state = self.plan.state()
+
+    def step(self, step, mode="in place", policy="default", launch=None, **values):
+        """One step on both sides, then compares all they wrote. Returns the bytes compared.
+
+        mode: where the update goes. launch: what enqueues the step, given its arguments.
+        """
+        make = POLICIES[policy]
+        grads = [make(self.random, numel, self.grad_dtype) for numel in self.numels]
+        device_grads = [self.upload_grad(array) for array in grads]
+        updates = device_updates = None
+        if mode == "as update":
+            # What is not written would be seen.
+            updates = [np.full_like(array, 7) for array in self.params]
+            device_updates = [self.upload(array) for array in updates]
+        elif mode == "over the gradient":
+            updates, device_updates = grads, device_grads
+        self.skipped += self.plan.reference.step(
+            self.params, grads, self.state, step=step, updates=updates, nonfinite=policy, **values
+        )
+        arguments = self.plan.arguments(
+            *(self.device_params, device_grads, self.device_state),
+            step=step,
+            updates=device_updates,
+            nonfinite=policy,
+            **values,
+        )
+        (launch or self.plan.launch)(arguments)
+        # The gradients themselves too: nothing else may be written.
+        pairs = [("gradient", device_grads, grads), *self.results()]
+        if mode == "as update":
+            pairs.append(("update", device_updates, updates))
+        return sum(
+            require_same(f"step {step}: {what} {i}", tensor, array)
+            for what, tensors, arrays in pairs
+            for i, (tensor, array) in enumerate(zip(tensors, arrays))
+        )
+
+    def results(self):
+        """What lasts from step to step: names, tensors, arrays."""
+        return [
+            ("parameter", self.device_params, self.params),
+            ("state buffer", self.device_state.buffers, self.state),
+            ("counters", [self.device_state.skipped.view(torch.uint8)], [self.skipped]),
+        ]
+
+
+# ---- checks --------------------------------------------------------------------------------------
+
+
+def all_modes(random, spec, param_dtype, grad_dtype):
+    modes = ["in place", "as update"]
+    if param_dtype == grad_dtype:
+        modes.append("over the gradient")
+    compared, skipped = 0, 0
+    for mode, policy in itertools.product(modes, POLICIES):
+        model = Model(random, spec, param_dtype, grad_dtype)
+        try:
+            for step in range(1, STEPS + 1):
+                # One step is skipped whole.
+                skip = float(step == 3)
+                compared += model.step(step, mode, policy, skip=skip, **random.hyper())
+            # A large step number, as after a long training.
+            compared += model.step(1_000_003, mode, policy, **random.hyper())
+        except AssertionError as error:
+            raise AssertionError(f"{mode}, {policy}: {error}") from None
+        if policy == "skip_block" and not model.skipped[0]:
+            raise AssertionError("no block was skipped: the gradients do not test that")
+        skipped += int(model.skipped[0])
+    return (
+        f"{len(modes) * len(POLICIES)} runs of {STEPS + 1} steps, {len(SHAPES)} tensors a call;"
+        f" {compared / 1e6:.0f} MB equal, {skipped} blocks skipped"
+    )
+
+
+def misaligned(random, param_dtype, grad_dtype):
+    """Parameters and gradients that begin one element behind an aligned address."""
+    model = Model(random, coded(), param_dtype, grad_dtype, shift=1)
+    compared = sum(model.step(step, **random.hyper()) for step in range(1, STEPS + 1))
+    return f"{compared / 1e6:.0f} MB equal"
+
+
+#: The dtypes of parameter and gradient in tests/common/README.md.
+CASES = {"f32": ("f32", "f32"), "bf16": ("bf16", "bf16"), "mixed": ("bf16", "f32")}
+CASE_SHAPES = ((1,), (4096,), (4097,), (300, 257), (64, 3, 3, 3), (512, 1024), (2, 3, 5, 7, 11))
+
+
+def conformance(preset, case):
+    """The hash that all languages compute, of ten steps on the GPU."""
+    param_dtype, grad_dtype = CASES[case]
+    numels = [math.prod(shape) for shape in CASE_SHAPES]
+    plan = DevicePlan(
+        preset,
+        [Tensor(f"t{i}", shape, param_dtype, grad_dtype) for i, shape in enumerate(CASE_SHAPES)],
+    )
+    params = [to_device(inputs.param(i, numel, param_dtype)) for i, numel in enumerate(numels)]
+    state = plan.state()
+    for step in range(1, 11):
+        grads = [
+            to_device(inputs.grad(1000 * step + i, numel, grad_dtype))
+            for i, numel in enumerate(numels)
+        ]
+        plan.step(params, grads, state, step=step, lr=2**-10)
+    digest = hashlib.sha256()
+    for tensor in params + state.buffers:
+        digest.update(to_host(tensor).tobytes())
+    line = f"{preset} {case} {digest.hexdigest()}"
+    expected = (ROOT / "tests/common/conformance.txt").read_text(encoding="utf-8").split("\n")
+    if line not in expected:
+        raise AssertionError(f"not in tests/common/conformance.txt: {line}")
+    return digest.hexdigest()[:16]
+
+
+def stats_then_apply(random):
+    model = Model(random, coded(), "bf16", "bf16")
+
+    def launch(arguments):
+        model.plan.launch(arguments, function="lowbit_step_stats")
+        model.plan.launch(arguments, function="lowbit_step_apply")
+
+    compared = sum(model.step(step, launch=launch) for step in range(1, STEPS + 1))
+    return f"{compared / 1e6:.0f} MB equal"
+
+
+def checkpoint(random):
+    model = Model(random, coded(), "bf16", "bf16")
+    for step in range(1, STEPS + 1):
+        model.step(step)
+    plan, state = model.plan, buffers(model.device_state.buffers)
+    stream = torch.cuda.current_stream().cuda_stream
+    with tempfile.TemporaryDirectory() as folder:
+        expected, found = (pathlib.Path(folder) / name for name in ("host", "device"))
+        plan.reference.save(expected, model.state, STEPS)
+        path = str(found).encode()
+        call("lowbit_checkpoint_save", plan.handle, state, len(state), STEPS, path, stream)
+        if found.read_bytes() != expected.read_bytes():
+            raise AssertionError("the checkpoint from the device differs from the host's")
+        for tensor in model.device_state.buffers:
+            tensor.fill_(255)
+        path = str(expected).encode()
+        call("lowbit_checkpoint_load", plan.handle, path, state, len(state), stream, None)
+        for tensor, array in zip(model.device_state.buffers, model.state):
+            require_same("state buffer", tensor, array)
+        model.step(STEPS + 1)
+        return f"{expected.stat().st_size} bytes"
+
+
+def beyond_32_bits():
+    """A tensor of 2^31 + 129 elements, against its two parts stepped apart (the reference would
+    take minutes): equal, as the cut is at a block boundary."""
+    cut, numel = 2**30, 2**31 + 129
+    generator = torch.Generator(DEVICE).manual_seed(1)
+
+    def numbers(scale):
+        tensor = torch.empty(numel, dtype=torch.bfloat16, device=DEVICE)
+        for part in tensor.split(2**28):
+            part.normal_(generator=generator).mul_(scale)
+        return tensor
+
+    def plan(count):
+        return DevicePlan("adamw4-block", [Tensor("t", (count,), "bf16", "bf16")])
+
+    def step(params, grads):
+        state = plans[params.numel()].state()
+        for step in (1, 2):
+            plans[params.numel()].step([params], [grads], state, step=step)
+        return state.buffers
+
+    plans = {count: plan(count) for count in (numel, cut, numel - cut)}
+    params, grads = numbers(2**-5), numbers(2**-8)
+    parts = [params[:cut].clone(), params[cut:].clone()]
+    whole = step(params, grads)
+    parted = [step(part, grads[at:][: part.numel()]) for part, at in zip(parts, (0, cut))]
+    for name, found, first, second in [("parameter", params, *parts), *zip(NAMES, whole, *parted)]:
+        at = first.numel()
+        if not (torch.equal(found[:at], first) and torch.equal(found[at:], second)):
+            raise AssertionError(f"{name} differs from that of the parts")
+    return f"{numel} elements equal their parts of {cut} and {numel - cut}"
+
+
+NAMES = ("m codes", "m scales", "v codes", "v scales")
