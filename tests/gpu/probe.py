@@ -1,12 +1,16 @@
 """Can the library use the GPU? Asked through the C ABI alone: no torch, no JAX."""
 
 import ctypes
+import pathlib
 
 from lowbit._library import create, library, version
 
 
 def run(report):
     report.environment["lowbit"] = version()
+    driver = pathlib.Path("/proc/driver/nvidia/version")
+    if driver.is_file():
+        report.environment["driver"] = driver.read_text(encoding="utf-8").splitlines()[0]
     if report.check("lowbit_cuda_probe", probe):
         report.check("lowbit_context_create_cuda", open_context)
 
