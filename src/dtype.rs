@@ -13,10 +13,17 @@ pub enum Dtype {
     Bf16 = 2,
     /// IEEE-754 binary16.
     F16 = 3,
-    /// Packed codes: two 4-bit codes a byte, the even element in the low nibble.
+    /// Packed codes: one of 5 to 8 bits, two of 3 or 4, or four of 2 bits in a byte, the first
+    /// element in the lowest bits.
     U8 = 4,
-    /// Statistics that are reduced as integers.
+    /// Statistics whose maximum is taken as integers.
     I32 = 5,
+    /// Statistics that are added as integers.
+    I64 = 6,
+    /// The lower half of a parameter's f32 value.
+    U16 = 7,
+    /// The correction of a bf16 parameter, in 254ths of its last place.
+    I8 = 8,
 }
 
 impl Dtype {
@@ -24,9 +31,10 @@ impl Dtype {
     #[must_use]
     pub const fn size(self) -> usize {
         match self {
+            Self::I64 => 8,
             Self::F32 | Self::I32 => 4,
-            Self::Bf16 | Self::F16 => 2,
-            Self::U8 => 1,
+            Self::Bf16 | Self::F16 | Self::U16 => 2,
+            Self::U8 | Self::I8 => 1,
         }
     }
 
@@ -39,6 +47,9 @@ impl Dtype {
             Self::F16 => "f16",
             Self::U8 => "u8",
             Self::I32 => "i32",
+            Self::I64 => "i64",
+            Self::U16 => "u16",
+            Self::I8 => "i8",
         }
     }
 
@@ -51,6 +62,9 @@ impl Dtype {
             3 => Some(Self::F16),
             4 => Some(Self::U8),
             5 => Some(Self::I32),
+            6 => Some(Self::I64),
+            7 => Some(Self::U16),
+            8 => Some(Self::I8),
             _ => None,
         }
     }

@@ -3,9 +3,12 @@
 //! Blocks run along rows and never cross one. A row is the last axis, merged with the axes before
 //! it until it holds at least B elements or the tensor is used up; B is the largest block of the
 //! tensor's states, and all of them share the rows. A row's last block may be short. A state has
-//! the shape of the unmerged leading axes followed by `ceil(row / 2)` bytes of codes or
+//! the shape of the unmerged leading axes followed by the bytes of a row's codes or
 //! `ceil(row / B)` scales, so a split of the parameter along those axes is the same slice of the
 //! state.
+//!
+//! Scales that reach across blocks, and factors, lie in projections of the tensor onto some of its
+//! axes ([`Projection`]).
 //!
 //! A tensor may be a shard: a box of a global tensor. Its rows and blocks are those of the global
 //! tensor, so the box may cut a row only where a block ends.
@@ -17,6 +20,10 @@ use crate::error::{Result, invalid};
 pub struct Grid {
     /// Extents of the axes before the row.
     pub lead: Vec<i64>,
+    /// Extents of those axes in the global tensor.
+    global_lead: Vec<i64>,
+    /// Elements between neighbours along each axis of the global row.
+    row_strides: Vec<i64>,
     /// Number of rows: the product of `lead`.
     pub rows: i64,
     /// Elements of a row (here, not in the global tensor).
@@ -45,8 +52,13 @@ impl Grid {
         if rows * cols > 0 {
             Self::check_cut(global, offset, shape, first, block)?;
         }
+        let row_strides = (first..global.len())
+            .map(|axis| global[axis + 1..].iter().product())
+            .collect();
         Ok(Self {
             lead: shape[..first].to_vec(),
+            global_lead: global[..first].to_vec(),
+            row_strides,
             rows,
             cols,
             block,
@@ -92,16 +104,16 @@ impl Grid {
         Ok(())
     }
 
-    /// Bytes of one row of 4-bit codes; a row's pad nibble is 0.
+    /// Bytes of one row of codes, `per_byte` of them in a byte; the pad bits of a row are 0.
     #[must_use]
-    pub fn code_bytes(&self) -> i64 {
-        div_ceil(self.cols, 2)
+    pub fn code_bytes(&self, per_byte: i64) -> i64 {
+        div_ceil(self.cols, per_byte)
     }
 
     /// Shape of the codes.
     #[must_use]
-    pub fn code_shape(&self) -> Vec<i64> {
-        self.with_row(self.code_bytes())
+    pub fn code_shape(&self, per_byte: i64) -> Vec<i64> {
+        self.with_row(self.code_bytes(per_byte))
     }
 
     /// Shape of the scales of a state with blocks of `block` elements.
@@ -124,10 +136,104 @@ impl Grid {
         (row, col, self.block.min(self.cols - col))
     }
 
+    /// Row and column, in the grid of the global tensor, of an element of this grid.
+    pub(crate) fn global(&self, row: i64, col: i64, offset: &[i64]) -> (i64, i64) {
+        let (lead, rest) = offset.split_at(self.lead.len());
+        let (mut row, mut global_row, mut stride) = (row, 0, 1);
+        for (axis, start) in lead.iter().enumerate().rev() {
+            global_row += (row % self.lead[axis] + start) * stride;
+            row /= self.lead[axis];
+            stride *= self.global_lead[axis];
+        }
+        let start: i64 = rest.iter().zip(&self.row_strides).map(|(o, s)| o * s).sum();
+        (global_row, col + start)
+    }
+
     fn with_row(&self, extent: i64) -> Vec<i64> {
         let mut shape = self.lead.clone();
         shape.push(extent);
         shape
+    }
+}
+
+/// A tensor reduced to some of its axes: row maxima, column means, one number. Position 0 of all
+/// kept axes comes first, the last kept axis runs fastest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Projection {
+    /// Extents of the kept axes here.
+    pub shape: Vec<i64>,
+    /// The kept axes.
+    axes: Vec<usize>,
+    /// For every axis of the tensor: distance of neighbours in the projection, 0 where reduced.
+    strides: Vec<i64>,
+    /// The same in the projection of the global tensor.
+    global_strides: Vec<i64>,
+    /// Length of the projection of the global tensor.
+    pub global_len: i64,
+}
+
+impl Projection {
+    /// Keeps `axes` (increasing) of a tensor, or of a shard, of these shapes.
+    #[must_use]
+    pub fn new(global: &[i64], shape: &[i64], axes: &[usize]) -> Self {
+        let strides = |extents: &[i64]| {
+            let (mut strides, mut stride) = (vec![0; extents.len()], 1);
+            for &axis in axes.iter().rev() {
+                strides[axis] = stride;
+                stride *= extents[axis];
+            }
+            (strides, stride)
+        };
+        let (global_strides, global_len) = strides(global);
+        Self {
+            shape: axes.iter().map(|&axis| shape[axis]).collect(),
+            axes: axes.to_vec(),
+            strides: strides(shape).0,
+            global_strides,
+            global_len,
+        }
+    }
+
+    /// Length here.
+    #[must_use]
+    pub fn len(&self) -> i64 {
+        self.shape.iter().product()
+    }
+
+    /// Where the element with this index (here) is.
+    #[inline(always)]
+    pub(crate) fn position(&self, index: &[i64]) -> usize {
+        let terms = index.iter().zip(&self.strides);
+        self::index(terms.map(|(i, stride)| i * stride).sum())
+    }
+
+    /// Where it is in the projection of the global tensor.
+    #[inline(always)]
+    pub(crate) fn global_position(&self, index: &[i64], offset: &[i64]) -> usize {
+        let terms = index.iter().zip(offset).zip(&self.global_strides);
+        self::index(terms.map(|((i, start), stride)| (i + start) * stride).sum())
+    }
+
+    /// The position in the global projection of a position here.
+    pub(crate) fn globalize(&self, position: i64, offset: &[i64]) -> usize {
+        let (mut rest, mut global) = (position, 0);
+        for (&axis, extent) in self.axes.iter().zip(&self.shape).rev() {
+            global += (rest % extent + offset[axis]) * self.global_strides[axis];
+            rest /= extent;
+        }
+        index(global)
+    }
+
+    /// Whether neighbours along the tensor's last axis have neighbouring positions (else they
+    /// have the same).
+    #[inline(always)]
+    pub(crate) fn varies(&self) -> bool {
+        self.strides.last().is_some_and(|stride| *stride != 0)
+    }
+
+    /// Whether it keeps the last axis alone.
+    pub(crate) fn is_last_axis(&self) -> bool {
+        self.axes == [self.strides.len().wrapping_sub(1)]
     }
 }
 
@@ -176,6 +282,38 @@ mod tests {
             assert_eq!((grid.lead.as_slice(), grid.cols), (lead, cols), "{shape:?}");
             assert_eq!(grid.blocks, (cols + 127) / 128);
         }
+    }
+
+    #[test]
+    fn projections_of_shards_are_parts_of_the_global_ones() {
+        let (global, shape, offset) = ([4, 3, 5], [2, 3, 4], [1, 0, 1]);
+        for axes in [&[][..], &[0], &[1], &[2], &[0, 2], &[0, 1, 2]] {
+            let projection = Projection::new(&global, &shape, axes);
+            let whole = Projection::new(&global, &global, axes);
+            assert_eq!(projection.global_len, whole.len());
+            for element in 0..24 {
+                let index = [element / 12, element / 4 % 3, element % 4];
+                let at = projection.position(&index);
+                let there: Vec<_> = index.iter().zip(offset).map(|(i, o)| i + o).collect();
+                assert_eq!(
+                    projection.global_position(&index, &offset),
+                    whole.position(&there)
+                );
+                assert_eq!(
+                    projection.globalize(at as i64, &offset),
+                    whole.position(&there)
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn rows_and_columns_of_shards_are_those_of_the_global_grid() {
+        let grid = Grid::new(&[4, 3, 200], &[1, 1, 128], &[2, 2, 72], 128).unwrap();
+        assert_eq!(grid.global(0, 0, &[1, 1, 128]), (4, 128));
+        assert_eq!(grid.global(3, 5, &[1, 1, 128]), (8, 133));
+        let merged = Grid::new(&[300, 64], &[100, 0], &[100, 64], 128).unwrap();
+        assert_eq!(merged.global(0, 7, &[100, 0]), (0, 6407));
     }
 
     #[test]

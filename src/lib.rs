@@ -10,7 +10,8 @@
 //!  xla/      XLA FFI handlers (JAX custom calls) on XLA's C structs, declaring API 0.1
 //!         |
 //!  spec -> plan -> step, state, checkpoint        what is kept, where it lies, what moves it
-//!  layout  quant  numerics  dtype  error          the pieces they are made of; no FFI, no GPU
+//!  optimizer  quant  weights  rng                 what is computed, element by element
+//!  layout  numerics  dtype  error                 the pieces they are made of; no FFI, no GPU
 //!         |
 //!  backend/cpu/{reference, portable, pool}        backend/cuda/{driver, kernels, params}
 //!                                                        |
@@ -39,10 +40,13 @@ pub mod quant;
 pub mod spec;
 pub mod state;
 pub mod step;
+pub mod weights;
 
 mod backend;
 mod capi;
 mod numerics;
+mod optimizer;
+mod rng;
 mod xla;
 
 pub use backend::{Context, CpuContext, CudaContext, ParallelFor, Variant};

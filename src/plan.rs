@@ -9,13 +9,18 @@ use std::sync::Arc;
 use crate::backend::Context;
 use crate::dtype::Dtype;
 use crate::error::{Result, invalid};
-use crate::layout::{Grid, div_ceil};
-use crate::quant::Table;
-use crate::spec::{DEFAULT_BLOCK, Normalization, Quantizer, Spec};
+use crate::layout::{Grid, Projection, div_ceil};
+use crate::quant::{Rounding, Table};
+use crate::rng::name_hash;
+use crate::spec::{DEFAULT_BLOCK, FactorAxes, Normalization, Optimizer, Quantizer, Spec};
 use crate::step::OverlapCheck;
+use crate::weights::Weights;
 
 /// The most axes a tensor may have.
 pub const MAX_AXES: usize = 16;
+
+/// The most groups of hyper-parameters a plan may have.
+pub const MAX_GROUPS: usize = 1 << 16;
 
 /// A tensor as the trainer describes it.
 #[derive(Clone, Debug)]
@@ -24,10 +29,14 @@ pub struct TensorInfo {
     pub name: String,
     /// Extents here, outermost first (C order). Empty for a scalar.
     pub shape: Vec<i64>,
-    /// f32 or bf16.
+    /// f32, bf16 or f16.
     pub param_dtype: Dtype,
-    /// f32 or bf16; need not equal `param_dtype`.
+    /// f32, bf16 or f16; need not equal `param_dtype`.
     pub grad_dtype: Dtype,
+    /// What is kept beside a 16-bit parameter.
+    pub weights: Weights,
+    /// Which of the step's blocks of hyper-parameters is this tensor's, from 0.
+    pub group: usize,
     /// For a shard: extents of the global tensor. `None`: the tensor is whole.
     pub global_shape: Option<Vec<i64>>,
     /// For a shard: index of its first element along each axis. `None`: the origin.
@@ -42,6 +51,8 @@ impl TensorInfo {
             shape: shape.to_vec(),
             param_dtype: dtype,
             grad_dtype: dtype,
+            weights: Weights::Plain,
+            group: 0,
             global_shape: None,
             offset: None,
         }
@@ -49,28 +60,85 @@ impl TensorInfo {
 }
 
 /// How a state is kept.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Format {
     /// Plain f32; one buffer, `value`.
     F32,
-    /// 4-bit codes with a scale per block; buffers `codes` and `scales`.
-    Block {
-        /// Elements of a block.
-        block: i64,
-        /// Levels of the codes.
-        table: &'static Table,
-    },
-    /// 4-bit codes with one vector of maxima per axis; buffers `codes`, `axis0`, `axis1`, ...
-    Rank1 {
-        /// Levels of the codes.
-        table: &'static Table,
-    },
+    /// Codes with scales; buffers `codes`, then `scales` or one per maximum.
+    Codes(Codes),
+    /// No codes: means of v over rows and columns; buffers `rows`, `columns`, `mean`.
+    Factored(Box<[Factor; 3]>),
+    /// No codes: maxima of the slices along every axis (SM3); one buffer per axis.
+    Cover(Vec<Maxima>),
+}
+
+/// Codes of a state.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Codes {
+    /// Levels of the codes.
+    pub table: Arc<Table>,
+    /// Codes in a byte: 1, 2 or 4.
+    pub per_byte: i64,
+    /// Where an element's scale comes from.
+    pub scales: Scales,
+    /// How a value between two levels becomes one of them.
+    pub rounding: Rounding,
+    /// Whether block scales are corrected after coding.
+    pub scale_correction: bool,
+    /// For subtractive dither: the distance of levels.
+    pub dither: Option<f32>,
+}
+
+/// Where the scales of codes come from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Scales {
+    /// One for each block of this many elements of a row.
+    Block(i64),
+    /// The smallest of the maxima of the slices that an element lies in.
+    Maxima(Vec<Maxima>),
+}
+
+/// Maxima of a state's magnitudes over the axes that a projection drops.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Maxima {
+    /// Name of the buffer.
+    pub part: String,
+    /// Which axes are kept.
+    pub projection: Projection,
+    /// First word of the new maxima in the statistics (global extents).
+    pub word: usize,
+}
+
+/// Means of a factored v over the axes that a projection drops.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Factor {
+    /// Largest squares, from which the unit of the exact sums follows.
+    pub maxima: Maxima,
+    /// Elements of the global tensor that a mean is over.
+    pub count: i64,
+    /// First of the sums, two i64 limbs each (global extents).
+    pub sum: usize,
+    /// First of the new means among the fresh values (extents here).
+    pub fresh: usize,
+}
+
+/// Where Adafactor's sums over a whole tensor are in the scratch.
+#[derive(Clone, Copy, Debug)]
+pub struct RmsPlan {
+    /// Word of the largest magnitude of the parameter.
+    pub(crate) param_max: usize,
+    /// Its squares' sum.
+    pub(crate) param_sum: usize,
+    /// Word of the largest magnitude of the update.
+    pub(crate) update_max: usize,
+    /// Its squares' sum.
+    pub(crate) update_sum: usize,
 }
 
 /// One state of one tensor.
 #[derive(Clone, Debug)]
 pub struct StatePlan {
-    /// `m`, `v` or `x`.
+    /// `m`, `v`, `vmax` or `x`.
     pub name: &'static str,
     /// The quantizer after threshold and overrides.
     pub quantizer: Quantizer,
@@ -78,6 +146,31 @@ pub struct StatePlan {
     pub format: Format,
     /// Its first buffer, counted from the tensor's first.
     pub first_buffer: usize,
+    /// How many buffers it has.
+    pub buffer_count: usize,
+}
+
+impl StatePlan {
+    /// The maxima that decide its scales, or that it consists of.
+    pub(crate) fn maxima(&self) -> &[Maxima] {
+        match &self.format {
+            Format::Codes(Codes {
+                scales: Scales::Maxima(maxima),
+                ..
+            })
+            | Format::Cover(maxima) => maxima,
+            _ => &[],
+        }
+    }
+
+    /// For reports: as the quantizer says, but for SM3's v.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        match self.format {
+            Format::Cover(_) => "f32 axis maxima".to_owned(),
+            _ => self.quantizer.describe(),
+        }
+    }
 }
 
 /// One tensor of a plan.
@@ -93,16 +186,17 @@ pub struct TensorPlan {
     pub numel: i64,
     /// Its rows and blocks.
     pub grid: Grid,
-    /// In the order of `Optimizer::states`.
+    /// In the order of `Spec::states`.
     pub states: Vec<StatePlan>,
     /// Why it got these quantizers.
     pub reason: String,
     /// Its first buffer in the plan's list.
     pub first_buffer: usize,
-    /// How many buffers it has.
+    /// How many buffers it has; the last one is what is kept beside the parameter, if anything.
     pub buffer_count: usize,
-    /// First word of its rank-1 maxima in the statistics (one vector per axis, global extents).
-    pub stats_offset: Option<usize>,
+    pub(crate) rms: Option<RmsPlan>,
+    /// Of the name, for random numbers.
+    pub(crate) hash: u32,
 }
 
 impl TensorPlan {
@@ -112,11 +206,96 @@ impl TensorPlan {
         self.info.shape != self.global_shape
     }
 
-    /// The state that needs row and column maxima, if any.
-    pub(crate) fn rank1(&self) -> Option<&StatePlan> {
-        self.states
-            .iter()
-            .find(|state| matches!(state.format, Format::Rank1 { .. }))
+    /// Whether its update needs statistics of the whole tensor, so that a single block cannot be
+    /// skipped.
+    #[must_use]
+    pub fn needs_statistics(&self) -> bool {
+        self.rms.is_some()
+            || self.factored().is_some()
+            || self.states.iter().any(|state| !state.maxima().is_empty())
+    }
+
+    /// Index and factors (rows, columns, mean) of the factored state, if any.
+    pub(crate) fn factored(&self) -> Option<(usize, &[Factor; 3])> {
+        let mut states = self.states.iter().enumerate();
+        states.find_map(|(i, state)| match &state.format {
+            Format::Factored(factors) => Some((i, factors.as_ref())),
+            _ => None,
+        })
+    }
+}
+
+/// How shards combine statistics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i32)]
+pub enum Reduce {
+    /// Element-wise maximum, as signed integers.
+    Max = 1,
+    /// Element-wise sum, as signed integers.
+    Sum = 2,
+}
+
+/// The passes of a step over its tensors, in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Pass {
+    /// Non-finite flags, and maxima of everything whose maximum is needed.
+    Maxima,
+    /// Exact sums, with the units that the maxima decide.
+    Sums,
+    /// Adafactor: the largest unclipped update.
+    UpdateMaxima,
+    /// Adafactor: its sum of squares.
+    UpdateSums,
+    /// Parameters (or updates) and states.
+    Apply,
+}
+
+/// Statistics that one stage of a step collects and shards combine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StageInfo {
+    pub(crate) pass: Pass,
+    /// i32 or i64.
+    pub dtype: Dtype,
+    /// How shards combine them.
+    pub reduce: Reduce,
+    /// Where they begin in the scratch, in bytes.
+    pub offset: i64,
+    /// How many, the same for all shards of a model.
+    pub count: i64,
+}
+
+/// The regions of a step's scratch, in the order of the stages that fill them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Scratch {
+    /// i32: one non-finite flag per tensor, then maxima.
+    pub(crate) maxima: usize,
+    /// i64 limbs: sums.
+    pub(crate) sums: usize,
+    /// i32: maxima of updates.
+    pub(crate) update_maxima: usize,
+    /// i64 limbs: sums of updates.
+    pub(crate) update_sums: usize,
+    /// f32, not combined: new factors.
+    pub(crate) fresh: usize,
+}
+
+impl Scratch {
+    /// First bytes of the regions, all multiples of 8, and the end.
+    pub(crate) fn offsets(&self) -> [usize; 6] {
+        let mut at = 0;
+        let sizes = [
+            4 * self.maxima,
+            8 * self.sums,
+            4 * self.update_maxima,
+            8 * self.update_sums,
+            4 * self.fresh,
+        ];
+        let starts = sizes.map(|size| {
+            let start = at;
+            at += size.next_multiple_of(8);
+            start
+        });
+        [starts[0], starts[1], starts[2], starts[3], starts[4], at]
     }
 }
 
@@ -125,11 +304,11 @@ impl TensorPlan {
 pub struct BufferInfo {
     /// Index of the tensor.
     pub tensor: usize,
-    /// `m`, `v` or `x`.
+    /// `m`, `v`, `vmax`, `x`, or `weights` for what is kept beside the parameter.
     pub state: &'static str,
-    /// `value`, `codes`, `scales`, `axis0`, ...
+    /// `value`, `codes`, `scales`, `axis0`, `rows`, `master`, ...
     pub part: String,
-    /// f32 or u8.
+    /// f32, u8, u16 or i8.
     pub dtype: Dtype,
     /// Extents, outermost first.
     pub shape: Vec<i64>,
@@ -148,7 +327,8 @@ pub struct Plan {
     pub(crate) buffers: Vec<BufferInfo>,
     pub(crate) state_bytes: i64,
     pub(crate) arena_bytes: i64,
-    pub(crate) stats_words: usize,
+    pub(crate) scratch: Scratch,
+    pub(crate) groups: usize,
     pub(crate) schedule: crate::backend::Schedule,
     pub(crate) overlap: OverlapCheck,
 }
@@ -175,12 +355,12 @@ impl Plan {
             patterns,
             buffers: Vec::new(),
             arena: 0,
-            words: 0,
+            scratch: Scratch::default(),
         };
         let mut names = std::collections::HashSet::new();
         let mut plans = Vec::with_capacity(tensors.len());
         // One word for each tensor's non-finite flag comes first in the statistics.
-        builder.words = tensors.len();
+        builder.scratch.maxima = tensors.len();
         for (index, info) in tensors.into_iter().enumerate() {
             let place = format!("tensor {index} ({:?})", info.name);
             if !names.insert(info.name.clone()) {
@@ -193,6 +373,7 @@ impl Plan {
             );
         }
         let schedule = context.schedule(spec, &plans)?;
+        let groups = plans.iter().map(|tensor| tensor.info.group).max();
         let state_bytes = builder.buffers.iter().map(|buffer| buffer.bytes).sum();
         Ok(Self {
             overlap: OverlapCheck::new(plans.len(), builder.buffers.len()),
@@ -202,7 +383,8 @@ impl Plan {
             state_bytes,
             arena_bytes: builder.arena,
             buffers: builder.buffers,
-            stats_words: builder.words,
+            scratch: builder.scratch,
+            groups: 1 + groups.unwrap_or(0),
             schedule,
         })
     }
@@ -237,10 +419,46 @@ impl Plan {
         self.arena_bytes
     }
 
-    /// 32-bit words of the statistics, which are all of a step's scratch.
+    /// Bytes of a step's scratch, aligned to 8.
     #[must_use]
-    pub fn stats_words(&self) -> usize {
-        self.stats_words
+    pub fn scratch_bytes(&self) -> i64 {
+        self.scratch.offsets()[5] as i64
+    }
+
+    /// How many blocks of hyper-parameters a step takes.
+    #[must_use]
+    pub fn groups(&self) -> usize {
+        self.groups
+    }
+
+    /// The statistics of a step's stages, in their order.
+    #[must_use]
+    pub fn stages(&self) -> Vec<StageInfo> {
+        let offsets = self.scratch.offsets();
+        [
+            (Pass::Maxima, self.scratch.maxima),
+            (Pass::Sums, self.scratch.sums),
+            (Pass::UpdateMaxima, self.scratch.update_maxima),
+            (Pass::UpdateSums, self.scratch.update_sums),
+        ]
+        .into_iter()
+        .zip(offsets)
+        // A plan has a first stage whatever its tensors: the flags.
+        .filter(|((pass, count), _)| *pass == Pass::Maxima || *count > 0)
+        .map(|((pass, count), offset)| {
+            let (dtype, reduce) = match pass {
+                Pass::Maxima | Pass::UpdateMaxima => (Dtype::I32, Reduce::Max),
+                _ => (Dtype::I64, Reduce::Sum),
+            };
+            StageInfo {
+                pass,
+                dtype,
+                reduce,
+                offset: offset as i64,
+                count: count as i64,
+            }
+        })
+        .collect()
     }
 
     /// A table that says, per tensor, what it got and why, and the bytes.
@@ -275,7 +493,14 @@ impl Plan {
             let states: Vec<_> = tensor
                 .states
                 .iter()
-                .map(|state| format!("{} {}", state.name, state.quantizer.describe()))
+                .map(|state| format!("{} {}", state.name, state.describe()))
+                .chain(
+                    tensor
+                        .info
+                        .weights
+                        .beside()
+                        .map(|(part, dtype)| format!("{part} {}", dtype.name())),
+                )
                 .collect();
             let _ = writeln!(
                 text,
@@ -318,7 +543,15 @@ struct Builder<'a> {
     patterns: Vec<glob::Pattern>,
     buffers: Vec<BufferInfo>,
     arena: i64,
-    words: usize,
+    scratch: Scratch,
+}
+
+/// One tensor while its states are laid out.
+struct Place<'a> {
+    index: usize,
+    shape: &'a [i64],
+    global: &'a [i64],
+    grid: &'a Grid,
 }
 
 impl Builder<'_> {
@@ -327,13 +560,14 @@ impl Builder<'_> {
             ("param_dtype", info.param_dtype),
             ("grad_dtype", info.grad_dtype),
         ] {
-            if !matches!(dtype, Dtype::F32 | Dtype::Bf16) {
+            if !matches!(dtype, Dtype::F32 | Dtype::Bf16 | Dtype::F16) {
                 return Err(crate::error::unsupported(format!(
-                    "{what} is {}; this version has f32 and bf16",
+                    "{what} is {}; parameters and gradients are f32, bf16 or f16",
                     dtype.name()
                 )));
             }
         }
+        info.weights.check(info.param_dtype)?;
         let numel = elements("shape", &info.shape)?;
         let (global_shape, offset) = place(&info)?;
         let global_numel = elements("global_shape", &global_shape)?;
@@ -346,32 +580,33 @@ impl Builder<'_> {
         // All states of a tensor share rows made for the largest block among them.
         let block = quantizers
             .iter()
-            .map(|(_, quantizer)| match quantizer {
-                Quantizer::F32 => i64::from(DEFAULT_BLOCK),
-                Quantizer::Bits4 { block, .. } => i64::from(*block),
-            })
+            .map(|(_, quantizer)| quantizer.block)
             .max()
-            .unwrap_or(i64::from(DEFAULT_BLOCK));
-        let grid = Grid::new(&global_shape, &offset, &info.shape, block)?;
+            .unwrap_or(DEFAULT_BLOCK);
+        let grid = Grid::new(&global_shape, &offset, &info.shape, i64::from(block))?;
 
+        let place = Place {
+            index,
+            shape: &info.shape,
+            global: &global_shape,
+            grid: &grid,
+        };
         let first_buffer = self.buffers.len();
         let mut states = Vec::with_capacity(quantizers.len());
-        let mut stats_offset = None;
         for (name, quantizer) in quantizers {
-            let first = self.buffers.len() - first_buffer;
-            let format = self.state(index, name, quantizer, &info, &grid)?;
-            if matches!(format, Format::Rank1 { .. }) {
-                stats_offset = Some(self.words);
-                for extent in &global_shape {
-                    self.words += usize::try_from(*extent).map_err(|e| invalid(e.to_string()))?;
-                }
-            }
+            let first = self.buffers.len();
+            let format = self.state(&place, name, &quantizer)?;
             states.push(StatePlan {
                 name,
                 quantizer,
                 format,
-                first_buffer: first,
+                first_buffer: first - first_buffer,
+                buffer_count: self.buffers.len() - first,
             });
+        }
+        let rms = (self.spec.optimizer == Optimizer::Adafactor).then(|| self.rms());
+        if let Some((part, dtype)) = info.weights.beside() {
+            self.buffer(index, "weights", part, dtype, info.shape.clone());
         }
         let reason = match rule {
             Some(rule) => format!("override {:?}", self.spec.overrides[rule].pattern),
@@ -384,6 +619,7 @@ impl Builder<'_> {
             None => "spec".to_owned(),
         };
         Ok(TensorPlan {
+            hash: name_hash(&info.name),
             info,
             global_shape,
             offset,
@@ -393,7 +629,7 @@ impl Builder<'_> {
             reason,
             first_buffer,
             buffer_count: self.buffers.len() - first_buffer,
-            stats_offset,
+            rms,
         })
     }
 
@@ -401,18 +637,16 @@ impl Builder<'_> {
     /// tensor: it lifts the threshold, also for the states it does not name.
     fn quantizers(&self, rule: Option<usize>, numel: i64) -> Vec<(&'static str, Quantizer)> {
         let rule = rule.map(|rule| &self.spec.overrides[rule]);
-        self.spec
-            .optimizer
-            .states()
-            .iter()
+        let states = self.spec.states().iter();
+        states
             .map(|&name| {
-                let base = self.spec.quantizer(name).unwrap_or(Quantizer::F32);
+                let base = self.spec.quantizer(name);
                 let quantizer = match rule {
-                    Some(rule) => rule.quantizer(name).unwrap_or(base),
-                    None if numel <= self.spec.threshold => Quantizer::F32,
+                    Some(rule) => rule.quantizer(name).or(base),
+                    None if numel <= self.spec.threshold => None,
                     None => base,
                 };
-                (name, quantizer)
+                (name, quantizer.cloned().unwrap_or_else(Quantizer::f32))
             })
             .collect()
     }
@@ -420,65 +654,142 @@ impl Builder<'_> {
     /// Adds the buffers of one state.
     fn state(
         &mut self,
-        tensor: usize,
+        place: &Place<'_>,
         name: &'static str,
-        quantizer: Quantizer,
-        info: &TensorInfo,
-        grid: &Grid,
+        quantizer: &Quantizer,
     ) -> Result<Format> {
-        let (
-            Quantizer::Bits4 {
-                normalization,
-                block,
-                ..
-            },
-            Some(table),
-        ) = (quantizer, quantizer.table(name)?)
+        let axes = place.shape.len();
+        if self.spec.optimizer == Optimizer::Sm3 && name == "v" {
+            return Ok(Format::Cover(self.axis_maxima(place, name)));
+        }
+        let quantizer = match quantizer.normalization {
+            Some(Normalization::Rank1) if axes < 2 => &quantizer.in_blocks(),
+            Some(Normalization::Factored) => {
+                if let Some(factors) = self.factors(place, name, quantizer) {
+                    return Ok(Format::Factored(Box::new(factors)));
+                }
+                &quantizer.in_blocks()
+            }
+            _ => quantizer,
+        };
+        let (Some(normalization), Some(table)) = (quantizer.normalization, quantizer.table(name)?)
         else {
-            self.buffer(
-                tensor,
-                name,
-                "value".to_owned(),
-                Dtype::F32,
-                info.shape.clone(),
-            );
+            self.buffer(place.index, name, "value", Dtype::F32, place.shape.to_vec());
             return Ok(Format::F32);
         };
-        self.buffer(
-            tensor,
-            name,
-            "codes".to_owned(),
-            Dtype::U8,
-            grid.code_shape(),
-        );
-        if normalization == Normalization::Rank1 && info.shape.len() >= 2 {
-            for (axis, extent) in info.shape.iter().enumerate() {
-                self.buffer(
-                    tensor,
-                    name,
-                    format!("axis{axis}"),
-                    Dtype::F32,
-                    vec![*extent],
-                );
+        let per_byte = per_byte(quantizer.bits);
+        let shape = place.grid.code_shape(per_byte);
+        self.buffer(place.index, name, "codes", Dtype::U8, shape);
+        let first = place.grid.lead.len();
+        let mut one = |part: &str, axes: std::ops::Range<usize>| {
+            let axes: Vec<_> = axes.collect();
+            Scales::Maxima(vec![self.maxima(place, name, part, &axes)])
+        };
+        let scales = match normalization {
+            Normalization::Tensor => one("maximum", 0..0),
+            Normalization::Row => one("rows", 0..first),
+            Normalization::Column => one("columns", first..axes),
+            Normalization::Rank1 => Scales::Maxima(self.axis_maxima(place, name)),
+            Normalization::Block | Normalization::Factored => {
+                let block = i64::from(quantizer.block);
+                let shape = place.grid.scale_shape(block);
+                self.buffer(place.index, name, "scales", Dtype::F32, shape);
+                Scales::Block(block)
             }
-            return Ok(Format::Rank1 { table });
+        };
+        Ok(Format::Codes(Codes {
+            dither: if quantizer.dither { table.spacing() } else { None },
+            table,
+            per_byte,
+            scales,
+            rounding: quantizer.rounding,
+            scale_correction: quantizer.scale_correction,
+        }))
+    }
+
+    /// Maxima along every axis, or of a scalar itself.
+    fn axis_maxima(&mut self, place: &Place<'_>, name: &'static str) -> Vec<Maxima> {
+        if place.shape.is_empty() {
+            return vec![self.maxima(place, name, "maximum", &[])];
         }
-        let block = i64::from(block);
-        self.buffer(
-            tensor,
-            name,
-            "scales".to_owned(),
-            Dtype::F32,
-            grid.scale_shape(block),
-        );
-        Ok(Format::Block { block, table })
+        (0..place.shape.len())
+            .map(|axis| self.maxima(place, name, &format!("axis{axis}"), &[axis]))
+            .collect()
+    }
+
+    fn maxima(
+        &mut self,
+        place: &Place<'_>,
+        name: &'static str,
+        part: &str,
+        axes: &[usize],
+    ) -> Maxima {
+        let projection = Projection::new(place.global, place.shape, axes);
+        let shape = projection.shape.clone();
+        self.buffer(place.index, name, part, Dtype::F32, shape);
+        let word = self.scratch.maxima;
+        self.scratch.maxima += crate::layout::index(projection.global_len);
+        Maxima {
+            part: part.to_owned(),
+            projection,
+            word,
+        }
+    }
+
+    /// Row, column and overall means, unless the tensor has no two axes, or codes take less.
+    fn factors(
+        &mut self,
+        place: &Place<'_>,
+        name: &'static str,
+        quantizer: &Quantizer,
+    ) -> Option<[Factor; 3]> {
+        let (rows, columns) = factor_axes(place.global, quantizer.factor_axes)?;
+        let batch: Vec<_> = rows.iter().filter(|i| columns.contains(i)).copied().collect();
+        let all = [("rows", rows), ("columns", columns), ("mean", batch)];
+        let numel: i64 = place.global.iter().product();
+        let length = |axes: &[usize]| axes.iter().map(|&axis| place.global[axis]).product::<i64>();
+        let bytes: i64 = all.iter().map(|(_, axes)| 4 * length(axes)).sum();
+        let codes = match quantizer.bits {
+            32 => 4 * numel,
+            bits => numel / per_byte(bits) + numel / i64::from(DEFAULT_BLOCK) * 4,
+        };
+        if bytes > codes {
+            return None;
+        }
+        Some(all.map(|(part, axes)| {
+            let maxima = self.maxima(place, name, part, &axes);
+            let (sum, fresh) = (self.scratch.sums, self.scratch.fresh);
+            self.scratch.sums += 2 * crate::layout::index(maxima.projection.global_len);
+            self.scratch.fresh += crate::layout::index(maxima.projection.len());
+            Factor {
+                count: numel / maxima.projection.global_len.max(1),
+                maxima,
+                sum,
+                fresh,
+            }
+        }))
+    }
+
+    fn rms(&mut self) -> RmsPlan {
+        let scratch = &mut self.scratch;
+        let rms = RmsPlan {
+            param_max: scratch.maxima,
+            param_sum: scratch.sums,
+            update_max: scratch.update_maxima,
+            update_sum: scratch.update_sums,
+        };
+        scratch.maxima += 1;
+        scratch.sums += 2;
+        scratch.update_maxima += 1;
+        scratch.update_sums += 2;
+        rms
     }
 
     fn buffer(
         &mut self,
         tensor: usize,
         state: &'static str,
-        part: String,
+        part: &str,
         dtype: Dtype,
         shape: Vec<i64>,
     ) {
@@ -489,13 +800,48 @@ impl Builder<'_> {
         self.buffers.push(BufferInfo {
             tensor,
             state,
-            part,
+            part: part.to_owned(),
             dtype,
             shape,
             bytes,
             arena_offset,
         });
     }
+}
+
+/// Codes in a byte: those of 3 bits lie in nibbles, those of 5 to 7 in bytes.
+fn per_byte(bits: u32) -> i64 {
+    match bits {
+        2 => 4,
+        3 | 4 => 2,
+        _ => 1,
+    }
+}
+
+/// The axes that row means keep and those that column means keep; axes that both keep are a batch.
+/// `None` for fewer than two axes.
+fn factor_axes(global: &[i64], choice: FactorAxes) -> Option<(Vec<usize>, Vec<usize>)> {
+    let axes = global.len();
+    if axes < 2 {
+        return None;
+    }
+    let (row, column) = match choice {
+        FactorAxes::Merged => {
+            let extent = |range: std::ops::Range<usize>| global[range].iter().product::<i64>();
+            let cost = |split: &usize| (extent(0..*split) + extent(*split..axes), extent(0..*split));
+            let split = (1..axes).min_by_key(cost)?;
+            return Some(((0..split).collect(), (split..axes).collect()));
+        }
+        FactorAxes::LastTwo => (axes - 2, axes - 1),
+        FactorAxes::LargestTwo => {
+            let mut order: Vec<_> = (0..axes).collect();
+            order.sort_by_key(|&axis| (global[axis], axis));
+            // The largest axis is reduced for the row means (optax).
+            (order[axes - 2], order[axes - 1])
+        }
+    };
+    let without = |dropped: usize| (0..axes).filter(|&axis| axis != dropped).collect();
+    Some((without(column), without(row)))
 }
 
 /// The product of the extents, checked.

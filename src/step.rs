@@ -1,9 +1,9 @@
-//! The optimizer step: arguments, their validation, and the two stages.
+//! The optimizer step: arguments, their validation, and its stages.
 //!
-//! `stats` reduces what must be known before any state is coded (rank-1's new maxima, flags of
-//! non-finite gradients) into one array of i32 words; `apply` updates parameters and states. A
-//! trainer whose tensors are sharded all-reduces the words with MAX in between and gets the bits
-//! of one device. `step` is both.
+//! The collecting stages reduce what must be known of whole tensors before any state is coded
+//! (flags of non-finite gradients, maxima, sums of squares) into integers; the last stage updates
+//! parameters and states. A trainer whose tensors are sharded all-reduces each stage's integers and
+//! gets the bits of one device.
 
 use std::ffi::c_void;
 use std::sync::{Mutex, PoisonError};
@@ -13,8 +13,9 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result, Status, invalid, unsupported};
 use crate::layout::Grid;
 use crate::numerics::{FpEnv, Hyper};
-use crate::plan::{BufferInfo, Format, Plan};
+use crate::plan::{BufferInfo, Pass, Plan};
 use crate::spec::Optimizer;
+use crate::weights::Weights;
 
 /// A piece of the caller's memory, in the memory space of the plan's context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,14 +47,13 @@ unsafe impl Sync for Buffer {}
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(i32)]
 pub enum NonFinite {
-    /// `SkipTensor` for tensors with rank-1 states (their statistics find out anyway),
-    /// `SkipBlock` for all others.
+    /// `SkipTensor` for tensors whose update needs statistics of the whole tensor (which find out
+    /// anyway), `SkipBlock` for all others.
     #[default]
     Default = 0,
-    /// The block's parameters, codes and scales stay. Refused for rank-1 states, whose scales
-    /// reach across blocks.
+    /// The block's parameters, codes and scales stay. Refused where scales reach across blocks.
     SkipBlock = 1,
-    /// The tensor stays; costs one more read of its gradient unless it has a rank-1 state.
+    /// The tensor stays; costs one more read of its gradient unless it has statistics.
     SkipTensor = 2,
     /// All tensors stay; costs one more read of every gradient.
     SkipStep = 3,
@@ -63,13 +63,13 @@ pub enum NonFinite {
 
 /// Where the hyper-parameters and the step number are.
 #[derive(Clone, Copy, Debug)]
-pub enum HyperSource {
-    /// Given by value; checked.
-    Host(Hyper, i32),
-    /// In the tensors' memory space: eight f32 in the order of [`Hyper`], and an i32. They are
-    /// read when the work runs and cannot be checked.
+pub enum HyperSource<'a> {
+    /// Given by value, one block for each group of the plan, and the number of this step; checked.
+    Host(&'a [Hyper], i32),
+    /// In the tensors' memory space: for each group eight f32 in the order of [`Hyper`], and an
+    /// i32. They are read when the work runs and cannot be checked.
     Memory {
-        /// `Hyper::COUNT` values.
+        /// `Hyper::COUNT` values for each group.
         hyper: *const f32,
         /// The number of this step, from 1.
         step: *const i32,
@@ -88,10 +88,10 @@ pub struct StepArgs<'a> {
     pub updates: Option<&'a [Buffer]>,
     /// One per state buffer of the plan.
     pub state: &'a [Buffer],
-    /// At least `Plan::stats_words` i32.
-    pub stats: Buffer,
+    /// At least `Plan::scratch_bytes`, aligned to 8.
+    pub scratch: Buffer,
     /// Learning rate and the like.
-    pub hyper: HyperSource,
+    pub hyper: HyperSource<'a>,
     /// What to do about NaN and infinity.
     pub nonfinite: NonFinite,
     /// Other places in the global tensors than the plan's, one per tensor (`None`: the plan's).
@@ -103,12 +103,12 @@ pub struct StepArgs<'a> {
 /// Which part of a step to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// Fill the statistics.
-    Stats,
-    /// Update, given reduced statistics.
+    /// Fill the statistics of `Plan::stages` with this index; those before it are reduced.
+    Collect(usize),
+    /// Update, given all statistics.
     Apply,
-    /// Both.
-    Both,
+    /// All of it.
+    All,
 }
 
 impl Plan {
@@ -135,11 +135,12 @@ impl Plan {
         }
         // Hyper-parameters are judged, and scalars derived, by the same arithmetic on every host.
         let _env = FpEnv::ieee();
+        let pass = self.pass(stage)?;
         self.check_step(args)?;
         let call = Call {
             plan: self,
             args,
-            stage,
+            pass,
             stream,
         };
         // SAFETY: the caller's promise; sizes, alignment and overlap were checked above.
@@ -151,12 +152,27 @@ impl Plan {
         }
     }
 
+    /// The one pass of a stage, `None` for all.
+    fn pass(&self, stage: Stage) -> Result<Option<Pass>> {
+        match stage {
+            Stage::All => Ok(None),
+            Stage::Apply => Ok(Some(Pass::Apply)),
+            Stage::Collect(index) => match self.stages().get(index) {
+                Some(info) => Ok(Some(info.pass)),
+                None => Err(invalid(format!(
+                    "stage is {index}; the plan has {} collecting stages",
+                    self.stages().len()
+                ))),
+            },
+        }
+    }
+
     /// Quantizes f32 values into one state of every tensor (`state` counts from 0 in the order of
-    /// `Optimizer::states`).
+    /// `Spec::states`).
     ///
     /// # Errors
-    /// As for [`Plan::step`]; `Unsupported` for a rank-1 state of a shard, whose maxima belong to
-    /// the global tensor, and on CUDA contexts.
+    /// As for [`Plan::step`]; `Unsupported` for a state of a shard whose scales or factors
+    /// belong to the global tensor, and on CUDA contexts.
     ///
     /// # Safety
     /// As for [`Plan::step`].
@@ -234,25 +250,31 @@ impl Plan {
             if let Some(updates) = args.updates {
                 check(updates[i], size(p), p, || format!("updates[{i}] ({name})"))?;
             }
-            if args.nonfinite == NonFinite::SkipBlock && tensor.rank1().is_some() {
+            if args.nonfinite == NonFinite::SkipBlock && tensor.needs_statistics() {
                 return Err(unsupported(format!(
-                    "nonfinite is SKIP_BLOCK, but {name} has a rank-1 state, whose scales reach \
-                     across blocks; use DEFAULT or SKIP_TENSOR"
+                    "nonfinite is SKIP_BLOCK, but the update of {name} reaches across blocks \
+                     (rank-1 and other scales, factors); use DEFAULT or SKIP_TENSOR"
+                )));
+            }
+            if args.updates.is_some() && tensor.info.weights != Weights::Plain {
+                return Err(unsupported(format!(
+                    "updates are given, but {name} has weights {}, which are stepped in place",
+                    tensor.info.weights.name()
                 )));
             }
         }
-        let stats = args.stats;
-        if stats.bytes < self.stats_bytes() {
+        let scratch = args.scratch;
+        if scratch.bytes < self.scratch_bytes() {
             return Err(Error::new(
                 Status::BufferSize,
                 format!(
                     "scratch has {} bytes, the plan needs {}",
-                    stats.bytes,
-                    self.stats_bytes()
+                    scratch.bytes,
+                    self.scratch_bytes()
                 ),
             ));
         }
-        check(stats, stats.bytes, Dtype::I32, || "scratch".to_owned())?;
+        check(scratch, scratch.bytes, Dtype::I64, || "scratch".to_owned())?;
         if !args.skipped.is_aligned() {
             return Err(misaligned("skipped", args.skipped as usize, 8));
         }
@@ -277,32 +299,16 @@ impl Plan {
                 }
                 Ok(())
             }
-            HyperSource::Host(hyper, step) => {
-                let finite = [
-                    ("lr", hyper.lr),
-                    ("weight_decay", hyper.weight_decay),
-                    ("grad_scale", hyper.grad_scale),
-                    ("clip_factor", hyper.clip_factor),
-                ];
-                for (name, value) in finite {
-                    if !value.is_finite() {
-                        return Err(invalid(format!("{name} is {value}; it must be finite")));
-                    }
-                }
-                for (name, value) in [("beta1", hyper.beta1), ("beta2", hyper.beta2)] {
-                    if !(0.0..1.0).contains(&value) {
-                        return Err(invalid(format!("{name} is {value}; it must be in [0, 1)")));
-                    }
-                }
-                if !(hyper.eps > 0.0 && hyper.eps.is_finite()) {
+            HyperSource::Host(groups, step) => {
+                if groups.len() != self.groups {
                     return Err(invalid(format!(
-                        "eps is {}; it must be positive",
-                        hyper.eps
+                        "{} blocks of hyper-parameters are given; the plan's tensors have {} \
+                         groups",
+                        groups.len(),
+                        self.groups
                     )));
                 }
-                if hyper.skip.is_nan() {
-                    return Err(invalid("skip is NaN; it must be 0 or 1"));
-                }
+                groups.iter().try_for_each(check_values)?;
                 if step < 1 {
                     return Err(invalid(format!("step is {step}; steps count from 1")));
                 }
@@ -353,7 +359,7 @@ impl Plan {
         buffers: &[Buffer],
         compress: bool,
     ) -> Result<()> {
-        let states = self.spec.optimizer.states();
+        let states = self.spec.states();
         if state >= states.len() {
             return Err(invalid(format!(
                 "state is {state}; the plan has {}",
@@ -367,21 +373,45 @@ impl Plan {
             check(values[i], tensor.numel * 4, Dtype::F32, || {
                 format!("values[{i}] ({name})")
             })?;
-            let rank1 = matches!(tensor.states[state].format, Format::Rank1 { .. });
-            if compress && rank1 && tensor.is_shard() {
+            let global = !tensor.states[state].maxima().is_empty()
+                || tensor.factored().is_some_and(|(index, _)| index == state);
+            if compress && global && tensor.is_shard() {
                 return Err(unsupported(format!(
-                    "{name} is a shard with a rank-1 state: its maxima belong to the global tensor"
+                    "{name} is a shard whose scales or factors belong to the global tensor"
                 )));
             }
         }
         self.overlap.check_codec(self, values, buffers, compress)
     }
+}
 
-    /// Bytes of the statistics.
-    #[must_use]
-    pub fn stats_bytes(&self) -> i64 {
-        self.stats_words as i64 * 4
+fn check_values(hyper: &Hyper) -> Result<()> {
+    let finite = [
+        ("lr", hyper.lr),
+        ("weight_decay", hyper.weight_decay),
+        ("grad_scale", hyper.grad_scale),
+        ("clip_factor", hyper.clip_factor),
+    ];
+    for (name, value) in finite {
+        if !value.is_finite() {
+            return Err(invalid(format!("{name} is {value}; it must be finite")));
+        }
     }
+    for (name, value) in [("beta1", hyper.beta1), ("beta2", hyper.beta2)] {
+        if !(0.0..1.0).contains(&value) {
+            return Err(invalid(format!("{name} is {value}; it must be in [0, 1)")));
+        }
+    }
+    if !(hyper.eps > 0.0 && hyper.eps.is_finite()) {
+        return Err(invalid(format!(
+            "eps is {}; it must be positive",
+            hyper.eps
+        )));
+    }
+    if hyper.skip.is_nan() {
+        return Err(invalid("skip is NaN; it must be 0 or 1"));
+    }
+    Ok(())
 }
 
 fn count(what: &str, got: usize, want: usize) -> Result<()> {
@@ -490,7 +520,7 @@ impl OverlapCheck {
         for (i, &buffer) in args.state.iter().enumerate() {
             push(&mut list, buffer, true, Role::State, i);
         }
-        push(&mut list, args.stats, true, Role::Scratch, 0);
+        push(&mut list, args.scratch, true, Role::Scratch, 0);
         if let HyperSource::Memory { hyper, step } = args.hyper {
             let at = |address: *const c_void, bytes| Buffer {
                 data: address.cast_mut(),
@@ -498,7 +528,7 @@ impl OverlapCheck {
             };
             push(
                 &mut list,
-                at(hyper.cast(), 4 * Hyper::COUNT as i64),
+                at(hyper.cast(), (4 * Hyper::COUNT * plan.groups) as i64),
                 false,
                 Role::Hyper,
                 0,

@@ -10,37 +10,37 @@
 
 mod common;
 
-use common::{DTYPES, Model, tensors, variants};
-use lowbit::spec::Spec;
+use common::{Model, tensors, variants};
 use lowbit::{Hyper, Variant};
 use sha2::{Digest, Sha256};
 
 fn lines(variant: Variant, threads: usize) -> String {
     let mut text = String::new();
-    for preset in Spec::PRESETS {
-        for (name, param, grad) in DTYPES {
-            let spec = Spec::preset(preset).unwrap();
-            let mut model = Model::new(variant, threads, &spec, tensors(param, grad));
-            model.hyper = Hyper {
-                lr: 1.0 / 1024.0,
-                ..Hyper::default()
-            };
-            model.fill_params();
-            for t in 1..=10 {
-                model.fill_grads(t);
-                model.run().unwrap();
-            }
-            let mut hasher = Sha256::new();
-            for memory in model.params.iter().chain(&model.state) {
-                hasher.update(memory.as_ref());
-            }
-            let hash = hasher
-                .finalize()
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect::<String>();
-            text += &format!("{preset} {name} {hash}\n");
+    for case in common::cases() {
+        let mut tensors = tensors(case.param, case.grad);
+        tensors
+            .iter_mut()
+            .for_each(|tensor| tensor.weights = case.weights);
+        let mut model = Model::new(variant, threads, &case.spec, tensors);
+        model.hyper = Hyper {
+            lr: 1.0 / 1024.0,
+            ..Hyper::default()
+        };
+        model.fill_params();
+        for t in 1..=case.steps {
+            model.fill_grads(t);
+            model.run().unwrap();
         }
+        let mut hasher = Sha256::new();
+        for memory in model.params.iter().chain(&model.state) {
+            hasher.update(memory.as_ref());
+        }
+        let hash = hasher
+            .finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect::<String>();
+        text += &format!("{} {hash}\n", case.name);
     }
     text
 }

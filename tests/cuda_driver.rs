@@ -350,7 +350,7 @@ fn step() -> lowbit::error::Result<()> {
             let mut hyper = [1e-2, 0.9, 0.99, 1e-8, 0.1, 0.5, 0.5, 0.0_f32];
             hyper[7] = f32::from(u8::from(t == 3));
             let step = t as i32;
-            let mut stats = vec![0_i32; plan.stats_words()];
+            let mut scratch = vec![0_i64; plan.scratch_bytes() as usize / 8];
             let param_buffers = params.each_mut().map(|values| Buffer {
                 data: values.as_mut_ptr().cast(),
                 bytes: 2 * values.len() as i64,
@@ -364,9 +364,9 @@ fn step() -> lowbit::error::Result<()> {
                 grads: &grad_buffers,
                 updates: None,
                 state: state.buffers(),
-                stats: Buffer {
-                    data: stats.as_mut_ptr().cast(),
-                    bytes: 4 * stats.len() as i64,
+                scratch: Buffer {
+                    data: scratch.as_mut_ptr().cast(),
+                    bytes: 8 * scratch.len() as i64,
                 },
                 hyper: HyperSource::Memory {
                     hyper: hyper.as_ptr(),
@@ -377,14 +377,14 @@ fn step() -> lowbit::error::Result<()> {
                 skipped: skipped.as_mut_ptr(),
             };
             // SAFETY: live host memory, which is what the mock's device has too.
-            let (done, made) = calls(|| unsafe { plan.step(&args, Stage::Both, stream()) });
+            let (done, made) = calls(|| unsafe { plan.step(&args, Stage::All, stream()) });
             done?;
             expect_calls(
                 &made,
                 "cuCtxPushCurrent_v2 cuLaunchKernel cuLaunchKernel cuCtxPopCurrent_v2",
             );
             // SAFETY: as above.
-            let (done, made) = calls(|| unsafe { plan.step(&args, Stage::Stats, stream()) });
+            let (done, made) = calls(|| unsafe { plan.step(&args, Stage::Collect(0), stream()) });
             done?;
             expect_calls(
                 &made,
@@ -398,7 +398,7 @@ fn step() -> lowbit::error::Result<()> {
                 ..args
             };
             // SAFETY: as above.
-            let (done, made) = calls(|| unsafe { plan.step(&refused, Stage::Stats, stream()) });
+            let (done, made) = calls(|| unsafe { plan.step(&refused, Stage::Collect(0), stream()) });
             if on_device {
                 assert_eq!(done.unwrap_err().status(), Status::Unsupported);
                 assert_eq!(made, "");

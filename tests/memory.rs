@@ -73,7 +73,7 @@ fn llama_7b_needs_the_counted_bytes() {
 
 #[test]
 fn buffers_are_exact_and_disjoint_in_the_arena() {
-    for preset in Spec::PRESETS {
+    for preset in ["adamw32", "adamw4", "adamw4-block"] {
         let plan = plan(preset, llama_7b());
         let mut end = 0;
         for buffer in plan.buffers() {

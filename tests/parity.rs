@@ -42,14 +42,14 @@ fn specs() -> Vec<Spec> {
     let de = |block| Quantizer::block(block, Mapping::De);
     let linear = |block| Quantizer::block(block, Mapping::Linear);
     vec![
-        spec(Quantizer::F32, Quantizer::F32),
+        spec(Quantizer::f32(), Quantizer::f32()),
         spec(de(128), Quantizer::rank1(Mapping::Linear)),
         spec(de(128), Quantizer::rank1(Mapping::De)),
         spec(de(128), linear(128)),
         spec(de(32), linear(4096)),
         spec(de(2048), de(64)),
-        spec(Quantizer::F32, Quantizer::rank1(Mapping::Linear)),
-        spec(de(256), Quantizer::F32),
+        spec(Quantizer::f32(), Quantizer::rank1(Mapping::Linear)),
+        spec(de(256), Quantizer::f32()),
     ]
 }
 
@@ -242,12 +242,9 @@ proptest! {
         block in 5_u32..=12,
     ) {
         let spec = Spec {
-            optimizer: Optimizer::None,
             threshold: 0,
-            m: None,
-            v: None,
             x: Some(Quantizer::block(1 << block, Mapping::De)),
-            overrides: vec![],
+            ..Spec::new(Optimizer::None)
         };
         let numel: i64 = shape.iter().product();
         let values: Vec<f32> =

@@ -83,20 +83,20 @@ fn check(spec: &Spec, global: &[i64], places: &[Place], per_call: bool, nan: boo
             shard.step += 1;
             let offsets = [Some(place.offset.as_slice())];
             shard
-                .stage(Stage::Stats, per_call.then_some(&offsets[..]))
+                .stage(Stage::Collect(0), per_call.then_some(&offsets[..]))
                 .unwrap();
         }
         // The trainer's all-reduce: element-wise maximum of i32.
-        let words = shards[0].plan.stats_words();
+        let words = shards[0].scratch.bytes / 4;
         let mut reduced = vec![0_i32; words];
         for shard in &shards {
-            for (i, word) in shard.stats.as_ref().chunks(4).enumerate() {
+            for (i, word) in shard.scratch.as_ref().chunks(4).enumerate() {
                 reduced[i] = reduced[i].max(i32::from_le_bytes(word.try_into().unwrap()));
             }
         }
         let bytes: Vec<u8> = reduced.iter().flat_map(|word| word.to_le_bytes()).collect();
         for (shard, place) in shards.iter_mut().zip(places) {
-            shard.stats.as_mut().copy_from_slice(&bytes);
+            shard.scratch.as_mut().copy_from_slice(&bytes);
             let offsets = [Some(place.offset.as_slice())];
             shard
                 .stage(Stage::Apply, per_call.then_some(&offsets[..]))
@@ -131,7 +131,7 @@ fn place(offset: &[i64], shape: &[i64]) -> Place {
 
 #[test]
 fn any_allowed_split_gives_the_bits_of_one_device() {
-    for preset in Spec::PRESETS {
+    for preset in common::ADAMW {
         let spec = Spec::preset(preset).unwrap();
         for per_call in [false, true] {
             for nan in [false, true] {
@@ -209,11 +209,11 @@ fn a_nan_on_one_shard_skips_the_tensor_on_all() {
     let (mut a, mut b) = (shard(0, 32), shard(32, 32));
     a.grads[0].as_mut()[..4].copy_from_slice(&f32::INFINITY.to_le_bytes());
     let before = b.params.clone();
-    a.stage(Stage::Stats, None).unwrap();
-    b.stage(Stage::Stats, None).unwrap();
-    assert_eq!(a.stats.as_ref(), [1, 0, 0, 0]);
-    assert_eq!(b.stats.as_ref(), [0; 4]);
-    b.stats.as_mut().copy_from_slice(a.stats.as_ref());
+    a.stage(Stage::Collect(0), None).unwrap();
+    b.stage(Stage::Collect(0), None).unwrap();
+    assert_eq!(a.scratch.as_ref()[..4], [1, 0, 0, 0]);
+    assert_eq!(b.scratch.as_ref()[..4], [0; 4]);
+    b.scratch.as_mut().copy_from_slice(a.scratch.as_ref());
     b.stage(Stage::Apply, None).unwrap();
     assert!(b.params == before);
     assert_eq!(b.skipped, [0, 1]);

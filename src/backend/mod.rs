@@ -6,9 +6,9 @@ pub(crate) mod cuda;
 use std::ffi::c_void;
 
 use crate::error::{Result, unsupported};
-use crate::plan::{Plan, TensorPlan};
+use crate::plan::{Pass, Plan, TensorPlan};
 use crate::spec::Spec;
-use crate::step::{Buffer, Stage, StepArgs};
+use crate::step::{Buffer, StepArgs};
 
 pub use cpu::{CpuContext, ParallelFor, Variant};
 pub use cuda::CudaContext;
@@ -35,7 +35,8 @@ pub(crate) enum Schedule {
 pub(crate) struct Call<'a> {
     pub(crate) plan: &'a Plan,
     pub(crate) args: &'a StepArgs<'a>,
-    pub(crate) stage: Stage,
+    /// `None`: all passes.
+    pub(crate) pass: Option<Pass>,
     pub(crate) stream: *mut c_void,
 }
 

@@ -104,7 +104,7 @@ pub unsafe extern "C" fn lowbit_decompress(
 unsafe fn state_index(plan: &Plan, name: *const c_char) -> Result<usize> {
     // SAFETY: the caller's promise.
     let name = unsafe { text(name, "state_name") }?;
-    let states = plan.spec.optimizer.states();
+    let states = plan.spec.states();
     states
         .iter()
         .position(|state| *state == name)

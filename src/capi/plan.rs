@@ -6,12 +6,13 @@ use std::sync::Arc;
 use super::context::lowbit_context_t;
 use super::guard::{borrow, give, guard, guard_handle, handle, take};
 use super::sized::{read_element, write};
-use super::spec::{lowbit_spec_t, reserved, unknown_flag};
+use super::spec::{lowbit_spec_t, unknown_flag};
 use super::types::*;
 use super::{array, copy_text, output, text};
 use crate::dtype::Dtype;
 use crate::error::{Result, invalid};
-use crate::plan::{ARENA_ALIGN, Plan, TensorInfo};
+use crate::plan::{ARENA_ALIGN, MAX_GROUPS, Plan, TensorInfo};
+use crate::weights::Weights;
 
 /// What every tensor got and where every state buffer lies.
 pub struct lowbit_plan_t {
@@ -107,8 +108,9 @@ pub unsafe extern "C" fn lowbit_plan_info(
                 state_bytes: plan.state_bytes,
                 arena_bytes: plan.arena_bytes,
                 arena_align: ARENA_ALIGN,
-                scratch_bytes: plan.stats_bytes(),
-                stage_count: 1,
+                scratch_bytes: plan.scratch_bytes(),
+                stage_count: count(plan.stages().len()),
+                group_count: count(plan.groups()),
             };
             write(out, "out", &info)
         })
@@ -206,11 +208,12 @@ pub unsafe extern "C" fn lowbit_plan_buffer(
     }
 }
 
-/// The statistics that shards combine between lowbit_step_stats and lowbit_step_apply.
+/// The statistics that lowbit_step_stats fills in one stage, and how shards combine them before the
+/// next stage.
 ///
 /// # Parameters
 /// - `plan` (in, not NULL).
-/// - `stage` (in): 0, as there is one stage.
+/// - `stage` (in): index, less than the plan's stage_count.
 /// - `out` (out, host, not NULL): its struct_size is read.
 /// # Returns
 /// OK, NULL_POINTER, STRUCT_SIZE, INVALID_ARGUMENT.
@@ -233,13 +236,14 @@ pub unsafe extern "C" fn lowbit_plan_stage(
     // SAFETY: the caller's promise.
     unsafe {
         guard_handle(plan, |handle| {
-            position("stage", stage, 1)?;
+            let stages = handle.plan.stages();
+            let stage = stages[position("stage", stage, stages.len())?];
             let info = lowbit_stage_info_t {
                 struct_size: 0,
-                dtype: LOWBIT_DTYPE_I32,
-                reduce: LOWBIT_REDUCE_MAX,
-                offset: 0,
-                count: count(handle.plan.stats_words),
+                dtype: stage.dtype as lowbit_dtype_t,
+                reduce: stage.reduce as lowbit_reduce_t,
+                offset: stage.offset,
+                count: stage.count,
             };
             write(out, "out", &info)
         })
@@ -311,7 +315,7 @@ impl lowbit_plan_t {
         let quantizers = |tensor: &crate::plan::TensorPlan| {
             let states = tensor.states.iter();
             let texts: Vec<_> = states
-                .map(|state| format!("{} {}", state.name, state.quantizer.describe()))
+                .map(|state| format!("{} {}", state.name, state.describe()))
                 .collect();
             texts.join(", ")
         };
@@ -355,7 +359,20 @@ unsafe fn tensor(first: *const lowbit_tensor_info_t, i: usize) -> Result<TensorI
     if info.flags != 0 {
         return Err(unknown_flag(&field("flags"), info.flags));
     }
-    reserved(&field("reserved"), info.reserved)?;
+    let weights = Weights::from_raw(info.weights).ok_or_else(|| {
+        invalid(format!("{} is {}; 0 to 4 exist", field("weights"), info.weights))
+    })?;
+    let group = usize::try_from(info.group)
+        .ok()
+        .filter(|group| *group < MAX_GROUPS)
+        .ok_or_else(|| {
+            invalid(format!(
+                "{} is {}; 0 to {} exist",
+                field("group"),
+                info.group,
+                MAX_GROUPS - 1
+            ))
+        })?;
     let dtype = |raw, name: &str| {
         Dtype::from_raw(raw)
             .ok_or_else(|| invalid(format!("{} is {raw}, which is no dtype", field(name))))
@@ -379,6 +396,8 @@ unsafe fn tensor(first: *const lowbit_tensor_info_t, i: usize) -> Result<TensorI
             shape: array(info.shape, axes, &field("shape"))?.to_vec(),
             param_dtype,
             grad_dtype,
+            weights,
+            group,
             global_shape: optional(info.global_shape, "global_shape")?,
             offset: optional(info.offset, "offset")?,
         })

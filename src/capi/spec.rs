@@ -5,11 +5,12 @@ use std::ffi::c_char;
 use super::guard::{give, guard, guard_handle, handle, take};
 use super::sized::{read, read_element};
 use super::types::*;
-use super::{copy_text, output, text};
-use crate::error::{Error, Result, Status, invalid, unsupported};
-use crate::quant::Mapping;
+use super::{array, copy_text, output, text};
+use crate::error::{Error, Result, Status, invalid};
+use crate::quant::{Mapping, Rounding};
 use crate::spec::{
-    DEFAULT_BLOCK, DEFAULT_THRESHOLD, Normalization, Optimizer, Override, Quantizer, Spec,
+    AdafactorOptions, DEFAULT_BLOCK, FactorAxes, Normalization, Optimizer, Override, Quantizer,
+    SgdmOptions, Spec,
 };
 
 /// Which optimizer, with which quantizer for each of its states.
@@ -22,8 +23,9 @@ handle!(lowbit_spec_t, "spec", b"lb.spec\0");
 /// Makes a spec from its name.
 ///
 /// # Parameters
-/// - `name` (in, host, not NULL): "adamw32", "adamw4" (the paper's 4-bit AdamW, rank-1 v) or
-///   "adamw4-block" (both moments in blocks of 128).
+/// - `name` (in, host, not NULL): "adamw32", "adamw8", "adamw4" (the paper's 4-bit AdamW, rank-1
+///   v), "adamw4-block" (both moments in blocks of 128), "factor32", "factor4", "sgdm32", "sgdm8",
+///   "sgdm4", "lion32", "lion8", "lion4", "adafactor" or "sm3".
 /// - `out` (out, host, not NULL): the spec, or NULL on failure.
 /// # Returns
 /// OK, NULL_POINTER, INVALID_ARGUMENT (the text lists the names).
@@ -174,41 +176,58 @@ unsafe fn create(out: *mut *mut lowbit_spec_t, make: impl FnOnce() -> Result<Spe
 unsafe fn from_info(info: *const lowbit_spec_info_t) -> Result<Spec> {
     // SAFETY: the caller's promise.
     let info = unsafe { read(info, "info") }?;
-    if info.flags & !LOWBIT_SPEC_THRESHOLD != 0 {
-        return Err(unknown_flag(
-            "info.flags",
-            info.flags & !LOWBIT_SPEC_THRESHOLD,
-        ));
+    let unknown = info.flags
+        & !(LOWBIT_SPEC_THRESHOLD
+            | LOWBIT_SPEC_AMSGRAD
+            | LOWBIT_SPEC_MAXIMIZE
+            | LOWBIT_SPEC_NESTEROV
+            | LOWBIT_SPEC_DECOUPLED);
+    if unknown != 0 {
+        return Err(unknown_flag("info.flags", unknown));
     }
     reserved("info.reserved", info.reserved)?;
+    reserved("info.reserved2", info.reserved2)?;
     let mut spec = if info.preset.is_null() {
-        Spec {
-            optimizer: Optimizer::Adamw,
-            threshold: DEFAULT_THRESHOLD,
-            m: None,
-            v: None,
-            x: None,
-            overrides: Vec::new(),
-        }
+        Spec::new(optimizer(info.optimizer)?)
     } else {
         // SAFETY: the caller's promise.
-        Spec::preset(unsafe { text(info.preset, "info.preset") }?)?
+        let preset = Spec::preset(unsafe { text(info.preset, "info.preset") }?)?;
+        match info.optimizer {
+            0 => preset,
+            // The preset's quantizers for another optimizer, as far as it has their states.
+            other => {
+                let other = Spec::new(optimizer(other)?);
+                let kept = |state: &str| Spec {
+                    m: preset.m.clone(),
+                    ..other.clone()
+                }
+                .states()
+                .contains(&state);
+                Spec {
+                    m: preset.m.clone().filter(|_| kept("m")),
+                    v: preset.v.clone().filter(|_| kept("v") && other.optimizer != Optimizer::Sm3),
+                    ..other
+                }
+            }
+        }
     };
-    match info.optimizer {
-        0 if !info.preset.is_null() => {}
-        LOWBIT_OPTIMIZER_ADAMW => spec.optimizer = Optimizer::Adamw,
-        LOWBIT_OPTIMIZER_NONE => {
-            spec.optimizer = Optimizer::None;
-            (spec.m, spec.v) = (None, None);
-        }
-        other => {
-            return Err(invalid(format!(
-                "info.optimizer is {other}; 1 is adamw, 2 is none, 0 needs a preset"
-            )));
-        }
-    }
-    if info.flags & LOWBIT_SPEC_THRESHOLD != 0 {
+    let set = |flag| info.flags & flag != 0;
+    if set(LOWBIT_SPEC_THRESHOLD) {
         spec.threshold = info.threshold;
+    }
+    spec.amsgrad |= set(LOWBIT_SPEC_AMSGRAD);
+    spec.maximize |= set(LOWBIT_SPEC_MAXIMIZE);
+    spec.seed = info.seed;
+    if set(LOWBIT_SPEC_NESTEROV) || set(LOWBIT_SPEC_DECOUPLED) || info.dampening != 0.0 {
+        spec.sgdm = Some(SgdmOptions {
+            nesterov: set(LOWBIT_SPEC_NESTEROV),
+            dampening: info.dampening,
+            decoupled: set(LOWBIT_SPEC_DECOUPLED),
+        });
+    }
+    if !info.adafactor.is_null() {
+        // SAFETY: the caller's promise.
+        spec.adafactor = Some(unsafe { adafactor(info.adafactor) }?);
     }
     // SAFETY: the caller's promise.
     unsafe {
@@ -236,6 +255,44 @@ unsafe fn from_info(info: *const lowbit_spec_info_t) -> Result<Spec> {
 }
 
 /// # Safety
+/// `info` is valid.
+unsafe fn adafactor(info: *const lowbit_adafactor_info_t) -> Result<AdafactorOptions> {
+    // SAFETY: the caller's promise.
+    let info = unsafe { read(info, "info.adafactor") }?;
+    let unknown =
+        info.flags & !(LOWBIT_ADAFACTOR_RELATIVE_STEP | LOWBIT_ADAFACTOR_SCALE_PARAMETER);
+    if unknown != 0 {
+        return Err(unknown_flag("info.adafactor.flags", unknown));
+    }
+    reserved("info.adafactor.reserved", info.reserved)?;
+    Ok(AdafactorOptions {
+        relative_step: info.flags & LOWBIT_ADAFACTOR_RELATIVE_STEP != 0,
+        scale_parameter: info.flags & LOWBIT_ADAFACTOR_SCALE_PARAMETER != 0,
+        clip_threshold: info.clip_threshold,
+        decay_rate: info.decay_rate,
+        eps2: info.eps2,
+    })
+}
+
+/// The Rust value whose discriminant a C constant is.
+macro_rules! choose {
+    ($raw:expr, $name:expr, $type:ident { $($variant:ident),* $(,)? }) => {
+        match $raw {
+            $(raw if raw == $type::$variant as i32 => Ok($type::$variant),)*
+            raw => Err(invalid(format!(
+                "{} is {raw}; there are {}",
+                $name,
+                [$(format!("{} ({})", $type::$variant as i32, stringify!($variant))),*].join(", ")
+            ))),
+        }
+    };
+}
+
+fn optimizer(raw: i32) -> Result<Optimizer> {
+    choose!(raw, "info.optimizer", Optimizer { Adamw, None, Adam, Sgdm, Lion, Adafactor, Sm3 })
+}
+
+/// # Safety
 /// `info` is null or valid.
 unsafe fn quantizer(info: *const lowbit_quantizer_info_t, name: &str) -> Result<Option<Quantizer>> {
     if info.is_null() {
@@ -243,54 +300,65 @@ unsafe fn quantizer(info: *const lowbit_quantizer_info_t, name: &str) -> Result<
     }
     // SAFETY: the caller's promise.
     let info = unsafe { read(info, name) }?;
+    let field = |field: &str| format!("{name}.{field}");
+    let unknown = info.flags & !(LOWBIT_QUANTIZER_SCALE_CORRECTION | LOWBIT_QUANTIZER_DITHER);
+    if unknown != 0 {
+        return Err(unknown_flag(&field("flags"), unknown));
+    }
+    reserved(&field("reserved"), info.reserved)?;
+    let factored = info.normalization == LOWBIT_NORMALIZATION_FACTORED;
+    if info.bits == 32 && !factored {
+        return Ok(Some(Quantizer::f32()));
+    }
+    let normalization = choose!(
+        info.normalization,
+        field("normalization"),
+        Normalization { Block, Rank1, Tensor, Row, Column, Factored }
+    )?;
+    let factor_axes = choose!(
+        info.factor_axes,
+        field("factor_axes"),
+        FactorAxes { Merged, LastTwo, LargestTwo }
+    )?;
     if info.bits == 32 {
-        return Ok(Some(Quantizer::F32));
+        return Ok(Some(Quantizer {
+            normalization: Some(normalization),
+            factor_axes,
+            ..Quantizer::f32()
+        }));
     }
-    if info.bits != 4 {
-        return Err(unsupported(format!(
-            "{name}.bits is {}; this version has 4 and 32",
-            info.bits
-        )));
-    }
-    if info.rounding != LOWBIT_ROUNDING_NEAREST {
-        return Err(unsupported(format!(
-            "{name}.rounding is {}; this version has 0 (nearest)",
-            info.rounding
-        )));
-    }
-    let normalization = match info.normalization {
-        LOWBIT_NORMALIZATION_BLOCK => Normalization::Block,
-        LOWBIT_NORMALIZATION_RANK1 => Normalization::Rank1,
-        other => {
-            return Err(invalid(format!(
-                "{name}.normalization is {other}; 1 is block, 2 rank-1"
-            )));
-        }
-    };
-    let mapping = match info.mapping {
-        LOWBIT_MAPPING_DE => Mapping::De,
-        LOWBIT_MAPPING_LINEAR => Mapping::Linear,
-        other => {
-            return Err(invalid(format!(
-                "{name}.mapping is {other}; 1 is de, 2 linear"
-            )));
-        }
-    };
+    let mapping = choose!(
+        info.mapping,
+        field("mapping"),
+        Mapping { De, Linear, De0, LinearWithZero, Power2, Power3, Nf4, Geometric, Table }
+    )?;
+    let rounding = choose!(
+        info.rounding,
+        field("rounding"),
+        Rounding { Nearest, Stochastic, StochasticLog, StochasticPreconditioner }
+    )?;
+    // Out-of-range values are reported by validation, with the state's name.
+    let bits = u32::try_from(info.bits)
+        .map_err(|_| invalid(format!("{} is {}", field("bits"), info.bits)))?;
     let block = match info.block {
         0 => DEFAULT_BLOCK,
-        // Out-of-range values are reported by validation, with the state's name.
         block => u32::try_from(block)
             .map_err(|_| invalid(format!("{name}.block is {block}; 32 to 4096")))?,
     };
-    if normalization == Normalization::Rank1 && block != DEFAULT_BLOCK {
+    if normalization != Normalization::Block && block != DEFAULT_BLOCK {
         return Err(invalid(format!(
-            "{name}.block is {block}, but rank-1 has no block size"
+            "{name}.block is {block}, but only normalization block has a block size"
         )));
     }
-    Ok(Some(Quantizer::Bits4 {
-        normalization,
+    Ok(Some(Quantizer {
         block,
-        mapping,
+        // SAFETY: the caller's promise.
+        levels: unsafe { array(info.levels, info.level_count, &field("levels")) }?.into(),
+        rounding,
+        scale_correction: info.flags & LOWBIT_QUANTIZER_SCALE_CORRECTION != 0,
+        dither: info.flags & LOWBIT_QUANTIZER_DITHER != 0,
+        factor_axes,
+        ..Quantizer::codes(bits, normalization, mapping)
     }))
 }
 

@@ -40,15 +40,19 @@ pub unsafe extern "C" fn lowbit_step(
     stream: *mut c_void,
 ) -> lowbit_status_t {
     // SAFETY: the caller's promise.
-    unsafe { guard_handle(plan, |plan| run(&plan.plan, args, Stage::Both, stream)) }
+    unsafe { guard_handle(plan, |plan| run(&plan.plan, args, Stage::All, stream)) }
 }
 
-/// The first stage of lowbit_step: fills the scratch with the statistics of lowbit_plan_stage,
-/// which a trainer with shards all-reduces before lowbit_step_apply.
+/// One collecting stage of lowbit_step: fills the scratch with the statistics of lowbit_plan_stage,
+/// which a trainer with shards all-reduces before the next stage. After the last of them comes
+/// lowbit_step_apply.
 ///
 /// # Parameters
 /// - `plan` (in, not NULL).
-/// - `args` (in, host, not NULL): as for lowbit_step; only scratch is written.
+/// - `args` (in, host, not NULL): as for lowbit_step, the same in all stages; only scratch is
+///   written.
+/// - `stage` (in): index, less than the plan's stage_count; those before it have been run and
+///   reduced.
 /// - `stream` (in): as for lowbit_step.
 /// # Returns
 /// As lowbit_step.
@@ -66,14 +70,21 @@ pub unsafe extern "C" fn lowbit_step(
 pub unsafe extern "C" fn lowbit_step_stats(
     plan: *const lowbit_plan_t,
     args: *const lowbit_step_args_t,
+    stage: i64,
     stream: *mut c_void,
 ) -> lowbit_status_t {
     // SAFETY: the caller's promise.
-    unsafe { guard_handle(plan, |plan| run(&plan.plan, args, Stage::Stats, stream)) }
+    unsafe {
+        guard_handle(plan, |plan| {
+            let stage = usize::try_from(stage)
+                .map_err(|_| invalid(format!("stage is {stage}; stages count from 0")))?;
+            run(&plan.plan, args, Stage::Collect(stage), stream)
+        })
+    }
 }
 
-/// The second stage of lowbit_step: updates parameters and states, given the (reduced) statistics
-/// in the scratch.
+/// The last stage of lowbit_step: updates parameters and states, given the (reduced) statistics in
+/// the scratch.
 ///
 /// # Parameters
 /// - `plan` (in, not NULL).
@@ -122,8 +133,8 @@ unsafe fn run(
         LOWBIT_NONFINITE_PROPAGATE => NonFinite::Propagate,
         other => return Err(invalid(format!("args.nonfinite is {other}; 0 to 4 exist"))),
     };
-    let hyper = if args.hyper.is_null() && args.step_number.is_null() {
-        let hyper = Hyper {
+    let hyper = [
+        Hyper {
             lr: args.lr,
             beta1: args.beta1,
             beta2: args.beta2,
@@ -132,8 +143,10 @@ unsafe fn run(
             grad_scale: args.grad_scale,
             clip_factor: args.clip_factor,
             skip: args.skip,
-        };
-        HyperSource::Host(hyper, args.step)
+        },
+    ];
+    let hyper = if args.hyper.is_null() && args.step_number.is_null() {
+        HyperSource::Host(&hyper, args.step)
     } else {
         HyperSource::Memory {
             hyper: args.hyper,
@@ -152,7 +165,7 @@ unsafe fn run(
                 Some(tensors(args.updates, "args.updates")?)
             },
             state: array(args.state, args.buffer_count, "args.state").map(buffers)?,
-            stats: Buffer {
+            scratch: Buffer {
                 data: args.scratch.data,
                 bytes: args.scratch.bytes,
             },

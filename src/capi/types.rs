@@ -5,7 +5,11 @@ use std::ffi::{c_char, c_void};
 use super::sized::CStruct;
 use crate::dtype::Dtype;
 use crate::error::Status;
+use crate::plan::Reduce;
+use crate::quant::{Mapping, Rounding};
+use crate::spec::{FactorAxes, Normalization, Optimizer};
 use crate::step::Buffer;
+use crate::weights::Weights;
 
 /// What a function returns: LOWBIT_STATUS_OK or the reason why nothing was done.
 /// Ranges: 1-19 the caller's arguments, 20-39 not possible here, 40-59 bytes of a file,
@@ -58,19 +62,37 @@ pub type lowbit_dtype_t = i32;
 pub const LOWBIT_DTYPE_F32: lowbit_dtype_t = 1;
 /// The upper half of a binary32.
 pub const LOWBIT_DTYPE_BF16: lowbit_dtype_t = 2;
-/// IEEE-754 binary16 (no tensor of this version).
+/// IEEE-754 binary16.
 pub const LOWBIT_DTYPE_F16: lowbit_dtype_t = 3;
-/// Packed 4-bit codes, the even element in the low nibble.
+/// Packed codes: one of 5 to 8 bits, two of 3 or 4, four of 2 bits in a byte, the first element in
+/// the lowest bits.
 pub const LOWBIT_DTYPE_U8: lowbit_dtype_t = 4;
-/// Statistics, reduced as integers.
+/// Statistics whose maximum is taken.
 pub const LOWBIT_DTYPE_I32: lowbit_dtype_t = 5;
+/// Statistics that are added.
+pub const LOWBIT_DTYPE_I64: lowbit_dtype_t = 6;
+/// The lower half of a parameter's f32 value.
+pub const LOWBIT_DTYPE_U16: lowbit_dtype_t = 7;
+/// The correction of a bf16 parameter.
+pub const LOWBIT_DTYPE_I8: lowbit_dtype_t = 8;
 
 /// Which update the states belong to.
 pub type lowbit_optimizer_t = i32;
-/// AdamW with the states m and v.
+/// AdamW: states m, v; with AMSGrad vmax.
 pub const LOWBIT_OPTIMIZER_ADAMW: lowbit_optimizer_t = 1;
 /// No update, one state x: for compress and decompress alone.
 pub const LOWBIT_OPTIMIZER_NONE: lowbit_optimizer_t = 2;
+
+/// Adam, with the decay in the gradient (L2): states as AdamW.
+pub const LOWBIT_OPTIMIZER_ADAM: lowbit_optimizer_t = 3;
+/// SGD with momentum: state m.
+pub const LOWBIT_OPTIMIZER_SGDM: lowbit_optimizer_t = 4;
+/// Lion: state m.
+pub const LOWBIT_OPTIMIZER_LION: lowbit_optimizer_t = 5;
+/// Adafactor: states v, and m if the spec has a quantizer for it.
+pub const LOWBIT_OPTIMIZER_ADAFACTOR: lowbit_optimizer_t = 6;
+/// SM3: states v (one vector of maxima per axis), and m if the spec has a quantizer for it.
+pub const LOWBIT_OPTIMIZER_SM3: lowbit_optimizer_t = 7;
 
 /// How the scales of a state are found.
 pub type lowbit_normalization_t = i32;
@@ -78,18 +100,69 @@ pub type lowbit_normalization_t = i32;
 pub const LOWBIT_NORMALIZATION_BLOCK: lowbit_normalization_t = 1;
 /// The smallest, over the axes, of the slice maxima; blocks of 128 for one-axis tensors.
 pub const LOWBIT_NORMALIZATION_RANK1: lowbit_normalization_t = 2;
+/// The largest magnitude of the tensor.
+pub const LOWBIT_NORMALIZATION_TENSOR: lowbit_normalization_t = 3;
+/// The largest magnitude of each row of the block grid.
+pub const LOWBIT_NORMALIZATION_ROW: lowbit_normalization_t = 4;
+/// The largest magnitude of each column of the block grid.
+pub const LOWBIT_NORMALIZATION_COLUMN: lowbit_normalization_t = 5;
+/// No codes: row and column means (for v); tensors with at most one axis, and those whose means
+/// would take more bytes, are coded in blocks of 128.
+pub const LOWBIT_NORMALIZATION_FACTORED: lowbit_normalization_t = 6;
 
 /// Which levels the codes stand for.
 pub type lowbit_mapping_t = i32;
 /// Dynamic exponent, signed for m and x, unsigned for v.
 pub const LOWBIT_MAPPING_DE: lowbit_mapping_t = 1;
-/// Zero-free linear, (i + 1) / 16; for v only.
+/// Zero-free linear, (i + 1) / 2^bits; signed +-(i + 1) / 2^(bits - 1).
 pub const LOWBIT_MAPPING_LINEAR: lowbit_mapping_t = 2;
+/// Dynamic exponent without its zero; for v only.
+pub const LOWBIT_MAPPING_DE0: lowbit_mapping_t = 3;
+/// Linear from 0 on, i / (2^bits - 1).
+pub const LOWBIT_MAPPING_LINEAR_WITH_ZERO: lowbit_mapping_t = 4;
+/// The squares of linear.
+pub const LOWBIT_MAPPING_POWER2: lowbit_mapping_t = 5;
+/// The cubes of linear.
+pub const LOWBIT_MAPPING_POWER3: lowbit_mapping_t = 6;
+/// NormalFloat, 4 bits; for m and x only.
+pub const LOWBIT_MAPPING_NF4: lowbit_mapping_t = 7;
+/// 10^(-4 k / (2^bits - 1)); for v only.
+pub const LOWBIT_MAPPING_GEOMETRIC: lowbit_mapping_t = 8;
+/// The quantizer's own levels.
+pub const LOWBIT_MAPPING_TABLE: lowbit_mapping_t = 9;
 
 /// How a value becomes a code.
 pub type lowbit_rounding_t = i32;
 /// The nearest level, ties to the lower one.
 pub const LOWBIT_ROUNDING_NEAREST: lowbit_rounding_t = 0;
+/// Up or down at random, unbiased in the state.
+pub const LOWBIT_ROUNDING_STOCHASTIC: lowbit_rounding_t = 1;
+/// Unbiased in the logarithm of v.
+pub const LOWBIT_ROUNDING_STOCHASTIC_LOG: lowbit_rounding_t = 2;
+/// Unbiased in 1 / (sqrt(v) + eps).
+pub const LOWBIT_ROUNDING_STOCHASTIC_PRECONDITIONER: lowbit_rounding_t = 3;
+
+/// Which axes a factored v keeps.
+pub type lowbit_factor_axes_t = i32;
+/// The contiguous split of all axes into rows and columns that takes the fewest bytes.
+pub const LOWBIT_FACTOR_AXES_MERGED: lowbit_factor_axes_t = 0;
+/// The last two; the axes before them are a batch.
+pub const LOWBIT_FACTOR_AXES_LAST_TWO: lowbit_factor_axes_t = 1;
+/// The two largest; all others are a batch.
+pub const LOWBIT_FACTOR_AXES_LARGEST_TWO: lowbit_factor_axes_t = 2;
+
+/// What is kept beside a 16-bit parameter so that small updates are not lost.
+pub type lowbit_weights_t = i32;
+/// Nothing; rounded to nearest, so that updates below half a last place vanish.
+pub const LOWBIT_WEIGHTS_PLAIN: lowbit_weights_t = 0;
+/// Nothing; rounded up or down at random, so that the mean is right.
+pub const LOWBIT_WEIGHTS_STOCHASTIC: lowbit_weights_t = 1;
+/// An f32 master. Zeros, or a master that does not round to the parameter, mean the parameter.
+pub const LOWBIT_WEIGHTS_MASTER: lowbit_weights_t = 2;
+/// The lower 16 bits of the f32 value; for bf16.
+pub const LOWBIT_WEIGHTS_REMAINDER16: lowbit_weights_t = 3;
+/// 8 bits of correction; for bf16.
+pub const LOWBIT_WEIGHTS_CORRECTION8: lowbit_weights_t = 4;
 
 /// Which CPU code does the work; all give the same bits.
 pub type lowbit_cpu_variant_t = i32;
@@ -104,11 +177,12 @@ pub const LOWBIT_CPU_VARIANT_AVX2: lowbit_cpu_variant_t = 3;
 
 /// What happens when a gradient, scaled, has a square that is not finite in f32.
 pub type lowbit_nonfinite_t = i32;
-/// SKIP_TENSOR for tensors with a rank-1 state, SKIP_BLOCK for all others.
+/// SKIP_TENSOR for tensors whose update needs statistics of the whole tensor, SKIP_BLOCK for all
+/// others.
 pub const LOWBIT_NONFINITE_DEFAULT: lowbit_nonfinite_t = 0;
-/// The block's parameters, codes and scales stay. Refused for rank-1 states.
+/// The block's parameters, codes and scales stay. Refused where scales reach across blocks.
 pub const LOWBIT_NONFINITE_SKIP_BLOCK: lowbit_nonfinite_t = 1;
-/// The tensor stays; one more read of its gradient unless it has a rank-1 state.
+/// The tensor stays; one more read of its gradient unless it has statistics anyway.
 pub const LOWBIT_NONFINITE_SKIP_TENSOR: lowbit_nonfinite_t = 2;
 /// All tensors stay; one more read of every gradient.
 pub const LOWBIT_NONFINITE_SKIP_STEP: lowbit_nonfinite_t = 3;
@@ -119,6 +193,8 @@ pub const LOWBIT_NONFINITE_PROPAGATE: lowbit_nonfinite_t = 4;
 pub type lowbit_reduce_t = i32;
 /// Element-wise maximum, as signed integers.
 pub const LOWBIT_REDUCE_MAX: lowbit_reduce_t = 1;
+/// Element-wise sum, as signed integers.
+pub const LOWBIT_REDUCE_SUM: lowbit_reduce_t = 2;
 
 /// A piece of the caller's memory, in the memory space of the plan's context. This struct never
 /// changes.
@@ -134,13 +210,18 @@ pub struct lowbit_buffer_t {
 const _: () = assert!(size_of::<lowbit_buffer_t>() == size_of::<Buffer>());
 const _: () = assert!(align_of::<lowbit_buffer_t>() == align_of::<Buffer>());
 
+/// Set in lowbit_quantizer_info_t.flags: block scales are corrected after coding (EDEN).
+pub const LOWBIT_QUANTIZER_SCALE_CORRECTION: u64 = 1;
+/// Set in lowbit_quantizer_info_t.flags: subtractive dither, one random offset per block.
+pub const LOWBIT_QUANTIZER_DITHER: u64 = 2;
+
 /// One state's quantizer.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct lowbit_quantizer_info_t {
     /// sizeof of this struct.
     pub struct_size: usize,
-    /// 4, or 32 for f32 states (the other fields are then ignored).
+    /// 2 to 8, or 32 for f32 states (the other fields are then 0, but for a factored v).
     pub bits: i32,
     /// How the scales are found.
     pub normalization: lowbit_normalization_t,
@@ -150,6 +231,16 @@ pub struct lowbit_quantizer_info_t {
     pub rounding: lowbit_rounding_t,
     /// Elements of a block: a power of two from 32 to 4096; 0 means 128.
     pub block: i64,
+    /// LOWBIT_QUANTIZER_SCALE_CORRECTION, LOWBIT_QUANTIZER_DITHER.
+    pub flags: u64,
+    /// For LOWBIT_MAPPING_TABLE: increasing levels in [-1, 1], for v in [0, 1].
+    pub levels: *const f32,
+    /// Their number, at most 2^bits.
+    pub level_count: i64,
+    /// For LOWBIT_NORMALIZATION_FACTORED.
+    pub factor_axes: lowbit_factor_axes_t,
+    /// Zero.
+    pub reserved: i32,
 }
 
 /// Other quantizers for the tensors whose name matches; also lifts the threshold for them.
@@ -170,6 +261,37 @@ pub struct lowbit_override_info_t {
 
 /// Set in lowbit_spec_info_t.flags: threshold holds a value; otherwise it is the preset's, or 4096.
 pub const LOWBIT_SPEC_THRESHOLD: u64 = 1;
+/// Adam and AdamW: the largest v so far divides (AMSGrad).
+pub const LOWBIT_SPEC_AMSGRAD: u64 = 2;
+/// Gradients are negated.
+pub const LOWBIT_SPEC_MAXIMIZE: u64 = 4;
+/// SGD: the step follows g + beta1 m instead of m.
+pub const LOWBIT_SPEC_NESTEROV: u64 = 8;
+/// SGD: weight decay is decoupled, as in AdamW, instead of part of the gradient.
+pub const LOWBIT_SPEC_DECOUPLED: u64 = 16;
+
+/// Set in lowbit_adafactor_info_t.flags: the step size is min(lr, 1/sqrt(t)) instead of lr.
+pub const LOWBIT_ADAFACTOR_RELATIVE_STEP: u64 = 1;
+/// Set in lowbit_adafactor_info_t.flags: the step size is multiplied by max(eps2, RMS(parameter)).
+pub const LOWBIT_ADAFACTOR_SCALE_PARAMETER: u64 = 2;
+
+/// Options of Adafactor.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct lowbit_adafactor_info_t {
+    /// sizeof of this struct.
+    pub struct_size: usize,
+    /// LOWBIT_ADAFACTOR_RELATIVE_STEP, LOWBIT_ADAFACTOR_SCALE_PARAMETER.
+    pub flags: u64,
+    /// The update is divided by max(1, RMS(update) / clip_threshold); 0: no clipping.
+    pub clip_threshold: f32,
+    /// v decays by 1 - t^-decay_rate.
+    pub decay_rate: f32,
+    /// The smallest RMS that a parameter counts with.
+    pub eps2: f32,
+    /// Zero.
+    pub reserved: i32,
+}
 
 /// A spec, field by field.
 #[repr(C)]
@@ -177,7 +299,7 @@ pub const LOWBIT_SPEC_THRESHOLD: u64 = 1;
 pub struct lowbit_spec_info_t {
     /// sizeof of this struct.
     pub struct_size: usize,
-    /// LOWBIT_SPEC_THRESHOLD or 0.
+    /// LOWBIT_SPEC_*; those of the preset hold as well.
     pub flags: u64,
     /// Where the fields below that are not given come from; NULL: no preset.
     pub preset: *const c_char,
@@ -197,6 +319,14 @@ pub struct lowbit_spec_info_t {
     pub overrides: *const lowbit_override_info_t,
     /// Its length.
     pub override_count: i64,
+    /// Seed of stochastic rounding and dither.
+    pub seed: u64,
+    /// SGD: from the second step on the gradient enters m times 1 - dampening.
+    pub dampening: f32,
+    /// Zero.
+    pub reserved2: i32,
+    /// Options of Adafactor; NULL: those of the paper.
+    pub adafactor: *const lowbit_adafactor_info_t,
 }
 
 /// A host's own thread pool: calls body(body_arg, i) once for every 0 <= i < count, on any of its
@@ -258,16 +388,18 @@ pub struct lowbit_tensor_info_t {
     pub shape: *const i64,
     /// Number of axes, at most 16.
     pub ndim: i32,
-    /// LOWBIT_DTYPE_F32 or LOWBIT_DTYPE_BF16.
+    /// LOWBIT_DTYPE_F32, LOWBIT_DTYPE_BF16 or LOWBIT_DTYPE_F16.
     pub param_dtype: lowbit_dtype_t,
     /// The same choice; 0: as param_dtype.
     pub grad_dtype: lowbit_dtype_t,
-    /// Zero.
-    pub reserved: i32,
+    /// What is kept beside a 16-bit parameter.
+    pub weights: lowbit_weights_t,
     /// For a shard: extents of the global tensor (ndim of them); NULL: the tensor is whole.
     pub global_shape: *const i64,
     /// For a shard: index of its first element along each axis; NULL: the origin.
     pub offset: *const i64,
+    /// Which block of hyper-parameters is this tensor's: see lowbit_step_args_t.hyper.
+    pub group: i64,
 }
 
 /// Sizes of a plan.
@@ -286,10 +418,12 @@ pub struct lowbit_plan_info_t {
     pub arena_bytes: i64,
     /// Alignment of the buffers in that arena.
     pub arena_align: i64,
-    /// Bytes of a step's scratch; aligned to 4. One scratch per call in flight.
+    /// Bytes of a step's scratch; aligned to 8. One scratch per call in flight.
     pub scratch_bytes: i64,
-    /// Statistics to all-reduce between stats and apply: see lowbit_plan_stage.
+    /// Stages whose statistics shards all-reduce before the next: see lowbit_plan_stage.
     pub stage_count: i64,
+    /// Blocks of hyper-parameters that a step takes: 1 + the largest group of a tensor.
+    pub group_count: i64,
 }
 
 /// What one tensor got. Pointers live as long as the plan.
@@ -322,11 +456,11 @@ pub struct lowbit_buffer_info_t {
     pub struct_size: usize,
     /// Index of its tensor.
     pub tensor: i64,
-    /// "m", "v" or "x".
+    /// "m", "v", "vmax", "x", or "weights" for what is kept beside the parameter.
     pub state: *const c_char,
-    /// "value", "codes", "scales", "axis0", "axis1", ...
+    /// "value", "codes", "scales", "axis0", "rows", "master", ...
     pub part: *const c_char,
-    /// LOWBIT_DTYPE_F32 or LOWBIT_DTYPE_U8.
+    /// LOWBIT_DTYPE_F32, LOWBIT_DTYPE_U8, LOWBIT_DTYPE_U16 or LOWBIT_DTYPE_I8.
     pub dtype: lowbit_dtype_t,
     /// Number of axes.
     pub ndim: i32,
@@ -338,15 +472,15 @@ pub struct lowbit_buffer_info_t {
     pub arena_offset: i64,
 }
 
-/// Statistics that shards combine between stats and apply.
+/// Statistics of one stage, which shards combine before the next.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct lowbit_stage_info_t {
     /// sizeof of this struct.
     pub struct_size: usize,
-    /// LOWBIT_DTYPE_I32.
+    /// LOWBIT_DTYPE_I32 or LOWBIT_DTYPE_I64.
     pub dtype: lowbit_dtype_t,
-    /// LOWBIT_REDUCE_MAX.
+    /// LOWBIT_REDUCE_MAX or LOWBIT_REDUCE_SUM.
     pub reduce: lowbit_reduce_t,
     /// Where they begin in the scratch, in bytes.
     pub offset: i64,
@@ -397,8 +531,9 @@ pub struct lowbit_step_args_t {
     pub step: i32,
     /// What to do about NaN and infinity in gradients.
     pub nonfinite: lowbit_nonfinite_t,
-    /// NULL, or the eight f32 above (lr ... skip), in that order, in the tensors' own memory space;
-    /// they then replace the fields, cannot be checked, and step_number must be given too.
+    /// NULL, or for each group of the plan the eight f32 above (lr ... skip), in that order, in the
+    /// tensors' own memory space; they then replace the fields, cannot be checked, and step_number
+    /// must be given too. Needed if the plan has more than one group.
     pub hyper: *const f32,
     /// NULL, or the step as one int32 in the tensors' own memory space.
     pub step_number: *const i32,
@@ -432,13 +567,14 @@ macro_rules! c_struct {
 
 // Sizes on 64-bit targets at ABI 0.1; they stay when a struct grows.
 c_struct! {
-    lowbit_quantizer_info_t 32,
+    lowbit_quantizer_info_t 64,
+    lowbit_adafactor_info_t 32,
     lowbit_override_info_t 40,
-    lowbit_spec_info_t 80,
+    lowbit_spec_info_t 104,
     lowbit_cpu_info_t 48,
     lowbit_cuda_info_t 24,
-    lowbit_tensor_info_t 64,
-    lowbit_plan_info_t 64,
+    lowbit_tensor_info_t 72,
+    lowbit_plan_info_t 72,
     lowbit_tensor_report_t 64,
     lowbit_buffer_info_t 64,
     lowbit_stage_info_t 32,
@@ -478,4 +614,43 @@ same! {
     LOWBIT_DTYPE_F16 => Dtype::F16,
     LOWBIT_DTYPE_U8 => Dtype::U8,
     LOWBIT_DTYPE_I32 => Dtype::I32,
+    LOWBIT_DTYPE_I64 => Dtype::I64,
+    LOWBIT_DTYPE_U16 => Dtype::U16,
+    LOWBIT_DTYPE_I8 => Dtype::I8,
+    LOWBIT_OPTIMIZER_ADAMW => Optimizer::Adamw,
+    LOWBIT_OPTIMIZER_NONE => Optimizer::None,
+    LOWBIT_OPTIMIZER_ADAM => Optimizer::Adam,
+    LOWBIT_OPTIMIZER_SGDM => Optimizer::Sgdm,
+    LOWBIT_OPTIMIZER_LION => Optimizer::Lion,
+    LOWBIT_OPTIMIZER_ADAFACTOR => Optimizer::Adafactor,
+    LOWBIT_OPTIMIZER_SM3 => Optimizer::Sm3,
+    LOWBIT_NORMALIZATION_BLOCK => Normalization::Block,
+    LOWBIT_NORMALIZATION_RANK1 => Normalization::Rank1,
+    LOWBIT_NORMALIZATION_TENSOR => Normalization::Tensor,
+    LOWBIT_NORMALIZATION_ROW => Normalization::Row,
+    LOWBIT_NORMALIZATION_COLUMN => Normalization::Column,
+    LOWBIT_NORMALIZATION_FACTORED => Normalization::Factored,
+    LOWBIT_MAPPING_DE => Mapping::De,
+    LOWBIT_MAPPING_LINEAR => Mapping::Linear,
+    LOWBIT_MAPPING_DE0 => Mapping::De0,
+    LOWBIT_MAPPING_LINEAR_WITH_ZERO => Mapping::LinearWithZero,
+    LOWBIT_MAPPING_POWER2 => Mapping::Power2,
+    LOWBIT_MAPPING_POWER3 => Mapping::Power3,
+    LOWBIT_MAPPING_NF4 => Mapping::Nf4,
+    LOWBIT_MAPPING_GEOMETRIC => Mapping::Geometric,
+    LOWBIT_MAPPING_TABLE => Mapping::Table,
+    LOWBIT_ROUNDING_NEAREST => Rounding::Nearest,
+    LOWBIT_ROUNDING_STOCHASTIC => Rounding::Stochastic,
+    LOWBIT_ROUNDING_STOCHASTIC_LOG => Rounding::StochasticLog,
+    LOWBIT_ROUNDING_STOCHASTIC_PRECONDITIONER => Rounding::StochasticPreconditioner,
+    LOWBIT_FACTOR_AXES_MERGED => FactorAxes::Merged,
+    LOWBIT_FACTOR_AXES_LAST_TWO => FactorAxes::LastTwo,
+    LOWBIT_FACTOR_AXES_LARGEST_TWO => FactorAxes::LargestTwo,
+    LOWBIT_WEIGHTS_PLAIN => Weights::Plain,
+    LOWBIT_WEIGHTS_STOCHASTIC => Weights::Stochastic,
+    LOWBIT_WEIGHTS_MASTER => Weights::Master,
+    LOWBIT_WEIGHTS_REMAINDER16 => Weights::Remainder16,
+    LOWBIT_WEIGHTS_CORRECTION8 => Weights::Correction8,
+    LOWBIT_REDUCE_MAX => Reduce::Max,
+    LOWBIT_REDUCE_SUM => Reduce::Sum,
 }

@@ -250,15 +250,11 @@ fn tensors(plan: &Plan) -> Vec<Tensor> {
     plan.tensors.iter().map(of).collect()
 }
 
-/// f32 before bytes, so that every f32 entry is aligned; else the plan's order.
+/// By size of element, the largest first, so that every entry is aligned; else the plan's order.
 fn order(plan: &Plan) -> Vec<usize> {
-    let of = |dtype| {
-        let buffers = plan.buffers.iter().enumerate();
-        buffers
-            .filter(move |(_, buffer)| buffer.dtype == dtype)
-            .map(|(i, _)| i)
-    };
-    of(Dtype::F32).chain(of(Dtype::U8)).collect()
+    let mut order: Vec<_> = (0..plan.buffers.len()).collect();
+    order.sort_by_key(|&i| std::cmp::Reverse(plan.buffers[i].dtype.size()));
+    order
 }
 
 fn entries(plan: &Plan, order: &[usize]) -> Vec<(String, Entry)> {
@@ -279,10 +275,11 @@ fn entries(plan: &Plan, order: &[usize]) -> Vec<(String, Entry)> {
     for &i in order {
         let buffer = &plan.buffers[i];
         let name = entry_name(plan, buffer);
-        let dtype = if buffer.dtype == Dtype::U8 {
-            EntryDtype::U8
-        } else {
-            EntryDtype::F32
+        let dtype = match buffer.dtype {
+            Dtype::U8 => EntryDtype::U8,
+            Dtype::I8 => EntryDtype::I8,
+            Dtype::U16 => EntryDtype::U16,
+            _ => EntryDtype::F32,
         };
         let shape = buffer.shape.iter().map(|extent| index(*extent)).collect();
         list.push(entry(name, dtype, shape, index(buffer.bytes)));

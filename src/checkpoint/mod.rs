@@ -1,7 +1,7 @@
 //! Checkpoints: the state buffers of a plan in one safetensors file.
 //!
 //! The container is the safetensors format, readable from every language without this library.
-//! One entry per state buffer, `<tensor>/<state>/<part>`, f32 entries before bytes; the metadata
+//! One entry per state buffer, `<tensor>/<state>/<part>`, entries with larger elements first; the metadata
 //! key `lowbit` holds a JSON text with format version, spec, step and tensors. The last entry,
 //! `lowbit/crc32`, has shape (1 + entries, 4): little-endian CRC-32 checksums (as in zlib) of the
 //! header and of each entry, in file order, so that one pass writes the file.

@@ -1,9 +1,13 @@
 //! The arithmetic that every backend shares: scalars of a step, canonical NaN, the floating-point
 //! environment. IEEE-754 binary32, round to nearest even, `fma` exactly where written, no libm.
 
+mod exact_sum;
 mod fp_env;
+mod transcendental;
 
+pub(crate) use exact_sum::{Exponent, Limbs};
 pub(crate) use fp_env::FpEnv;
+pub(crate) use transcendental::{exp2, inverse_power, log2};
 
 /// The NaN that is stored: what every f32 operation of an NVIDIA GPU returns (PTX ISA, "NaN
 /// payloads are not preserved"). CPUs keep payloads, so they canonicalise before a store.

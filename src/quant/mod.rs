@@ -1,71 +1,132 @@
-//! Code tables: what a 4-bit code means.
+//! Quantizers element by element: what a code means and how it is found. This is the definition;
+//! backends find the same codes faster.
 //!
-//! A value `x` with scale `s` has the code `#{i : x > RN(mid_i s)}` with
-//! `mid_i = (T_i + T_{i+1}) / 2`: the nearest level, ties to the lower one, and no division by
-//! `s` (whose reciprocal overflows below 2^-128). A code `c` decodes to `RN(T_c s)`. Every backend
-//! computes exactly this; `backend/cpu/reference.rs` is where it is written element by element.
+//! A value `x` with scale `s` has the nearest code `#{i : x > RN(mid_i s)}` with
+//! `mid_i = (T_i + T_(i+1)) / 2`: ties to the lower level, and no division by `s` (whose
+//! reciprocal overflows below 2^-128). A code `c` decodes to `RN(T_c s)`.
+
+mod table;
 
 use serde::{Deserialize, Serialize};
 
-/// Maps a value divided by its scale to one of the levels of a table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+use crate::numerics::log2;
+
+pub use table::{Mapping, Table};
+
+/// How a value between two levels becomes one of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[repr(i32)]
-pub enum Mapping {
-    /// Dynamic exponent. Signed for states that have a sign (m), unsigned for v.
-    De = 1,
-    /// Zero-free linear: `(i + 1) / 2^bits`. For states without a sign.
-    Linear = 2,
+pub enum Rounding {
+    /// The nearest level, ties to the lower one.
+    #[default]
+    Nearest = 0,
+    /// Up with a probability that makes the state unbiased (paper, appendix E.3).
+    Stochastic = 1,
+    /// Unbiased in the logarithm of the state; zero-free unsigned tables only.
+    StochasticLog = 2,
+    /// Unbiased in `1 / (sqrt(v / (1 - beta2^t)) + eps)`, which multiplies the step (ZIP-SR,
+    /// arXiv 2610.12444); v only.
+    StochasticPreconditioner = 3,
 }
 
-/// The levels of one 4-bit table and the midpoints between neighbours.
-#[derive(Debug, PartialEq)]
-pub struct Table {
-    /// Increasing levels; code `i` stands for `levels[i] * scale`.
-    pub levels: [f32; 16],
-    /// `RN((levels[i] + levels[i + 1]) / 2)`, a single rounding.
-    pub midpoints: [f32; 15],
+/// A draw of 16 bits as a number in (0, 1): the middle of its 2^-16.
+pub(crate) fn uniform(draw: u16) -> f32 {
+    (f32::from(draw) + 0.5) * (1.0 / 65536.0)
 }
 
-impl Table {
-    const fn new(levels: [f32; 16]) -> Self {
-        let mut midpoints = [0.0; 15];
-        let mut i = 0;
-        while i < 15 {
-            midpoints[i] = (levels[i] + levels[i + 1]) * 0.5;
-            i += 1;
+/// What [`Rounding::StochasticPreconditioner`] needs of the step.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Preconditioner {
+    /// `RN(1 / (1 - beta2^t))`.
+    pub(crate) inv_bc2: f32,
+    pub(crate) eps: f32,
+}
+
+impl Preconditioner {
+    fn of(self, v: f32) -> f32 {
+        1.0 / ((v * self.inv_bc2).sqrt() + self.eps)
+    }
+}
+
+/// The nearest code.
+pub(crate) fn nearest(x: f32, scale: f32, table: &Table) -> u8 {
+    // At most 255 midpoints.
+    table
+        .midpoints
+        .iter()
+        .map(|mid| u8::from(x > mid * scale))
+        .sum()
+}
+
+/// One of the two neighbouring codes, by the number `u` in (0, 1). Values beyond the ends get the
+/// end's code; everything under a scale of 0 or NaN gets code 0.
+pub(crate) fn stochastic(
+    x: f32,
+    scale: f32,
+    table: &Table,
+    rounding: Rounding,
+    preconditioner: Preconditioner,
+    u: f32,
+) -> u8 {
+    if !(scale > 0.0) {
+        return 0;
+    }
+    // At most 255 levels above the lowest.
+    let below: u8 = table.levels[1..]
+        .iter()
+        .map(|level| u8::from(x >= level * scale))
+        .sum();
+    let code = usize::from(below);
+    let Some(next) = table.levels.get(code + 1) else {
+        return below;
+    };
+    let (low, high) = (table.levels[code] * scale, next * scale);
+    // How far x is from the lower level, and how far the upper one is.
+    let (part, whole) = match rounding {
+        Rounding::StochasticLog => {
+            let base = log2(low);
+            (log2(x) - base, log2(high) - base)
         }
-        Self { levels, midpoints }
-    }
+        Rounding::StochasticPreconditioner => {
+            let base = preconditioner.of(low);
+            (base - preconditioner.of(x), base - preconditioner.of(high))
+        }
+        Rounding::Nearest | Rounding::Stochastic => (x - low, high - low),
+    };
+    below + u8::from(u * whole < part)
 }
 
-/// Signed dynamic exponent (paper, section 3 and appendix E.2): 1 sign bit, E leading zeros, an
-/// indicator bit, fractions `(p_k + p_{k+1}) / 2` with `p_j = 0.1 + 0.9 j / 2^F`; the corner codes
-/// are 0 and +1, so that -1 is not a level.
-pub static DE_SIGNED: Table = Table::new([
-    -0.8875, -0.6625, -0.4375, -0.2125, -0.0775, -0.0325, -0.0055, 0.0, 0.0055, 0.0325, 0.0775,
-    0.2125, 0.4375, 0.6625, 0.8875, 1.0,
-]);
+/// The value of a code.
+#[inline(always)]
+pub(crate) fn decode(code: u8, scale: f32, table: &Table) -> f32 {
+    // A damaged buffer may hold codes beyond a table that does not fill its bits.
+    table.levels[usize::from(code).min(table.levels.len() - 1)] * scale
+}
 
-/// Unsigned dynamic exponent (paper, appendix E.2), with a zero level.
-pub static DE_UNSIGNED: Table = Table::new([
-    0.0, 0.00325, 0.00775, 0.02125, 0.04375, 0.06625, 0.08875, 0.15625, 0.26875, 0.38125, 0.49375,
-    0.60625, 0.71875, 0.83125, 0.94375, 1.0,
-]);
+/// The scale that makes `sum(x q)` equal `sum(x^2)` (EDEN's correction, as in ZE-EDEN, arXiv
+/// 2610.12444): `scale sum(x^2) / max(sum(x q), tiny)`, in f64, sums as a zero-padded halving tree.
+pub(crate) fn corrected_scale(scale: f32, values: &[f32], decoded: impl Fn(usize) -> f32) -> f32 {
+    let squares = tree_sum(values.len(), |i| f64::from(values[i]) * f64::from(values[i]));
+    let products = tree_sum(values.len(), |i| f64::from(values[i]) * f64::from(decoded(i)));
+    crate::numerics::canonical(
+        (f64::from(scale) * (squares / products.max(f64::MIN_POSITIVE))) as f32,
+    )
+}
 
-/// Zero-free linear `(i + 1) / 16` (paper, section 4.1).
-pub static LINEAR: Table = Table::new([
-    0.0625, 0.125, 0.1875, 0.25, 0.3125, 0.375, 0.4375, 0.5, 0.5625, 0.625, 0.6875, 0.75, 0.8125,
-    0.875, 0.9375, 1.0,
-]);
-
-/// The table of a mapping, `None` where the mapping has no signed form.
-#[must_use]
-pub fn table(mapping: Mapping, signed: bool) -> Option<&'static Table> {
-    match (mapping, signed) {
-        (Mapping::De, true) => Some(&DE_SIGNED),
-        (Mapping::De, false) => Some(&DE_UNSIGNED),
-        (Mapping::Linear, false) => Some(&LINEAR),
-        (Mapping::Linear, true) => None,
+/// Halves the list, padded with zeros to a power of two, until one number is left: element `i` is
+/// added to element `i + half`.
+fn tree_sum(count: usize, term: impl Fn(usize) -> f64) -> f64 {
+    let mut terms = [0.0_f64; 4096];
+    for (i, slot) in terms[..count].iter_mut().enumerate() {
+        *slot = term(i);
     }
+    let mut half = count.next_power_of_two() / 2;
+    while half > 0 {
+        for i in 0..half {
+            terms[i] += terms[i + half];
+        }
+        half /= 2;
+    }
+    terms[0]
 }

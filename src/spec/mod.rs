@@ -4,211 +4,97 @@
 //! field; JSON is the form that configuration files, checkpoints and every language share.
 
 mod preset;
+mod quantizer;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, invalid, unsupported};
-use crate::quant::{self, Mapping, Table};
+use crate::quant::Rounding;
+
+use quantizer::is_default;
+pub use quantizer::{DEFAULT_BLOCK, FactorAxes, Normalization, Quantizer};
 
 /// Which update the states belong to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[repr(i32)]
 pub enum Optimizer {
-    /// AdamW (Loshchilov and Hutter 2019) with the states m (signed) and v.
+    /// AdamW (Loshchilov and Hutter 2019): m (signed), v; with amsgrad vmax.
     Adamw = 1,
     /// No update: one signed state `x`, for trainers with an optimizer of their own that only
-    /// compress and decompress (the paper's Algorithm 1 around any optimizer).
+    /// compress, decompress and average (the paper's Algorithm 1 around any optimizer).
     None = 2,
+    /// Adam (Kingma and Ba 2015): as AdamW, but the decay is part of the gradient (L2).
+    Adam = 3,
+    /// SGD with momentum (paper, Algorithm 2): m.
+    Sgdm = 4,
+    /// Lion (Chen et al. 2023): m.
+    Lion = 5,
+    /// Adafactor (Shazeer and Stern 2018): v, usually factored, and m if the spec has one.
+    Adafactor = 6,
+    /// SM3 (Anil et al. 2019): v as one vector of maxima per axis, and m if the spec has one.
+    Sm3 = 7,
 }
 
 impl Optimizer {
-    /// Names of the states, in the order of their buffers.
+    /// The name in JSON.
     #[must_use]
-    pub const fn states(self) -> &'static [&'static str] {
+    pub const fn name(self) -> &'static str {
         match self {
-            Self::Adamw => &["m", "v"],
-            Self::None => &["x"],
+            Self::Adamw => "adamw",
+            Self::None => "none",
+            Self::Adam => "adam",
+            Self::Sgdm => "sgdm",
+            Self::Lion => "lion",
+            Self::Adafactor => "adafactor",
+            Self::Sm3 => "sm3",
         }
     }
 }
 
-/// How the scales of a state are found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-#[repr(i32)]
-pub enum Normalization {
-    /// The largest magnitude of each block of a row (`layout` says what a row is).
-    Block = 1,
-    /// The smallest, over the axes, of the slice maxima (paper, Algorithm 4); tensors with at
-    /// most one axis use blocks of 128.
-    Rank1 = 2,
+/// Options of SGD with momentum, as torch defines them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SgdmOptions {
+    /// The step follows `g + beta1 m` instead of m.
+    pub nesterov: bool,
+    /// From the second step on the gradient enters m times `1 - dampening`.
+    pub dampening: f32,
+    /// Weight decay is decoupled, as in AdamW, instead of part of the gradient.
+    pub decoupled: bool,
 }
 
-/// Bits, normalization, mapping and rounding of one state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Quantizer {
-    /// Not quantized: f32.
-    F32,
-    /// 4-bit codes, rounded to the nearest level.
-    Bits4 {
-        /// How the scales are found.
-        normalization: Normalization,
-        /// Elements of a block; 128 for rank-1, where it is the block of one-axis tensors.
-        block: u32,
-        /// Which levels the codes stand for.
-        mapping: Mapping,
-    },
+/// Options of Adafactor; the defaults are the paper's.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdafactorOptions {
+    /// The step size is `min(lr, 1/sqrt(t))` instead of lr.
+    pub relative_step: bool,
+    /// The step size is multiplied by `max(eps2, RMS(parameter))`.
+    pub scale_parameter: bool,
+    /// The update is divided by `max(1, RMS(update) / clip_threshold)`; 0: no clipping.
+    pub clip_threshold: f32,
+    /// v decays by `1 - t^-decay_rate`.
+    pub decay_rate: f32,
+    /// The smallest RMS that a parameter counts with.
+    pub eps2: f32,
 }
 
-/// Block size of the paper, of rank-1's one-axis case and of the grid of unquantized states.
-pub const DEFAULT_BLOCK: u32 = 128;
+impl Default for AdafactorOptions {
+    fn default() -> Self {
+        Self {
+            relative_step: true,
+            scale_parameter: true,
+            clip_threshold: 1.0,
+            decay_rate: 0.8,
+            eps2: 1e-3,
+        }
+    }
+}
 
 /// Tensors with at most this many elements keep f32 states unless the spec says otherwise
 /// (paper, appendix D.1).
 pub const DEFAULT_THRESHOLD: i64 = 4096;
-
-impl Quantizer {
-    /// Blocks of `block` elements.
-    #[must_use]
-    pub const fn block(block: u32, mapping: Mapping) -> Self {
-        Self::Bits4 {
-            normalization: Normalization::Block,
-            block,
-            mapping,
-        }
-    }
-
-    /// Rank-1 normalization.
-    #[must_use]
-    pub const fn rank1(mapping: Mapping) -> Self {
-        Self::Bits4 {
-            normalization: Normalization::Rank1,
-            block: DEFAULT_BLOCK,
-            mapping,
-        }
-    }
-
-    /// The code table of this quantizer for the state `state`.
-    ///
-    /// # Errors
-    /// Unsupported where the combination does not exist.
-    pub(crate) fn table(self, state: &str) -> Result<Option<&'static Table>> {
-        let Self::Bits4 {
-            normalization,
-            block,
-            mapping,
-        } = self
-        else {
-            return Ok(None);
-        };
-        let signed = state != "v";
-        if !block.is_power_of_two() || !(32..=4096).contains(&block) {
-            return Err(invalid(format!(
-                "block of state {state} is {block}; it must be a power of two from 32 to 4096"
-            )));
-        }
-        if signed && normalization == Normalization::Rank1 {
-            return Err(unsupported(format!(
-                "rank-1 normalization of the signed state {state} is not implemented; use block"
-            )));
-        }
-        quant::table(mapping, signed).map(Some).ok_or_else(|| {
-            unsupported(format!(
-                "mapping {mapping:?} of state {state} is zero-free and has no signed form; use de"
-            ))
-        })
-    }
-
-    /// For reports: `f32`, `4-bit block(128)/de`, `4-bit rank1/linear`.
-    #[must_use]
-    pub fn describe(self) -> String {
-        match self {
-            Self::F32 => "f32".to_owned(),
-            Self::Bits4 {
-                normalization,
-                block,
-                mapping,
-            } => {
-                let mapping = match mapping {
-                    Mapping::De => "de",
-                    Mapping::Linear => "linear",
-                };
-                match normalization {
-                    Normalization::Block => format!("4-bit block({block})/{mapping}"),
-                    Normalization::Rank1 => format!("4-bit rank1/{mapping}"),
-                }
-            }
-        }
-    }
-}
-
-/// The JSON form of a quantizer: every key optional but `bits`.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct QuantizerJson {
-    bits: u32,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    normalization: Option<Normalization>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    block: Option<u32>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    mapping: Option<Mapping>,
-}
-
-impl Serialize for Quantizer {
-    fn serialize<S: serde::Serializer>(
-        &self,
-        serializer: S,
-    ) -> std::result::Result<S::Ok, S::Error> {
-        let json = match *self {
-            Self::F32 => QuantizerJson {
-                bits: 32,
-                normalization: None,
-                block: None,
-                mapping: None,
-            },
-            Self::Bits4 {
-                normalization,
-                block,
-                mapping,
-            } => QuantizerJson {
-                bits: 4,
-                normalization: Some(normalization),
-                block: (normalization == Normalization::Block).then_some(block),
-                mapping: Some(mapping),
-            },
-        };
-        json.serialize(serializer)
-    }
-}
-
-impl<'de> Deserialize<'de> for Quantizer {
-    fn deserialize<D: serde::Deserializer<'de>>(
-        deserializer: D,
-    ) -> std::result::Result<Self, D::Error> {
-        use serde::de::Error as _;
-        let json = QuantizerJson::deserialize(deserializer)?;
-        match (json.bits, json.normalization, json.mapping) {
-            (32, None, None) if json.block.is_none() => Ok(Self::F32),
-            (32, ..) => Err(D::Error::custom(
-                "bits 32 takes no normalization, block or mapping",
-            )),
-            (4, Some(Normalization::Rank1), _) if json.block.is_some() => {
-                Err(D::Error::custom("normalization rank1 takes no block"))
-            }
-            (4, Some(Normalization::Rank1), Some(mapping)) => Ok(Self::rank1(mapping)),
-            (4, Some(Normalization::Block), Some(mapping)) => {
-                Ok(Self::block(json.block.unwrap_or(DEFAULT_BLOCK), mapping))
-            }
-            (4, None, _) => Err(D::Error::custom("bits 4 needs the key normalization")),
-            (4, _, None) => Err(D::Error::custom("bits 4 needs the key mapping")),
-            (bits, ..) => Err(D::Error::custom(format!(
-                "bits is {bits}; this version knows 4 and 32"
-            ))),
-        }
-    }
-}
 
 /// Another choice of quantizers for the tensors whose name matches.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -230,11 +116,11 @@ pub struct Override {
 
 impl Override {
     /// The replacement for one state.
-    pub(crate) fn quantizer(&self, state: &str) -> Option<Quantizer> {
+    pub(crate) fn quantizer(&self, state: &str) -> Option<&Quantizer> {
         match state {
-            "m" => self.m,
-            "v" => self.v,
-            _ => self.x,
+            "m" => self.m.as_ref(),
+            "x" => self.x.as_ref(),
+            _ => self.v.as_ref(),
         }
     }
 }
@@ -259,6 +145,21 @@ pub struct Spec {
     /// The state of [`Optimizer::None`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub x: Option<Quantizer>,
+    /// AMSGrad (Reddi et al. 2018) for adam and adamw: the largest v so far divides.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub amsgrad: bool,
+    /// Gradients are negated.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub maximize: bool,
+    /// Options of sgdm.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sgdm: Option<SgdmOptions>,
+    /// Options of adafactor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adafactor: Option<AdafactorOptions>,
+    /// Seed of stochastic rounding and dither.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub seed: u64,
     /// The first override whose pattern matches a tensor's name wins; it also lifts the threshold.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub overrides: Vec<Override>,
@@ -289,12 +190,25 @@ impl Spec {
             .map_err(|error| Error::new(crate::error::Status::Internal, error.to_string()))
     }
 
-    /// The quantizer of a state before overrides.
-    pub(crate) fn quantizer(&self, state: &str) -> Option<Quantizer> {
+    /// Names of the states, in the order of their buffers.
+    #[must_use]
+    pub fn states(&self) -> &'static [&'static str] {
+        match self.optimizer {
+            Optimizer::Adamw | Optimizer::Adam if self.amsgrad => &["m", "v", "vmax"],
+            Optimizer::Adamw | Optimizer::Adam => &["m", "v"],
+            Optimizer::Sgdm | Optimizer::Lion => &["m"],
+            Optimizer::Adafactor | Optimizer::Sm3 if self.m.is_some() => &["v", "m"],
+            Optimizer::Adafactor | Optimizer::Sm3 => &["v"],
+            Optimizer::None => &["x"],
+        }
+    }
+
+    /// The quantizer of a state before overrides; vmax has v's. SM3's v has none.
+    pub(crate) fn quantizer(&self, state: &str) -> Option<&Quantizer> {
         match state {
-            "m" => self.m,
-            "v" => self.v,
-            _ => self.x,
+            "m" => self.m.as_ref(),
+            "x" => self.x.as_ref(),
+            _ => self.v.as_ref(),
         }
     }
 
@@ -309,23 +223,23 @@ impl Spec {
                 self.threshold
             )));
         }
+        self.check_options()?;
         for state in ["m", "v", "x"] {
-            let wanted = self.optimizer.states().contains(&state);
+            let wanted = self.states().contains(&state)
+                && !(self.optimizer == Optimizer::Sm3 && state == "v");
             match self.quantizer(state) {
-                Some(quantizer) if wanted => {
-                    quantizer.table(state)?;
-                }
+                Some(quantizer) if wanted => self.check_quantizer(state, quantizer)?,
                 None if !wanted => {}
                 Some(_) => {
                     return Err(invalid(format!(
-                        "{:?} has no state {state}",
-                        self.optimizer
+                        "{} has no choice of a quantizer for a state {state}",
+                        self.optimizer.name()
                     )));
                 }
                 None => {
                     return Err(invalid(format!(
-                        "{:?} needs a quantizer for its state {state}",
-                        self.optimizer
+                        "{} needs a quantizer for its state {state}",
+                        self.optimizer.name()
                     )));
                 }
             }
@@ -335,8 +249,7 @@ impl Spec {
                     if !wanted {
                         return Err(invalid(format!("{place}: no state {state} here")));
                     }
-                    quantizer
-                        .table(state)
+                    self.check_quantizer(state, quantizer)
                         .map_err(|error| error.within(&place))?;
                 }
             }
@@ -344,6 +257,80 @@ impl Spec {
         for rule in &self.overrides {
             glob::Pattern::new(&rule.pattern)
                 .map_err(|error| invalid(format!("override {:?}: {error}", rule.pattern)))?;
+        }
+        Ok(())
+    }
+
+    fn check_options(&self) -> Result<()> {
+        let name = self.optimizer.name();
+        let adam = matches!(self.optimizer, Optimizer::Adamw | Optimizer::Adam);
+        for (key, given, wanted) in [
+            ("amsgrad", self.amsgrad, adam),
+            ("sgdm", self.sgdm.is_some(), self.optimizer == Optimizer::Sgdm),
+            (
+                "adafactor",
+                self.adafactor.is_some(),
+                self.optimizer == Optimizer::Adafactor,
+            ),
+            ("maximize", self.maximize, self.optimizer != Optimizer::None),
+        ] {
+            if given && !wanted {
+                return Err(invalid(format!("{name} has no option {key}")));
+            }
+        }
+        if let Some(sgdm) = self.sgdm {
+            if !(0.0..1.0).contains(&sgdm.dampening) {
+                return Err(invalid(format!(
+                    "sgdm.dampening is {}; it must be in [0, 1)",
+                    sgdm.dampening
+                )));
+            }
+            if sgdm.nesterov && sgdm.dampening != 0.0 {
+                return Err(invalid("sgdm.nesterov needs a dampening of 0"));
+            }
+        }
+        if let Some(options) = self.adafactor {
+            for (key, value, most) in [
+                ("clip_threshold", options.clip_threshold, f32::MAX),
+                ("decay_rate", options.decay_rate, 1.0),
+                ("eps2", options.eps2, f32::MAX),
+            ] {
+                if !(0.0..=most).contains(&value) {
+                    return Err(invalid(format!(
+                        "adafactor.{key} is {value}; it must be in [0, {most}]"
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_quantizer(&self, state: &str, quantizer: &Quantizer) -> Result<()> {
+        quantizer.table(state)?;
+        let refuse = |text: &str| Err(unsupported(format!("{}: {text}", self.optimizer.name())));
+        let wide = matches!(
+            quantizer.normalization,
+            Some(
+                Normalization::Rank1
+                    | Normalization::Tensor
+                    | Normalization::Row
+                    | Normalization::Column
+            )
+        );
+        if self.optimizer == Optimizer::Adafactor && wide {
+            return refuse(
+                "scales that reach across blocks would need one more pass over the clipped update; \
+                 use normalization block or factored",
+            );
+        }
+        let factored = quantizer.normalization == Some(Normalization::Factored);
+        if self.amsgrad && factored {
+            return refuse("amsgrad needs every v, which factored does not keep");
+        }
+        if self.optimizer == Optimizer::Adafactor
+            && quantizer.rounding == Rounding::StochasticPreconditioner
+        {
+            return refuse("rounding stochastic-preconditioner belongs to adam's bias correction");
         }
         Ok(())
     }
@@ -373,8 +360,8 @@ mod tests {
                 "betas",
             ),
             (
-                r#"{"optimizer":"adamw","m":{"bits":5},"v":{"bits":32}}"#,
-                "bits is 5",
+                r#"{"optimizer":"adamw","m":{"bits":9,"normalization":"block","mapping":"de"},"v":{"bits":32}}"#,
+                "bits of state m is 9",
             ),
             (
                 r#"{"optimizer":"adamw","m":{"bits":4},"v":{"bits":32}}"#,
@@ -382,7 +369,7 @@ mod tests {
             ),
             (r#"{"optimizer":"adamw","m":{"bits":32}}"#, "state v"),
             (
-                r#"{"optimizer":"adamw","m":{"bits":4,"normalization":"block","mapping":"linear"},"v":{"bits":32}}"#,
+                r#"{"optimizer":"adamw","m":{"bits":4,"normalization":"block","mapping":"geometric"},"v":{"bits":32}}"#,
                 "state m",
             ),
             (

@@ -15,6 +15,7 @@ use crate::dtype::Dtype;
 use crate::error::{Result, invalid};
 use crate::plan::{Plan, TensorInfo};
 use crate::spec::Spec;
+use crate::weights::Weights;
 
 /// The attribute `plan`.
 #[derive(Deserialize)]
@@ -34,6 +35,10 @@ struct TensorJson {
     shape: Vec<i64>,
     param_dtype: Dtype,
     grad_dtype: Dtype,
+    #[serde(default)]
+    weights: Weights,
+    #[serde(default)]
+    group: usize,
     #[serde(default)]
     global_shape: Option<Vec<i64>>,
     #[serde(default)]
@@ -87,6 +92,8 @@ impl From<TensorJson> for TensorInfo {
             shape: tensor.shape,
             param_dtype: tensor.param_dtype,
             grad_dtype: tensor.grad_dtype,
+            weights: tensor.weights,
+            group: tensor.group,
             global_shape: tensor.global_shape,
             offset: tensor.offset,
         }
@@ -117,7 +124,7 @@ mod tests {
         for (text, expected) in [
             (JSON.replace("\"threads\"", "\"treads\""), "treads"),
             (JSON.replace("bf16", "f64"), "f64"),
-            (JSON.replace("bf16", "f16"), "tensor 0 (\"w\"): grad_dtype"),
+            (JSON.replace("bf16", "u8"), "tensor 0 (\"w\"): grad_dtype"),
             (JSON.replace("[2, 3]", "[-2, 3]"), "tensor 0 (\"w\")"),
             (JSON.replace("adamw", "sgd"), "sgd"),
             ("{".to_owned(), "attribute plan"),

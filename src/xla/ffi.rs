@@ -190,6 +190,9 @@ fn xla_dtype(dtype: Dtype) -> c_int {
         Dtype::F16 => 10,
         Dtype::U8 => 6,
         Dtype::I32 => DTYPE_S32,
+        Dtype::I64 => 5,
+        Dtype::U16 => 7,
+        Dtype::I8 => 2,
     }
 }
 

@@ -1,7 +1,7 @@
 //! The step as a custom call: operands and results in, [`crate::step::StepArgs`] out.
 //!
 //! ```text
-//! operands  hyper f32[8], step i32[]; then per tensor params, grads; then all state buffers
+//! operands  hyper f32[8 groups], step i32[]; then per tensor params, grads; then all state buffers
 //! results   per tensor params or updates; all state buffers; scratch i32[words]; skipped i32[2]
 //! ```
 //!
@@ -57,9 +57,10 @@ pub(super) unsafe fn step(frame: &CallFrame) -> Result<()> {
     let (outputs, results) = results.split_at(tensors);
     let (new_states, others) = results.split_at(states.len());
 
-    let hyper = scalars[0].check(Dtype::F32, &[Hyper::COUNT as i64], || "hyper".to_owned())?;
+    let groups = (plan.groups() * Hyper::COUNT) as i64;
+    let hyper = scalars[0].check(Dtype::F32, &[groups], || "hyper".to_owned())?;
     let step = scalars[1].check(Dtype::I32, &[], || "step".to_owned())?;
-    let words = plan.stats_words() as i64;
+    let words = plan.scratch_bytes() / 4;
     let scratch = others[0].check(Dtype::I32, &[words], || "scratch".to_owned())?;
     let skipped = others[1].check(Dtype::I32, &[2], || "skipped".to_owned())?;
     let params = check_params(&plan, params, "params")?;
@@ -84,7 +85,7 @@ pub(super) unsafe fn step(frame: &CallFrame) -> Result<()> {
         grads: &grads,
         updates: (output == Output::Update).then_some(outputs.as_slice()),
         state: &new_states,
-        stats: scratch,
+        scratch,
         hyper: HyperSource::Memory {
             hyper: hyper.data.cast(),
             step: step.data.cast(),
@@ -94,7 +95,7 @@ pub(super) unsafe fn step(frame: &CallFrame) -> Result<()> {
         skipped: counts.as_mut_ptr(),
     };
     // SAFETY: the buffers are XLA's, valid and not accessed by others for the call.
-    unsafe { plan.step(&args, Stage::Both, std::ptr::null_mut())? };
+    unsafe { plan.step(&args, Stage::All, std::ptr::null_mut())? };
     // JAX has no i64 unless it is asked to, so the counters leave as i32.
     let counts = counts.map(|count| i32::try_from(count).unwrap_or(i32::MAX));
     // SAFETY: a result of two i32, checked above; alignment is not promised.

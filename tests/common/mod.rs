@@ -11,6 +11,7 @@ use lowbit::error::Result;
 use lowbit::plan::{Plan, TensorInfo};
 use lowbit::spec::Spec;
 use lowbit::step::{Buffer, HyperSource, NonFinite, Stage, StepArgs};
+use lowbit::weights::Weights;
 use lowbit::{Context, CpuContext, Hyper, Variant};
 
 /// See `README.md`.
@@ -55,14 +56,28 @@ pub const SHAPES: [&[i64]; 7] = [
     &[2, 3, 5, 7, 11],
 ];
 
-/// Values as the bytes of a dtype; bf16 by truncation.
+/// Values as the bytes of a dtype; bf16 and f16 by truncation.
 pub fn bytes(values: impl Iterator<Item = f32>, dtype: Dtype) -> Vec<u8> {
     match dtype {
         Dtype::Bf16 => values
             .flat_map(|x| u16::try_from(x.to_bits() >> 16).unwrap().to_le_bytes())
             .collect(),
+        Dtype::F16 => values.flat_map(|x| f16(x).to_le_bytes()).collect(),
         _ => values.flat_map(f32::to_le_bytes).collect(),
     }
+}
+
+/// The upper 11 significant bits of a value as an f16; 0 below 2^-14 (see `README.md`).
+pub fn f16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let sign = u16::try_from(bits >> 31).unwrap() << 15;
+    let exponent = i32::try_from(bits >> 23 & 0xff).unwrap() - 112;
+    if exponent < 1 {
+        return sign;
+    }
+    assert!(exponent < 31, "the generator makes no large numbers");
+    let fraction = u16::try_from(bits >> 13 & 0x3ff).unwrap();
+    sign | u16::try_from(exponent).unwrap() << 10 | fraction
 }
 
 /// The f32 values of bytes.
@@ -119,7 +134,7 @@ pub struct Model {
     pub grads: Vec<Memory>,
     pub updates: Option<Vec<Memory>>,
     pub state: Vec<Memory>,
-    pub stats: Memory,
+    pub scratch: Memory,
     pub hyper: Hyper,
     pub step: i32,
     pub nonfinite: NonFinite,
@@ -149,7 +164,7 @@ impl Model {
                 .iter()
                 .map(|b| Memory::zeroed(b.bytes as usize))
                 .collect(),
-            stats: Memory::zeroed(plan.stats_words() * 4),
+            scratch: Memory::zeroed(plan.scratch_bytes() as usize),
             hyper: Hyper::default(),
             step: 0,
             nonfinite: NonFinite::Default,
@@ -192,20 +207,21 @@ impl Model {
     /// One step with the gradients as they are.
     pub fn run(&mut self) -> Result<()> {
         self.step += 1;
-        self.stage(Stage::Both, None)
+        self.stage(Stage::All, None)
     }
 
     pub fn stage(&mut self, stage: Stage, offsets: Option<&[Option<&[i64]>]>) -> Result<()> {
         let list = |memory: &[Memory]| memory.iter().map(Memory::buffer).collect::<Vec<_>>();
         let (params, grads, state) = (list(&self.params), list(&self.grads), list(&self.state));
         let updates = self.updates.as_deref().map(list);
+        let hyper = vec![self.hyper; self.plan.groups()];
         let args = StepArgs {
             params: &params,
             grads: &grads,
             updates: updates.as_deref(),
             state: &state,
-            stats: self.stats.buffer(),
-            hyper: HyperSource::Host(self.hyper, self.step),
+            scratch: self.scratch.buffer(),
+            hyper: HyperSource::Host(&hyper, self.step),
             nonfinite: self.nonfinite,
             offsets,
             skipped: self.skipped.as_mut_ptr(),
@@ -276,12 +292,50 @@ pub fn variants() -> Vec<Variant> {
         .collect()
 }
 
-/// The three tensor dtype combinations of the conformance cases.
-pub const DTYPES: [(&str, Dtype, Dtype); 3] = [
-    ("f32", Dtype::F32, Dtype::F32),
-    ("bf16", Dtype::Bf16, Dtype::Bf16),
-    ("mixed", Dtype::Bf16, Dtype::F32),
-];
+/// The presets of AdamW with states m and v.
+pub const ADAMW: [&str; 3] = ["adamw32", "adamw4", "adamw4-block"];
+
+/// One line of `cases.txt`: see `README.md`.
+pub struct Case {
+    pub name: String,
+    pub param: Dtype,
+    pub grad: Dtype,
+    pub weights: Weights,
+    pub steps: u64,
+    pub spec: Spec,
+}
+
+/// The conformance cases.
+pub fn cases() -> Vec<Case> {
+    let dtype = |name: &str| match name {
+        "f32" => Dtype::F32,
+        "bf16" => Dtype::Bf16,
+        "f16" => Dtype::F16,
+        other => panic!("dtype {other}"),
+    };
+    let weights = [
+        Weights::Plain,
+        Weights::Stochastic,
+        Weights::Master,
+        Weights::Remainder16,
+        Weights::Correction8,
+    ];
+    let case = |line: &str| {
+        let fields: Vec<_> = line.split(' ').collect();
+        let [name, param, grad, form, steps, spec] = fields[..] else {
+            panic!("cases.txt: {line}");
+        };
+        Case {
+            name: name.to_owned(),
+            param: dtype(param),
+            grad: dtype(grad),
+            weights: *weights.iter().find(|weights| weights.name() == form).unwrap(),
+            steps: steps.parse().unwrap(),
+            spec: Spec::from_json(spec).unwrap(),
+        }
+    };
+    include_str!("cases.txt").lines().map(case).collect()
+}
 
 /// The tensors of the conformance cases.
 pub fn tensors(param_dtype: Dtype, grad_dtype: Dtype) -> Vec<TensorInfo> {

@@ -18,11 +18,15 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, Ordering};
 
 use crate::error::{Error, Result, Status, invalid, unsupported};
 use crate::layout::{div_ceil, index};
-use crate::numerics::{FpEnv, Hyper, Scalars};
-use crate::plan::{Plan, TensorPlan};
-use crate::step::{Buffer, HyperSource, NonFinite, Stage};
+use crate::numerics::{Exponent, FpEnv, Hyper, Limbs, canonical, power};
+use crate::optimizer::Update;
+use crate::plan::{Factor, Format, Pass, Plan, TensorPlan};
+use crate::quant::Preconditioner;
+use crate::rng;
+use crate::step::{Buffer, HyperSource, NonFinite};
 
 use super::Call;
+use memory::{Weight, load};
 use pool::Pool;
 use portable::Kernels;
 
@@ -130,25 +134,20 @@ impl CpuContext {
     /// The call was validated; its buffers are valid host memory.
     pub(crate) unsafe fn step(&self, call: &Call<'_>) -> Result<()> {
         let _env = FpEnv::ieee();
-        let scalars = match call.args.hyper {
-            HyperSource::Host(hyper, step) => Scalars::new(&hyper, step),
-            // SAFETY: the caller's promise; alignment was checked.
-            HyperSource::Memory { hyper, step } => unsafe {
-                Scalars::new(&hyper.cast::<Hyper>().read(), step.read())
-            },
-        };
         let step = Step {
             context: self,
             call,
-            scalars: &scalars,
         };
-        if matches!(call.stage, Stage::Stats | Stage::Both) {
-            // SAFETY: the caller's promise.
-            unsafe { step.stats() };
-        }
-        if matches!(call.stage, Stage::Apply | Stage::Both) {
-            // SAFETY: the caller's promise.
-            unsafe { step.apply() };
+        // SAFETY: the caller's promise.
+        unsafe {
+            for pass in [Pass::Maxima, Pass::Sums, Pass::UpdateMaxima, Pass::UpdateSums] {
+                if call.pass.is_none_or(|only| only == pass) {
+                    step.collect(pass);
+                }
+            }
+            if call.pass.is_none_or(|only| only == Pass::Apply) {
+                step.apply();
+            }
         }
         Ok(())
     }
@@ -165,25 +164,24 @@ impl CpuContext {
         let _env = FpEnv::ieee();
         self.codec(
             plan,
+            state,
             values,
             buffers,
             |kernels, call, units| {
                 // SAFETY: the caller's promise; the tasks' units are disjoint.
                 unsafe {
                     match kernels {
-                        None => reference::compress(call, state),
-                        Some(kernels) => (kernels.compress)(call, state, units),
+                        Some(kernels) if !whole(call.tensor, state) => {
+                            (kernels.compress)(call, state, units);
+                        }
+                        _ => reference::compress(call, state),
                     }
                 }
             },
             |call| {
-                let rank1 = matches!(
-                    call.tensor.states[state].format,
-                    crate::plan::Format::Rank1 { .. }
-                );
-                if rank1 && self.kernels.is_some() {
+                if self.kernels.is_some() {
                     // SAFETY: the caller's promise.
-                    unsafe { portable::rank1_maxima(call, state) };
+                    unsafe { reference::store_maxima(call, state) };
                 }
             },
         );
@@ -201,6 +199,7 @@ impl CpuContext {
         let _env = FpEnv::ieee();
         self.codec(
             plan,
+            state,
             values,
             buffers,
             |kernels, call, units| {
@@ -220,38 +219,55 @@ impl CpuContext {
     fn codec(
         &self,
         plan: &Plan,
+        state: usize,
         values: &[Buffer],
         buffers: &[Buffer],
         work: impl Fn(Option<Kernels>, &TensorCall<'_>, Range<i64>) + Sync,
         prepare: impl Fn(&TensorCall<'_>),
     ) {
-        let scalars = Scalars::new(&Hyper::default(), 1);
         for (i, tensor) in plan.tensors.iter().enumerate() {
             let call = TensorCall {
                 tensor,
                 index: i,
-                param: values[i].data.cast(),
+                weight: Weight {
+                    data: values[i].data.cast(),
+                    dtype: crate::dtype::Dtype::F32,
+                    form: crate::weights::Weights::Plain,
+                    beside: std::ptr::null_mut(),
+                },
                 grad: std::ptr::null(),
                 update: std::ptr::null_mut(),
                 state: buffers,
-                stats: std::ptr::null_mut(),
+                scratch: [std::ptr::null_mut(); 5],
                 offset: &tensor.offset,
-                scalars: &scalars,
+                grad_scale: 1.0,
+                rule: Update::new(&plan.spec, tensor, &Hyper::default(), 1),
+                preconditioner: Preconditioner::default(),
+                rng: rng::Stream::new(plan.spec.seed, tensor.hash, 0),
                 skip: false,
                 skip_blocks: false,
             };
             prepare(&call);
             match self.kernels {
-                None => work(None, &call, 0..0),
-                Some(_) => {
+                Some(_) if !whole(tensor, state) => {
                     let (units, each) = (tensor.grid.units(), units_per_task(tensor));
                     self.run(div_ceil(units, each), &|task| {
                         work(self.kernels, &call, part(units, each, task));
                     });
                 }
+                _ => work(None, &call, 0..0),
             }
         }
     }
+}
+
+/// Whether a state is imported and exported as a whole, by the reference: factors and covers, which
+/// have no codes. Not done in a step, so not fast.
+fn whole(tensor: &TensorPlan, state: usize) -> bool {
+    matches!(
+        tensor.states[state].format,
+        Format::Factored(_) | Format::Cover(_)
+    )
 }
 
 impl ParallelFor {
@@ -301,17 +317,21 @@ fn kernels(variant: Variant) -> Result<Option<Kernels>> {
 pub(crate) struct TensorCall<'a> {
     tensor: &'a TensorPlan,
     index: usize,
-    param: *mut u8,
+    weight: Weight,
     grad: *const u8,
     /// Null: in place.
     update: *mut u8,
     /// All state buffers of the plan.
     state: &'a [Buffer],
-    /// The plan's statistics: one flag per tensor, then rank-1 maxima.
-    stats: *mut i32,
+    /// The regions of the scratch.
+    scratch: [*mut u8; 5],
     /// Place in the global tensor.
     offset: &'a [i64],
-    scalars: &'a Scalars,
+    /// `RN(grad_scale clip_factor)`, negated to maximize.
+    grad_scale: f32,
+    rule: Update,
+    preconditioner: Preconditioner,
+    rng: rng::Stream,
     /// The tensor stays as it is.
     skip: bool,
     /// Blocks with a non-finite gradient stay as they are.
@@ -330,43 +350,127 @@ impl TensorCall<'_> {
     /// The buffers of one state, as the plan lists them.
     #[inline(always)]
     fn state_buffers(&self, state: usize) -> &[Buffer] {
-        let first = self.tensor.first_buffer + self.tensor.states[state].first_buffer;
-        let end = match self.tensor.states.get(state + 1) {
-            Some(next) => self.tensor.first_buffer + next.first_buffer,
-            None => self.tensor.first_buffer + self.tensor.buffer_count,
-        };
-        &self.state[first..end]
+        let state = &self.tensor.states[state];
+        let first = self.tensor.first_buffer + state.first_buffer;
+        &self.state[first..first + state.buffer_count]
     }
 
+    /// A word of a region of maxima.
     #[inline(always)]
-    fn offset_of(&self, axis: usize) -> usize {
-        index(self.offset[axis])
-    }
-
-    #[inline(always)]
-    fn word(&self, word: usize) -> &AtomicI32 {
-        // SAFETY: the statistics have all words of the plan, aligned, and during a call they are
-        // accessed through atomics only.
-        unsafe { AtomicI32::from_ptr(self.stats.add(word)) }
+    fn word(&self, region: *mut u8, word: usize) -> &AtomicI32 {
+        // SAFETY: the region has all words of the plan, aligned, and while maxima are raised they
+        // are accessed through atomics only.
+        unsafe { AtomicI32::from_ptr(region.cast::<i32>().add(word)) }
     }
 
     /// The tensor's non-finite flag.
     fn flag(&self) -> &AtomicI32 {
-        self.word(self.index)
+        self.word(self.scratch[0], self.index)
     }
 
     #[inline(always)]
     fn statistic(&self, word: usize) -> i32 {
-        self.word(word).load(Ordering::Relaxed)
+        self.word(self.scratch[0], word).load(Ordering::Relaxed)
     }
 
     /// Raises a maximum; the load first, as most values are no new maximum.
     #[inline(always)]
     fn raise(&self, word: usize, value: i32) {
-        let slot = self.word(word);
-        if value > slot.load(Ordering::Relaxed) {
-            slot.fetch_max(value, Ordering::Relaxed);
+        raise(self.word(self.scratch[0], word), value);
+    }
+
+    fn raise_update(&self, word: usize, value: i32) {
+        raise(self.word(self.scratch[2], word), value);
+    }
+
+    /// The unit of the sums whose largest term has this word; `None` if it is not finite.
+    #[inline(always)]
+    fn exponent(&self, word: usize) -> Option<Exponent> {
+        Exponent::above(self.statistic(word))
+    }
+
+    fn update_exponent(&self, word: usize) -> Option<Exponent> {
+        Exponent::above(self.word(self.scratch[2], word).load(Ordering::Relaxed))
+    }
+
+    #[inline(always)]
+    fn add(&self, sum: usize, term: Limbs) {
+        add(self.scratch[1], sum, term);
+    }
+
+    fn add_update(&self, sum: usize, term: Limbs) {
+        add(self.scratch[3], sum, term);
+    }
+
+    /// The new mean of a factored v at `position` (here): R4 of the old mean, in `buffer`, and the
+    /// exact mean of this step's squares, rounded once to f32.
+    fn fresh_mean(&self, factor: &Factor, buffer: Buffer, position: i64) -> f32 {
+        let at = factor.maxima.projection.globalize(position, self.offset);
+        let mean = match self.exponent(factor.maxima.word + at) {
+            Some(exponent) => {
+                let sum = exponent.value(sum(self.scratch[1], factor.sum + 2 * at));
+                (sum / factor.count as f64) as f32
+            }
+            None => f32::NAN,
+        };
+        // SAFETY: the position lies in the buffer.
+        let old = unsafe { load(buffer.data.cast(), crate::dtype::Dtype::F32, index(position)) };
+        canonical(self.rule.average(old, mean))
+    }
+
+    /// The rule with everything that it needs of the whole tensor.
+    fn complete_rule(&self) -> Update {
+        let mut rule = self.rule;
+        if let (Update::Adafactor(adafactor), Some(rms)) = (&mut rule, self.tensor.rms) {
+            let numel = self.tensor.global_shape.iter().product::<i64>().max(1) as f64;
+            let rms_of = |exponent: Option<Exponent>, sum: Limbs| match exponent {
+                Some(exponent) => (exponent.squared().value(sum) / numel).sqrt(),
+                None => f64::NAN,
+            };
+            let (param, update) = adafactor.needs_rms();
+            let param = param.then(|| {
+                rms_of(
+                    self.exponent(rms.param_max),
+                    sum(self.scratch[1], rms.param_sum),
+                )
+            });
+            let update = update.then(|| {
+                rms_of(
+                    self.update_exponent(rms.update_max),
+                    sum(self.scratch[3], rms.update_sum),
+                )
+            });
+            adafactor.set_rms(param, update);
         }
+        rule
+    }
+}
+
+#[inline(always)]
+fn raise(slot: &AtomicI32, value: i32) {
+    if value > slot.load(Ordering::Relaxed) {
+        slot.fetch_max(value, Ordering::Relaxed);
+    }
+}
+
+/// Limb `at` of a region of sums.
+#[inline(always)]
+fn limb<'a>(region: *mut u8, at: usize) -> &'a AtomicI64 {
+    // SAFETY: the region has all limbs of the plan, aligned, accessed through atomics only.
+    unsafe { AtomicI64::from_ptr(region.cast::<i64>().add(at)) }
+}
+
+#[inline(always)]
+fn add(region: *mut u8, sum: usize, term: Limbs) {
+    limb(region, sum).fetch_add(term.high, Ordering::Relaxed);
+    limb(region, sum + 1).fetch_add(term.low, Ordering::Relaxed);
+}
+
+#[inline(always)]
+fn sum(region: *mut u8, sum: usize) -> Limbs {
+    Limbs {
+        high: limb(region, sum).load(Ordering::Relaxed),
+        low: limb(region, sum + 1).load(Ordering::Relaxed),
     }
 }
 
@@ -379,7 +483,7 @@ fn units_per_task(tensor: &TensorPlan) -> i64 {
 
 /// Rows per task of the statistics, with the tensor seen as (leading axes, last axis).
 fn stats_rows(tensor: &TensorPlan) -> (i64, i64, i64) {
-    let width = tensor.info.shape.last().copied().unwrap_or(0).max(1);
+    let width = tensor.info.shape.last().copied().unwrap_or(1).max(1);
     let rows = tensor.numel / width;
     let per_task = (TASK_ELEMENTS / width.min(portable::STATS_COLUMNS)).max(16);
     (rows, width, per_task)
@@ -409,16 +513,19 @@ impl Schedule {
         };
         Self {
             apply: prefix(&|tensor| div_ceil(tensor.grid.units(), units_per_task(tensor))),
-            stats: prefix(&|tensor| match tensor.rank1() {
-                Some(_) if tensor.numel > 0 => {
-                    let (rows, width, per_task) = stats_rows(tensor);
-                    div_ceil(rows, per_task) * div_ceil(width, portable::STATS_COLUMNS)
+            stats: prefix(&|tensor| {
+                if tensor.numel == 0 || !tensor.needs_statistics() {
+                    return 0;
                 }
-                _ => 0,
+                let (rows, width, per_task) = stats_rows(tensor);
+                div_ceil(rows, per_task) * div_ceil(width, portable::STATS_COLUMNS)
             }),
-            scan: prefix(&|tensor| match tensor.rank1() {
-                Some(_) => 0,
-                None => div_ceil(tensor.numel, TASK_ELEMENTS),
+            scan: prefix(&|tensor| {
+                if tensor.needs_statistics() {
+                    0
+                } else {
+                    div_ceil(tensor.numel, TASK_ELEMENTS)
+                }
             }),
         }
     }
@@ -434,7 +541,6 @@ fn locate(prefix: &[i64], task: i64) -> (usize, i64) {
 struct Step<'a> {
     context: &'a CpuContext,
     call: &'a Call<'a>,
-    scalars: &'a Scalars,
 }
 
 // SAFETY: raw pointers of a validated call, shared by the tasks that `TensorCall` is made for.
@@ -448,37 +554,70 @@ impl Step<'_> {
         }
     }
 
+    /// The hyper-parameters of a group, and the step number.
+    fn hyper(&self, group: usize) -> (Hyper, i32) {
+        match self.call.args.hyper {
+            HyperSource::Host(groups, step) => (groups[group], step),
+            // SAFETY: the caller's promise; alignment was checked.
+            HyperSource::Memory { hyper, step } => unsafe {
+                (hyper.cast::<Hyper>().add(group).read(), step.read())
+            },
+        }
+    }
+
     fn tensor(&self, i: usize) -> TensorCall<'_> {
         let (plan, args) = (self.call.plan, self.call.args);
         let tensor = &plan.tensors[i];
+        let (hyper, step) = self.hyper(tensor.info.group);
+        let grad_scale = hyper.grad_scale * hyper.clip_factor;
+        let scratch = args.scratch.data.cast::<u8>();
+        let [maxima, sums, update_maxima, update_sums, fresh, _] = plan.scratch.offsets();
+        let beside = tensor.first_buffer + tensor.buffer_count - 1;
+        let bc2 = 1.0 - power(hyper.beta2, step.max(1).cast_unsigned());
         TensorCall {
             tensor,
             index: i,
-            param: args.params[i].data.cast(),
+            weight: Weight {
+                data: args.params[i].data.cast(),
+                dtype: tensor.info.param_dtype,
+                form: tensor.info.weights,
+                beside: match tensor.info.weights.beside() {
+                    Some(_) => args.state[beside].data.cast(),
+                    None => std::ptr::null_mut(),
+                },
+            },
             grad: args.grads[i].data.cast(),
             update: args
                 .updates
                 .map_or(std::ptr::null_mut(), |updates| updates[i].data.cast()),
             state: args.state,
-            stats: args.stats.data.cast(),
+            scratch: [maxima, sums, update_maxima, update_sums, fresh]
+                .map(|offset| scratch.wrapping_add(offset)),
             offset: args
                 .offsets
                 .and_then(|offsets| offsets[i])
                 .unwrap_or(&tensor.offset),
-            scalars: self.scalars,
+            grad_scale: if plan.spec.maximize { -grad_scale } else { grad_scale },
+            rule: Update::new(&plan.spec, tensor, &hyper, step),
+            preconditioner: Preconditioner {
+                inv_bc2: (1.0 / bc2) as f32,
+                eps: hyper.eps,
+            },
+            rng: rng::Stream::new(plan.spec.seed, tensor.hash, step),
             skip: false,
             skip_blocks: match args.nonfinite {
                 NonFinite::SkipBlock => true,
-                NonFinite::Default => tensor.rank1().is_none(),
+                NonFinite::Default => !tensor.needs_statistics(),
                 NonFinite::SkipTensor | NonFinite::SkipStep | NonFinite::Propagate => false,
             },
         }
     }
 
-    /// Whether a tensor stays as it is, given the flags of all tensors.
+    /// Whether a tensor stays as it is, given the flags of all tensors. The skip flag of any group
+    /// stops all, as a step is skipped as a whole.
     fn skips(&self, call: &TensorCall<'_>) -> bool {
         match self.call.args.nonfinite {
-            NonFinite::Default => call.tensor.rank1().is_some() && call.statistic(call.index) != 0,
+            NonFinite::Default => call.tensor.needs_statistics() && call.statistic(call.index) != 0,
             NonFinite::SkipTensor => call.statistic(call.index) != 0,
             NonFinite::SkipStep | NonFinite::SkipBlock | NonFinite::Propagate => false,
         }
@@ -486,26 +625,46 @@ impl Step<'_> {
 
     /// Whether no tensor changes, given the flags of all.
     fn skips_all(&self) -> bool {
-        let any = || (0..self.call.plan.tensors.len()).any(|i| self.tensor(i).statistic(i) != 0);
-        self.scalars.skip != 0 || (self.call.args.nonfinite == NonFinite::SkipStep && any())
+        let flag = |i| {
+            let flags = self.call.args.scratch.data.cast::<i32>();
+            // SAFETY: the scratch begins with a flag per tensor, which no one changes now.
+            unsafe { *flags.add(i) != 0 }
+        };
+        let any = || (0..self.call.plan.tensors.len()).any(flag);
+        let skip = |group| self.hyper(group).0.skip != 0.0;
+        (0..self.call.plan.groups).any(skip)
+            || (self.call.args.nonfinite == NonFinite::SkipStep && any())
     }
 
     /// # Safety
-    /// The call's buffers are valid.
-    unsafe fn stats(&self) {
+    /// The call's buffers are valid; the statistics of the passes before are complete.
+    unsafe fn collect(&self, pass: Pass) {
         let (plan, args) = (self.call.plan, self.call.args);
+        let offsets = plan.scratch.offsets();
+        let (begin, end) = (offsets[pass as usize], offsets[pass as usize + 1]);
         // SAFETY: the size was checked.
-        unsafe { std::ptr::write_bytes(args.stats.data.cast::<i32>(), 0, plan.stats_words) };
-        let scan = matches!(args.nonfinite, NonFinite::SkipTensor | NonFinite::SkipStep);
+        unsafe {
+            let scratch = args.scratch.data.cast::<u8>().wrapping_add(begin);
+            std::ptr::write_bytes(scratch, 0, end - begin);
+        }
+        if pass != Pass::Maxima && begin == end {
+            return;
+        }
+        let scan = pass == Pass::Maxima
+            && matches!(args.nonfinite, NonFinite::SkipTensor | NonFinite::SkipStep);
         let (Some(kernels), Some(schedule)) = (self.context.kernels, self.schedule()) else {
             for (i, tensor) in plan.tensors.iter().enumerate() {
-                if scan || tensor.rank1().is_some() {
+                if scan || tensor.needs_statistics() {
                     // SAFETY: the caller's promise.
-                    unsafe { reference::stats(&self.tensor(i)) };
+                    unsafe { reference::collect(&self.tensor(i), pass) };
                 }
             }
             return;
         };
+        if matches!(pass, Pass::UpdateMaxima | Pass::UpdateSums) {
+            // SAFETY: the caller's promise.
+            unsafe { self.refresh() };
+        }
         self.context.run(total(&schedule.stats), &|task| {
             let (i, task) = locate(&schedule.stats, task);
             let call = self.tensor(i);
@@ -514,7 +673,7 @@ impl Step<'_> {
             let rows = part(rows, per_task, task % bands);
             let columns = part(width, portable::STATS_COLUMNS, task / bands);
             // SAFETY: the caller's promise.
-            unsafe { (kernels.stats)(&call, rows, columns) };
+            unsafe { (kernels.collect)(&call, pass, rows, columns) };
         });
         if scan {
             self.context.run(total(&schedule.scan), &|task| {
@@ -529,6 +688,20 @@ impl Step<'_> {
         }
     }
 
+    /// Computes the new factors of all tensors.
+    ///
+    /// # Safety
+    /// As for [`Step::collect`].
+    unsafe fn refresh(&self) {
+        let tensors = self.call.plan.tensors.len();
+        if self.call.plan.scratch.fresh > 0 {
+            self.context.run(tensors as i64, &|i| {
+                // SAFETY: the caller's promise; one task per tensor.
+                unsafe { portable::refresh(&self.tensor(index(i))) };
+            });
+        }
+    }
+
     /// # Safety
     /// The call's buffers are valid; the statistics are complete.
     unsafe fn apply(&self) {
@@ -538,11 +711,14 @@ impl Step<'_> {
         let of = |i| {
             let mut call = self.tensor(i);
             call.skip = skip_all || self.skips(&call);
+            call.rule = call.complete_rule();
             call
         };
         let mut tensors_skipped = 0;
         match (self.context.kernels, self.schedule()) {
             (Some(kernels), Some(schedule)) => {
+                // SAFETY: the caller's promise.
+                unsafe { self.refresh() };
                 self.context.run(total(&schedule.apply), &|task| {
                     let (i, task) = locate(&schedule.apply, task);
                     let call = of(i);
@@ -562,7 +738,7 @@ impl Step<'_> {
                     tensors_skipped += i64::from(call.skip);
                     if !call.skip {
                         // SAFETY: the caller's promise; all tasks are done.
-                        unsafe { portable::store_maxima(&call) };
+                        unsafe { portable::store_statistics(&call) };
                     }
                 }
             }

@@ -1,22 +1,9 @@
-//! The definition of every operation: one element at a time, whole tensors, no threads, no
-//! cleverness. All other code (portable, SIMD, CUDA) equals it bit for bit.
+//! The definition of every operation on tensors: one element at a time, whole tensors, no threads,
+//! no cleverness. All other code (portable, SIMD, CUDA) equals it bit for bit.
 //!
-//! The rounding steps of AdamW's element, numbered alike in every backend; RN is rounding to
-//! nearest even in f32, `fma(a, b, c) = RN(a b + c)`:
-//!
-//! ```text
-//! R1  g  = RN(g_raw grad_scale)
-//! R2  w  = RN(g g)
-//! R3  m' = fma(beta1, m, RN((1 - beta1) g))
-//! R4  v' = fma(beta2, v, RN((1 - beta2) w))
-//! R5  d  = fma(RN(sqrt(v')), 1/sqrt(1 - beta2^t), eps)
-//! R6  q  = RN(m' / d)
-//! R7  u  = -fma(lr/(1 - beta1^t), q, RN(lr wd p))
-//! R8  p' = RN(p + u), then rounded to the parameter's dtype
-//! ```
-//!
-//! The update uses the fresh m' and v' (paper, Algorithm 1); what is carried on is their coded
-//! form. It allocates whole f32 states and is meant for tests.
+//! What one element's step is, is defined in `optimizer/`; what a code means, in `quant/`; what is
+//! kept beside a parameter, in `weights.rs`. Here they are put together. It allocates whole f32
+//! states and is meant for tests.
 
 #![expect(unsafe_code, reason = "reads and writes the caller's raw buffers")]
 #![expect(
@@ -26,53 +13,18 @@
 
 use super::TensorCall;
 use super::memory::{load, load_code, store};
+use crate::dtype::Dtype;
 use crate::layout::{Grid, div_ceil, index as extent};
-use crate::numerics::{INF_BITS, NAN_BITS, Scalars, canonical_magnitude, magnitude};
-use crate::plan::{Format, TensorPlan};
-use crate::quant::Table;
+use crate::numerics::{INF_BITS, NAN_BITS, canonical_magnitude, magnitude};
+use crate::optimizer::{Element, Input, MAX_STATES, Update};
+use crate::plan::{Codes, Factor, Format, Maxima, Pass, Scales, TensorPlan};
+use crate::quant::{Rounding, corrected_scale, decode, nearest, stochastic, uniform};
+use crate::rng::Purpose;
 use crate::step::Buffer;
-
-/// One element's new parameter, update and states.
-pub(crate) struct Element {
-    pub(crate) param: f32,
-    pub(crate) update: f32,
-    pub(crate) m: f32,
-    pub(crate) v: f32,
-}
-
-/// AdamW on one element; `g` has been through R1.
-pub(crate) fn adamw(p: f32, g: f32, m: f32, v: f32, s: &Scalars) -> Element {
-    let w = g * g; // R2
-    let m = s.beta1.mul_add(m, s.one_minus_beta1 * g); // R3
-    let v = s.beta2.mul_add(v, s.one_minus_beta2 * w); // R4
-    let d = v.sqrt().mul_add(s.inv_sqrt_bc2, s.eps); // R5
-    let q = m / d; // R6
-    let update = -s.lr_bc1.mul_add(q, s.lr_wd * p); // R7
-    Element {
-        param: p + update,
-        update,
-        m,
-        v,
-    } // R8
-}
 
 /// Whether a scaled gradient counts as non-finite: its square does not fit in f32.
 pub(crate) fn non_finite(g: f32) -> bool {
     !(g * g).is_finite()
-}
-
-/// The number of scaled midpoints below `x`.
-pub(crate) fn encode(x: f32, scale: f32, table: &Table) -> u8 {
-    table
-        .midpoints
-        .iter()
-        .map(|mid| u8::from(x > mid * scale))
-        .sum()
-}
-
-/// The value of a code.
-pub(crate) fn decode(code: u8, scale: f32, table: &Table) -> f32 {
-    table.levels[usize::from(code)] * scale
 }
 
 /// The scale of a block whose largest magnitude is `maximum`: itself, or NaN if not finite.
@@ -85,67 +37,127 @@ pub(crate) fn block_scale(maximum: i32) -> f32 {
     })
 }
 
-/// Stage 1: the non-finite flag of the tensor, and the maxima of the new v along every axis.
+/// v of an element under its factors: `RN(RN(row / mean) column)`, 0 where the mean is 0.
+#[inline(always)]
+pub(crate) fn factored(row: f32, column: f32, mean: f32) -> f32 {
+    if mean == 0.0 { 0.0 } else { row / mean * column }
+}
+
+/// Collects the statistics of one pass; those of the passes before are complete.
 ///
 /// # Safety
-/// The pointers of `call` are valid for the sizes of its plan; `call.stats` was zeroed.
-pub(crate) unsafe fn stats(call: &TensorCall<'_>) {
+/// The pointers of `call` are valid for the sizes of its plan; the pass's statistics were zeroed.
+pub(crate) unsafe fn collect(call: &TensorCall<'_>, pass: Pass) {
     let tensor = call.tensor;
-    let rank1 = tensor.rank1();
-    let old = rank1.map(|_| {
+    // SAFETY: the caller's promise.
+    let old = unsafe { old_states(call, pass != Pass::Maxima) };
+    for i in 0..elements(tensor) {
+        let position = multi_index(tensor, i);
         // SAFETY: the caller's promise.
-        unsafe { decode_state(call, 1) }
-    });
-    for index in 0..elements(tensor) {
-        // SAFETY: the caller's promise.
-        let g = call.scalars.grad_scale * unsafe { load(call.grad, tensor.info.grad_dtype, index) };
-        if non_finite(g) {
-            call.flag().store(1, std::sync::atomic::Ordering::Relaxed);
-        }
-        if let (Some(old), Some(first)) = (&old, tensor.stats_offset) {
-            // R2 and R4 alone; the other results do not matter here.
-            let v = adamw(0.0, g, 0.0, old[index], call.scalars).v;
-            let mut word = first;
-            for (axis, position) in multi_index(tensor, index).into_iter().enumerate() {
-                call.raise(word + position + call.offset_of(axis), magnitude(v));
-                word += extent(tensor.global_shape[axis]);
+        let x = unsafe { input(call, i, &old) };
+        match pass {
+            Pass::Maxima => maxima(call, x, &position),
+            Pass::Sums => sums(call, x, &position),
+            Pass::UpdateMaxima | Pass::UpdateSums => {
+                let (Update::Adafactor(rule), Some(rms)) = (&call.rule, tensor.rms) else {
+                    continue;
+                };
+                let (_, q) = rule.unclipped(x.g, x.old[0]);
+                if !rule.needs_rms().1 {
+                } else if pass == Pass::UpdateMaxima {
+                    call.raise_update(rms.update_max, magnitude(q));
+                } else if let Some(exponent) = call.update_exponent(rms.update_max) {
+                    let term = f64::from(q) * f64::from(q);
+                    call.add_update(rms.update_sum, exponent.squared().limbs(term));
+                }
             }
+            Pass::Apply => {}
         }
     }
 }
 
-/// Stage 2: parameters (or updates) and states. Returns how many blocks were skipped.
+/// The tensor's non-finite flag, and all maxima, raised by one element.
+fn maxima(call: &TensorCall<'_>, x: Input, position: &[i64]) {
+    let tensor = call.tensor;
+    if non_finite(x.g) {
+        call.flag().store(1, std::sync::atomic::Ordering::Relaxed);
+    }
+    let new = call.rule.element(x).new;
+    for (state, new) in tensor.states.iter().zip(new) {
+        for maxima in state.maxima() {
+            let at = maxima.projection.global_position(position, call.offset);
+            call.raise(maxima.word + at, magnitude(new));
+        }
+    }
+    if let Some((_, factors)) = tensor.factored() {
+        let w = call.rule.square(x.p, x.g);
+        for Factor { maxima, .. } in factors {
+            let at = maxima.projection.global_position(position, call.offset);
+            call.raise(maxima.word + at, magnitude(w));
+        }
+    }
+    if let Some(rms) = tensor.rms {
+        call.raise(rms.param_max, magnitude(x.p));
+    }
+}
+
+/// All exact sums, raised by one element.
+fn sums(call: &TensorCall<'_>, x: Input, position: &[i64]) {
+    if let Some((_, factors)) = call.tensor.factored() {
+        let w = f64::from(call.rule.square(x.p, x.g));
+        for factor in factors {
+            let projection = &factor.maxima.projection;
+            let at = projection.global_position(position, call.offset);
+            if let Some(exponent) = call.exponent(factor.maxima.word + at) {
+                call.add(factor.sum + 2 * at, exponent.limbs(w));
+            }
+        }
+    }
+    if let Some(rms) = call.tensor.rms
+        && let Some(exponent) = call.exponent(rms.param_max)
+    {
+        let term = f64::from(x.p) * f64::from(x.p);
+        call.add(rms.param_sum, exponent.squared().limbs(term));
+    }
+}
+
+/// Parameters (or updates) and states. Returns how many blocks were skipped.
 ///
 /// # Safety
-/// As for [`stats`]; the statistics are complete.
+/// As for [`collect`]; all statistics are complete.
 pub(crate) unsafe fn apply(call: &TensorCall<'_>) -> i64 {
     let tensor = call.tensor;
-    let (param_dtype, grad_dtype) = (tensor.info.param_dtype, tensor.info.grad_dtype);
+    let param_dtype = tensor.info.param_dtype;
     let grid = &tensor.grid;
+    let rule = call.rule;
     // SAFETY: the caller's promise.
-    let (mut m, mut v) = unsafe { (decode_state(call, 0), decode_state(call, 1)) };
+    let mut states = unsafe { old_states(call, true) };
     let mut kept = vec![call.skip; extent(grid.units())];
     for (unit, kept) in kept.iter_mut().enumerate() {
         let first = start(grid, unit);
         let indices = first..first + length(grid, unit);
         // SAFETY: the caller's promise.
-        let grad = |i| call.scalars.grad_scale * unsafe { load(call.grad, grad_dtype, i) }; // R1
-        if call.skip_blocks && indices.clone().any(|i| non_finite(grad(i))) {
+        let finite = |i| unsafe { !non_finite(input(call, i, &states).g) };
+        if call.skip_blocks && !indices.clone().all(finite) {
             *kept = true;
         }
         for i in indices {
             // SAFETY: the caller's promise; the gradient of element i is read before its update,
             // which may take its place, is written.
             unsafe {
-                let p = load(call.param, param_dtype, i);
-                let new = adamw(p, grad(i), m[i], v[i], call.scalars);
+                let x = input(call, i, &states);
+                let Element { update, new } = rule.element(x);
                 if !*kept {
-                    (m[i], v[i]) = (new.m, new.v);
+                    for (state, new) in states.iter_mut().zip(new) {
+                        state[i] = new;
+                    }
                 }
+                let (row, col) = global(call, i);
+                let draw = call.rng.draw(Purpose::Weight, row, col);
                 match (call.in_place(), *kept) {
-                    (true, false) => store(call.param, param_dtype, i, new.param),
+                    (true, false) => call.weight.store(i, x.p + update, draw), // R8
                     (true, true) => {}
-                    (false, false) => store(call.update, param_dtype, i, new.update),
+                    (false, false) => store(call.update, param_dtype, i, update),
                     (false, true) => store(call.update, param_dtype, i, 0.0),
                 }
             }
@@ -156,201 +168,325 @@ pub(crate) unsafe fn apply(call: &TensorCall<'_>) -> i64 {
     }
     // SAFETY: the caller's promise.
     unsafe {
-        encode_state(call, 0, &m, &kept);
-        encode_state(call, 1, &v, &kept);
+        store_statistics(call);
+        for (state, values) in states.iter().enumerate() {
+            encode(call, state, values, &kept);
+        }
     }
     kept.iter().map(|kept| i64::from(*kept)).sum()
 }
 
-/// Quantizes `values` into a state. Rank-1 maxima are found here.
+/// Copies new maxima and factors into the states that keep them.
+unsafe fn store_statistics(call: &TensorCall<'_>) {
+    for (state, plan) in call.tensor.states.iter().enumerate() {
+        let first = usize::from(matches!(plan.format, Format::Codes(_)));
+        let buffers = &call.state_buffers(state)[first..];
+        for (maxima, buffer) in plan.maxima().iter().zip(buffers) {
+            for position in 0..maxima.projection.len() {
+                let at = maxima.projection.globalize(position, call.offset);
+                let bits = canonical_magnitude(call.statistic(maxima.word + at));
+                // SAFETY: the caller's promise.
+                unsafe {
+                    put(*buffer, extent(position), f32::from_bits(bits.cast_unsigned()));
+                }
+            }
+        }
+        if let Format::Factored(factors) = &plan.format {
+            for (factor, buffer) in factors.iter().zip(buffers) {
+                for position in 0..factor.maxima.projection.len() {
+                    // SAFETY: the caller's promise.
+                    unsafe {
+                        let fresh = call.fresh_mean(factor, *buffer, position);
+                        put(*buffer, extent(position), fresh);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Quantizes the f32 values at `call.weight` into a state.
 ///
 /// # Safety
-/// As for [`stats`], with `values` f32 in `call.param`.
+/// As for [`collect`].
 pub(crate) unsafe fn compress(call: &TensorCall<'_>, state: usize) {
     let tensor = call.tensor;
     let values: Vec<f32> = (0..elements(tensor))
         // SAFETY: the caller's promise.
-        .map(|i| unsafe { load(call.param, crate::dtype::Dtype::F32, i) })
+        .map(|i| unsafe { load(call.weight.data, Dtype::F32, i) })
         .collect();
-    if matches!(tensor.states[state].format, Format::Rank1 { .. }) {
-        let buffers = call.state_buffers(state);
-        for axis in 0..tensor.info.shape.len() {
-            let mut maxima = vec![0_i32; extent(tensor.info.shape[axis])];
-            for (i, value) in values.iter().enumerate() {
-                let slot = &mut maxima[multi_index(tensor, i)[axis]];
-                *slot = (*slot).max(magnitude(*value));
-            }
-            for (position, maximum) in maxima.into_iter().enumerate() {
-                let bits = canonical_magnitude(maximum).cast_unsigned();
-                // SAFETY: the caller's promise.
-                unsafe { put(buffers[1 + axis], position, f32::from_bits(bits)) };
-            }
-        }
-    }
-    let kept = vec![false; extent(tensor.grid.units())];
     // SAFETY: the caller's promise.
-    unsafe { encode_values(call, state, &values, &kept) };
+    unsafe {
+        store_maxima(call, state);
+        if let Format::Factored(factors) = &tensor.states[state].format {
+            store_means(call, state, factors, &values);
+        }
+        encode(call, state, &values, &vec![false; extent(tensor.grid.units())]);
+    }
 }
 
-/// Restores a state as f32 values.
+/// Finds and stores the maxima of the f32 values at `call.weight`, if the state has some.
 ///
 /// # Safety
-/// As for [`stats`], with the f32 output in `call.param`.
+/// As for [`collect`].
+pub(crate) unsafe fn store_maxima(call: &TensorCall<'_>, state: usize) {
+    let tensor = call.tensor;
+    let plan = &tensor.states[state];
+    let first = usize::from(matches!(plan.format, Format::Codes(_)));
+    for (maxima, buffer) in plan.maxima().iter().zip(&call.state_buffers(state)[first..]) {
+        let mut largest = vec![0; extent(maxima.projection.len())];
+        for i in 0..elements(tensor) {
+            // SAFETY: the caller's promise.
+            let value = unsafe { load(call.weight.data, Dtype::F32, i) };
+            let slot = &mut largest[maxima.projection.position(&multi_index(tensor, i))];
+            *slot = (*slot).max(magnitude(value));
+        }
+        for (position, bits) in largest.into_iter().enumerate() {
+            let value = f32::from_bits(canonical_magnitude(bits).cast_unsigned());
+            // SAFETY: the caller's promise.
+            unsafe { put(*buffer, position, value) };
+        }
+    }
+}
+
+/// The means of v's values, in f64, element by element in the tensor's order.
+unsafe fn store_means(call: &TensorCall<'_>, state: usize, factors: &[Factor; 3], values: &[f32]) {
+    for (factor, buffer) in factors.iter().zip(call.state_buffers(state)) {
+        let projection = &factor.maxima.projection;
+        let mut sums = vec![0.0_f64; extent(projection.len())];
+        for (i, value) in values.iter().enumerate() {
+            sums[projection.position(&multi_index(call.tensor, i))] += f64::from(*value);
+        }
+        for (position, sum) in sums.into_iter().enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe { put(*buffer, position, (sum / factor.count as f64) as f32) };
+        }
+    }
+}
+
+/// Restores a state as f32 values at `call.weight`.
+///
+/// # Safety
+/// As for [`collect`].
 pub(crate) unsafe fn decompress(call: &TensorCall<'_>, state: usize) {
     // SAFETY: the caller's promise.
-    let values = unsafe { decode_state(call, state) };
+    let values = unsafe { decode_state(call, state, false) };
     for (i, value) in values.into_iter().enumerate() {
         // SAFETY: the caller's promise.
-        unsafe { store(call.param, crate::dtype::Dtype::F32, i, value) };
+        unsafe { store(call.weight.data, Dtype::F32, i, value) };
     }
+}
+
+/// One element before the step.
+unsafe fn input(call: &TensorCall<'_>, i: usize, old: &[Vec<f32>]) -> Input {
+    let mut states = [0.0; MAX_STATES];
+    for (slot, state) in states.iter_mut().zip(old) {
+        *slot = state[i];
+    }
+    // SAFETY: the caller's promise.
+    unsafe {
+        Input {
+            p: call.weight.load(i),
+            g: call.grad_scale * load(call.grad, call.tensor.info.grad_dtype, i), // R1
+            old: states,
+        }
+    }
+}
+
+/// All states; a factored one is made of the new factors once those are known.
+unsafe fn old_states(call: &TensorCall<'_>, fresh: bool) -> Vec<Vec<f32>> {
+    (0..call.tensor.states.len())
+        // SAFETY: the caller's promise.
+        .map(|state| unsafe { decode_state(call, state, fresh) })
+        .collect()
 }
 
 /// All values of a state, in the order of the tensor's elements.
-unsafe fn decode_state(call: &TensorCall<'_>, state: usize) -> Vec<f32> {
+unsafe fn decode_state(call: &TensorCall<'_>, state: usize, fresh: bool) -> Vec<f32> {
     let tensor = call.tensor;
     let buffers = call.state_buffers(state);
     (0..elements(tensor))
         .map(|i| {
+            let position = multi_index(tensor, i);
             // SAFETY: the caller's promise.
             unsafe {
-                match tensor.states[state].format {
+                match &tensor.states[state].format {
                     Format::F32 => get(buffers[0], i),
-                    Format::Block { block, table } => decode(
-                        code(tensor, buffers, i),
-                        get(buffers[1], scale_index(tensor, block, i)),
-                        table,
-                    ),
-                    Format::Rank1 { table } => decode(
-                        code(tensor, buffers, i),
-                        rank1_scale(tensor, buffers, i),
-                        table,
-                    ),
+                    Format::Codes(codes) => {
+                        let scale = stored_scale(tensor, codes, &buffers[1..], i);
+                        let value = decode(code(tensor, codes, buffers[0], i), scale, &codes.table);
+                        match codes.dither {
+                            Some(spacing) => value - dither(call, state, codes, spacing, scale, i),
+                            None => value,
+                        }
+                    }
+                    Format::Cover(maxima) => smallest(maxima, buffers, &position),
+                    Format::Factored(factors) => {
+                        let [row, column, mean] = [0, 1, 2].map(|f| {
+                            let at = factors[f].maxima.projection.position(&position);
+                            if fresh {
+                                call.fresh_mean(&factors[f], buffers[f], at as i64)
+                            } else {
+                                get(buffers[f], at)
+                            }
+                        });
+                        factored(row, column, mean)
+                    }
                 }
             }
         })
         .collect()
 }
 
-/// Codes `values`, leaving the units in `kept`; rank-1 maxima come from the statistics.
-unsafe fn encode_state(call: &TensorCall<'_>, state: usize, values: &[f32], kept: &[bool]) {
-    let tensor = call.tensor;
-    if let (Format::Rank1 { .. }, Some(first)) = (tensor.states[state].format, tensor.stats_offset)
-    {
-        let mut word = first;
-        for axis in 0..tensor.info.shape.len() {
-            for position in 0..extent(tensor.info.shape[axis]) {
-                let maximum = call.statistic(word + position + call.offset_of(axis));
-                let bits = canonical_magnitude(maximum).cast_unsigned();
-                // SAFETY: the caller's promise.
-                unsafe {
-                    put(
-                        call.state_buffers(state)[1 + axis],
-                        position,
-                        f32::from_bits(bits),
-                    )
-                };
-            }
-            word += extent(tensor.global_shape[axis]);
-        }
-    }
-    // SAFETY: the caller's promise.
-    unsafe { encode_values(call, state, values, kept) };
-}
-
-/// Codes and block scales; rank-1 maxima are in the state's axis buffers already.
-unsafe fn encode_values(call: &TensorCall<'_>, state: usize, values: &[f32], kept: &[bool]) {
+/// Codes and block scales of all units but those in `kept`; maxima are in their buffers already.
+unsafe fn encode(call: &TensorCall<'_>, state: usize, values: &[f32], kept: &[bool]) {
     let tensor = call.tensor;
     let buffers = call.state_buffers(state);
     let grid = &tensor.grid;
     for (unit, _) in kept.iter().enumerate().filter(|(_, kept)| !**kept) {
         let first = start(grid, unit);
-        let unit_end = first + length(grid, unit);
-        match tensor.states[state].format {
+        let end = first + length(grid, unit);
+        match &tensor.states[state].format {
             Format::F32 => {
-                for i in first..unit_end {
+                for i in first..end {
                     // SAFETY: the caller's promise.
                     unsafe { put(buffers[0], i, values[i]) };
                 }
             }
-            Format::Block { block, table } => {
-                let mut begin = first;
-                while begin < unit_end {
-                    let end = (begin + extent(block)).min(unit_end);
-                    let maximum = values[begin..end].iter().map(|x| magnitude(*x)).max();
-                    let scale = block_scale(maximum.unwrap_or(0));
+            Format::Codes(codes) => {
+                let block = match codes.scales {
+                    Scales::Block(block) => extent(block),
+                    Scales::Maxima(_) => end - first,
+                };
+                for begin in (first..end).step_by(block) {
+                    let range = begin..end.min(begin + block);
                     // SAFETY: the caller's promise.
-                    unsafe {
-                        put(buffers[1], scale_index(tensor, block, begin), scale);
-                        for i in begin..end {
-                            put_code(tensor, buffers, i, encode(values[i], scale, table));
-                        }
-                    }
-                    begin = end;
+                    unsafe { encode_block(call, state, codes, values, range) };
                 }
             }
-            Format::Rank1 { table } => {
-                for i in first..unit_end {
-                    // SAFETY: the caller's promise.
-                    unsafe {
-                        let scale = rank1_scale(tensor, buffers, i);
-                        put_code(tensor, buffers, i, encode(values[i], scale, table));
-                    }
-                }
-            }
+            Format::Factored(_) | Format::Cover(_) => {}
         }
     }
 }
 
-/// The smallest, over the axes, of the maxima of the slices that element `index` lies in; as
-/// integers, so that NaN is the largest.
-unsafe fn rank1_scale(tensor: &TensorPlan, buffers: &[Buffer], index: usize) -> f32 {
-    let axes = multi_index(tensor, index).into_iter().zip(&buffers[1..]);
+/// Codes of the elements `range`, which lie in one block.
+unsafe fn encode_block(
+    call: &TensorCall<'_>,
+    state: usize,
+    codes: &Codes,
+    values: &[f32],
+    range: std::ops::Range<usize>,
+) {
+    let tensor = call.tensor;
+    let buffers = call.state_buffers(state);
+    let first = range.start;
     // SAFETY: the caller's promise.
-    let bits = axes
-        .map(|(position, axis)| unsafe { get(*axis, position) }.to_bits())
+    unsafe {
+        if let Scales::Block(block) = codes.scales {
+            let largest = values[range.clone()].iter().map(|x| magnitude(*x)).max();
+            let scale = block_scale(largest.unwrap_or(0));
+            put(buffers[1], scale_index(tensor, block, first), scale);
+        }
+        for i in range.clone() {
+            let scale = stored_scale(tensor, codes, &buffers[1..], i);
+            let (row, col) = global(call, i);
+            let code = match (codes.rounding, codes.dither) {
+                (Rounding::Nearest, None) => nearest(values[i], scale, &codes.table),
+                (Rounding::Nearest, Some(spacing)) => {
+                    let offset = dither(call, state, codes, spacing, scale, i);
+                    nearest(values[i] + offset, scale, &codes.table)
+                }
+                (rounding, _) => {
+                    let draw = call.rng.draw(Purpose::State(state), row, col);
+                    let u = uniform(draw);
+                    stochastic(values[i], scale, &codes.table, rounding, call.preconditioner, u)
+                }
+            };
+            put_code(tensor, codes, buffers[0], i, code);
+        }
+        if let (Scales::Block(block), true) = (&codes.scales, codes.scale_correction) {
+            let scale = stored_scale(tensor, codes, &buffers[1..], first);
+            let corrected = corrected_scale(scale, &values[range], |i| {
+                decode(code(tensor, codes, buffers[0], first + i), scale, &codes.table)
+            });
+            put(buffers[1], scale_index(tensor, *block, first), corrected);
+        }
+    }
+}
+
+/// What subtractive dither adds to the elements of a block: `RN(RN((u - 1/2) spacing) scale)`.
+fn dither(
+    call: &TensorCall<'_>,
+    state: usize,
+    codes: &Codes,
+    spacing: f32,
+    scale: f32,
+    i: usize,
+) -> f32 {
+    let (row, col) = global(call, i);
+    let block = match codes.scales {
+        Scales::Block(block) => extent(block),
+        Scales::Maxima(_) => 1,
+    };
+    let draw = call.rng.dither(state, row, col / block, scale);
+    (uniform(draw) - 0.5) * spacing * scale
+}
+
+/// The scale that is stored for element `i`.
+unsafe fn stored_scale(tensor: &TensorPlan, codes: &Codes, buffers: &[Buffer], i: usize) -> f32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match &codes.scales {
+            Scales::Block(block) => get(buffers[0], scale_index(tensor, *block, i)),
+            Scales::Maxima(maxima) => smallest(maxima, buffers, &multi_index(tensor, i)),
+        }
+    }
+}
+
+/// The smallest of the maxima of the slices that an element lies in; as integers, so that NaN is
+/// the largest.
+unsafe fn smallest(maxima: &[Maxima], buffers: &[Buffer], position: &[i64]) -> f32 {
+    let values = maxima.iter().zip(buffers);
+    // SAFETY: the caller's promise.
+    let bits = values
+        .map(|(maxima, buffer)| unsafe { get(*buffer, maxima.projection.position(position)) })
+        .map(f32::to_bits)
         .min();
     f32::from_bits(bits.unwrap_or(0))
 }
 
-unsafe fn code(tensor: &TensorPlan, buffers: &[Buffer], index: usize) -> u8 {
-    let (row, col) = row_col(tensor, index);
+unsafe fn code(tensor: &TensorPlan, codes: &Codes, buffer: Buffer, i: usize) -> u8 {
+    let (row, col) = row_col(tensor, i);
+    let bytes = extent(tensor.grid.code_bytes(codes.per_byte));
     // SAFETY: the caller's promise.
     unsafe {
-        load_code(
-            buffers[0]
-                .data
-                .cast::<u8>()
-                .add(row * extent(tensor.grid.code_bytes())),
-            col,
-        )
+        let row = buffer.data.cast::<u8>().add(row * bytes);
+        load_code(row, extent(codes.per_byte), col)
     }
 }
 
-unsafe fn put_code(tensor: &TensorPlan, buffers: &[Buffer], index: usize, code: u8) {
-    let (row, col) = row_col(tensor, index);
+unsafe fn put_code(tensor: &TensorPlan, codes: &Codes, buffer: Buffer, i: usize, code: u8) {
+    let (row, col) = row_col(tensor, i);
+    let per_byte = extent(codes.per_byte);
+    let bytes = extent(tensor.grid.code_bytes(codes.per_byte));
+    let shift = col % per_byte * (8 / per_byte);
     // SAFETY: the caller's promise.
     unsafe {
-        let byte = buffers[0]
-            .data
-            .cast::<u8>()
-            .add(row * extent(tensor.grid.code_bytes()) + col / 2);
-        // The even element clears the pad nibble of an odd row's end.
-        *byte = if col.is_multiple_of(2) {
-            code
-        } else {
-            (*byte & 15) | (code << 4)
-        };
+        let byte = buffer.data.cast::<u8>().add(row * bytes + col / per_byte);
+        // The first element of a byte clears the others, the pad bits of a row's end among them.
+        let before = if shift == 0 { 0 } else { *byte & ((1 << shift) - 1) };
+        *byte = before | (code << shift);
     }
 }
 
 unsafe fn get(buffer: Buffer, index: usize) -> f32 {
     // SAFETY: the caller's promise.
-    unsafe { load(buffer.data.cast(), crate::dtype::Dtype::F32, index) }
+    unsafe { load(buffer.data.cast(), Dtype::F32, index) }
 }
 
 unsafe fn put(buffer: Buffer, index: usize, value: f32) {
     // SAFETY: the caller's promise.
-    unsafe { store(buffer.data.cast(), crate::dtype::Dtype::F32, index, value) };
+    unsafe { store(buffer.data.cast(), Dtype::F32, index, value) };
 }
 
 fn scale_index(tensor: &TensorPlan, block: i64, index: usize) -> usize {
@@ -363,13 +499,20 @@ fn row_col(tensor: &TensorPlan, index: usize) -> (usize, usize) {
     (index / cols, index % cols)
 }
 
+/// Row and column in the grid of the global tensor.
+fn global(call: &TensorCall<'_>, index: usize) -> (usize, usize) {
+    let (row, col) = row_col(call.tensor, index);
+    let (row, col) = call.tensor.grid.global(row as i64, col as i64, call.offset);
+    (extent(row), extent(col))
+}
+
 /// Index along every axis (here, not in the global tensor).
-fn multi_index(tensor: &TensorPlan, index: usize) -> Vec<usize> {
-    let mut rest = index;
+fn multi_index(tensor: &TensorPlan, index: usize) -> Vec<i64> {
+    let mut rest = index as i64;
     let mut position = vec![0; tensor.info.shape.len()];
     for (slot, axis) in position.iter_mut().zip(&tensor.info.shape).rev() {
-        *slot = rest % extent(*axis);
-        rest /= extent(*axis);
+        *slot = rest % axis;
+        rest /= axis;
     }
     position
 }

@@ -17,7 +17,7 @@ use crate::dtype::Dtype;
 use crate::error::Status;
 use crate::numerics::{Hyper, Scalars};
 use crate::plan::{Format, Plan, TensorInfo};
-use crate::quant::{DE_SIGNED, LINEAR, Mapping};
+use crate::quant::{Mapping, Table};
 use crate::spec::{Optimizer, Override, Quantizer, Spec};
 use crate::step::{Buffer, HyperSource, NonFinite, Stage, StepArgs};
 
@@ -304,7 +304,7 @@ struct Side {
     grads: Vec<Guarded>,
     updates: Vec<Guarded>,
     state: Vec<Guarded>,
-    stats: Guarded,
+    scratch: Guarded,
     hyper: Guarded,
     step: Guarded,
     skipped: Guarded,
@@ -325,7 +325,7 @@ impl Side {
                 Output::InPlace | Output::OverGrad => Vec::new(),
             },
             state: plan.buffers().iter().map(|b| memory(b.bytes)).collect(),
-            stats: memory(plan.stats_bytes()),
+            scratch: memory(plan.scratch_bytes()),
             hyper: memory(4 * Hyper::COUNT as i64),
             step: memory(4),
             skipped: memory(16),
@@ -381,14 +381,14 @@ impl Side {
             grads: &grads,
             updates: updates.as_deref(),
             state: &state,
-            stats: self.stats.buffer(),
+            scratch: self.scratch.buffer(),
             hyper: if case.in_memory {
                 HyperSource::Memory {
                     hyper: self.hyper.data.cast(),
                     step: self.step.data.cast(),
                 }
             } else {
-                HyperSource::Host(case.hyper, t)
+                HyperSource::Host(std::slice::from_ref(&case.hyper), t)
             },
             nonfinite: case.nonfinite,
             offsets: None,
@@ -439,7 +439,7 @@ impl Case {
             got.paint(self, t);
             want.with_args(self, t, |args| {
                 // SAFETY: host memory of the sizes that the plan says.
-                unsafe { plan.step(args, Stage::Both, std::ptr::null_mut()) }.unwrap();
+                unsafe { plan.step(args, Stage::All, std::ptr::null_mut()) }.unwrap();
             });
             got.with_args(self, t, |args| {
                 let scalars = scalars(&args.hyper);
@@ -741,12 +741,13 @@ fn codes_at_every_midpoint_equal_their_definition() {
     let border = 2.0_f32.powi(-120).to_bits();
     scales.extend((border - 3..border + 3).map(f32::from_bits));
 
-    let tables = [&DE_SIGNED, &LINEAR];
-    for table in tables {
+    let tables = [(Mapping::De, true), (Mapping::Linear, false)]
+        .map(|(mapping, signed)| Table::of(mapping, 4, signed, &[]).unwrap());
+    for table in &tables {
         let mut values = Vec::new();
         for scale in &scales {
             let mut block = vec![0.0, -0.0, *scale, -scale];
-            for midpoint in table.midpoints {
+            for midpoint in &table.midpoints {
                 let middle = midpoint * scale;
                 let (down, up) = (middle.next_down(), middle.next_up());
                 block.extend([middle, down, up, down.next_down(), up.next_up()]);
@@ -767,7 +768,7 @@ fn codes_at_every_midpoint_equal_their_definition() {
         };
         // SAFETY: buffers of the sizes that kernels.cpp says.
         unsafe { (SHIM.codes)(&raw const params) };
-        for (state, coded) in tables.into_iter().enumerate() {
+        for (state, coded) in tables.iter().enumerate() {
             for (i, x) in values.iter().enumerate() {
                 let scale = scales[i / 128];
                 let above = coded.midpoints.iter().filter(|mid| *x > *mid * scale);
@@ -822,7 +823,7 @@ fn a_state_without_a_kernel_is_refused_with_its_name() {
             Spec {
                 overrides: vec![Override {
                     pattern: "*".into(),
-                    m: Some(Quantizer::F32),
+                    m: Some(Quantizer::f32()),
                     v: None,
                     x: None,
                 }],
@@ -832,14 +833,10 @@ fn a_state_without_a_kernel_is_refused_with_its_name() {
         ),
         (
             Spec {
-                optimizer: Optimizer::None,
-                threshold: 0,
-                m: None,
-                v: None,
-                x: Some(Quantizer::F32),
-                overrides: Vec::new(),
+                x: Some(Quantizer::f32()),
+                ..Spec::new(Optimizer::None)
             },
-            "optimizer none",
+            "none for none",
         ),
     ];
     for (spec, part) in cases {

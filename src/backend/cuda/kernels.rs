@@ -9,8 +9,10 @@ use crate::error::{Error, Result, Status, unsupported};
 use crate::layout::div_ceil;
 use crate::numerics::Scalars;
 use crate::plan::{Format, TensorPlan};
-use crate::quant::{DE_SIGNED, LINEAR};
+use crate::quant::Mapping;
+use crate::spec::Quantizer;
 use crate::step::{HyperSource, NonFinite, StepArgs};
+use crate::weights::Weights;
 
 // ---- what was embedded -------------------------------------------------------------------------
 
@@ -59,27 +61,39 @@ const UNITS: i64 = THREADS as i64 / 32;
 impl Kernel {
     /// The kernel for the states of an AdamW tensor.
     fn of(tensor: &TensorPlan) -> Result<Self> {
-        let formats = [&tensor.states[0].format, &tensor.states[1].format];
-        let f32_states = match formats {
-            [Format::F32, Format::F32] => true,
-            [
-                Format::Block {
-                    block: BLOCK,
-                    table: m,
-                },
-                Format::Block {
-                    block: BLOCK,
-                    table: v,
-                },
-            ] if **m == DE_SIGNED && **v == LINEAR => false,
-            _ => {
-                let [m, v] = [0, 1].map(|i| tensor.states[i].quantizer.describe());
+        let info = &tensor.info;
+        for dtype in [info.param_dtype, info.grad_dtype] {
+            if dtype == Dtype::F16 {
                 return Err(unsupported(format!(
-                    "tensor {:?} has m {m} and v {v}; this version has CUDA kernels for m 4-bit \
-                     block(128)/de with v 4-bit block(128)/linear, and for f32 states",
-                    tensor.info.name
+                    "tensor {:?} has f16 values, for which this version has no CUDA kernel",
+                    info.name
                 )));
             }
+        }
+        if info.weights != Weights::Plain {
+            return Err(unsupported(format!(
+                "tensor {:?} has weights {}, for which this version has no CUDA kernel",
+                info.name,
+                info.weights.name()
+            )));
+        }
+        let kept = [0, 1].map(|i| &tensor.states[i]);
+        let coded = |i: usize, mapping| {
+            matches!(kept[i].format, Format::Codes(_))
+                && kept[i].quantizer == Quantizer::block(128, mapping)
+        };
+        let f32_states = if kept.iter().all(|state| state.format == Format::F32) {
+            true
+        } else if coded(0, Mapping::De) && coded(1, Mapping::Linear) {
+            false
+        } else {
+            return Err(unsupported(format!(
+                "tensor {:?} has m {} and v {}; this version has CUDA kernels for m 4-bit \
+                 block(128)/de with v 4-bit block(128)/linear, and for f32 states",
+                info.name,
+                kept[0].describe(),
+                kept[1].describe()
+            )));
         };
         let bf16 = |dtype| usize::from(dtype == Dtype::Bf16);
         let (param, grad) = (bf16(tensor.info.param_dtype), bf16(tensor.info.grad_dtype));

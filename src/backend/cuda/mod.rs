@@ -18,9 +18,9 @@ use std::ffi::c_void;
 use crate::error::{Error, Result, Status, unsupported};
 use crate::layout::index;
 use crate::numerics::{FpEnv, Hyper, Scalars};
-use crate::plan::TensorPlan;
+use crate::plan::{Pass, TensorPlan};
 use crate::spec::{Optimizer, Spec};
-use crate::step::{HyperSource, Stage};
+use crate::step::HyperSource;
 
 use super::Call;
 use driver::Device;
@@ -87,10 +87,10 @@ impl CudaContext {
         };
         let scalars = scalars(&args.hyper);
         self.device.with(|active| {
-            if call.stage == Stage::Stats {
+            if call.pass == Some(Pass::Maxima) {
                 // No kernel reads the statistics, but a trainer that reduces them does.
                 // SAFETY: the size was checked; the caller's promise.
-                return unsafe { active.zero(args.stats.data, 4 * plan.stats_words, call.stream) };
+                return unsafe { active.zero(args.scratch.data, 4 * plan.scratch.maxima, call.stream) };
             }
             for (i, (launch, tensor)) in schedule.launches.iter().zip(&plan.tensors).enumerate() {
                 let params = launch.params(tensor, i, args, &scalars);
@@ -158,9 +158,17 @@ fn schedule(
     tensors: &[TensorPlan],
     resident: impl Fn(kernels::Kernel) -> u32,
 ) -> Result<Schedule> {
-    if spec.optimizer == Optimizer::None {
+    if spec.optimizer != Optimizer::Adamw || spec.amsgrad || spec.maximize {
+        return Err(unsupported(format!(
+            "this version has CUDA kernels for adamw without amsgrad and maximize, none for {}{}{}",
+            spec.optimizer.name(),
+            if spec.amsgrad { " with amsgrad" } else { "" },
+            if spec.maximize { " with maximize" } else { "" },
+        )));
+    }
+    if tensors.iter().any(|tensor| tensor.info.group > 0) {
         return Err(unsupported(
-            "optimizer none (compress and decompress) has no CUDA kernels in this version",
+            "this version's CUDA kernels take one group of hyper-parameters",
         ));
     }
     let launches = tensors
@@ -171,10 +179,10 @@ fn schedule(
 }
 
 /// The scalars of a step by value; what it says is not used where they are in device memory.
-fn scalars(source: &HyperSource) -> Scalars {
+fn scalars(source: &HyperSource<'_>) -> Scalars {
     let _env = FpEnv::ieee();
     match *source {
-        HyperSource::Host(hyper, step) => Scalars::new(&hyper, step),
+        HyperSource::Host(groups, step) => Scalars::new(&groups[0], step),
         HyperSource::Memory { .. } => Scalars::new(&Hyper::default(), 1),
     }
 }

@@ -1,0 +1,103 @@
+//! Sums whose result does not depend on the order of their terms: every term is rounded once, to a
+//! multiple of a common unit that the largest term decides, and the multiples are added as
+//! integers. Threads, shards and atomics give the same bits.
+
+use super::INF_BITS;
+
+/// A term has at most this many bits.
+const BITS: i32 = 61;
+
+/// Bits of the low limb.
+const LOW: u32 = 31;
+
+/// The power of two above the largest magnitude of a set.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Exponent(i32);
+
+impl Exponent {
+    /// Of the set whose largest magnitude has these bits; `None` if it is not finite.
+    #[inline(always)]
+    pub(crate) fn above(largest: i32) -> Option<Self> {
+        let finite = largest < INF_BITS.cast_signed();
+        // A subnormal is below 2^-126, a normal number with the biased exponent b below 2^(b-126).
+        finite.then_some(Self((largest >> 23) - 126))
+    }
+
+    /// The same for the squares of the set.
+    #[inline(always)]
+    pub(crate) fn squared(self) -> Self {
+        Self(2 * self.0)
+    }
+
+    /// `RNE(term 2^(61 - e))`, where `term < 2^e`.
+    #[inline(always)]
+    pub(crate) fn limbs(self, term: f64) -> Limbs {
+        let scaled = (term * power_of_two(BITS - self.0)).round_ties_even() as i64;
+        Limbs {
+            high: scaled >> LOW,
+            low: scaled & ((1 << LOW) - 1),
+        }
+    }
+
+    /// The sum that the limbs of its terms add up to.
+    #[inline(always)]
+    pub(crate) fn value(self, sum: Limbs) -> f64 {
+        let whole = (sum.high as f64).mul_add((1_u64 << LOW) as f64, sum.low as f64);
+        whole * power_of_two(self.0 - BITS)
+    }
+}
+
+/// A term, or a sum of up to 2^32 terms: `high 2^31 + low` units.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Limbs {
+    pub(crate) high: i64,
+    pub(crate) low: i64,
+}
+
+impl Limbs {
+    #[inline(always)]
+    pub(crate) fn add(&mut self, other: Self) {
+        self.high += other.high;
+        self.low += other.low;
+    }
+}
+
+/// `2^n` for `|n| <= 1022`.
+#[inline(always)]
+fn power_of_two(n: i32) -> f64 {
+    f64::from_bits((i64::from(n + 1023) << 52).cast_unsigned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::numerics::magnitude;
+
+    #[test]
+    fn sums_are_those_of_f64_in_any_order() {
+        for scale in [1.0, 1e-44, 3e38, 1e-20] {
+            let terms: Vec<f32> = (1..5000_u16).map(|i| scale / f32::from(i)).collect();
+            let largest = terms.iter().map(|x| magnitude(*x)).max().unwrap();
+            for squares in [false, true] {
+                let exponent = Exponent::above(largest).unwrap();
+                let exponent = if squares { exponent.squared() } else { exponent };
+                let term = |x: &f32| {
+                    let x = f64::from(*x);
+                    if squares { x * x } else { x }
+                };
+                let sum = |terms: &mut dyn Iterator<Item = &f32>| {
+                    let mut sum = Limbs::default();
+                    terms.for_each(|x| sum.add(exponent.limbs(term(x))));
+                    exponent.value(sum)
+                };
+                let forward = sum(&mut terms.iter());
+                assert_eq!(forward, sum(&mut terms.iter().rev()));
+                let want: f64 = terms.iter().map(term).sum();
+                assert!((forward / want - 1.0).abs() < 1e-12, "{forward:e} {want:e}");
+            }
+        }
+        assert!(Exponent::above(magnitude(f32::INFINITY)).is_none());
+        let zero = Exponent::above(0).unwrap();
+        assert_eq!(zero.value(zero.limbs(0.0)), 0.0);
+    }
+}

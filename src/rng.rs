@@ -1,0 +1,142 @@
+//! Counter-based random numbers: Philox4x32-10 (Salmon et al., SC 2011). A draw depends on the seed,
+//! the global element, the step and the purpose alone, never on threads, order or sharding.
+
+/// What a draw is for; draws for different purposes are independent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Rounding the parameter.
+    Weight,
+    /// Rounding the state with this index.
+    State(usize),
+    /// Dithering the state with this index.
+    Dither(usize),
+}
+
+impl Purpose {
+    fn bits(self) -> u32 {
+        let number = match self {
+            Self::Weight => 0,
+            Self::State(state) => 1 + state,
+            Self::Dither(state) => 8 + state,
+        };
+        // At most three states.
+        (number as u32) << 28
+    }
+}
+
+/// The random numbers of one tensor in one step.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stream {
+    key: [u32; 2],
+    /// 28 bits of a hash of the tensor's name, so that the order of tensors does not matter.
+    tensor: u32,
+    step: u32,
+}
+
+impl Stream {
+    pub(crate) fn new(seed: u64, tensor: u32, step: i32) -> Self {
+        Self {
+            key: [seed as u32, (seed >> 32) as u32],
+            tensor: tensor & 0x0fff_ffff,
+            step: step.cast_unsigned(),
+        }
+    }
+
+    /// The eight draws of columns `8 group ..` of a row: bits 0-15 of the first word, 16-31, then
+    /// the second word.
+    #[inline(always)]
+    pub(crate) fn eight(&self, purpose: Purpose, row: usize, group: usize) -> [u16; 8] {
+        let counter = [
+            group as u32,
+            row as u32,
+            self.step,
+            self.tensor | purpose.bits(),
+        ];
+        let words = philox4x32(counter, self.key);
+        let mut draws = [0; 8];
+        for (pair, word) in draws.chunks_mut(2).zip(words) {
+            pair[0] = word as u16;
+            pair[1] = (word >> 16) as u16;
+        }
+        draws
+    }
+
+    /// The draw of one column.
+    pub(crate) fn draw(&self, purpose: Purpose, row: usize, col: usize) -> u16 {
+        self.eight(purpose, row, col / 8)[col % 8]
+    }
+
+    /// The draw of a block for subtractive dither. Instead of the step it is keyed by the bits of
+    /// the block's scale, which are stored with the codes: so a block decodes rightly whenever it
+    /// was coded, skipped steps included.
+    pub(crate) fn dither(&self, state: usize, row: usize, block: usize, scale: f32) -> u16 {
+        let keyed = Self {
+            step: scale.to_bits(),
+            ..*self
+        };
+        keyed.eight(Purpose::Dither(state), row, block)[0]
+    }
+}
+
+/// FNV-1a, 32 bits, of a tensor's name.
+pub(crate) fn name_hash(name: &str) -> u32 {
+    name.bytes().fold(0x811c_9dc5, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    })
+}
+
+/// Ten rounds of Philox4x32.
+#[inline(always)]
+fn philox4x32(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
+    for _ in 0..10 {
+        let first = u64::from(counter[0]) * 0xd251_1f53;
+        let second = u64::from(counter[2]) * 0xcd9e_8d57;
+        counter = [
+            (second >> 32) as u32 ^ counter[1] ^ key[0],
+            second as u32,
+            (first >> 32) as u32 ^ counter[3] ^ key[1],
+            first as u32,
+        ];
+        key = [
+            key[0].wrapping_add(0x9e37_79b9),
+            key[1].wrapping_add(0xbb67_ae85),
+        ];
+    }
+    counter
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The known answers of Random123 (`kat_vectors`, philox4x32 with 10 rounds).
+    #[test]
+    fn philox_gives_the_published_vectors() {
+        for (counter, key, answer) in [
+            (
+                [0; 4],
+                [0; 2],
+                [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8],
+            ),
+            (
+                [u32::MAX; 4],
+                [u32::MAX; 2],
+                [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd],
+            ),
+            (
+                [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344],
+                [0xa409_3822, 0x299f_31d0],
+                [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1],
+            ),
+        ] {
+            assert_eq!(philox4x32(counter, key), answer);
+        }
+    }
+
+    #[test]
+    fn fnv_gives_the_published_values() {
+        assert_eq!(name_hash(""), 0x811c_9dc5);
+        assert_eq!(name_hash("a"), 0xe40c_292c);
+        assert_eq!(name_hash("foobar"), 0xbf9c_f968);
+    }
+}
