@@ -9,7 +9,8 @@
 //!  capi/     the C functions: guard, validate, convert, call, convert back
 //!  xla/      XLA FFI handlers (JAX custom calls) on XLA's C structs, declaring API 0.1
 //!         |
-//!  spec -> plan -> step, state, checkpoint        what is kept, where it lies, what moves it
+//!  spec -> plan -> step, norm, codec, diagnose,   what is kept, where it lies, what moves it
+//!                  state, checkpoint
 //!  optimizer  quant  weights  rng                 what is computed, element by element
 //!  layout  numerics  dtype  error                 the pieces they are made of; no FFI, no GPU
 //!         |
@@ -32,9 +33,12 @@
 #![warn(missing_docs)]
 
 pub mod checkpoint;
+pub mod codec;
+pub mod diagnose;
 pub mod dtype;
 pub mod error;
 pub mod layout;
+pub mod norm;
 pub mod plan;
 pub mod quant;
 pub mod spec;

@@ -253,7 +253,6 @@ pub(crate) enum Pass {
 /// Statistics that one stage of a step collects and shards combine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StageInfo {
-    pub(crate) pass: Pass,
     /// i32 or i64.
     pub dtype: Dtype,
     /// How shards combine them.
@@ -434,6 +433,24 @@ impl Plan {
     /// The statistics of a step's stages, in their order.
     #[must_use]
     pub fn stages(&self) -> Vec<StageInfo> {
+        let info = |(pass, offset, count)| {
+            let (dtype, reduce) = match pass {
+                Pass::Maxima | Pass::UpdateMaxima => (Dtype::I32, Reduce::Max),
+                _ => (Dtype::I64, Reduce::Sum),
+            };
+            StageInfo {
+                dtype,
+                reduce,
+                offset,
+                count,
+            }
+        };
+        self.passes().map(info).collect()
+    }
+
+    /// The collecting passes that this plan needs, with place and number of their statistics. A
+    /// plan has the first whatever its tensors: the flags.
+    pub(crate) fn passes(&self) -> impl Iterator<Item = (Pass, i64, i64)> {
         let offsets = self.scratch.offsets();
         [
             (Pass::Maxima, self.scratch.maxima),
@@ -443,22 +460,8 @@ impl Plan {
         ]
         .into_iter()
         .zip(offsets)
-        // A plan has a first stage whatever its tensors: the flags.
         .filter(|((pass, count), _)| *pass == Pass::Maxima || *count > 0)
-        .map(|((pass, count), offset)| {
-            let (dtype, reduce) = match pass {
-                Pass::Maxima | Pass::UpdateMaxima => (Dtype::I32, Reduce::Max),
-                _ => (Dtype::I64, Reduce::Sum),
-            };
-            StageInfo {
-                pass,
-                dtype,
-                reduce,
-                offset: offset as i64,
-                count: count as i64,
-            }
-        })
-        .collect()
+        .map(|((pass, count), offset)| (pass, offset as i64, count as i64))
     }
 
     /// A table that says, per tensor, what it got and why, and the bytes.
@@ -698,7 +701,11 @@ impl Builder<'_> {
             }
         };
         Ok(Format::Codes(Codes {
-            dither: if quantizer.dither { table.spacing() } else { None },
+            dither: if quantizer.dither {
+                table.spacing()
+            } else {
+                None
+            },
             table,
             per_byte,
             scales,
@@ -744,7 +751,11 @@ impl Builder<'_> {
         quantizer: &Quantizer,
     ) -> Option<[Factor; 3]> {
         let (rows, columns) = factor_axes(place.global, quantizer.factor_axes)?;
-        let batch: Vec<_> = rows.iter().filter(|i| columns.contains(i)).copied().collect();
+        let batch: Vec<_> = rows
+            .iter()
+            .filter(|i| columns.contains(i))
+            .copied()
+            .collect();
         let all = [("rows", rows), ("columns", columns), ("mean", batch)];
         let numel: i64 = place.global.iter().product();
         let length = |axes: &[usize]| axes.iter().map(|&axis| place.global[axis]).product::<i64>();
@@ -828,7 +839,8 @@ fn factor_axes(global: &[i64], choice: FactorAxes) -> Option<(Vec<usize>, Vec<us
     let (row, column) = match choice {
         FactorAxes::Merged => {
             let extent = |range: std::ops::Range<usize>| global[range].iter().product::<i64>();
-            let cost = |split: &usize| (extent(0..*split) + extent(*split..axes), extent(0..*split));
+            let cost =
+                |split: &usize| (extent(0..*split) + extent(*split..axes), extent(0..*split));
             let split = (1..axes).min_by_key(cost)?;
             return Some(((0..split).collect(), (split..axes).collect()));
         }

@@ -157,58 +157,13 @@ impl Plan {
         match stage {
             Stage::All => Ok(None),
             Stage::Apply => Ok(Some(Pass::Apply)),
-            Stage::Collect(index) => match self.stages().get(index) {
-                Some(info) => Ok(Some(info.pass)),
+            Stage::Collect(index) => match self.passes().nth(index) {
+                Some((pass, ..)) => Ok(Some(pass)),
                 None => Err(invalid(format!(
                     "stage is {index}; the plan has {} collecting stages",
-                    self.stages().len()
+                    self.passes().count()
                 ))),
             },
-        }
-    }
-
-    /// Quantizes f32 values into one state of every tensor (`state` counts from 0 in the order of
-    /// `Spec::states`).
-    ///
-    /// # Errors
-    /// As for [`Plan::step`]; `Unsupported` for a state of a shard whose scales or factors
-    /// belong to the global tensor, and on CUDA contexts.
-    ///
-    /// # Safety
-    /// As for [`Plan::step`].
-    #[expect(unsafe_code, reason = "works on the caller's raw buffers")]
-    pub unsafe fn compress(
-        &self,
-        state: usize,
-        values: &[Buffer],
-        buffers: &[Buffer],
-        stream: *mut c_void,
-    ) -> Result<()> {
-        self.check_codec(state, values, buffers, true)?;
-        // SAFETY: the caller's promise; sizes, alignment and overlap were checked above.
-        unsafe { self.context.compress(self, state, values, buffers, stream) }
-    }
-
-    /// The reverse of [`Plan::compress`].
-    ///
-    /// # Errors
-    /// As for [`Plan::step`]; `Unsupported` on CUDA contexts.
-    ///
-    /// # Safety
-    /// As for [`Plan::step`].
-    #[expect(unsafe_code, reason = "works on the caller's raw buffers")]
-    pub unsafe fn decompress(
-        &self,
-        state: usize,
-        buffers: &[Buffer],
-        values: &[Buffer],
-        stream: *mut c_void,
-    ) -> Result<()> {
-        self.check_codec(state, values, buffers, false)?;
-        // SAFETY: the caller's promise; sizes, alignment and overlap were checked above.
-        unsafe {
-            self.context
-                .decompress(self, state, buffers, values, stream)
         }
     }
 
@@ -232,7 +187,7 @@ impl Plan {
         )
     }
 
-    fn check_step(&self, args: &StepArgs<'_>) -> Result<()> {
+    pub(crate) fn check_step(&self, args: &StepArgs<'_>) -> Result<()> {
         count("params", args.params.len(), self.tensors.len())?;
         count("grads", args.grads.len(), self.tensors.len())?;
         self.check_state(args.state)?;
@@ -351,38 +306,6 @@ impl Plan {
         }
         Ok(())
     }
-
-    fn check_codec(
-        &self,
-        state: usize,
-        values: &[Buffer],
-        buffers: &[Buffer],
-        compress: bool,
-    ) -> Result<()> {
-        let states = self.spec.states();
-        if state >= states.len() {
-            return Err(invalid(format!(
-                "state is {state}; the plan has {}",
-                states.join(", ")
-            )));
-        }
-        count("values", values.len(), self.tensors.len())?;
-        self.check_state(buffers)?;
-        for (i, tensor) in self.tensors.iter().enumerate() {
-            let name = &tensor.info.name;
-            check(values[i], tensor.numel * 4, Dtype::F32, || {
-                format!("values[{i}] ({name})")
-            })?;
-            let global = !tensor.states[state].maxima().is_empty()
-                || tensor.factored().is_some_and(|(index, _)| index == state);
-            if compress && global && tensor.is_shard() {
-                return Err(unsupported(format!(
-                    "{name} is a shard whose scales or factors belong to the global tensor"
-                )));
-            }
-        }
-        self.overlap.check_codec(self, values, buffers, compress)
-    }
 }
 
 fn check_values(hyper: &Hyper) -> Result<()> {
@@ -414,7 +337,7 @@ fn check_values(hyper: &Hyper) -> Result<()> {
     Ok(())
 }
 
-fn count(what: &str, got: usize, want: usize) -> Result<()> {
+pub(crate) fn count(what: &str, got: usize, want: usize) -> Result<()> {
     if got == want {
         return Ok(());
     }
@@ -428,7 +351,12 @@ fn misaligned(name: &str, address: usize, align: usize) -> Error {
     )
 }
 
-fn check(buffer: Buffer, bytes: i64, dtype: Dtype, name: impl Fn() -> String) -> Result<()> {
+pub(crate) fn check(
+    buffer: Buffer,
+    bytes: i64,
+    dtype: Dtype,
+    name: impl Fn() -> String,
+) -> Result<()> {
     if buffer.bytes != bytes {
         return Err(Error::new(
             Status::BufferSize,
@@ -481,6 +409,7 @@ enum Role {
     Grad,
     Update,
     State,
+    Input,
     Values,
     Scratch,
     Hyper,
@@ -550,9 +479,10 @@ impl OverlapCheck {
         sweep(plan, &mut list)
     }
 
-    fn check_codec(
+    pub(crate) fn check_codec(
         &self,
         plan: &Plan,
+        inputs: &[Buffer],
         values: &[Buffer],
         buffers: &[Buffer],
         compress: bool,
@@ -562,8 +492,13 @@ impl OverlapCheck {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         list.clear();
+        for (i, &buffer) in inputs.iter().enumerate() {
+            push(&mut list, buffer, false, Role::Input, i);
+        }
+        // An average is both: it leaves in f32 and is coded.
+        let written = !compress || !inputs.is_empty();
         for (i, &buffer) in values.iter().enumerate() {
-            push(&mut list, buffer, !compress, Role::Values, i);
+            push(&mut list, buffer, written, Role::Values, i);
         }
         for (i, &buffer) in buffers.iter().enumerate() {
             push(&mut list, buffer, compress, Role::State, i);
@@ -621,6 +556,8 @@ fn describe(plan: &Plan, interval: Interval) -> String {
         Role::Param => tensor("params"),
         Role::Grad => tensor("grads"),
         Role::Update => tensor("updates"),
+        // Of convert, the buffers of the other plan: more than there are tensors.
+        Role::Input => format!("inputs[{i}]"),
         Role::Values => tensor("values"),
         Role::State => plan.buffer_name(&plan.buffers[i]),
         Role::Scratch => "scratch".to_owned(),

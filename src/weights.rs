@@ -106,7 +106,11 @@ pub(crate) fn stochastic_f16(x: f32, draw: u16) -> f16 {
     // A subnormal one is a multiple of 2^-24.
     let multiple = x.abs() * 16_777_216.0;
     let whole = multiple.floor();
-    let up = if uniform(draw) < multiple - whole { 1.0 } else { 0.0 };
+    let up = if uniform(draw) < multiple - whole {
+        1.0
+    } else {
+        0.0
+    };
     f16::from_f32(((whole + up) * (1.0 / 16_777_216.0)).copysign(x))
 }
 
@@ -114,7 +118,11 @@ pub(crate) fn stochastic_f16(x: f32, draw: u16) -> f16 {
 /// the master was never set): what it was rounded to then differs, and the parameter counts.
 #[inline(always)]
 pub(crate) fn from_master(b: f32, master: f32, rounded: f32) -> f32 {
-    if rounded.to_bits() == b.to_bits() { master } else { b }
+    if rounded.to_bits() == b.to_bits() {
+        master
+    } else {
+        b
+    }
 }
 
 /// b and the lower half of theta. b is rounded half away from zero: on a tie, nearest even would not
@@ -153,7 +161,11 @@ pub(crate) fn split_correction(theta: f32) -> (bf16, i8) {
 pub(crate) fn join_correction(b: bf16, correction: i8) -> f32 {
     let step = last_place(b) / 254.0;
     let theta = b.to_f32() + f32::from(correction) * step;
-    if b.is_finite() { theta } else { canonical(b.to_f32()) }
+    if b.is_finite() {
+        theta
+    } else {
+        canonical(b.to_f32())
+    }
 }
 
 /// The distance of bf16 values in the binade of b.
@@ -192,7 +204,10 @@ mod tests {
                 assert_eq!(b, bf16::from_f32(theta), "{theta:e}");
             }
         }
-        assert_eq!(join_remainder(bf16::from_bits(0x8000), 0x9000).to_bits(), 1 << 31);
+        assert_eq!(
+            join_remainder(bf16::from_bits(0x8000), 0x9000).to_bits(),
+            1 << 31
+        );
     }
 
     #[test]

@@ -398,7 +398,8 @@ fn step() -> lowbit::error::Result<()> {
                 ..args
             };
             // SAFETY: as above.
-            let (done, made) = calls(|| unsafe { plan.step(&refused, Stage::Collect(0), stream()) });
+            let (done, made) =
+                calls(|| unsafe { plan.step(&refused, Stage::Collect(0), stream()) });
             if on_device {
                 assert_eq!(done.unwrap_err().status(), Status::Unsupported);
                 assert_eq!(made, "");

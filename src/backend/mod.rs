@@ -93,7 +93,7 @@ impl Context {
         match self {
             Self::Cpu(cpu) => {
                 // SAFETY: the caller's promise.
-                unsafe { cpu.compress(plan, state, values, buffers) };
+                unsafe { cpu.compress(plan, state, values, buffers, 0) };
                 Ok(())
             }
             Self::Cuda(_) => Err(unsupported("compress has no CUDA kernel in this version")),

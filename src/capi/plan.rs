@@ -360,7 +360,11 @@ unsafe fn tensor(first: *const lowbit_tensor_info_t, i: usize) -> Result<TensorI
         return Err(unknown_flag(&field("flags"), info.flags));
     }
     let weights = Weights::from_raw(info.weights).ok_or_else(|| {
-        invalid(format!("{} is {}; 0 to 4 exist", field("weights"), info.weights))
+        invalid(format!(
+            "{} is {}; 0 to 4 exist",
+            field("weights"),
+            info.weights
+        ))
     })?;
     let group = usize::try_from(info.group)
         .ok()

@@ -197,15 +197,20 @@ unsafe fn from_info(info: *const lowbit_spec_info_t) -> Result<Spec> {
             // The preset's quantizers for another optimizer, as far as it has their states.
             other => {
                 let other = Spec::new(optimizer(other)?);
-                let kept = |state: &str| Spec {
-                    m: preset.m.clone(),
-                    ..other.clone()
-                }
-                .states()
-                .contains(&state);
+                let kept = |state: &str| {
+                    Spec {
+                        m: preset.m.clone(),
+                        ..other.clone()
+                    }
+                    .states()
+                    .contains(&state)
+                };
                 Spec {
                     m: preset.m.clone().filter(|_| kept("m")),
-                    v: preset.v.clone().filter(|_| kept("v") && other.optimizer != Optimizer::Sm3),
+                    v: preset
+                        .v
+                        .clone()
+                        .filter(|_| kept("v") && other.optimizer != Optimizer::Sm3),
                     ..other
                 }
             }
@@ -259,8 +264,7 @@ unsafe fn from_info(info: *const lowbit_spec_info_t) -> Result<Spec> {
 unsafe fn adafactor(info: *const lowbit_adafactor_info_t) -> Result<AdafactorOptions> {
     // SAFETY: the caller's promise.
     let info = unsafe { read(info, "info.adafactor") }?;
-    let unknown =
-        info.flags & !(LOWBIT_ADAFACTOR_RELATIVE_STEP | LOWBIT_ADAFACTOR_SCALE_PARAMETER);
+    let unknown = info.flags & !(LOWBIT_ADAFACTOR_RELATIVE_STEP | LOWBIT_ADAFACTOR_SCALE_PARAMETER);
     if unknown != 0 {
         return Err(unknown_flag("info.adafactor.flags", unknown));
     }
@@ -289,7 +293,19 @@ macro_rules! choose {
 }
 
 fn optimizer(raw: i32) -> Result<Optimizer> {
-    choose!(raw, "info.optimizer", Optimizer { Adamw, None, Adam, Sgdm, Lion, Adafactor, Sm3 })
+    choose!(
+        raw,
+        "info.optimizer",
+        Optimizer {
+            Adamw,
+            None,
+            Adam,
+            Sgdm,
+            Lion,
+            Adafactor,
+            Sm3
+        }
+    )
 }
 
 /// # Safety
@@ -313,12 +329,23 @@ unsafe fn quantizer(info: *const lowbit_quantizer_info_t, name: &str) -> Result<
     let normalization = choose!(
         info.normalization,
         field("normalization"),
-        Normalization { Block, Rank1, Tensor, Row, Column, Factored }
+        Normalization {
+            Block,
+            Rank1,
+            Tensor,
+            Row,
+            Column,
+            Factored
+        }
     )?;
     let factor_axes = choose!(
         info.factor_axes,
         field("factor_axes"),
-        FactorAxes { Merged, LastTwo, LargestTwo }
+        FactorAxes {
+            Merged,
+            LastTwo,
+            LargestTwo
+        }
     )?;
     if info.bits == 32 {
         return Ok(Some(Quantizer {
@@ -330,12 +357,27 @@ unsafe fn quantizer(info: *const lowbit_quantizer_info_t, name: &str) -> Result<
     let mapping = choose!(
         info.mapping,
         field("mapping"),
-        Mapping { De, Linear, De0, LinearWithZero, Power2, Power3, Nf4, Geometric, Table }
+        Mapping {
+            De,
+            Linear,
+            De0,
+            LinearWithZero,
+            Power2,
+            Power3,
+            Nf4,
+            Geometric,
+            Table
+        }
     )?;
     let rounding = choose!(
         info.rounding,
         field("rounding"),
-        Rounding { Nearest, Stochastic, StochasticLog, StochasticPreconditioner }
+        Rounding {
+            Nearest,
+            Stochastic,
+            StochasticLog,
+            StochasticPreconditioner
+        }
     )?;
     // Out-of-range values are reported by validation, with the state's name.
     let bits = u32::try_from(info.bits)

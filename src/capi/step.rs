@@ -133,18 +133,16 @@ unsafe fn run(
         LOWBIT_NONFINITE_PROPAGATE => NonFinite::Propagate,
         other => return Err(invalid(format!("args.nonfinite is {other}; 0 to 4 exist"))),
     };
-    let hyper = [
-        Hyper {
-            lr: args.lr,
-            beta1: args.beta1,
-            beta2: args.beta2,
-            eps: args.eps,
-            weight_decay: args.weight_decay,
-            grad_scale: args.grad_scale,
-            clip_factor: args.clip_factor,
-            skip: args.skip,
-        },
-    ];
+    let hyper = [Hyper {
+        lr: args.lr,
+        beta1: args.beta1,
+        beta2: args.beta2,
+        eps: args.eps,
+        weight_decay: args.weight_decay,
+        grad_scale: args.grad_scale,
+        clip_factor: args.clip_factor,
+        skip: args.skip,
+    }];
     let hyper = if args.hyper.is_null() && args.step_number.is_null() {
         HyperSource::Host(&hyper, args.step)
     } else {

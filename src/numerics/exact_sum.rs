@@ -80,7 +80,11 @@ mod tests {
             let largest = terms.iter().map(|x| magnitude(*x)).max().unwrap();
             for squares in [false, true] {
                 let exponent = Exponent::above(largest).unwrap();
-                let exponent = if squares { exponent.squared() } else { exponent };
+                let exponent = if squares {
+                    exponent.squared()
+                } else {
+                    exponent
+                };
                 let term = |x: &f32| {
                     let x = f64::from(*x);
                     if squares { x * x } else { x }

@@ -4,7 +4,11 @@
 #[inline(always)]
 pub(crate) fn log2(x: f32) -> f32 {
     if !(x > 0.0) {
-        return if x == 0.0 { f32::NEG_INFINITY } else { f32::NAN };
+        return if x == 0.0 {
+            f32::NEG_INFINITY
+        } else {
+            f32::NAN
+        };
     }
     // Subnormals first become normal.
     let (x, bias) = if x < f32::MIN_POSITIVE {

@@ -88,7 +88,11 @@ impl Adafactor {
         }
         if let Some(rms) = update {
             let ratio = rms / f64::from(self.options.clip_threshold);
-            self.clip = if ratio <= 1.0 { 1.0 } else { (1.0 / ratio) as f32 };
+            self.clip = if ratio <= 1.0 {
+                1.0
+            } else {
+                (1.0 / ratio) as f32
+            };
         }
     }
 

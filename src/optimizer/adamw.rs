@@ -74,7 +74,11 @@ impl Rule for Adamw {
             self.second_moment(g, x.old[1]) // R2, R4
         };
         // As integers, so that NaN is the largest.
-        let largest = if v.to_bits() > x.old[2].to_bits() { v } else { x.old[2] };
+        let largest = if v.to_bits() > x.old[2].to_bits() {
+            v
+        } else {
+            x.old[2]
+        };
         let divisor = if self.amsgrad { largest } else { v };
         let d = divisor.sqrt().mul_add(s.inv_sqrt_bc2, s.eps); // R5
         let q = m / d; // R6

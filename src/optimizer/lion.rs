@@ -39,7 +39,11 @@ impl Rule for Lion {
     fn element(&self, x: Input) -> Element {
         let m = self.beta2.mul_add(x.old[0], self.one_minus_beta2 * x.g); // R3
         let c = self.beta1.mul_add(x.old[0], self.one_minus_beta1 * x.g);
-        let q = if c == 0.0 || c.is_nan() { c } else { 1_f32.copysign(c) }; // R6
+        let q = if c == 0.0 || c.is_nan() {
+            c
+        } else {
+            1_f32.copysign(c)
+        }; // R6
         Element {
             update: -self.lr.mul_add(q, self.lr_wd * x.p), // R7
             new: [m, 0.0, 0.0],

@@ -46,14 +46,27 @@ impl Sgdm {
 impl Rule for Sgdm {
     #[inline(always)]
     fn element(&self, x: Input) -> Element {
-        let g = if self.l2 == 0.0 { x.g } else { self.l2.mul_add(x.p, x.g) };
+        let g = if self.l2 == 0.0 {
+            x.g
+        } else {
+            self.l2.mul_add(x.p, x.g)
+        };
         let m = if self.first {
             g
         } else {
-            self.momentum.mul_add(x.old[0], self.one_minus_dampening * g) // R3
+            self.momentum
+                .mul_add(x.old[0], self.one_minus_dampening * g) // R3
         };
-        let q = if self.nesterov { self.momentum.mul_add(m, g) } else { m }; // R6
-        let decay = if self.lr_wd == 0.0 { 0.0 } else { self.lr_wd * x.p };
+        let q = if self.nesterov {
+            self.momentum.mul_add(m, g)
+        } else {
+            m
+        }; // R6
+        let decay = if self.lr_wd == 0.0 {
+            0.0
+        } else {
+            self.lr_wd * x.p
+        };
         Element {
             update: -self.lr.mul_add(q, decay), // R7
             new: [m, 0.0, 0.0],

@@ -36,7 +36,7 @@ pub(crate) fn uniform(draw: u16) -> f32 {
 }
 
 /// What [`Rounding::StochasticPreconditioner`] needs of the step.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Preconditioner {
     /// `RN(1 / (1 - beta2^t))`.
     pub(crate) inv_bc2: f32,
@@ -107,8 +107,12 @@ pub(crate) fn decode(code: u8, scale: f32, table: &Table) -> f32 {
 /// The scale that makes `sum(x q)` equal `sum(x^2)` (EDEN's correction, as in ZE-EDEN, arXiv
 /// 2610.12444): `scale sum(x^2) / max(sum(x q), tiny)`, in f64, sums as a zero-padded halving tree.
 pub(crate) fn corrected_scale(scale: f32, values: &[f32], decoded: impl Fn(usize) -> f32) -> f32 {
-    let squares = tree_sum(values.len(), |i| f64::from(values[i]) * f64::from(values[i]));
-    let products = tree_sum(values.len(), |i| f64::from(values[i]) * f64::from(decoded(i)));
+    let squares = tree_sum(values.len(), |i| {
+        f64::from(values[i]) * f64::from(values[i])
+    });
+    let products = tree_sum(values.len(), |i| {
+        f64::from(values[i]) * f64::from(decoded(i))
+    });
     crate::numerics::canonical(
         (f64::from(scale) * (squares / products.max(f64::MIN_POSITIVE))) as f32,
     )

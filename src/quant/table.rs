@@ -251,7 +251,10 @@ mod tests {
         assert_eq!(signed[0], -0.992_968_75);
         assert_eq!(signed[128], 5.5e-7);
         let unsigned = levels(Mapping::De, 8, false);
-        assert_eq!((unsigned.len(), unsigned[0], unsigned[255]), (256, 0.0, 1.0));
+        assert_eq!(
+            (unsigned.len(), unsigned[0], unsigned[255]),
+            (256, 0.0, 1.0)
+        );
         assert_eq!(unsigned[1], 3.25e-7);
     }
 

@@ -266,7 +266,11 @@ impl Spec {
         let adam = matches!(self.optimizer, Optimizer::Adamw | Optimizer::Adam);
         for (key, given, wanted) in [
             ("amsgrad", self.amsgrad, adam),
-            ("sgdm", self.sgdm.is_some(), self.optimizer == Optimizer::Sgdm),
+            (
+                "sgdm",
+                self.sgdm.is_some(),
+                self.optimizer == Optimizer::Sgdm,
+            ),
             (
                 "adafactor",
                 self.adafactor.is_some(),

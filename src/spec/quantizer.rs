@@ -186,7 +186,10 @@ impl Quantizer {
                 return refuse("dither", "normalization block");
             }
             if table.spacing().is_none() {
-                return refuse("dither", "an evenly spaced table (linear-with-zero, or linear for v)");
+                return refuse(
+                    "dither",
+                    "an evenly spaced table (linear-with-zero, or linear for v)",
+                );
             }
             if self.rounding != Rounding::Nearest || self.scale_correction {
                 return refuse("dither", "rounding nearest and no scale_correction");

@@ -329,7 +329,10 @@ pub fn cases() -> Vec<Case> {
             name: name.to_owned(),
             param: dtype(param),
             grad: dtype(grad),
-            weights: *weights.iter().find(|weights| weights.name() == form).unwrap(),
+            weights: *weights
+                .iter()
+                .find(|weights| weights.name() == form)
+                .unwrap(),
             steps: steps.parse().unwrap(),
             spec: Spec::from_json(spec).unwrap(),
         }

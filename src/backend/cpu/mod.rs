@@ -26,6 +26,8 @@ use crate::rng;
 use crate::step::{Buffer, HyperSource, NonFinite};
 
 use super::Call;
+use crate::codec::EmaArgs;
+use crate::norm::{self, NormArgs};
 use memory::{Weight, load};
 use pool::Pool;
 use portable::Kernels;
@@ -140,7 +142,12 @@ impl CpuContext {
         };
         // SAFETY: the caller's promise.
         unsafe {
-            for pass in [Pass::Maxima, Pass::Sums, Pass::UpdateMaxima, Pass::UpdateSums] {
+            for pass in [
+                Pass::Maxima,
+                Pass::Sums,
+                Pass::UpdateMaxima,
+                Pass::UpdateSums,
+            ] {
                 if call.pass.is_none_or(|only| only == pass) {
                     step.collect(pass);
                 }
@@ -160,11 +167,13 @@ impl CpuContext {
         state: usize,
         values: &[Buffer],
         buffers: &[Buffer],
+        step: i32,
     ) {
         let _env = FpEnv::ieee();
         self.codec(
             plan,
             state,
+            step,
             values,
             buffers,
             |kernels, call, units| {
@@ -200,6 +209,7 @@ impl CpuContext {
         self.codec(
             plan,
             state,
+            0,
             values,
             buffers,
             |kernels, call, units| {
@@ -215,11 +225,74 @@ impl CpuContext {
         );
     }
 
+    /// # Safety
+    /// The arguments were validated; the buffers are valid host memory.
+    pub(crate) unsafe fn ema(&self, plan: &Plan, state: usize, args: &EmaArgs<'_>) {
+        let _env = FpEnv::ieee();
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.decompress(plan, state, args.state, args.outputs);
+            for (i, tensor) in plan.tensors.iter().enumerate() {
+                self.run(div_ceil(tensor.numel, TASK_ELEMENTS), &|task| {
+                    let (input, output) = (args.inputs[i], args.outputs[i]);
+                    for i in part(tensor.numel, TASK_ELEMENTS, task) {
+                        let i = index(i);
+                        let output = output.data.cast::<f32>().add(i);
+                        let x = load(input.data.cast(), tensor.info.grad_dtype, i);
+                        *output = canonical(args.decay.mul_add(*output, args.weight * x));
+                    }
+                });
+            }
+            self.compress(plan, state, args.outputs, args.state, args.step);
+        }
+    }
+
+    /// The states of the call's only tensor after the step, before they are coded.
+    ///
+    /// # Safety
+    /// As for [`CpuContext::step`]; all statistics are complete.
+    pub(crate) unsafe fn fresh_states(&self, call: &Call<'_>) -> Vec<Vec<f32>> {
+        let _env = FpEnv::ieee();
+        let step = Step {
+            context: self,
+            call,
+        };
+        let mut tensor = step.tensor(0);
+        tensor.rule = tensor.complete_rule();
+        // SAFETY: the caller's promise.
+        unsafe { reference::fresh_states(&tensor) }
+    }
+
+    /// Raises the largest magnitude of the scaled gradients, or adds their squares.
+    ///
+    /// # Safety
+    /// As for [`CpuContext::ema`]; the scratch has [`norm::WORDS`] i64.
+    pub(crate) unsafe fn norm(&self, plan: &Plan, args: &NormArgs<'_>, stage: norm::Stage) {
+        let _env = FpEnv::ieee();
+        for (i, tensor) in plan.tensors.iter().enumerate() {
+            if args.grads[i].data.is_null() {
+                continue;
+            }
+            self.run(div_ceil(tensor.numel, TASK_ELEMENTS), &|task| {
+                let (grad, scratch) = (args.grads[i], args.scratch);
+                let scratch = norm::Scratch(scratch.data.cast());
+                let elements = part(tensor.numel, TASK_ELEMENTS, task);
+                let scaled = |i| {
+                    // SAFETY: the caller's promise.
+                    args.grad_scale
+                        * unsafe { load(grad.data.cast(), tensor.info.grad_dtype, index(i)) }
+                };
+                scratch.collect(stage, elements.map(scaled));
+            });
+        }
+    }
+
     /// Runs `work` over the units of every tensor, after `prepare` has seen the tensor.
     fn codec(
         &self,
         plan: &Plan,
         state: usize,
+        step: i32,
         values: &[Buffer],
         buffers: &[Buffer],
         work: impl Fn(Option<Kernels>, &TensorCall<'_>, Range<i64>) + Sync,
@@ -242,8 +315,11 @@ impl CpuContext {
                 offset: &tensor.offset,
                 grad_scale: 1.0,
                 rule: Update::new(&plan.spec, tensor, &Hyper::default(), 1),
-                preconditioner: Preconditioner::default(),
-                rng: rng::Stream::new(plan.spec.seed, tensor.hash, 0),
+                preconditioner: Preconditioner {
+                    inv_bc2: 1.0,
+                    eps: Hyper::default().eps,
+                },
+                rng: rng::Stream::new(plan.spec.seed, tensor.hash, step),
                 skip: false,
                 skip_blocks: false,
             };
@@ -414,7 +490,13 @@ impl TensorCall<'_> {
             None => f32::NAN,
         };
         // SAFETY: the position lies in the buffer.
-        let old = unsafe { load(buffer.data.cast(), crate::dtype::Dtype::F32, index(position)) };
+        let old = unsafe {
+            load(
+                buffer.data.cast(),
+                crate::dtype::Dtype::F32,
+                index(position),
+            )
+        };
         canonical(self.rule.average(old, mean))
     }
 
@@ -597,7 +679,11 @@ impl Step<'_> {
                 .offsets
                 .and_then(|offsets| offsets[i])
                 .unwrap_or(&tensor.offset),
-            grad_scale: if plan.spec.maximize { -grad_scale } else { grad_scale },
+            grad_scale: if plan.spec.maximize {
+                -grad_scale
+            } else {
+                grad_scale
+            },
             rule: Update::new(&plan.spec, tensor, &hyper, step),
             preconditioner: Preconditioner {
                 inv_bc2: (1.0 / bc2) as f32,

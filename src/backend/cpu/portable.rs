@@ -307,7 +307,13 @@ impl Columns {
 
     /// Brings what was collected to the shared statistics.
     #[inline(always)]
-    fn flush(&mut self, call: &TensorCall<'_>, pass: Pass, position: &[i64; MAX_AXES], width: usize) {
+    fn flush(
+        &mut self,
+        call: &TensorCall<'_>,
+        pass: Pass,
+        position: &[i64; MAX_AXES],
+        width: usize,
+    ) {
         let position = &position[..call.tensor.info.shape.len()];
         self.used = 0;
         if pass == Pass::Maxima {
@@ -349,10 +355,14 @@ enum Of {
 #[inline(always)]
 fn for_each_maxima(tensor: &TensorPlan, mut body: impl FnMut(Of, &Maxima)) {
     for (state, plan) in tensor.states.iter().enumerate() {
-        plan.maxima().iter().for_each(|maxima| body(Of::State(state), maxima));
+        plan.maxima()
+            .iter()
+            .for_each(|maxima| body(Of::State(state), maxima));
     }
     if let Some((_, factors)) = tensor.factored() {
-        factors.iter().for_each(|factor| body(Of::Squares, &factor.maxima));
+        factors
+            .iter()
+            .for_each(|factor| body(Of::Squares, &factor.maxima));
     }
 }
 
@@ -697,7 +707,11 @@ unsafe fn store_weights(call: &TensorCall<'_>, run: Run, values: &[f32]) {
     }
     let mut draws = Draws::new(call, Purpose::Weight, run);
     for (i, value) in values.iter().enumerate() {
-        let draw = if weight.form == Weights::Stochastic { draws.next() } else { 0 };
+        let draw = if weight.form == Weights::Stochastic {
+            draws.next()
+        } else {
+            0
+        };
         // SAFETY: as above.
         unsafe { weight.store(run.first + i, *value, draw) };
     }
@@ -760,7 +774,9 @@ fn any_non_finite(g: &[f32]) -> bool {
 /// The largest magnitude.
 #[inline(always)]
 fn largest(values: &[f32]) -> i32 {
-    values.iter().fold(0, |largest, x| magnitude(*x).max(largest))
+    values
+        .iter()
+        .fold(0, |largest, x| magnitude(*x).max(largest))
 }
 
 /// Which factors of a factored state are meant.
@@ -980,7 +996,10 @@ unsafe fn encode_blocks(
             let offset = dither(call, state, run, block, spacing, scale);
             let mut moved = [0.0_f32; LONGEST];
             let moved = &mut moved[..values.len()];
-            moved.iter_mut().zip(values).for_each(|(m, x)| *m = x + offset);
+            moved
+                .iter_mut()
+                .zip(values)
+                .for_each(|(m, x)| *m = x + offset);
             nearest_run(moved, scale, table, out);
         } else {
             nearest_run(values, scale, table, out);
@@ -1023,7 +1042,11 @@ fn nearest_run(values: &[f32], scale: f32, table: &Table, out: &mut [u8]) {
     for (x, out) in values.iter().zip(out) {
         let mut code = 0;
         for step in [128, 64, 32, 16, 8, 4, 2, 1] {
-            code += if *x > thresholds[code + step - 1] { step } else { 0 };
+            code += if *x > thresholds[code + step - 1] {
+                step
+            } else {
+                0
+            };
         }
         *out = code as u8;
     }

@@ -17,10 +17,11 @@ use crate::dtype::Dtype;
 use crate::layout::{Grid, div_ceil, index as extent};
 use crate::numerics::{INF_BITS, NAN_BITS, canonical_magnitude, magnitude};
 use crate::optimizer::{Element, Input, MAX_STATES, Update};
-use crate::plan::{Codes, Factor, Format, Maxima, Pass, Scales, TensorPlan};
+use crate::plan::{Codes, Factor, Format, MAX_AXES, Maxima, Pass, Scales, TensorPlan};
 use crate::quant::{Rounding, corrected_scale, decode, nearest, stochastic, uniform};
 use crate::rng::Purpose;
 use crate::step::Buffer;
+use crate::weights::Weights;
 
 /// Whether a scaled gradient counts as non-finite: its square does not fit in f32.
 pub(crate) fn non_finite(g: f32) -> bool {
@@ -40,7 +41,11 @@ pub(crate) fn block_scale(maximum: i32) -> f32 {
 /// v of an element under its factors: `RN(RN(row / mean) column)`, 0 where the mean is 0.
 #[inline(always)]
 pub(crate) fn factored(row: f32, column: f32, mean: f32) -> f32 {
-    if mean == 0.0 { 0.0 } else { row / mean * column }
+    if mean == 0.0 {
+        0.0
+    } else {
+        row / mean * column
+    }
 }
 
 /// Collects the statistics of one pass; those of the passes before are complete.
@@ -121,6 +126,24 @@ fn sums(call: &TensorCall<'_>, x: Input, position: &[i64]) {
     }
 }
 
+/// The states after the step before they are coded: what diagnostics compare the codes with.
+///
+/// # Safety
+/// As for [`collect`]; all statistics are complete.
+pub(crate) unsafe fn fresh_states(call: &TensorCall<'_>) -> Vec<Vec<f32>> {
+    let tensor = call.tensor;
+    // SAFETY: the caller's promise.
+    let mut states = unsafe { old_states(call, true) };
+    for i in 0..elements(tensor) {
+        // SAFETY: as above.
+        let new = call.rule.element(unsafe { input(call, i, &states) }).new;
+        for (state, new) in states.iter_mut().zip(new) {
+            state[i] = new;
+        }
+    }
+    states
+}
+
 /// Parameters (or updates) and states. Returns how many blocks were skipped.
 ///
 /// # Safety
@@ -152,10 +175,8 @@ pub(crate) unsafe fn apply(call: &TensorCall<'_>) -> i64 {
                         state[i] = new;
                     }
                 }
-                let (row, col) = global(call, i);
-                let draw = call.rng.draw(Purpose::Weight, row, col);
                 match (call.in_place(), *kept) {
-                    (true, false) => call.weight.store(i, x.p + update, draw), // R8
+                    (true, false) => call.weight.store(i, x.p + update, draw(call, i)), // R8
                     (true, true) => {}
                     (false, false) => store(call.update, param_dtype, i, update),
                     (false, true) => store(call.update, param_dtype, i, 0.0),
@@ -176,6 +197,15 @@ pub(crate) unsafe fn apply(call: &TensorCall<'_>) -> i64 {
     kept.iter().map(|kept| i64::from(*kept)).sum()
 }
 
+/// The random number that rounds a parameter, where that is wanted.
+fn draw(call: &TensorCall<'_>, i: usize) -> u16 {
+    if call.weight.form != Weights::Stochastic {
+        return 0;
+    }
+    let (row, col) = global(call, i);
+    call.rng.draw(Purpose::Weight, row, col)
+}
+
 /// Copies new maxima and factors into the states that keep them.
 unsafe fn store_statistics(call: &TensorCall<'_>) {
     for (state, plan) in call.tensor.states.iter().enumerate() {
@@ -187,7 +217,11 @@ unsafe fn store_statistics(call: &TensorCall<'_>) {
                 let bits = canonical_magnitude(call.statistic(maxima.word + at));
                 // SAFETY: the caller's promise.
                 unsafe {
-                    put(*buffer, extent(position), f32::from_bits(bits.cast_unsigned()));
+                    put(
+                        *buffer,
+                        extent(position),
+                        f32::from_bits(bits.cast_unsigned()),
+                    );
                 }
             }
         }
@@ -221,7 +255,12 @@ pub(crate) unsafe fn compress(call: &TensorCall<'_>, state: usize) {
         if let Format::Factored(factors) = &tensor.states[state].format {
             store_means(call, state, factors, &values);
         }
-        encode(call, state, &values, &vec![false; extent(tensor.grid.units())]);
+        encode(
+            call,
+            state,
+            &values,
+            &vec![false; extent(tensor.grid.units())],
+        );
     }
 }
 
@@ -233,7 +272,11 @@ pub(crate) unsafe fn store_maxima(call: &TensorCall<'_>, state: usize) {
     let tensor = call.tensor;
     let plan = &tensor.states[state];
     let first = usize::from(matches!(plan.format, Format::Codes(_)));
-    for (maxima, buffer) in plan.maxima().iter().zip(&call.state_buffers(state)[first..]) {
+    for (maxima, buffer) in plan
+        .maxima()
+        .iter()
+        .zip(&call.state_buffers(state)[first..])
+    {
         let mut largest = vec![0; extent(maxima.projection.len())];
         for i in 0..elements(tensor) {
             // SAFETY: the caller's promise.
@@ -389,7 +432,6 @@ unsafe fn encode_block(
         }
         for i in range.clone() {
             let scale = stored_scale(tensor, codes, &buffers[1..], i);
-            let (row, col) = global(call, i);
             let code = match (codes.rounding, codes.dither) {
                 (Rounding::Nearest, None) => nearest(values[i], scale, &codes.table),
                 (Rounding::Nearest, Some(spacing)) => {
@@ -397,9 +439,16 @@ unsafe fn encode_block(
                     nearest(values[i] + offset, scale, &codes.table)
                 }
                 (rounding, _) => {
-                    let draw = call.rng.draw(Purpose::State(state), row, col);
-                    let u = uniform(draw);
-                    stochastic(values[i], scale, &codes.table, rounding, call.preconditioner, u)
+                    let (row, col) = global(call, i);
+                    let u = uniform(call.rng.draw(Purpose::State(state), row, col));
+                    stochastic(
+                        values[i],
+                        scale,
+                        &codes.table,
+                        rounding,
+                        call.preconditioner,
+                        u,
+                    )
                 }
             };
             put_code(tensor, codes, buffers[0], i, code);
@@ -407,7 +456,11 @@ unsafe fn encode_block(
         if let (Scales::Block(block), true) = (&codes.scales, codes.scale_correction) {
             let scale = stored_scale(tensor, codes, &buffers[1..], first);
             let corrected = corrected_scale(scale, &values[range], |i| {
-                decode(code(tensor, codes, buffers[0], first + i), scale, &codes.table)
+                decode(
+                    code(tensor, codes, buffers[0], first + i),
+                    scale,
+                    &codes.table,
+                )
             });
             put(buffers[1], scale_index(tensor, *block, first), corrected);
         }
@@ -474,7 +527,11 @@ unsafe fn put_code(tensor: &TensorPlan, codes: &Codes, buffer: Buffer, i: usize,
     unsafe {
         let byte = buffer.data.cast::<u8>().add(row * bytes + col / per_byte);
         // The first element of a byte clears the others, the pad bits of a row's end among them.
-        let before = if shift == 0 { 0 } else { *byte & ((1 << shift) - 1) };
+        let before = if shift == 0 {
+            0
+        } else {
+            *byte & ((1 << shift) - 1)
+        };
         *byte = before | (code << shift);
     }
 }
@@ -507,14 +564,31 @@ fn global(call: &TensorCall<'_>, index: usize) -> (usize, usize) {
 }
 
 /// Index along every axis (here, not in the global tensor).
-fn multi_index(tensor: &TensorPlan, index: usize) -> Vec<i64> {
+fn multi_index(tensor: &TensorPlan, index: usize) -> Position {
     let mut rest = index as i64;
-    let mut position = vec![0; tensor.info.shape.len()];
-    for (slot, axis) in position.iter_mut().zip(&tensor.info.shape).rev() {
+    let mut position = Position {
+        index: [0; MAX_AXES],
+        axes: tensor.info.shape.len(),
+    };
+    for (slot, axis) in position.index.iter_mut().zip(&tensor.info.shape).rev() {
         *slot = rest % axis;
         rest /= axis;
     }
     position
+}
+
+/// Index along every axis.
+struct Position {
+    index: [i64; MAX_AXES],
+    axes: usize,
+}
+
+impl std::ops::Deref for Position {
+    type Target = [i64];
+
+    fn deref(&self) -> &[i64] {
+        &self.index[..self.axes]
+    }
 }
 
 fn start(grid: &Grid, unit: usize) -> usize {

@@ -90,7 +90,9 @@ impl CudaContext {
             if call.pass == Some(Pass::Maxima) {
                 // No kernel reads the statistics, but a trainer that reduces them does.
                 // SAFETY: the size was checked; the caller's promise.
-                return unsafe { active.zero(args.scratch.data, 4 * plan.scratch.maxima, call.stream) };
+                return unsafe {
+                    active.zero(args.scratch.data, 4 * plan.scratch.maxima, call.stream)
+                };
             }
             for (i, (launch, tensor)) in schedule.launches.iter().zip(&plan.tensors).enumerate() {
                 let params = launch.params(tensor, i, args, &scalars);
