@@ -3,7 +3,7 @@
 
 use std::ffi::c_void;
 
-use crate::backend::Context;
+use crate::backend::{Codec, Context};
 use crate::dtype::Dtype;
 use crate::error::{Result, invalid, unsupported};
 use crate::layout::index;
@@ -43,12 +43,12 @@ impl Plan {
         state: usize,
         values: &[Buffer],
         buffers: &[Buffer],
-        stream: *mut c_void,
+        _stream: *mut c_void,
     ) -> Result<()> {
         self.check_codec(state, values, buffers, true)?;
         self.overlap.check_codec(self, &[], values, buffers, true)?;
         // SAFETY: the caller's promise; sizes, alignment and overlap were checked above.
-        unsafe { self.context.compress(self, state, values, buffers, stream) }
+        unsafe { self.context.compress(&self.codec(state, values, buffers)) }
     }
 
     /// The reverse of [`Plan::compress`].
@@ -64,16 +64,13 @@ impl Plan {
         state: usize,
         buffers: &[Buffer],
         values: &[Buffer],
-        stream: *mut c_void,
+        _stream: *mut c_void,
     ) -> Result<()> {
         self.check_codec(state, values, buffers, false)?;
         self.overlap
             .check_codec(self, &[], values, buffers, false)?;
         // SAFETY: the caller's promise; sizes, alignment and overlap were checked above.
-        unsafe {
-            self.context
-                .decompress(self, state, buffers, values, stream)
-        }
+        unsafe { self.context.decompress(&self.codec(state, values, buffers)) }
     }
 
     /// Averages inputs into one state of every tensor: `x' = fma(decay, x, RN(weight input))`
@@ -225,6 +222,16 @@ impl Plan {
             unsafe { copy(&old[old.len() - 1..], &new[new.len() - 1..]) };
         }
         Ok(())
+    }
+
+    fn codec<'a>(&'a self, state: usize, values: &'a [Buffer], buffers: &'a [Buffer]) -> Codec<'a> {
+        Codec {
+            plan: self,
+            state,
+            step: 0,
+            values,
+            buffers,
+        }
     }
 
     fn check_codec(

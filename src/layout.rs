@@ -196,7 +196,7 @@ impl Projection {
 
     /// Length here.
     #[must_use]
-    pub fn len(&self) -> i64 {
+    pub fn extent(&self) -> i64 {
         self.shape.iter().product()
     }
 
@@ -290,7 +290,7 @@ mod tests {
         for axes in [&[][..], &[0], &[1], &[2], &[0, 2], &[0, 1, 2]] {
             let projection = Projection::new(&global, &shape, axes);
             let whole = Projection::new(&global, &global, axes);
-            assert_eq!(projection.global_len, whole.len());
+            assert_eq!(projection.global_len, whole.extent());
             for element in 0..24 {
                 let index = [element / 12, element / 4 % 3, element % 4];
                 let at = projection.position(&index);

@@ -143,7 +143,7 @@ impl Plan {
     }
 
     fn check_norm(&self, args: &NormArgs<'_>) -> Result<()> {
-        if !(args.max_norm > 0.0) {
+        if args.max_norm.is_nan() || args.max_norm <= 0.0 {
             return Err(invalid(format!(
                 "max_norm is {}; it must be positive",
                 args.max_norm

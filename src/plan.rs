@@ -771,7 +771,7 @@ impl Builder<'_> {
             let maxima = self.maxima(place, name, part, &axes);
             let (sum, fresh) = (self.scratch.sums, self.scratch.fresh);
             self.scratch.sums += 2 * crate::layout::index(maxima.projection.global_len);
-            self.scratch.fresh += crate::layout::index(maxima.projection.len());
+            self.scratch.fresh += crate::layout::index(maxima.projection.extent());
             Factor {
                 count: numel / maxima.projection.global_len.max(1),
                 maxima,

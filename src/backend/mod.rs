@@ -8,8 +8,9 @@ use std::ffi::c_void;
 use crate::error::{Result, unsupported};
 use crate::plan::{Pass, Plan, TensorPlan};
 use crate::spec::Spec;
-use crate::step::{Buffer, StepArgs};
+use crate::step::StepArgs;
 
+pub(crate) use cpu::Codec;
 pub use cpu::{CpuContext, ParallelFor, Variant};
 pub use cuda::CudaContext;
 pub(crate) use cuda::probe as probe_cuda;
@@ -82,18 +83,11 @@ impl Context {
     /// # Safety
     /// As for `Plan::compress`, which has checked the arguments.
     #[expect(unsafe_code, reason = "works on the caller's raw buffers")]
-    pub(crate) unsafe fn compress(
-        &self,
-        plan: &Plan,
-        state: usize,
-        values: &[Buffer],
-        buffers: &[Buffer],
-        _stream: *mut c_void,
-    ) -> Result<()> {
+    pub(crate) unsafe fn compress(&self, codec: &Codec<'_>) -> Result<()> {
         match self {
             Self::Cpu(cpu) => {
                 // SAFETY: the caller's promise.
-                unsafe { cpu.compress(plan, state, values, buffers, 0) };
+                unsafe { cpu.compress(codec) };
                 Ok(())
             }
             Self::Cuda(_) => Err(unsupported("compress has no CUDA kernel in this version")),
@@ -103,18 +97,11 @@ impl Context {
     /// # Safety
     /// As for `Plan::decompress`, which has checked the arguments.
     #[expect(unsafe_code, reason = "works on the caller's raw buffers")]
-    pub(crate) unsafe fn decompress(
-        &self,
-        plan: &Plan,
-        state: usize,
-        buffers: &[Buffer],
-        values: &[Buffer],
-        _stream: *mut c_void,
-    ) -> Result<()> {
+    pub(crate) unsafe fn decompress(&self, codec: &Codec<'_>) -> Result<()> {
         match self {
             Self::Cpu(cpu) => {
                 // SAFETY: the caller's promise.
-                unsafe { cpu.decompress(plan, state, buffers, values) };
+                unsafe { cpu.decompress(codec) };
                 Ok(())
             }
             Self::Cuda(_) => Err(unsupported("decompress has no CUDA kernel in this version")),

@@ -1,11 +1,14 @@
-//! The primitives under every optimizer: f32 values to a state and back.
+//! The primitives under every optimizer: f32 values to a state and back, averages, conversion.
 
 use std::ffi::{c_char, c_void};
 
-use super::guard::guard_handle;
+use super::guard::{borrow, guard_handle};
 use super::plan::lowbit_plan_t;
+use super::sized::read;
+use super::spec::{reserved, unknown_flag};
 use super::types::*;
 use super::{array, buffers, text};
+use crate::codec::EmaArgs;
 use crate::error::{Result, invalid};
 use crate::plan::Plan;
 
@@ -95,6 +98,102 @@ pub unsafe extern "C" fn lowbit_decompress(
             let state = buffers(array(state, buffer_count, "state")?);
             let values = buffers(array(values, tensor_count, "values")?);
             plan.plan.decompress(index, state, values, stream)
+        })
+    }
+}
+
+/// Averages inputs into one state of every tensor of a plan: x' = decay x + weight input leaves in
+/// f32 and its quantized form is kept. The primitive of optimizers that live in the trainer, such as
+/// Muon's momentum; with a decay of 0 and a weight of 1 it is lowbit_compress with random numbers of
+/// the step.
+///
+/// # Parameters
+/// - `plan` (in, not NULL).
+/// - `args` (in, host, not NULL): start from LOWBIT_EMA_ARGS_INIT.
+/// - `stream` (in): ignored by CPU contexts.
+/// # Returns
+/// As lowbit_compress; STRUCT_SIZE, UNKNOWN_FLAG.
+/// # Threads
+/// Several threads may use one plan at once on different buffers.
+/// # Stream
+/// On a CPU context the work is done on return.
+/// # Ownership
+/// All memory stays the caller's.
+/// # Since
+/// ABI 0.1
+/// # Safety
+/// Buffers are valid memory of their sizes in the plan's memory space.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lowbit_ema(
+    plan: *const lowbit_plan_t,
+    args: *const lowbit_ema_args_t,
+    _stream: *mut c_void,
+) -> lowbit_status_t {
+    // SAFETY: the caller's promise.
+    unsafe {
+        guard_handle(plan, |plan| {
+            let args = read(args, "args")?;
+            if args.flags != 0 {
+                return Err(unknown_flag("args.flags", args.flags));
+            }
+            reserved("args.reserved", args.reserved)?;
+            let index = state_index(&plan.plan, args.state_name)?;
+            let tensors = |data, name| array(data, args.tensor_count, name).map(buffers);
+            plan.plan.ema(
+                index,
+                &EmaArgs {
+                    inputs: tensors(args.inputs, "args.inputs")?,
+                    outputs: tensors(args.outputs, "args.outputs")?,
+                    state: buffers(array(args.state, args.buffer_count, "args.state")?),
+                    decay: args.decay,
+                    weight: args.weight,
+                    step: args.step,
+                },
+            )
+        })
+    }
+}
+
+/// Converts the states of one plan into those of another for the same tensors: another quantizer or
+/// optimizer, at any step of training. States that are kept alike are copied, others decoded and
+/// coded again; states that the old plan does not have become zero. What is kept beside a parameter
+/// is copied under the same weight form and else becomes zero, so that the parameter counts.
+///
+/// # Parameters
+/// - `from` (in, not NULL): the old plan.
+/// - `old_state` (in): array on the host of its `old_count` state buffers.
+/// - `old_count` (in): buffer_count of `from`.
+/// - `to` (in, not NULL): the new plan; its tensors have the names, shapes and places of the old.
+/// - `new_state` (out): array on the host of its `new_count` state buffers.
+/// - `new_count` (in): buffer_count of `to`.
+/// # Returns
+/// As lowbit_compress; OUT_OF_MEMORY.
+/// # Threads
+/// As lowbit_step.
+/// # Stream
+/// None: both plans are of CPU contexts in this version.
+/// # Ownership
+/// All memory stays the caller's.
+/// # Since
+/// ABI 0.1
+/// # Safety
+/// Buffers are valid memory of their sizes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lowbit_convert(
+    from: *const lowbit_plan_t,
+    old_state: *const lowbit_buffer_t,
+    old_count: i64,
+    to: *const lowbit_plan_t,
+    new_state: *const lowbit_buffer_t,
+    new_count: i64,
+) -> lowbit_status_t {
+    // SAFETY: the caller's promise.
+    unsafe {
+        guard_handle(to, |to| {
+            let from = borrow(from)?;
+            let old = buffers(array(old_state, old_count, "old_state")?);
+            let new = buffers(array(new_state, new_count, "new_state")?);
+            to.plan.convert_from(&from.plan, old, new)
         })
     }
 }

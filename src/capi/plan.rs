@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::context::lowbit_context_t;
 use super::guard::{borrow, give, guard, guard_handle, handle, take};
+use super::norm::stage_info;
 use super::sized::{read_element, write};
 use super::spec::{lowbit_spec_t, unknown_flag};
 use super::types::*;
@@ -238,14 +239,7 @@ pub unsafe extern "C" fn lowbit_plan_stage(
         guard_handle(plan, |handle| {
             let stages = handle.plan.stages();
             let stage = stages[position("stage", stage, stages.len())?];
-            let info = lowbit_stage_info_t {
-                struct_size: 0,
-                dtype: stage.dtype as lowbit_dtype_t,
-                reduce: stage.reduce as lowbit_reduce_t,
-                offset: stage.offset,
-                count: stage.count,
-            };
-            write(out, "out", &info)
+            write(out, "out", &stage_info(stage))
         })
     }
 }

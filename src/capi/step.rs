@@ -121,6 +121,19 @@ unsafe fn run(
     stream: *mut c_void,
 ) -> Result<()> {
     // SAFETY: the caller's promise.
+    unsafe { with_args(plan, args, |args| plan.step(args, stage, stream)) }
+}
+
+/// Calls `body` with the Rust form of a step's arguments.
+///
+/// # Safety
+/// The pointers in `args` are valid.
+pub(super) unsafe fn with_args<T>(
+    plan: &Plan,
+    args: *const lowbit_step_args_t,
+    body: impl FnOnce(&StepArgs<'_>) -> Result<T>,
+) -> Result<T> {
+    // SAFETY: the caller's promise.
     let args = unsafe { read(args, "args") }?;
     if args.flags != 0 {
         return Err(unknown_flag("args.flags", args.flags));
@@ -173,7 +186,7 @@ unsafe fn run(
             skipped: args.skipped,
         };
         if args.offsets.is_null() {
-            return plan.step(&call, stage, stream);
+            return body(&call);
         }
         // Only sharded trainers that move their offsets come here, and they pay an allocation.
         let count = args.tensor_count.min(plan.tensors.len() as i64);
@@ -189,13 +202,9 @@ unsafe fn run(
                 array(*pointer, tensor.offset.len() as i64, "args.offsets[]").map(Some)
             })
             .collect::<Result<Vec<_>>>()?;
-        plan.step(
-            &StepArgs {
-                offsets: Some(&offsets),
-                ..call
-            },
-            stage,
-            stream,
-        )
+        body(&StepArgs {
+            offsets: Some(&offsets),
+            ..call
+        })
     }
 }

@@ -544,6 +544,67 @@ pub struct lowbit_step_args_t {
     pub skipped: *mut i64,
 }
 
+/// One call of lowbit_ema. Arrays are in the plan's order and are read before the call returns.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct lowbit_ema_args_t {
+    /// sizeof of this struct.
+    pub struct_size: usize,
+    /// Zero.
+    pub flags: u64,
+    /// The state that is averaged: "x" under the optimizer none.
+    pub state_name: *const c_char,
+    /// Length of inputs and outputs.
+    pub tensor_count: i64,
+    /// What is averaged, in the gradients' dtypes.
+    pub inputs: *const lowbit_buffer_t,
+    /// Where the new averages go, f32.
+    pub outputs: *const lowbit_buffer_t,
+    /// Length of state.
+    pub buffer_count: i64,
+    /// State buffers.
+    pub state: *const lowbit_buffer_t,
+    /// Factor of the old average.
+    pub decay: f32,
+    /// Factor of the input: 1 - decay, or 1.
+    pub weight: f32,
+    /// Number of this step, for stochastic rounding.
+    pub step: i32,
+    /// Zero.
+    pub reserved: i32,
+}
+
+/// One call of lowbit_norm and its stages. Arrays are read before the call returns.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct lowbit_norm_args_t {
+    /// sizeof of this struct.
+    pub struct_size: usize,
+    /// Zero.
+    pub flags: u64,
+    /// Length of grads.
+    pub tensor_count: i64,
+    /// Gradients; { NULL, 0 } for a tensor that another shard counts.
+    pub grads: *const lowbit_buffer_t,
+    /// LOWBIT_NORM_SCRATCH bytes, aligned to 8.
+    pub scratch: lowbit_buffer_t,
+    /// Gradients are multiplied by this: 1 / loss scale.
+    pub grad_scale: f32,
+    /// The norm to clip to; positive.
+    pub max_norm: f32,
+}
+
+/// Bytes of the scratch of lowbit_norm.
+pub const LOWBIT_NORM_SCRATCH: i64 = 24;
+const _: () = assert!(LOWBIT_NORM_SCRATCH == crate::plan::Plan::NORM_BYTES);
+
+/// How lowbit_report_text prints.
+pub type lowbit_report_format_t = i32;
+/// A table for people.
+pub const LOWBIT_REPORT_TABLE: lowbit_report_format_t = 0;
+/// An object with the key "states", one element per tensor and quantized state.
+pub const LOWBIT_REPORT_JSON: lowbit_report_format_t = 1;
+
 /// What a checkpoint says besides the states.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -579,6 +640,8 @@ c_struct! {
     lowbit_buffer_info_t 64,
     lowbit_stage_info_t 32,
     lowbit_step_args_t 152,
+    lowbit_ema_args_t 80,
+    lowbit_norm_args_t 56,
     lowbit_checkpoint_info_t 16,
 }
 

@@ -3,12 +3,11 @@
 /// `log2(x)` for `x > 0`, error below 1e-6 (tested); negative infinity for 0, NaN for the rest.
 #[inline(always)]
 pub(crate) fn log2(x: f32) -> f32 {
-    if !(x > 0.0) {
-        return if x == 0.0 {
-            f32::NEG_INFINITY
-        } else {
-            f32::NAN
-        };
+    if x == 0.0 {
+        return f32::NEG_INFINITY;
+    }
+    if x.is_nan() || x < 0.0 {
+        return f32::NAN;
     }
     // Subnormals first become normal.
     let (x, bias) = if x < f32::MIN_POSITIVE {
@@ -28,7 +27,7 @@ pub(crate) fn log2(x: f32) -> f32 {
         .mul_add(z, 1.0 / 5.0)
         .mul_add(z, 1.0 / 3.0)
         .mul_add(z, 1.0);
-    (s * series).mul_add(2.885_390_1, exponent)
+    (s * series).mul_add(2.885_39, exponent)
 }
 
 /// `2^x` in f64 for `|x| < 1000`, relative error below 1e-15 (tested).

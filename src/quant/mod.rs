@@ -69,7 +69,7 @@ pub(crate) fn stochastic(
     preconditioner: Preconditioner,
     u: f32,
 ) -> u8 {
-    if !(scale > 0.0) {
+    if scale.is_nan() || scale <= 0.0 {
         return 0;
     }
     // At most 255 levels above the lowest.

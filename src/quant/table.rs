@@ -200,7 +200,7 @@ fn check_levels(levels: &[f32], most: u32, signed: bool) -> Result<()> {
             levels.len()
         )));
     }
-    if levels.windows(2).any(|pair| !(pair[0] < pair[1])) {
+    if !levels.windows(2).all(|pair| pair[0] < pair[1]) {
         return Err(invalid("levels must increase"));
     }
     let lowest = if signed { -1.0 } else { 0.0 };

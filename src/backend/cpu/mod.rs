@@ -161,29 +161,17 @@ impl CpuContext {
 
     /// # Safety
     /// The arguments were validated; the buffers are valid host memory.
-    pub(crate) unsafe fn compress(
-        &self,
-        plan: &Plan,
-        state: usize,
-        values: &[Buffer],
-        buffers: &[Buffer],
-        step: i32,
-    ) {
+    pub(crate) unsafe fn compress(&self, codec: &Codec<'_>) {
         let _env = FpEnv::ieee();
+        let state = codec.state;
         self.codec(
-            plan,
-            state,
-            step,
-            values,
-            buffers,
+            codec,
             |kernels, call, units| {
                 // SAFETY: the caller's promise; the tasks' units are disjoint.
                 unsafe {
                     match kernels {
-                        Some(kernels) if !whole(call.tensor, state) => {
-                            (kernels.compress)(call, state, units);
-                        }
-                        _ => reference::compress(call, state),
+                        Some(kernels) => (kernels.compress)(call, state, units),
+                        None => reference::compress(call, state),
                     }
                 }
             },
@@ -198,26 +186,17 @@ impl CpuContext {
 
     /// # Safety
     /// As for [`CpuContext::compress`].
-    pub(crate) unsafe fn decompress(
-        &self,
-        plan: &Plan,
-        state: usize,
-        buffers: &[Buffer],
-        values: &[Buffer],
-    ) {
+    pub(crate) unsafe fn decompress(&self, codec: &Codec<'_>) {
         let _env = FpEnv::ieee();
+        let state = codec.state;
         self.codec(
-            plan,
-            state,
-            0,
-            values,
-            buffers,
+            codec,
             |kernels, call, units| {
                 // SAFETY: the caller's promise; the tasks' units are disjoint.
                 unsafe {
                     match kernels {
-                        None => reference::decompress(call, state),
                         Some(kernels) => (kernels.decompress)(call, state, units),
+                        None => reference::decompress(call, state),
                     }
                 }
             },
@@ -229,9 +208,16 @@ impl CpuContext {
     /// The arguments were validated; the buffers are valid host memory.
     pub(crate) unsafe fn ema(&self, plan: &Plan, state: usize, args: &EmaArgs<'_>) {
         let _env = FpEnv::ieee();
+        let codec = Codec {
+            plan,
+            state,
+            step: args.step,
+            values: args.outputs,
+            buffers: args.state,
+        };
         // SAFETY: the caller's promise.
         unsafe {
-            self.decompress(plan, state, args.state, args.outputs);
+            self.decompress(&codec);
             for (i, tensor) in plan.tensors.iter().enumerate() {
                 self.run(div_ceil(tensor.numel, TASK_ELEMENTS), &|task| {
                     let (input, output) = (args.inputs[i], args.outputs[i]);
@@ -243,7 +229,7 @@ impl CpuContext {
                     }
                 });
             }
-            self.compress(plan, state, args.outputs, args.state, args.step);
+            self.compress(&codec);
         }
     }
 
@@ -287,17 +273,21 @@ impl CpuContext {
         }
     }
 
-    /// Runs `work` over the units of every tensor, after `prepare` has seen the tensor.
+    /// Runs `work` over the units of every tensor, after `prepare` has seen the tensor. Factors and
+    /// covers, which have no codes, are the reference's work: they are not converted in a step.
     fn codec(
         &self,
-        plan: &Plan,
-        state: usize,
-        step: i32,
-        values: &[Buffer],
-        buffers: &[Buffer],
+        codec: &Codec<'_>,
         work: impl Fn(Option<Kernels>, &TensorCall<'_>, Range<i64>) + Sync,
         prepare: impl Fn(&TensorCall<'_>),
     ) {
+        let Codec {
+            plan,
+            state,
+            step,
+            values,
+            buffers,
+        } = *codec;
         for (i, tensor) in plan.tensors.iter().enumerate() {
             let call = TensorCall {
                 tensor,
@@ -324,26 +314,32 @@ impl CpuContext {
                 skip_blocks: false,
             };
             prepare(&call);
-            match self.kernels {
-                Some(_) if !whole(tensor, state) => {
+            let coded = !matches!(
+                tensor.states[state].format,
+                Format::Factored(_) | Format::Cover(_)
+            );
+            match self.kernels.filter(|_| coded) {
+                Some(kernels) => {
                     let (units, each) = (tensor.grid.units(), units_per_task(tensor));
                     self.run(div_ceil(units, each), &|task| {
-                        work(self.kernels, &call, part(units, each, task));
+                        work(Some(kernels), &call, part(units, each, task));
                     });
                 }
-                _ => work(None, &call, 0..0),
+                None => work(None, &call, 0..0),
             }
         }
     }
 }
 
-/// Whether a state is imported and exported as a whole, by the reference: factors and covers, which
-/// have no codes. Not done in a step, so not fast.
-fn whole(tensor: &TensorPlan, state: usize) -> bool {
-    matches!(
-        tensor.states[state].format,
-        Format::Factored(_) | Format::Cover(_)
-    )
+/// States to f32 values or back. Lists are in the plan's order.
+#[derive(Clone, Copy)]
+pub(crate) struct Codec<'a> {
+    pub(crate) plan: &'a Plan,
+    pub(crate) state: usize,
+    /// For random numbers.
+    pub(crate) step: i32,
+    pub(crate) values: &'a [Buffer],
+    pub(crate) buffers: &'a [Buffer],
 }
 
 impl ParallelFor {

@@ -249,13 +249,11 @@ unsafe fn new_states(
         load_weights(call, run.first, p);
         match &call.rule {
             // The paper's 4-bit AdamW: v's maxima alone.
-            Update::Adamw(rule) if !wanted(0) && !wanted(2) => {
-                if wanted(1) {
-                    let v = &mut states[1][..run.len];
-                    decode_run(call, 1, run, Factors::Fresh, v);
-                    for ((v, g), p) in v.iter_mut().zip(g).zip(&*p) {
-                        *v = rule.second_moment(rule.gradient(*p, *g), *v);
-                    }
+            Update::Adamw(rule) if wanted(1) && !wanted(0) && !wanted(2) => {
+                let v = &mut states[1][..run.len];
+                decode_run(call, 1, run, Factors::Fresh, v);
+                for ((v, g), p) in v.iter_mut().zip(g).zip(&*p) {
+                    *v = rule.second_moment(rule.gradient(*p, *g), *v);
                 }
             }
             _ if (0..MAX_STATES).any(wanted) => {
@@ -493,7 +491,7 @@ pub(super) unsafe fn refresh(call: &TensorCall<'_>) {
         return;
     };
     for (factor, buffer) in factors.iter().zip(call.state_buffers(state)) {
-        for position in 0..factor.maxima.projection.len() {
+        for position in 0..factor.maxima.projection.extent() {
             let fresh = call.fresh_mean(factor, *buffer, position);
             // SAFETY: the scratch has room for every factor.
             unsafe { *fresh_values(call).add(factor.fresh + index(position)) = fresh };
@@ -571,7 +569,7 @@ pub(super) unsafe fn store_statistics(call: &TensorCall<'_>) {
         let first = usize::from(matches!(plan.format, Format::Codes(_)));
         let buffers = &call.state_buffers(state)[first..];
         for (maxima, buffer) in plan.maxima().iter().zip(buffers) {
-            for position in 0..maxima.projection.len() {
+            for position in 0..maxima.projection.extent() {
                 let at = maxima.projection.globalize(position, call.offset);
                 let bits = canonical_magnitude(call.statistic(maxima.word + at));
                 // SAFETY: the position lies in the buffer.
@@ -580,7 +578,7 @@ pub(super) unsafe fn store_statistics(call: &TensorCall<'_>) {
         }
         if let Format::Factored(factors) = &plan.format {
             for (factor, buffer) in factors.iter().zip(buffers) {
-                let len = index(factor.maxima.projection.len());
+                let len = index(factor.maxima.projection.extent());
                 // SAFETY: as many values in the scratch as in the buffer.
                 unsafe {
                     let from = fresh_values(call).add(factor.fresh);
@@ -867,7 +865,7 @@ unsafe fn decode_blocks(
             let part = run.part(at, block - (run.col + at) % block);
             let scale = *scales.add(part.col / block);
             let out = &mut out[at..at + part.len];
-            if let ([.., _], true) = (codes.table.levels.as_slice(), codes.per_byte > 1) {
+            if codes.per_byte > 1 {
                 let mut values = [0.0_f32; 16];
                 for (value, level) in values.iter_mut().zip(&codes.table.levels) {
                     *value = level * scale;
@@ -1019,12 +1017,10 @@ unsafe fn encode_blocks(
 /// The nearest codes under one scale.
 #[inline(always)]
 fn nearest_run(values: &[f32], scale: f32, table: &Table, out: &mut [u8]) {
-    if let [midpoints @ ..] = table.midpoints.as_slice()
-        && midpoints.len() <= 15
-    {
+    if table.midpoints.len() <= 15 {
         for (values, out) in values.chunks(RUN).zip(out.chunks_mut(RUN)) {
             let mut counts = [0_i32; RUN];
-            for mid in midpoints {
+            for mid in &table.midpoints {
                 let threshold = mid * scale;
                 for (count, x) in counts.iter_mut().zip(values) {
                     *count += i32::from(*x > threshold);

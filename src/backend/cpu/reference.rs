@@ -212,7 +212,7 @@ unsafe fn store_statistics(call: &TensorCall<'_>) {
         let first = usize::from(matches!(plan.format, Format::Codes(_)));
         let buffers = &call.state_buffers(state)[first..];
         for (maxima, buffer) in plan.maxima().iter().zip(buffers) {
-            for position in 0..maxima.projection.len() {
+            for position in 0..maxima.projection.extent() {
                 let at = maxima.projection.globalize(position, call.offset);
                 let bits = canonical_magnitude(call.statistic(maxima.word + at));
                 // SAFETY: the caller's promise.
@@ -227,7 +227,7 @@ unsafe fn store_statistics(call: &TensorCall<'_>) {
         }
         if let Format::Factored(factors) = &plan.format {
             for (factor, buffer) in factors.iter().zip(buffers) {
-                for position in 0..factor.maxima.projection.len() {
+                for position in 0..factor.maxima.projection.extent() {
                     // SAFETY: the caller's promise.
                     unsafe {
                         let fresh = call.fresh_mean(factor, *buffer, position);
@@ -277,7 +277,7 @@ pub(crate) unsafe fn store_maxima(call: &TensorCall<'_>, state: usize) {
         .iter()
         .zip(&call.state_buffers(state)[first..])
     {
-        let mut largest = vec![0; extent(maxima.projection.len())];
+        let mut largest = vec![0; extent(maxima.projection.extent())];
         for i in 0..elements(tensor) {
             // SAFETY: the caller's promise.
             let value = unsafe { load(call.weight.data, Dtype::F32, i) };
@@ -296,7 +296,7 @@ pub(crate) unsafe fn store_maxima(call: &TensorCall<'_>, state: usize) {
 unsafe fn store_means(call: &TensorCall<'_>, state: usize, factors: &[Factor; 3], values: &[f32]) {
     for (factor, buffer) in factors.iter().zip(call.state_buffers(state)) {
         let projection = &factor.maxima.projection;
-        let mut sums = vec![0.0_f64; extent(projection.len())];
+        let mut sums = vec![0.0_f64; extent(projection.extent())];
         for (i, value) in values.iter().enumerate() {
             sums[projection.position(&multi_index(call.tensor, i))] += f64::from(*value);
         }
