@@ -57,7 +57,7 @@ class Header:
 
 
 TOKEN = re.compile(
-    r"\s*(?:(?P<number>[0-9][0-9.]*(?:e[+-]?[0-9]+)?f?)|(?P<word>[A-Za-z_]\w*)|(?P<mark>[(){};,*-]))"
+    r"\s*(?:(?P<number>[0-9][0-9.]*(?:e[+-]?[0-9]+)?f?)|(?P<word>[A-Za-z_]\w*)|(?P<mark>[(){};,*|-]))"
 )
 
 
@@ -253,9 +253,9 @@ def defaults(name, header):
     result = {}
     for name, value in zip(fields[1:], values[1:]):
         if value not in ("0", "NULL", "0.0f"):
-            if not re.fullmatch(r"[0-9.e -]+f?|LOWBIT_\w+", value):
+            if not re.fullmatch(r"[0-9.e -]+f?|LOWBIT_\w+( \| LOWBIT_\w+)*", value):
                 raise Unknown(f"default {value} of {name}")
-            result[name] = value.replace(" ", "").removesuffix("f")
+            result[name] = value if "|" in value else value.replace(" ", "").removesuffix("f")
     return result
 
 

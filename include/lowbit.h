@@ -24,26 +24,68 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define LOWBIT_QUANTIZER_INFO_INIT { sizeof(lowbit_quantizer_info_t), 4, LOWBIT_NORMALIZATION_BLOCK, LOWBIT_MAPPING_DE, LOWBIT_ROUNDING_NEAREST, 128 }
+#define LOWBIT_QUANTIZER_INFO_INIT { sizeof(lowbit_quantizer_info_t), 4, LOWBIT_NORMALIZATION_BLOCK, LOWBIT_MAPPING_DE, LOWBIT_ROUNDING_NEAREST, 128, 0, NULL, 0, 0, 0 }
 #define LOWBIT_OVERRIDE_INFO_INIT { sizeof(lowbit_override_info_t), NULL, NULL, NULL, NULL }
-#define LOWBIT_SPEC_INFO_INIT { sizeof(lowbit_spec_info_t), 0, NULL, 0, 0, 0, NULL, NULL, NULL, NULL, 0 }
+/* The options of Adafactor's paper. */
+#define LOWBIT_ADAFACTOR_INFO_INIT { sizeof(lowbit_adafactor_info_t), LOWBIT_ADAFACTOR_RELATIVE_STEP | LOWBIT_ADAFACTOR_SCALE_PARAMETER, 1.0f, 0.8f, 1e-3f, 0 }
+#define LOWBIT_SPEC_INFO_INIT { sizeof(lowbit_spec_info_t), 0, NULL, 0, 0, 0, NULL, NULL, NULL, NULL, 0, 0, 0.0f, 0, NULL }
 #define LOWBIT_CPU_INFO_INIT { sizeof(lowbit_cpu_info_t), 0, 0, LOWBIT_CPU_VARIANT_AUTO, 0, NULL, NULL }
 #define LOWBIT_CUDA_INFO_INIT { sizeof(lowbit_cuda_info_t), 0, 0, 0 }
-#define LOWBIT_TENSOR_INFO_INIT { sizeof(lowbit_tensor_info_t), 0, NULL, NULL, 0, LOWBIT_DTYPE_F32, 0, 0, NULL, NULL }
-#define LOWBIT_PLAN_INFO_INIT { sizeof(lowbit_plan_info_t), 0, 0, 0, 0, 0, 0, 0 }
+#define LOWBIT_TENSOR_INFO_INIT { sizeof(lowbit_tensor_info_t), 0, NULL, NULL, 0, LOWBIT_DTYPE_F32, 0, LOWBIT_WEIGHTS_PLAIN, NULL, NULL, 0 }
+#define LOWBIT_PLAN_INFO_INIT { sizeof(lowbit_plan_info_t), 0, 0, 0, 0, 0, 0, 0, 0 }
 #define LOWBIT_TENSOR_REPORT_INIT { sizeof(lowbit_tensor_report_t), NULL, NULL, NULL, 0, 0, 0, 0 }
 #define LOWBIT_BUFFER_INFO_INIT { sizeof(lowbit_buffer_info_t), 0, NULL, NULL, 0, 0, NULL, 0, 0 }
 #define LOWBIT_STAGE_INFO_INIT { sizeof(lowbit_stage_info_t), 0, 0, 0, 0 }
 /* Defaults: lr 1e-3, betas 0.9 and 0.999, eps 1e-8, weight decay 0.01, scales 1, step 1. */
 #define LOWBIT_STEP_ARGS_INIT { sizeof(lowbit_step_args_t), 0, 0, NULL, NULL, NULL, 0, NULL, { NULL, 0 }, 1e-3f, 0.9f, 0.999f, 1e-8f, 0.01f, 1.0f, 1.0f, 0.0f, 1, LOWBIT_NONFINITE_DEFAULT, NULL, NULL, NULL, NULL }
 #define LOWBIT_CHECKPOINT_INFO_INIT { sizeof(lowbit_checkpoint_info_t), 0 }
-/* Number of f32 values that lowbit_step_args_t.hyper points to. */
+/* Number of f32 values in lowbit_step_args_t.hyper for each group of the plan. */
 #define LOWBIT_HYPER_COUNT 8
+
+/**
+ * Set in lowbit_quantizer_info_t.flags: block scales are corrected after coding (EDEN).
+ */
+#define LOWBIT_QUANTIZER_SCALE_CORRECTION 1
+
+/**
+ * Set in lowbit_quantizer_info_t.flags: subtractive dither, one random offset per block.
+ */
+#define LOWBIT_QUANTIZER_DITHER 2
 
 /**
  * Set in lowbit_spec_info_t.flags: threshold holds a value; otherwise it is the preset's, or 4096.
  */
 #define LOWBIT_SPEC_THRESHOLD 1
+
+/**
+ * Adam and AdamW: the largest v so far divides (AMSGrad).
+ */
+#define LOWBIT_SPEC_AMSGRAD 2
+
+/**
+ * Gradients are negated.
+ */
+#define LOWBIT_SPEC_MAXIMIZE 4
+
+/**
+ * SGD: the step follows g + beta1 m instead of m.
+ */
+#define LOWBIT_SPEC_NESTEROV 8
+
+/**
+ * SGD: weight decay is decoupled, as in AdamW, instead of part of the gradient.
+ */
+#define LOWBIT_SPEC_DECOUPLED 16
+
+/**
+ * Set in lowbit_adafactor_info_t.flags: the step size is min(lr, 1/sqrt(t)) instead of lr.
+ */
+#define LOWBIT_ADAFACTOR_RELATIVE_STEP 1
+
+/**
+ * Set in lowbit_adafactor_info_t.flags: the step size is multiplied by max(eps2, RMS(parameter)).
+ */
+#define LOWBIT_ADAFACTOR_SCALE_PARAMETER 2
 
 /**
  * Raised when a call that worked could fail or mean something else.
@@ -103,6 +145,11 @@ typedef int32_t lowbit_mapping_t;
 typedef int32_t lowbit_rounding_t;
 
 /**
+ * Which axes a factored v keeps.
+ */
+typedef int32_t lowbit_factor_axes_t;
+
+/**
  * One state's quantizer.
  */
 typedef struct lowbit_quantizer_info_t {
@@ -111,7 +158,7 @@ typedef struct lowbit_quantizer_info_t {
    */
   size_t struct_size;
   /**
-   * 4, or 32 for f32 states (the other fields are then ignored).
+   * 2 to 8, or 32 for f32 states (the other fields are then 0, but for a factored v).
    */
   int32_t bits;
   /**
@@ -130,6 +177,26 @@ typedef struct lowbit_quantizer_info_t {
    * Elements of a block: a power of two from 32 to 4096; 0 means 128.
    */
   int64_t block;
+  /**
+   * LOWBIT_QUANTIZER_SCALE_CORRECTION, LOWBIT_QUANTIZER_DITHER.
+   */
+  uint64_t flags;
+  /**
+   * For LOWBIT_MAPPING_TABLE: increasing levels in [-1, 1], for v in [0, 1].
+   */
+  const float *levels;
+  /**
+   * Their number, at most 2^bits.
+   */
+  int64_t level_count;
+  /**
+   * For LOWBIT_NORMALIZATION_FACTORED.
+   */
+  lowbit_factor_axes_t factor_axes;
+  /**
+   * Zero.
+   */
+  int32_t reserved;
 } lowbit_quantizer_info_t;
 
 /**
@@ -159,6 +226,36 @@ typedef struct lowbit_override_info_t {
 } lowbit_override_info_t;
 
 /**
+ * Options of Adafactor.
+ */
+typedef struct lowbit_adafactor_info_t {
+  /**
+   * sizeof of this struct.
+   */
+  size_t struct_size;
+  /**
+   * LOWBIT_ADAFACTOR_RELATIVE_STEP, LOWBIT_ADAFACTOR_SCALE_PARAMETER.
+   */
+  uint64_t flags;
+  /**
+   * The update is divided by max(1, RMS(update) / clip_threshold); 0: no clipping.
+   */
+  float clip_threshold;
+  /**
+   * v decays by 1 - t^-decay_rate.
+   */
+  float decay_rate;
+  /**
+   * The smallest RMS that a parameter counts with.
+   */
+  float eps2;
+  /**
+   * Zero.
+   */
+  int32_t reserved;
+} lowbit_adafactor_info_t;
+
+/**
  * A spec, field by field.
  */
 typedef struct lowbit_spec_info_t {
@@ -167,7 +264,7 @@ typedef struct lowbit_spec_info_t {
    */
   size_t struct_size;
   /**
-   * LOWBIT_SPEC_THRESHOLD or 0.
+   * LOWBIT_SPEC_*; those of the preset hold as well.
    */
   uint64_t flags;
   /**
@@ -206,6 +303,22 @@ typedef struct lowbit_spec_info_t {
    * Its length.
    */
   int64_t override_count;
+  /**
+   * Seed of stochastic rounding and dither.
+   */
+  uint64_t seed;
+  /**
+   * SGD: from the second step on the gradient enters m times 1 - dampening.
+   */
+  float dampening;
+  /**
+   * Zero.
+   */
+  int32_t reserved2;
+  /**
+   * Options of Adafactor; NULL: those of the paper.
+   */
+  const struct lowbit_adafactor_info_t *adafactor;
 } lowbit_spec_info_t;
 
 /**
@@ -285,6 +398,11 @@ typedef struct lowbit_cuda_info_t {
 typedef int32_t lowbit_dtype_t;
 
 /**
+ * What is kept beside a 16-bit parameter so that small updates are not lost.
+ */
+typedef int32_t lowbit_weights_t;
+
+/**
  * A tensor of a plan.
  */
 typedef struct lowbit_tensor_info_t {
@@ -309,7 +427,7 @@ typedef struct lowbit_tensor_info_t {
    */
   int32_t ndim;
   /**
-   * LOWBIT_DTYPE_F32 or LOWBIT_DTYPE_BF16.
+   * LOWBIT_DTYPE_F32, LOWBIT_DTYPE_BF16 or LOWBIT_DTYPE_F16.
    */
   lowbit_dtype_t param_dtype;
   /**
@@ -317,9 +435,9 @@ typedef struct lowbit_tensor_info_t {
    */
   lowbit_dtype_t grad_dtype;
   /**
-   * Zero.
+   * What is kept beside a 16-bit parameter.
    */
-  int32_t reserved;
+  lowbit_weights_t weights;
   /**
    * For a shard: extents of the global tensor (ndim of them); NULL: the tensor is whole.
    */
@@ -328,6 +446,10 @@ typedef struct lowbit_tensor_info_t {
    * For a shard: index of its first element along each axis; NULL: the origin.
    */
   const int64_t *offset;
+  /**
+   * Which block of hyper-parameters is this tensor's: see lowbit_step_args_t.hyper.
+   */
+  int64_t group;
 } lowbit_tensor_info_t;
 
 /**
@@ -359,13 +481,17 @@ typedef struct lowbit_plan_info_t {
    */
   int64_t arena_align;
   /**
-   * Bytes of a step's scratch; aligned to 4. One scratch per call in flight.
+   * Bytes of a step's scratch; aligned to 8. One scratch per call in flight.
    */
   int64_t scratch_bytes;
   /**
-   * Statistics to all-reduce between stats and apply: see lowbit_plan_stage.
+   * Stages whose statistics shards all-reduce before the next: see lowbit_plan_stage.
    */
   int64_t stage_count;
+  /**
+   * Blocks of hyper-parameters that a step takes: 1 + the largest group of a tensor.
+   */
+  int64_t group_count;
 } lowbit_plan_info_t;
 
 /**
@@ -419,15 +545,15 @@ typedef struct lowbit_buffer_info_t {
    */
   int64_t tensor;
   /**
-   * "m", "v" or "x".
+   * "m", "v", "vmax", "x", or "weights" for what is kept beside the parameter.
    */
   const char *state;
   /**
-   * "value", "codes", "scales", "axis0", "axis1", ...
+   * "value", "codes", "scales", "axis0", "rows", "master", ...
    */
   const char *part;
   /**
-   * LOWBIT_DTYPE_F32 or LOWBIT_DTYPE_U8.
+   * LOWBIT_DTYPE_F32, LOWBIT_DTYPE_U8, LOWBIT_DTYPE_U16 or LOWBIT_DTYPE_I8.
    */
   lowbit_dtype_t dtype;
   /**
@@ -454,7 +580,7 @@ typedef struct lowbit_buffer_info_t {
 typedef int32_t lowbit_reduce_t;
 
 /**
- * Statistics that shards combine between stats and apply.
+ * Statistics of one stage, which shards combine before the next.
  */
 typedef struct lowbit_stage_info_t {
   /**
@@ -462,11 +588,11 @@ typedef struct lowbit_stage_info_t {
    */
   size_t struct_size;
   /**
-   * LOWBIT_DTYPE_I32.
+   * LOWBIT_DTYPE_I32 or LOWBIT_DTYPE_I64.
    */
   lowbit_dtype_t dtype;
   /**
-   * LOWBIT_REDUCE_MAX.
+   * LOWBIT_REDUCE_MAX or LOWBIT_REDUCE_SUM.
    */
   lowbit_reduce_t reduce;
   /**
@@ -581,8 +707,9 @@ typedef struct lowbit_step_args_t {
    */
   lowbit_nonfinite_t nonfinite;
   /**
-   * NULL, or the eight f32 above (lr ... skip), in that order, in the tensors' own memory space;
-   * they then replace the fields, cannot be checked, and step_number must be given too.
+   * NULL, or for each group of the plan the eight f32 above (lr ... skip), in that order, in the
+   * tensors' own memory space; they then replace the fields, cannot be checked, and step_number
+   * must be given too. Needed if the plan has more than one group.
    */
   const float *hyper;
   /**
@@ -725,22 +852,38 @@ typedef struct lowbit_checkpoint_info_t {
 #define LOWBIT_DTYPE_BF16 2
 
 /**
- * IEEE-754 binary16 (no tensor of this version).
+ * IEEE-754 binary16.
  */
 #define LOWBIT_DTYPE_F16 3
 
 /**
- * Packed 4-bit codes, the even element in the low nibble.
+ * Packed codes: one of 5 to 8 bits, two of 3 or 4, four of 2 bits in a byte, the first element in
+ * the lowest bits.
  */
 #define LOWBIT_DTYPE_U8 4
 
 /**
- * Statistics, reduced as integers.
+ * Statistics whose maximum is taken.
  */
 #define LOWBIT_DTYPE_I32 5
 
 /**
- * AdamW with the states m and v.
+ * Statistics that are added.
+ */
+#define LOWBIT_DTYPE_I64 6
+
+/**
+ * The lower half of a parameter's f32 value.
+ */
+#define LOWBIT_DTYPE_U16 7
+
+/**
+ * The correction of a bf16 parameter.
+ */
+#define LOWBIT_DTYPE_I8 8
+
+/**
+ * AdamW: states m, v; with AMSGrad vmax.
  */
 #define LOWBIT_OPTIMIZER_ADAMW 1
 
@@ -748,6 +891,31 @@ typedef struct lowbit_checkpoint_info_t {
  * No update, one state x: for compress and decompress alone.
  */
 #define LOWBIT_OPTIMIZER_NONE 2
+
+/**
+ * Adam, with the decay in the gradient (L2): states as AdamW.
+ */
+#define LOWBIT_OPTIMIZER_ADAM 3
+
+/**
+ * SGD with momentum: state m.
+ */
+#define LOWBIT_OPTIMIZER_SGDM 4
+
+/**
+ * Lion: state m.
+ */
+#define LOWBIT_OPTIMIZER_LION 5
+
+/**
+ * Adafactor: states v, and m if the spec has a quantizer for it.
+ */
+#define LOWBIT_OPTIMIZER_ADAFACTOR 6
+
+/**
+ * SM3: states v (one vector of maxima per axis), and m if the spec has a quantizer for it.
+ */
+#define LOWBIT_OPTIMIZER_SM3 7
 
 /**
  * The largest magnitude of each block of a row.
@@ -760,19 +928,130 @@ typedef struct lowbit_checkpoint_info_t {
 #define LOWBIT_NORMALIZATION_RANK1 2
 
 /**
+ * The largest magnitude of the tensor.
+ */
+#define LOWBIT_NORMALIZATION_TENSOR 3
+
+/**
+ * The largest magnitude of each row of the block grid.
+ */
+#define LOWBIT_NORMALIZATION_ROW 4
+
+/**
+ * The largest magnitude of each column of the block grid.
+ */
+#define LOWBIT_NORMALIZATION_COLUMN 5
+
+/**
+ * No codes: row and column means (for v); tensors with at most one axis, and those whose means
+ * would take more bytes, are coded in blocks of 128.
+ */
+#define LOWBIT_NORMALIZATION_FACTORED 6
+
+/**
  * Dynamic exponent, signed for m and x, unsigned for v.
  */
 #define LOWBIT_MAPPING_DE 1
 
 /**
- * Zero-free linear, (i + 1) / 16; for v only.
+ * Zero-free linear, (i + 1) / 2^bits; signed +-(i + 1) / 2^(bits - 1).
  */
 #define LOWBIT_MAPPING_LINEAR 2
+
+/**
+ * Dynamic exponent without its zero; for v only.
+ */
+#define LOWBIT_MAPPING_DE0 3
+
+/**
+ * Linear from 0 on, i / (2^bits - 1).
+ */
+#define LOWBIT_MAPPING_LINEAR_WITH_ZERO 4
+
+/**
+ * The squares of linear.
+ */
+#define LOWBIT_MAPPING_POWER2 5
+
+/**
+ * The cubes of linear.
+ */
+#define LOWBIT_MAPPING_POWER3 6
+
+/**
+ * NormalFloat, 4 bits; for m and x only.
+ */
+#define LOWBIT_MAPPING_NF4 7
+
+/**
+ * 10^(-4 k / (2^bits - 1)); for v only.
+ */
+#define LOWBIT_MAPPING_GEOMETRIC 8
+
+/**
+ * The quantizer's own levels.
+ */
+#define LOWBIT_MAPPING_TABLE 9
 
 /**
  * The nearest level, ties to the lower one.
  */
 #define LOWBIT_ROUNDING_NEAREST 0
+
+/**
+ * Up or down at random, unbiased in the state.
+ */
+#define LOWBIT_ROUNDING_STOCHASTIC 1
+
+/**
+ * Unbiased in the logarithm of v.
+ */
+#define LOWBIT_ROUNDING_STOCHASTIC_LOG 2
+
+/**
+ * Unbiased in 1 / (sqrt(v) + eps).
+ */
+#define LOWBIT_ROUNDING_STOCHASTIC_PRECONDITIONER 3
+
+/**
+ * The contiguous split of all axes into rows and columns that takes the fewest bytes.
+ */
+#define LOWBIT_FACTOR_AXES_MERGED 0
+
+/**
+ * The last two; the axes before them are a batch.
+ */
+#define LOWBIT_FACTOR_AXES_LAST_TWO 1
+
+/**
+ * The two largest; all others are a batch.
+ */
+#define LOWBIT_FACTOR_AXES_LARGEST_TWO 2
+
+/**
+ * Nothing; rounded to nearest, so that updates below half a last place vanish.
+ */
+#define LOWBIT_WEIGHTS_PLAIN 0
+
+/**
+ * Nothing; rounded up or down at random, so that the mean is right.
+ */
+#define LOWBIT_WEIGHTS_STOCHASTIC 1
+
+/**
+ * An f32 master. Zeros, or a master that does not round to the parameter, mean the parameter.
+ */
+#define LOWBIT_WEIGHTS_MASTER 2
+
+/**
+ * The lower 16 bits of the f32 value; for bf16.
+ */
+#define LOWBIT_WEIGHTS_REMAINDER16 3
+
+/**
+ * 8 bits of correction; for bf16.
+ */
+#define LOWBIT_WEIGHTS_CORRECTION8 4
 
 /**
  * The best that this processor can run.
@@ -795,17 +1074,18 @@ typedef struct lowbit_checkpoint_info_t {
 #define LOWBIT_CPU_VARIANT_AVX2 3
 
 /**
- * SKIP_TENSOR for tensors with a rank-1 state, SKIP_BLOCK for all others.
+ * SKIP_TENSOR for tensors whose update needs statistics of the whole tensor, SKIP_BLOCK for all
+ * others.
  */
 #define LOWBIT_NONFINITE_DEFAULT 0
 
 /**
- * The block's parameters, codes and scales stay. Refused for rank-1 states.
+ * The block's parameters, codes and scales stay. Refused where scales reach across blocks.
  */
 #define LOWBIT_NONFINITE_SKIP_BLOCK 1
 
 /**
- * The tensor stays; one more read of its gradient unless it has a rank-1 state.
+ * The tensor stays; one more read of its gradient unless it has statistics anyway.
  */
 #define LOWBIT_NONFINITE_SKIP_TENSOR 2
 
@@ -823,6 +1103,11 @@ typedef struct lowbit_checkpoint_info_t {
  * Element-wise maximum, as signed integers.
  */
 #define LOWBIT_REDUCE_MAX 1
+
+/**
+ * Element-wise sum, as signed integers.
+ */
+#define LOWBIT_REDUCE_SUM 2
 
 #ifdef __cplusplus
 extern "C" {
@@ -919,8 +1204,9 @@ lowbit_status_t lowbit_last_error(char *buf,
  * Makes a spec from its name.
  *
  * # Parameters
- * - `name` (in, host, not NULL): "adamw32", "adamw4" (the paper's 4-bit AdamW, rank-1 v) or
- *   "adamw4-block" (both moments in blocks of 128).
+ * - `name` (in, host, not NULL): "adamw32", "adamw8", "adamw4" (the paper's 4-bit AdamW, rank-1
+ *   v), "adamw4-block" (both moments in blocks of 128), "factor32", "factor4", "sgdm32", "sgdm8",
+ *   "sgdm4", "lion32", "lion8", "lion4", "adafactor" or "sm3".
  * - `out` (out, host, not NULL): the spec, or NULL on failure.
  * # Returns
  * OK, NULL_POINTER, INVALID_ARGUMENT (the text lists the names).
@@ -1225,11 +1511,12 @@ lowbit_status_t lowbit_plan_buffer(const struct lowbit_plan_t *plan,
                                    struct lowbit_buffer_info_t *out);
 
 /**
- * The statistics that shards combine between lowbit_step_stats and lowbit_step_apply.
+ * The statistics that lowbit_step_stats fills in one stage, and how shards combine them before the
+ * next stage.
  *
  * # Parameters
  * - `plan` (in, not NULL).
- * - `stage` (in): 0, as there is one stage.
+ * - `stage` (in): index, less than the plan's stage_count.
  * - `out` (out, host, not NULL): its struct_size is read.
  * # Returns
  * OK, NULL_POINTER, STRUCT_SIZE, INVALID_ARGUMENT.
@@ -1391,12 +1678,16 @@ lowbit_status_t lowbit_step(const struct lowbit_plan_t *plan,
                             void *stream);
 
 /**
- * The first stage of lowbit_step: fills the scratch with the statistics of lowbit_plan_stage,
- * which a trainer with shards all-reduces before lowbit_step_apply.
+ * One collecting stage of lowbit_step: fills the scratch with the statistics of lowbit_plan_stage,
+ * which a trainer with shards all-reduces before the next stage. After the last of them comes
+ * lowbit_step_apply.
  *
  * # Parameters
  * - `plan` (in, not NULL).
- * - `args` (in, host, not NULL): as for lowbit_step; only scratch is written.
+ * - `args` (in, host, not NULL): as for lowbit_step, the same in all stages; only scratch is
+ *   written.
+ * - `stage` (in): index, less than the plan's stage_count; those before it have been run and
+ *   reduced.
  * - `stream` (in): as for lowbit_step.
  * # Returns
  * As lowbit_step.
@@ -1413,11 +1704,12 @@ lowbit_status_t lowbit_step(const struct lowbit_plan_t *plan,
  */
 lowbit_status_t lowbit_step_stats(const struct lowbit_plan_t *plan,
                                   const struct lowbit_step_args_t *args,
+                                  int64_t stage,
                                   void *stream);
 
 /**
- * The second stage of lowbit_step: updates parameters and states, given the (reduced) statistics
- * in the scratch.
+ * The last stage of lowbit_step: updates parameters and states, given the (reduced) statistics in
+ * the scratch.
  *
  * # Parameters
  * - `plan` (in, not NULL).

@@ -10,6 +10,7 @@ use crate::backend::Context;
 use crate::dtype::Dtype;
 use crate::error::{Result, invalid};
 use crate::layout::{Grid, Projection, div_ceil};
+use crate::numerics::FpEnv;
 use crate::quant::{Rounding, Table};
 use crate::rng::name_hash;
 use crate::spec::{DEFAULT_BLOCK, FactorAxes, Normalization, Optimizer, Quantizer, Spec};
@@ -342,6 +343,8 @@ impl Plan {
     /// `InvalidArgument` naming tensor and field; `Unsupported` where the backend of `context`
     /// has no kernel for what a tensor would get.
     pub fn new(context: Arc<Context>, spec: &Spec, tensors: Vec<TensorInfo>) -> Result<Self> {
+        // Code tables are computed here, perhaps on a thread that flushes or rounds otherwise.
+        let _env = FpEnv::ieee();
         spec.validate()?;
         let patterns = spec
             .overrides

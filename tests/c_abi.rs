@@ -267,12 +267,17 @@ fn valgrind_sees_errors() {
 
 #[test]
 fn conformance_lines_are_the_same_for_every_variant_and_number_of_threads() {
+    let cases = root("tests/common/cases.txt");
     let path = root("tests/common/conformance.txt");
     let expected = std::fs::read_to_string(&path)
         .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let program = compile("conformance", Some(&library::released().shared));
-    let lines =
-        |threads: &str, variant: &str| run(Command::new(&program).args([threads, variant]), "");
+    let lines = |threads: &str, variant: &str| {
+        run(
+            Command::new(&program).arg(&cases).args([threads, variant]),
+            "",
+        )
+    };
     assert_eq!(lines("1", "reference"), expected, "reference");
     for variant in ["portable", "avx2"] {
         if variant == "avx2" && !has_avx2() {

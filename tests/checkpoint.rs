@@ -111,7 +111,11 @@ fn going_on_from_a_file_equals_not_having_stopped() {
         assert!(second.state != whole.state);
     }
     let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
-    assert_eq!(left.len(), 3, "temporary files were left: {left:?}");
+    assert_eq!(
+        left.len(),
+        Spec::PRESETS.len(),
+        "temporary files were left: {left:?}"
+    );
 }
 
 #[test]

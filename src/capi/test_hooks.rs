@@ -73,23 +73,29 @@ macro_rules! layouts {
 
 layouts! {
     lowbit_buffer_t { data, bytes }
-    lowbit_quantizer_info_t { struct_size, bits, normalization, mapping, rounding, block }
+    lowbit_quantizer_info_t {
+        struct_size, bits, normalization, mapping, rounding, block, flags, levels, level_count,
+        factor_axes, reserved,
+    }
     lowbit_override_info_t { struct_size, pattern, m, v, x }
     lowbit_spec_info_t {
         struct_size, flags, preset, optimizer, reserved, threshold, m, v, x, overrides,
-        override_count,
+        override_count, seed, dampening, reserved2, adafactor,
+    }
+    lowbit_adafactor_info_t {
+        struct_size, flags, clip_threshold, decay_rate, eps2, reserved,
     }
     lowbit_cpu_info_t {
         struct_size, flags, threads, variant, reserved, parallel_for, parallel_for_user,
     }
     lowbit_cuda_info_t { struct_size, flags, device, reserved }
     lowbit_tensor_info_t {
-        struct_size, flags, name, shape, ndim, param_dtype, grad_dtype, reserved, global_shape,
-        offset,
+        struct_size, flags, name, shape, ndim, param_dtype, grad_dtype, weights, global_shape,
+        offset, group,
     }
     lowbit_plan_info_t {
         struct_size, tensor_count, buffer_count, state_bytes, arena_bytes, arena_align,
-        scratch_bytes, stage_count,
+        scratch_bytes, stage_count, group_count,
     }
     lowbit_tensor_report_t {
         struct_size, name, quantizers, reason, numel, state_bytes, first_buffer, buffer_count,

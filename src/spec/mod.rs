@@ -9,6 +9,7 @@ mod quantizer;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, invalid, unsupported};
+use crate::numerics::FpEnv;
 use crate::quant::Rounding;
 
 use quantizer::is_default;
@@ -175,6 +176,8 @@ impl Spec {
     /// # Errors
     /// `InvalidArgument` naming the key, `Unsupported` for what this version does not implement.
     pub fn from_json(text: &str) -> Result<Self> {
+        // Numbers are read by arithmetic.
+        let _env = FpEnv::ieee();
         let spec: Self =
             serde_json::from_str(text).map_err(|error| invalid(format!("spec JSON: {error}")))?;
         spec.validate()?;
@@ -217,6 +220,8 @@ impl Spec {
     /// # Errors
     /// `InvalidArgument` or `Unsupported`, with the state or pattern in the text.
     pub fn validate(&self) -> Result<()> {
+        // What a table allows is found by arithmetic.
+        let _env = FpEnv::ieee();
         if self.threshold < 0 {
             return Err(invalid(format!(
                 "threshold is {}; it must be >= 0",

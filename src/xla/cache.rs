@@ -13,6 +13,7 @@ use serde::Deserialize;
 use crate::backend::{Context, CpuContext, Variant};
 use crate::dtype::Dtype;
 use crate::error::{Result, invalid};
+use crate::numerics::FpEnv;
 use crate::plan::{Plan, TensorInfo};
 use crate::spec::Spec;
 use crate::weights::Weights;
@@ -66,6 +67,8 @@ pub(super) fn plan(json: &str) -> Result<Arc<Plan>> {
     if let Some(plan) = cache.plans.get(json) {
         return Ok(Arc::clone(plan));
     }
+    // XLA's threads flush subnormals, and numbers are read by arithmetic.
+    let _env = FpEnv::ieee();
     let request: PlanJson =
         serde_json::from_str(json).map_err(|error| invalid(format!("attribute plan: {error}")))?;
     let context = match cache.contexts.get(&request.threads) {

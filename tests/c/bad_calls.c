@@ -21,8 +21,10 @@
 
 /* "w" has a rank-1 v, "b" is in blocks. */
 static const model_tensor_t tensors[2] = {
-    {"w", 2, {3, 40, 0, 0, 0}, LOWBIT_DTYPE_BF16, LOWBIT_DTYPE_F32},
-    {"b", 1, {130, 0, 0, 0, 0}, LOWBIT_DTYPE_F32, LOWBIT_DTYPE_F32}};
+    {"w", 2, {3, 40, 0, 0, 0}, LOWBIT_DTYPE_BF16, LOWBIT_DTYPE_F32,
+     LOWBIT_WEIGHTS_PLAIN},
+    {"b", 1, {130, 0, 0, 0, 0}, LOWBIT_DTYPE_F32, LOWBIT_DTYPE_F32,
+     LOWBIT_WEIGHTS_PLAIN}};
 enum { TENSORS = 2, BUFFERS = 9 };
 
 static lowbit_context_t *context;
@@ -105,6 +107,7 @@ static void specs(void) {
 
   lowbit_spec_info_t info = LOWBIT_SPEC_INFO_INIT;
   lowbit_quantizer_info_t quantizer = LOWBIT_QUANTIZER_INFO_INIT;
+  lowbit_adafactor_info_t adafactor = LOWBIT_ADAFACTOR_INFO_INIT;
   FAILS(lowbit_spec_create(NULL, &out), NULL_POINTER, "info is null");
   FAILS(lowbit_spec_create(unaligned(&info), &out), MISALIGNED, "info is at 0x");
   FAILS(lowbit_spec_create(&info, &out), INVALID_ARGUMENT, "info.optimizer is 0");
@@ -118,11 +121,25 @@ static void specs(void) {
     restore;                                                                           \
   } while (0)
   SPEC_FAILS(info.preset = "adam8", info.preset = "adamw4", INVALID_ARGUMENT, "\"adam8\"|adamw32");
-  SPEC_FAILS(info.flags = 6, info.flags = 0, UNKNOWN_FLAG, "info.flags|0x6");
+  SPEC_FAILS(info.flags = 96, info.flags = 0, UNKNOWN_FLAG, "info.flags|0x60");
   SPEC_FAILS(info.flags = (uint64_t)1 << 63 | 1, info.flags = 0, UNKNOWN_FLAG,
              "0x8000000000000000");
   SPEC_FAILS(info.optimizer = 9, info.optimizer = 0, INVALID_ARGUMENT, "info.optimizer is 9");
   SPEC_FAILS(info.reserved = -1, info.reserved = 0, INVALID_ARGUMENT, "info.reserved is -1");
+  SPEC_FAILS(info.reserved2 = 7, info.reserved2 = 0, INVALID_ARGUMENT, "info.reserved2 is 7");
+  SPEC_FAILS(info.flags = LOWBIT_SPEC_NESTEROV, info.flags = 0, INVALID_ARGUMENT, "adamw|sgdm");
+  SPEC_FAILS(info.dampening = 0.5f, info.dampening = 0.0f, INVALID_ARGUMENT, "adamw|sgdm");
+  SPEC_FAILS(info.adafactor = &adafactor, info.adafactor = NULL, INVALID_ARGUMENT,
+             "adamw|adafactor");
+  info.adafactor = &adafactor;
+  SPEC_FAILS(adafactor.flags = 4, adafactor.flags = 0, UNKNOWN_FLAG, "info.adafactor.flags|0x4");
+  SPEC_FAILS(adafactor.reserved = 1, adafactor.reserved = 0, INVALID_ARGUMENT,
+             "info.adafactor.reserved is 1");
+  info.preset = "adafactor";
+  SPEC_FAILS(adafactor.decay_rate = 2.0f, adafactor.decay_rate = 0.8f, INVALID_ARGUMENT,
+             "adafactor.decay_rate is 2");
+  info.preset = "adamw4";
+  info.adafactor = NULL;
   SPEC_FAILS(info.flags = LOWBIT_SPEC_THRESHOLD; info.threshold = -1, info.flags = 0,
              INVALID_ARGUMENT, "threshold|-1");
   SPEC_FAILS(info.override_count = -3, info.override_count = 0, INVALID_ARGUMENT,
@@ -130,19 +147,34 @@ static void specs(void) {
   SPEC_FAILS(info.override_count = 1, info.override_count = 0, NULL_POINTER,
              "info.overrides is null");
   info.m = &quantizer;
-  SPEC_FAILS(quantizer.bits = 5, quantizer.bits = 4, UNSUPPORTED, "info.m.bits is 5");
-  SPEC_FAILS(quantizer.rounding = 1, quantizer.rounding = 0, UNSUPPORTED, "info.m.rounding is 1");
+  SPEC_FAILS(quantizer.bits = 9, quantizer.bits = 4, INVALID_ARGUMENT, "state m is 9");
+  SPEC_FAILS(quantizer.bits = -1, quantizer.bits = 4, INVALID_ARGUMENT, "info.m.bits is -1");
+  SPEC_FAILS(quantizer.rounding = 4, quantizer.rounding = 0, INVALID_ARGUMENT,
+             "info.m.rounding is 4");
+  SPEC_FAILS(quantizer.rounding = LOWBIT_ROUNDING_STOCHASTIC_LOG, quantizer.rounding = 0,
+             UNSUPPORTED, "stochastic-log|state m");
+  SPEC_FAILS(quantizer.flags = 4, quantizer.flags = 0, UNKNOWN_FLAG, "info.m.flags|0x4");
+  SPEC_FAILS(quantizer.flags = LOWBIT_QUANTIZER_DITHER, quantizer.flags = 0, UNSUPPORTED,
+             "dither|state m");
+  SPEC_FAILS(quantizer.reserved = 3, quantizer.reserved = 0, INVALID_ARGUMENT,
+             "info.m.reserved is 3");
+  SPEC_FAILS(quantizer.factor_axes = 3, quantizer.factor_axes = 0, INVALID_ARGUMENT,
+             "info.m.factor_axes is 3");
+  SPEC_FAILS(quantizer.level_count = 2, quantizer.level_count = 0, NULL_POINTER,
+             "info.m.levels is null");
   SPEC_FAILS(quantizer.normalization = 0, quantizer.normalization = LOWBIT_NORMALIZATION_BLOCK,
              INVALID_ARGUMENT, "info.m.normalization is 0");
-  SPEC_FAILS(quantizer.mapping = 8, quantizer.mapping = LOWBIT_MAPPING_DE, INVALID_ARGUMENT,
-             "info.m.mapping is 8");
+  SPEC_FAILS(quantizer.mapping = 10, quantizer.mapping = LOWBIT_MAPPING_DE, INVALID_ARGUMENT,
+             "info.m.mapping is 10");
+  SPEC_FAILS(quantizer.mapping = LOWBIT_MAPPING_TABLE, quantizer.mapping = LOWBIT_MAPPING_DE,
+             INVALID_ARGUMENT, "state m");
   SPEC_FAILS(quantizer.block = 100, quantizer.block = 128, INVALID_ARGUMENT, "100");
   SPEC_FAILS(quantizer.block = -128, quantizer.block = 128, INVALID_ARGUMENT,
              "info.m.block is -128");
   SPEC_FAILS(quantizer.block = (int64_t)1 << 40, quantizer.block = 128, INVALID_ARGUMENT,
              "1099511627776");
-  SPEC_FAILS(quantizer.mapping = LOWBIT_MAPPING_LINEAR, quantizer.mapping = LOWBIT_MAPPING_DE,
-             UNSUPPORTED, "Linear|state m");
+  SPEC_FAILS(quantizer.mapping = LOWBIT_MAPPING_GEOMETRIC, quantizer.mapping = LOWBIT_MAPPING_DE,
+             UNSUPPORTED, "geometric|state m");
 #undef SPEC_FAILS
 
   lowbit_override_info_t rule = LOWBIT_OVERRIDE_INFO_INIT;
@@ -259,11 +291,14 @@ static void plans(void) {
   PLAN_FAILS(infos[1].shape = negative, INVALID_ARGUMENT, "\"b\"|-8");
   PLAN_FAILS(infos[1].shape = huge, INVALID_ARGUMENT, "\"b\"|1099511627776");
   PLAN_FAILS(infos[1].flags = 2, UNKNOWN_FLAG, "tensors[1].flags|0x2");
-  PLAN_FAILS(infos[1].reserved = 5, INVALID_ARGUMENT, "tensors[1].reserved is 5");
+  PLAN_FAILS(infos[1].weights = 5, INVALID_ARGUMENT, "tensors[1].weights is 5");
+  PLAN_FAILS(infos[1].weights = LOWBIT_WEIGHTS_MASTER, UNSUPPORTED, "\"b\"|master|f32");
+  PLAN_FAILS(infos[1].group = -1, INVALID_ARGUMENT, "tensors[1].group is -1");
+  PLAN_FAILS(infos[1].group = INT64_MAX, INVALID_ARGUMENT, "tensors[1].group is 9223372036854775807");
   PLAN_FAILS(infos[1].param_dtype = 0, INVALID_ARGUMENT, "tensors[1].param_dtype is 0");
   PLAN_FAILS(infos[1].param_dtype = 77, INVALID_ARGUMENT, "tensors[1].param_dtype is 77");
   PLAN_FAILS(infos[1].grad_dtype = -4, INVALID_ARGUMENT, "tensors[1].grad_dtype is -4");
-  PLAN_FAILS(infos[1].param_dtype = LOWBIT_DTYPE_F16, UNSUPPORTED, "\"b\"|param_dtype|f16");
+  PLAN_FAILS(infos[1].param_dtype = LOWBIT_DTYPE_U16, UNSUPPORTED, "\"b\"|param_dtype|u16");
   PLAN_FAILS(infos[1].grad_dtype = LOWBIT_DTYPE_U8, UNSUPPORTED, "\"b\"|grad_dtype|u8");
   PLAN_FAILS(infos[1].global_shape = global; infos[1].offset = outside, INVALID_ARGUMENT,
              "\"b\"|offset 5");
@@ -334,16 +369,16 @@ static void call_begin(call_t *call) {
 }
 
 /* All three entry points refuse, and no byte of the model changes. */
-#define STEP_FAILS(change, status, words)                                          \
-  do {                                                                             \
-    call_t c;                                                                      \
-    call_begin(&c);                                                                \
-    change;                                                                        \
-    model_remember(&model);                                                        \
-    FAILS(lowbit_step(model.plan, &c.args, NULL), status, words);                  \
-    FAILS(lowbit_step_stats(model.plan, &c.args, NULL), status, words);            \
-    FAILS(lowbit_step_apply(model.plan, &c.args, NULL), status, words);            \
-    CHECK(model_is_as_remembered(&model));                                         \
+#define STEP_FAILS(change, status, words)                                   \
+  do {                                                                      \
+    call_t c;                                                               \
+    call_begin(&c);                                                         \
+    change;                                                                 \
+    model_remember(&model);                                                 \
+    FAILS(lowbit_step(model.plan, &c.args, NULL), status, words);           \
+    FAILS(lowbit_step_stats(model.plan, &c.args, 0, NULL), status, words);  \
+    FAILS(lowbit_step_apply(model.plan, &c.args, NULL), status, words);     \
+    CHECK(model_is_as_remembered(&model));                                  \
   } while (0)
 
 static void step_pointers_and_sizes(void) {
@@ -351,6 +386,9 @@ static void step_pointers_and_sizes(void) {
   FAILS(lowbit_step(NULL, &args, NULL), NULL_POINTER, "plan is null");
   FAILS(lowbit_step(model.plan, NULL, NULL), NULL_POINTER, "args is null");
   FAILS(lowbit_step(model.plan, unaligned(&args), NULL), MISALIGNED, "args is at 0x");
+  FAILS(lowbit_step_stats(model.plan, &args, 1, NULL), INVALID_ARGUMENT,
+        "stage is 1|1 collecting stages");
+  FAILS(lowbit_step_stats(model.plan, &args, -1, NULL), INVALID_ARGUMENT, "stage is -1");
 
   STEP_FAILS(c.args.flags = 1, UNKNOWN_FLAG, "args.flags|0x1");
   STEP_FAILS(c.args.params = NULL, NULL_POINTER, "args.params is null");

@@ -1,7 +1,9 @@
 /*
  * Prints the lines of tests/common/conformance.txt, made through the C ABI.
  *
- *   conformance [threads [reference | portable | avx2]]
+ *   conformance CASES [threads [reference | portable | avx2]]
+ *
+ * CASES is tests/common/cases.txt.
  */
 
 #include "conformance.h"
@@ -17,8 +19,7 @@ static lowbit_cpu_variant_t variant_of(const char *name) {
   exit(2);
 }
 
-static void run_case(const lowbit_context_t *context, const char *preset,
-                     const conformance_dtype_t *dtype) {
+static void run_case(const lowbit_context_t *context, const conformance_case_t *line) {
   lowbit_spec_t *spec = NULL;
   model_tensor_t tensors[CONFORMANCE_TENSORS];
   model_t model;
@@ -27,10 +28,11 @@ static void run_case(const lowbit_context_t *context, const char *preset,
     tensors[i].name = tensor->name;
     tensors[i].ndim = tensor->ndim;
     memcpy(tensors[i].shape, tensor->shape, sizeof tensor->shape);
-    tensors[i].param_dtype = dtype->param_is_bf16 ? LOWBIT_DTYPE_BF16 : LOWBIT_DTYPE_F32;
-    tensors[i].grad_dtype = dtype->grad_is_bf16 ? LOWBIT_DTYPE_BF16 : LOWBIT_DTYPE_F32;
+    tensors[i].param_dtype = line->param_dtype;
+    tensors[i].grad_dtype = line->grad_dtype;
+    tensors[i].weights = line->weights;
   }
-  OK(lowbit_spec_create_preset(preset, &spec));
+  OK(lowbit_spec_create_json(line->spec, &spec));
   model_create(&model, context, spec, tensors, CONFORMANCE_TENSORS);
 
   lowbit_step_args_t args = model_args(&model);
@@ -39,9 +41,9 @@ static void run_case(const lowbit_context_t *context, const char *preset,
   args.beta2 = CONFORMANCE_BETA2;
   args.eps = CONFORMANCE_EPS;
   args.weight_decay = CONFORMANCE_WEIGHT_DECAY;
-  for (int t = 1; t <= CONFORMANCE_STEPS; t++) {
+  for (int t = 1; t <= line->steps; t++) {
     for (int i = 0; i < CONFORMANCE_TENSORS; i++) {
-      conformance_grads(model.grads[i].data, dtype->grad_is_bf16,
+      conformance_grads(model.grads[i].data, line->grad_dtype,
                         conformance_grad_stream((uint64_t)t, (uint64_t)i),
                         model_numel(&tensors[i]));
     }
@@ -59,21 +61,24 @@ static void run_case(const lowbit_context_t *context, const char *preset,
     sha256_add(&hash, model.state[i].data, (size_t)model.state[i].bytes);
   }
   sha256_end(&hash, hex);
-  printf("%s %s %s\n", preset, dtype->name, hex);
+  printf("%s %s\n", line->name, hex);
 
   model_destroy(&model);
   lowbit_spec_destroy(spec);
 }
 
 int main(int argc, char **argv) {
-  const int64_t threads = argc > 1 ? atoi(argv[1]) : 0;
-  const lowbit_cpu_variant_t variant = argc > 2 ? variant_of(argv[2]) : LOWBIT_CPU_VARIANT_AUTO;
-  lowbit_context_t *context = cpu_context(threads, variant);
-  for (int preset = 0; preset < CONFORMANCE_PRESETS; preset++) {
-    for (int dtype = 0; dtype < CONFORMANCE_DTYPES; dtype++) {
-      run_case(context, conformance_preset(preset), &conformance_dtypes()[dtype]);
-    }
+  FILE *cases = argc > 1 ? fopen(argv[1], "r") : NULL;
+  if (cases == NULL) {
+    printf("usage: conformance CASES [threads [variant]]\n");
+    return 2;
   }
+  const int64_t threads = argc > 2 ? atoi(argv[2]) : 0;
+  const lowbit_cpu_variant_t variant = argc > 3 ? variant_of(argv[3]) : LOWBIT_CPU_VARIANT_AUTO;
+  lowbit_context_t *context = cpu_context(threads, variant);
+  conformance_case_t line;
+  while (conformance_next(cases, &line)) run_case(context, &line);
   lowbit_context_destroy(context);
+  fclose(cases);
   return check_failed == 0 ? 0 : 1;
 }

@@ -15,6 +15,7 @@ int main(void) {
   const lowbit_quantizer_info_t quantizer = LOWBIT_QUANTIZER_INFO_INIT;
   const lowbit_override_info_t rule = LOWBIT_OVERRIDE_INFO_INIT;
   const lowbit_spec_info_t spec = LOWBIT_SPEC_INFO_INIT;
+  const lowbit_adafactor_info_t adafactor = LOWBIT_ADAFACTOR_INFO_INIT;
   const lowbit_cpu_info_t cpu = LOWBIT_CPU_INFO_INIT;
   const lowbit_cuda_info_t cuda = LOWBIT_CUDA_INFO_INIT;
   const lowbit_tensor_info_t tensor = LOWBIT_TENSOR_INFO_INIT;
@@ -26,6 +27,7 @@ int main(void) {
   const lowbit_checkpoint_info_t checkpoint = LOWBIT_CHECKPOINT_INFO_INIT;
   const int sizes = quantizer.struct_size == sizeof quantizer && rule.struct_size == sizeof rule &&
                     spec.struct_size == sizeof spec && cpu.struct_size == sizeof cpu &&
+                    adafactor.struct_size == sizeof adafactor &&
                     cuda.struct_size == sizeof cuda && tensor.struct_size == sizeof tensor &&
                     plan.struct_size == sizeof plan && report.struct_size == sizeof report &&
                     buffer.struct_size == sizeof buffer && stage.struct_size == sizeof stage &&

@@ -127,9 +127,12 @@ static void pool_run(void *user, int64_t count, void (*body)(void *, int64_t), v
 /* --- the test --- */
 
 static const model_tensor_t tensors[3] = {
-    {"w", 2, {40, 300, 0, 0, 0}, LOWBIT_DTYPE_F32, LOWBIT_DTYPE_F32},
-    {"k", 3, {7, 11, 13, 0, 0}, LOWBIT_DTYPE_BF16, LOWBIT_DTYPE_BF16},
-    {"b", 1, {517, 0, 0, 0, 0}, LOWBIT_DTYPE_BF16, LOWBIT_DTYPE_F32}};
+    {"w", 2, {40, 300, 0, 0, 0}, LOWBIT_DTYPE_F32, LOWBIT_DTYPE_F32,
+     LOWBIT_WEIGHTS_PLAIN},
+    {"k", 3, {7, 11, 13, 0, 0}, LOWBIT_DTYPE_BF16, LOWBIT_DTYPE_BF16,
+     LOWBIT_WEIGHTS_PLAIN},
+    {"b", 1, {517, 0, 0, 0, 0}, LOWBIT_DTYPE_BF16, LOWBIT_DTYPE_F32,
+     LOWBIT_WEIGHTS_PLAIN}};
 enum { TENSORS = 3 };
 
 /* Gradients and parameters of which many are subnormal, some of the smallest kind. */
@@ -145,12 +148,11 @@ static void subnormal_values(model_t *model, uint64_t t) {
       const uint32_t grad_bits = bits + (j / 600 % 2 == 1 ? (uint32_t)66 << 23 : 0);
       float grad;
       memcpy(&grad, &grad_bits, sizeof grad);
-      conformance_store(model->grads[i].data, tensor->grad_dtype == LOWBIT_DTYPE_BF16, j, grad);
+      conformance_store(model->grads[i].data, tensor->grad_dtype, j, grad);
       if (t == 1) {
         float param;
         memcpy(&param, &bits, sizeof param);
-        conformance_store(model->params[i].data, tensor->param_dtype == LOWBIT_DTYPE_BF16, j,
-                          param);
+        conformance_store(model->params[i].data, tensor->param_dtype, j, param);
       }
     }
   }

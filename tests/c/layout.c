@@ -46,6 +46,11 @@ static void layouts(void) {
   FIELD(lowbit_quantizer_info_t, mapping);
   FIELD(lowbit_quantizer_info_t, rounding);
   FIELD(lowbit_quantizer_info_t, block);
+  FIELD(lowbit_quantizer_info_t, flags);
+  FIELD(lowbit_quantizer_info_t, levels);
+  FIELD(lowbit_quantizer_info_t, level_count);
+  FIELD(lowbit_quantizer_info_t, factor_axes);
+  FIELD(lowbit_quantizer_info_t, reserved);
 
   STRUCT(lowbit_override_info_t);
   FIELD(lowbit_override_info_t, struct_size);
@@ -66,6 +71,18 @@ static void layouts(void) {
   FIELD(lowbit_spec_info_t, x);
   FIELD(lowbit_spec_info_t, overrides);
   FIELD(lowbit_spec_info_t, override_count);
+  FIELD(lowbit_spec_info_t, seed);
+  FIELD(lowbit_spec_info_t, dampening);
+  FIELD(lowbit_spec_info_t, reserved2);
+  FIELD(lowbit_spec_info_t, adafactor);
+
+  STRUCT(lowbit_adafactor_info_t);
+  FIELD(lowbit_adafactor_info_t, struct_size);
+  FIELD(lowbit_adafactor_info_t, flags);
+  FIELD(lowbit_adafactor_info_t, clip_threshold);
+  FIELD(lowbit_adafactor_info_t, decay_rate);
+  FIELD(lowbit_adafactor_info_t, eps2);
+  FIELD(lowbit_adafactor_info_t, reserved);
 
   STRUCT(lowbit_cpu_info_t);
   FIELD(lowbit_cpu_info_t, struct_size);
@@ -90,9 +107,10 @@ static void layouts(void) {
   FIELD(lowbit_tensor_info_t, ndim);
   FIELD(lowbit_tensor_info_t, param_dtype);
   FIELD(lowbit_tensor_info_t, grad_dtype);
-  FIELD(lowbit_tensor_info_t, reserved);
+  FIELD(lowbit_tensor_info_t, weights);
   FIELD(lowbit_tensor_info_t, global_shape);
   FIELD(lowbit_tensor_info_t, offset);
+  FIELD(lowbit_tensor_info_t, group);
 
   STRUCT(lowbit_plan_info_t);
   FIELD(lowbit_plan_info_t, struct_size);
@@ -103,6 +121,7 @@ static void layouts(void) {
   FIELD(lowbit_plan_info_t, arena_align);
   FIELD(lowbit_plan_info_t, scratch_bytes);
   FIELD(lowbit_plan_info_t, stage_count);
+  FIELD(lowbit_plan_info_t, group_count);
 
   STRUCT(lowbit_tensor_report_t);
   FIELD(lowbit_tensor_report_t, struct_size);
@@ -184,7 +203,9 @@ static void initial_values(void) {
   CHECK(quantizer.struct_size == sizeof quantizer && quantizer.bits == 4);
   CHECK(quantizer.normalization == LOWBIT_NORMALIZATION_BLOCK);
   CHECK(quantizer.mapping == LOWBIT_MAPPING_DE && quantizer.rounding == LOWBIT_ROUNDING_NEAREST);
-  CHECK(quantizer.block == 128);
+  CHECK(quantizer.block == 128 && quantizer.flags == 0 && quantizer.reserved == 0);
+  CHECK(quantizer.levels == NULL && quantizer.level_count == 0);
+  CHECK(quantizer.factor_axes == LOWBIT_FACTOR_AXES_MERGED);
 
   const lowbit_override_info_t rule = LOWBIT_OVERRIDE_INFO_INIT;
   CHECK(rule.struct_size == sizeof rule && rule.pattern == NULL);
@@ -194,7 +215,14 @@ static void initial_values(void) {
   CHECK(spec.struct_size == sizeof spec && spec.flags == 0 && spec.preset == NULL);
   CHECK(spec.optimizer == 0 && spec.reserved == 0 && spec.threshold == 0);
   CHECK(spec.m == NULL && spec.v == NULL && spec.x == NULL);
-  CHECK(spec.overrides == NULL && spec.override_count == 0);
+  CHECK(spec.overrides == NULL && spec.override_count == 0 && spec.seed == 0);
+  CHECK(spec.dampening == 0.0f && spec.reserved2 == 0 && spec.adafactor == NULL);
+
+  const lowbit_adafactor_info_t adafactor = LOWBIT_ADAFACTOR_INFO_INIT;
+  CHECK(adafactor.struct_size == sizeof adafactor && adafactor.reserved == 0);
+  CHECK(adafactor.flags == (LOWBIT_ADAFACTOR_RELATIVE_STEP | LOWBIT_ADAFACTOR_SCALE_PARAMETER));
+  CHECK(adafactor.clip_threshold == 1.0f && adafactor.decay_rate == 0.8f);
+  CHECK(adafactor.eps2 == 1e-3f);
 
   const lowbit_cpu_info_t cpu = LOWBIT_CPU_INFO_INIT;
   CHECK(cpu.struct_size == sizeof cpu && cpu.flags == 0 && cpu.threads == 0);
@@ -208,11 +236,11 @@ static void initial_values(void) {
   const lowbit_tensor_info_t tensor = LOWBIT_TENSOR_INFO_INIT;
   CHECK(tensor.struct_size == sizeof tensor && tensor.flags == 0 && tensor.name == NULL);
   CHECK(tensor.shape == NULL && tensor.ndim == 0 && tensor.param_dtype == LOWBIT_DTYPE_F32);
-  CHECK(tensor.grad_dtype == 0 && tensor.reserved == 0);
+  CHECK(tensor.grad_dtype == 0 && tensor.weights == LOWBIT_WEIGHTS_PLAIN && tensor.group == 0);
   CHECK(tensor.global_shape == NULL && tensor.offset == NULL);
 
   const lowbit_plan_info_t plan = LOWBIT_PLAN_INFO_INIT;
-  CHECK(plan.struct_size == sizeof plan && plan.tensor_count == 0 && plan.stage_count == 0);
+  CHECK(plan.struct_size == sizeof plan && plan.tensor_count == 0 && plan.group_count == 0);
   const lowbit_tensor_report_t report = LOWBIT_TENSOR_REPORT_INIT;
   CHECK(report.struct_size == sizeof report && report.name == NULL && report.buffer_count == 0);
   const lowbit_buffer_info_t buffer = LOWBIT_BUFFER_INFO_INIT;

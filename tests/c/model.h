@@ -17,6 +17,7 @@ typedef struct model_tensor_t {
   int64_t shape[CONFORMANCE_AXES];
   lowbit_dtype_t param_dtype;
   lowbit_dtype_t grad_dtype;
+  lowbit_weights_t weights;
 } model_tensor_t;
 
 typedef struct model_t {
@@ -41,10 +42,6 @@ static inline size_t model_numel(const model_tensor_t *tensor) {
   return numel;
 }
 
-static inline size_t model_dtype_size(lowbit_dtype_t dtype) {
-  return dtype == LOWBIT_DTYPE_BF16 ? 2 : 4;
-}
-
 static inline lowbit_plan_t *model_plan(const lowbit_context_t *context, const lowbit_spec_t *spec,
                                         const model_tensor_t *tensors, int64_t count) {
   lowbit_tensor_info_t infos[MODEL_TENSORS];
@@ -56,6 +53,7 @@ static inline lowbit_plan_t *model_plan(const lowbit_context_t *context, const l
     infos[i].ndim = tensors[i].ndim;
     infos[i].param_dtype = tensors[i].param_dtype;
     infos[i].grad_dtype = tensors[i].grad_dtype;
+    infos[i].weights = tensors[i].weights;
   }
   lowbit_plan_t *plan = NULL;
   OK(lowbit_plan_create(context, spec, infos, count, &plan));
@@ -77,8 +75,8 @@ static inline void model_layout(model_t *model) {
   for (int64_t i = 0; i < model->info.tensor_count; i++) {
     const model_tensor_t *tensor = &model->tensors[i];
     const size_t numel = model_numel(tensor);
-    const size_t param_bytes = numel * model_dtype_size(tensor->param_dtype);
-    const size_t grad_bytes = numel * model_dtype_size(tensor->grad_dtype);
+    const size_t param_bytes = numel * conformance_dtype_size(tensor->param_dtype);
+    const size_t grad_bytes = numel * conformance_dtype_size(tensor->grad_dtype);
     model->params[i] = model_place(model->memory, &at, param_bytes);
     model->grads[i] = model_place(model->memory, &at, grad_bytes);
     model->updates[i] = model_place(model->memory, &at, param_bytes);
@@ -100,11 +98,10 @@ static inline void model_reset(model_t *model) {
   for (int64_t i = 0; i < model->info.tensor_count; i++) {
     const model_tensor_t *tensor = &model->tensors[i];
     const uint64_t stream = (uint64_t)i;
-    conformance_params(model->params[i].data, tensor->param_dtype == LOWBIT_DTYPE_BF16, stream,
-                       model_numel(tensor));
-    conformance_grads(model->grads[i].data, tensor->grad_dtype == LOWBIT_DTYPE_BF16,
-                      conformance_grad_stream(1, stream), model_numel(tensor));
-    conformance_params(model->values[i].data, 0, 100 + stream, model_numel(tensor));
+    conformance_params(model->params[i].data, tensor->param_dtype, stream, model_numel(tensor));
+    conformance_grads(model->grads[i].data, tensor->grad_dtype, conformance_grad_stream(1, stream),
+                      model_numel(tensor));
+    conformance_params(model->values[i].data, CONFORMANCE_F32, 100 + stream, model_numel(tensor));
   }
   for (int64_t i = 0; i < model->info.buffer_count; i++) {
     memset(model->state[i].data, 0, (size_t)model->state[i].bytes);

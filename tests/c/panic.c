@@ -12,7 +12,8 @@
 lowbit_status_t lowbit_test_panic(const lowbit_plan_t *plan);
 
 static const model_tensor_t tensors[1] = {
-    {"w", 2, {5, 7, 0, 0, 0}, LOWBIT_DTYPE_F32, LOWBIT_DTYPE_F32}};
+    {"w", 2, {5, 7, 0, 0, 0}, LOWBIT_DTYPE_F32, LOWBIT_DTYPE_F32,
+     LOWBIT_WEIGHTS_PLAIN}};
 
 /* Calls the hook with stdout and stderr in a file, and tells how many bytes came. */
 static lowbit_status_t panic_quietly(const lowbit_plan_t *plan, long *printed) {
@@ -77,7 +78,7 @@ int main(void) {
   size_t needed = 0;
   model_remember(&model);
   FAILS(lowbit_step(plan, &args, NULL), INTERNAL, words);
-  FAILS(lowbit_step_stats(plan, &args, NULL), INTERNAL, words);
+  FAILS(lowbit_step_stats(plan, &args, 0, NULL), INTERNAL, words);
   FAILS(lowbit_step_apply(plan, &args, NULL), INTERNAL, words);
   FAILS(lowbit_compress(plan, "m", model.values, 1, model.state, count, NULL), INTERNAL, words);
   FAILS(lowbit_decompress(plan, "m", model.state, count, model.values, 1, NULL), INTERNAL, words);

@@ -11,13 +11,20 @@
 #include "model.h"
 
 static const model_tensor_t tensors[4] = {
-    {"matrix", 2, {9, 130, 0, 0, 0}, LOWBIT_DTYPE_F32, LOWBIT_DTYPE_F32},
-    {"kernel", 4, {3, 2, 5, 5, 0}, LOWBIT_DTYPE_BF16, LOWBIT_DTYPE_F32},
-    {"bias", 1, {261, 0, 0, 0, 0}, LOWBIT_DTYPE_BF16, LOWBIT_DTYPE_BF16},
-    {"empty", 2, {0, 5, 0, 0, 0}, LOWBIT_DTYPE_F32, LOWBIT_DTYPE_F32}};
+    {"matrix", 2, {9, 130, 0, 0, 0}, LOWBIT_DTYPE_F32, LOWBIT_DTYPE_F32,
+     LOWBIT_WEIGHTS_PLAIN},
+    {"kernel", 4, {3, 2, 5, 5, 0}, LOWBIT_DTYPE_BF16, LOWBIT_DTYPE_F32,
+     LOWBIT_WEIGHTS_PLAIN},
+    {"bias", 1, {261, 0, 0, 0, 0}, LOWBIT_DTYPE_BF16, LOWBIT_DTYPE_BF16,
+     LOWBIT_WEIGHTS_PLAIN},
+    {"empty", 2, {0, 5, 0, 0, 0}, LOWBIT_DTYPE_F32, LOWBIT_DTYPE_F32,
+     LOWBIT_WEIGHTS_PLAIN}};
 enum { TENSORS = 4 };
 
-static const char *const presets[3] = {"adamw32", "adamw4", "adamw4-block"};
+/* With zero to four collecting stages besides the flags'. */
+enum { PRESETS = 6 };
+static const char *const presets[PRESETS] = {"adamw32", "adamw4", "adamw4-block",
+                                             "factor4", "sm3",    "adafactor"};
 
 /* The variants that this processor can run. */
 static int variants(lowbit_cpu_variant_t list[3]) {
@@ -119,13 +126,12 @@ static void import_and_export(void) {
 
 static void next_gradients(model_t *model, uint64_t t) {
   for (int64_t i = 0; i < model->info.tensor_count; i++) {
-    conformance_grads(model->grads[i].data,
-                      model->tensors[i].grad_dtype == LOWBIT_DTYPE_BF16,
+    conformance_grads(model->grads[i].data, model->tensors[i].grad_dtype,
                       conformance_grad_stream(t, (uint64_t)i), model_numel(&model->tensors[i]));
   }
 }
 
-/* Every variant, its threads, and the two halves of a step give the reference's bytes. */
+/* Every variant, its threads, and the stages of a step give the reference's bytes. */
 static void steps_agree(const char *preset, const lowbit_cpu_variant_t *list, int count) {
   lowbit_spec_t *spec = spec_without_threshold(preset);
   model_t first;
@@ -138,14 +144,16 @@ static void steps_agree(const char *preset, const lowbit_cpu_variant_t *list, in
   }
   for (int i = 0; i < count; i++) {
     lowbit_context_t *context = cpu_context(3, list[i]);
-    for (int halves = 0; halves < 2; halves++) {
+    for (int staged = 0; staged < 2; staged++) {
       model_t model;
       model_create(&model, context, spec, tensors, TENSORS);
       args = model_args(&model);
       for (args.step = 1; args.step <= 3; args.step++) {
         next_gradients(&model, (uint64_t)args.step);
-        if (halves) {
-          OK(lowbit_step_stats(model.plan, &args, NULL));
+        if (staged) {
+          for (int64_t stage = 0; stage < model.info.stage_count; stage++) {
+            OK(lowbit_step_stats(model.plan, &args, stage, NULL));
+          }
           OK(lowbit_step_apply(model.plan, &args, NULL));
         } else {
           OK(lowbit_step(model.plan, &args, NULL));
@@ -300,7 +308,7 @@ int main(int argc, char **argv) {
   }
   for (int i = 0; i < count; i++) codec_round_trip(list[i]);
   import_and_export();
-  for (int i = 0; i < 3; i++) {
+  for (int i = 0; i < PRESETS; i++) {
     steps_agree(presets[i], list, count);
     checkpoints(presets[i], argv[1]);
   }

@@ -11,7 +11,18 @@ typedef struct v0_1_quantizer_info_t {
   size_t struct_size;
   int32_t bits, normalization, mapping, rounding;
   int64_t block;
+  uint64_t flags;
+  const float *levels;
+  int64_t level_count;
+  int32_t factor_axes, reserved;
 } v0_1_quantizer_info_t;
+
+typedef struct v0_1_adafactor_info_t {
+  size_t struct_size;
+  uint64_t flags;
+  float clip_threshold, decay_rate, eps2;
+  int32_t reserved;
+} v0_1_adafactor_info_t;
 
 typedef struct v0_1_override_info_t {
   size_t struct_size;
@@ -28,6 +39,10 @@ typedef struct v0_1_spec_info_t {
   const v0_1_quantizer_info_t *m, *v, *x;
   const v0_1_override_info_t *overrides;
   int64_t override_count;
+  uint64_t seed;
+  float dampening;
+  int32_t reserved2;
+  const v0_1_adafactor_info_t *adafactor;
 } v0_1_spec_info_t;
 
 typedef struct v0_1_cpu_info_t {
@@ -44,14 +59,15 @@ typedef struct v0_1_tensor_info_t {
   uint64_t flags;
   const char *name;
   const int64_t *shape;
-  int32_t ndim, param_dtype, grad_dtype, reserved;
+  int32_t ndim, param_dtype, grad_dtype, weights;
   const int64_t *global_shape, *offset;
+  int64_t group;
 } v0_1_tensor_info_t;
 
 typedef struct v0_1_plan_info_t {
   size_t struct_size;
   int64_t tensor_count, buffer_count, state_bytes, arena_bytes, arena_align, scratch_bytes,
-      stage_count;
+      stage_count, group_count;
 } v0_1_plan_info_t;
 
 typedef struct v0_1_tensor_report_t {
@@ -110,28 +126,30 @@ static void an_old_program_runs(void) {
   lowbit_context_t *context = NULL;
   OK(lowbit_context_create_cpu(AS_CONST(lowbit_cpu_info_t, &cpu), &context));
 
-  v0_1_quantizer_info_t f32 = {sizeof f32, 32, 0, 0, 0, 0};
+  v0_1_quantizer_info_t f32 = {sizeof f32, 32, 0, 0, 0, 0, 0, NULL, 0, 0, 0};
   v0_1_quantizer_info_t block = {sizeof block, 4, LOWBIT_NORMALIZATION_BLOCK,
-                                 LOWBIT_MAPPING_LINEAR, LOWBIT_ROUNDING_NEAREST, 64};
+                                 LOWBIT_MAPPING_LINEAR, LOWBIT_ROUNDING_NEAREST, 64,
+                                 0, NULL, 0, 0, 0};
   v0_1_override_info_t rules[2] = {{sizeof rules[0], "embed*", &f32, &f32, NULL},
                                    {sizeof rules[1], "head", NULL, &block, NULL}};
-  v0_1_spec_info_t info = {sizeof info, LOWBIT_SPEC_THRESHOLD, "adamw4", 0, 0, 0,
-                           NULL,        NULL,                  NULL,     rules, 2};
+  v0_1_spec_info_t info = {sizeof info, LOWBIT_SPEC_THRESHOLD, "adamw4", 0, 0, 0,    NULL, NULL,
+                           NULL,        rules,                 2,        7, 0, 0, NULL};
   lowbit_spec_t *spec = NULL;
   OK(lowbit_spec_create(AS_CONST(lowbit_spec_info_t, &info), &spec));
 
   const int64_t shape[2] = {4, 32};
   const int64_t length[1] = {48};
   v0_1_tensor_info_t tensors[2] = {
-      {sizeof tensors[0], 0, "embedding", shape, 2, LOWBIT_DTYPE_F32, 0, 0, NULL, NULL},
-      {sizeof tensors[1], 0, "head", length, 1, LOWBIT_DTYPE_F32, 0, 0, NULL, NULL}};
+      {sizeof tensors[0], 0, "embedding", shape, 2, LOWBIT_DTYPE_F32, 0, 0, NULL, NULL, 0},
+      {sizeof tensors[1], 0, "head", length, 1, LOWBIT_DTYPE_F32, 0, 0, NULL, NULL, 0}};
   lowbit_plan_t *plan = NULL;
   OK(lowbit_plan_create(context, spec, AS_CONST(lowbit_tensor_info_t, tensors), 2, &plan));
   REQUIRE(plan != NULL);
 
-  v0_1_plan_info_t sizes = {sizeof sizes, 0, 0, 0, 0, 0, 0, 0};
+  v0_1_plan_info_t sizes = {sizeof sizes, 0, 0, 0, 0, 0, 0, 0, 0};
   OK(lowbit_plan_info(plan, AS(lowbit_plan_info_t, &sizes)));
   CHECK(sizes.struct_size == sizeof sizes && sizes.tensor_count == 2);
+  CHECK(sizes.stage_count == 1 && sizes.group_count == 1);
   /* embedding: m, v; head: codes and scales of both */
   CHECK(sizes.buffer_count == 6);
   CHECK(sizes.state_bytes == 2 * 4 * 128 + 2 * (24 + 4));
@@ -157,7 +175,7 @@ static void an_old_program_runs(void) {
   float param[128 + 48] = {0};
   float grad[128 + 48];
   for (int i = 0; i < 128 + 48; i++) grad[i] = (float)(i - 80);
-  int32_t scratch[64];
+  int64_t scratch[32];
   v0_1_buffer_t params[2] = {{param, 4 * 128}, {param + 128, 4 * 48}};
   v0_1_buffer_t grads[2] = {{grad, 4 * 128}, {grad + 128, 4 * 48}};
   CHECK(sizes.scratch_bytes <= (int64_t)sizeof scratch);
@@ -202,8 +220,10 @@ static void an_old_program_runs(void) {
   } while (0)
 
 static const model_tensor_t tensors[2] = {
-    {"w", 2, {3, 40, 0, 0, 0}, LOWBIT_DTYPE_F32, LOWBIT_DTYPE_F32},
-    {"b", 1, {7, 0, 0, 0, 0}, LOWBIT_DTYPE_BF16, LOWBIT_DTYPE_F32}};
+    {"w", 2, {3, 40, 0, 0, 0}, LOWBIT_DTYPE_F32, LOWBIT_DTYPE_F32,
+     LOWBIT_WEIGHTS_PLAIN},
+    {"b", 1, {7, 0, 0, 0, 0}, LOWBIT_DTYPE_BF16, LOWBIT_DTYPE_F32,
+     LOWBIT_WEIGHTS_PLAIN}};
 
 static void longer_inputs(void) {
   const lowbit_cpu_info_t cpu_init = LOWBIT_CPU_INFO_INIT;
@@ -236,7 +256,7 @@ static void longer_inputs(void) {
   info.known.override_count = 3;
   lowbit_spec_t *spec = NULL;
   info.tail[0] = 1;
-  FAILS(lowbit_spec_create(&info.known, &spec), STRUCT_SIZE, "info|lowbit_spec_info_t|byte 80");
+  FAILS(lowbit_spec_create(&info.known, &spec), STRUCT_SIZE, "info|lowbit_spec_info_t|byte 104");
   info.tail[0] = 0;
   rules[1].tail[3] = 1;
   FAILS(lowbit_spec_create(&info.known, &spec), STRUCT_SIZE, "info.overrides[1]");
@@ -343,7 +363,8 @@ static void longer_and_shorter_outputs(void) {
   FILL(stage);
   OK(lowbit_plan_stage(model.plan, 0, &stage.known));
   CHECK_ZERO_TAIL(stage);
-  CHECK(stage.known.count == model.info.scratch_bytes / 4);
+  /* A flag for each tensor; rows and columns of v. */
+  CHECK(stage.known.count == 2 + 3 + 40);
   TOO_SMALL(stage, lowbit_plan_stage(model.plan, 0, &stage.known), "lowbit_stage_info_t");
 
   unsigned char bytes[8192];

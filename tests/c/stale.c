@@ -7,7 +7,8 @@
 #include "model.h"
 
 static const model_tensor_t tensors[1] = {
-    {"w", 2, {5, 7, 0, 0, 0}, LOWBIT_DTYPE_F32, LOWBIT_DTYPE_F32}};
+    {"w", 2, {5, 7, 0, 0, 0}, LOWBIT_DTYPE_F32, LOWBIT_DTYPE_F32,
+     LOWBIT_WEIGHTS_PLAIN}};
 
 int main(void) {
   const char *const words = "was destroyed";

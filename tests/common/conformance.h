@@ -1,5 +1,6 @@
 /*
- * The numbers and cases of tests/common/README.md, for C99 and C++11. Needs nothing of the library.
+ * The numbers and cases of tests/common/README.md, for C99 and C++11. Needs nothing of the library;
+ * dtypes and weights are numbered as in lowbit.h.
  */
 
 #ifndef LOWBIT_TESTS_CONFORMANCE_H
@@ -7,6 +8,8 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* --- numbers --- */
@@ -39,29 +42,42 @@ static inline float conformance_grad(uint64_t stream, uint64_t i) {
   return conformance_integer(word) / 8388608.0f / (float)(1u << (word & 15));
 }
 
-/* Stores element i as f32, or as bf16 by truncation. */
-static inline void conformance_store(void *data, int is_bf16, size_t i, float value) {
+enum { CONFORMANCE_F32 = 1, CONFORMANCE_BF16 = 2, CONFORMANCE_F16 = 3 };
+
+static inline size_t conformance_dtype_size(int32_t dtype) {
+  return dtype == CONFORMANCE_F32 ? 4 : 2;
+}
+
+/* An f16 by truncation, 0 below 2^-14; the generator makes nothing near the largest. */
+static inline uint16_t conformance_f16(uint32_t bits) {
+  const uint32_t sign = bits >> 31 << 15;
+  const uint32_t exponent = bits >> 23 & 0xff;
+  return (uint16_t)(exponent < 113 ? sign : sign | (exponent - 112) << 10 | (bits >> 13 & 0x3ff));
+}
+
+/* Stores element i as an f32, or as a bf16 or f16 by truncation. */
+static inline void conformance_store(void *data, int32_t dtype, size_t i, float value) {
   uint32_t bits;
   memcpy(&bits, &value, sizeof bits);
-  if (is_bf16) {
-    const uint16_t upper = (uint16_t)(bits >> 16);
-    memcpy((unsigned char *)data + i * sizeof upper, &upper, sizeof upper);
-  } else {
+  if (dtype == CONFORMANCE_F32) {
     memcpy((unsigned char *)data + i * sizeof bits, &bits, sizeof bits);
+  } else {
+    const uint16_t half = dtype == CONFORMANCE_F16 ? conformance_f16(bits) : (uint16_t)(bits >> 16);
+    memcpy((unsigned char *)data + i * sizeof half, &half, sizeof half);
   }
 }
 
 /* Fills a parameter. */
-static inline void conformance_params(void *data, int is_bf16, uint64_t stream, size_t count) {
+static inline void conformance_params(void *data, int32_t dtype, uint64_t stream, size_t count) {
   for (size_t i = 0; i < count; i++) {
-    conformance_store(data, is_bf16, i, conformance_param(stream, i));
+    conformance_store(data, dtype, i, conformance_param(stream, i));
   }
 }
 
 /* Fills a gradient. */
-static inline void conformance_grads(void *data, int is_bf16, uint64_t stream, size_t count) {
+static inline void conformance_grads(void *data, int32_t dtype, uint64_t stream, size_t count) {
   for (size_t i = 0; i < count; i++) {
-    conformance_store(data, is_bf16, i, conformance_grad(stream, i));
+    conformance_store(data, dtype, i, conformance_grad(stream, i));
   }
 }
 
@@ -70,13 +86,7 @@ static inline uint64_t conformance_grad_stream(uint64_t t, uint64_t i) { return 
 
 /* --- cases --- */
 
-enum {
-  CONFORMANCE_TENSORS = 7,
-  CONFORMANCE_AXES = 5,
-  CONFORMANCE_PRESETS = 3,
-  CONFORMANCE_DTYPES = 3,
-  CONFORMANCE_STEPS = 10
-};
+enum { CONFORMANCE_TENSORS = 7, CONFORMANCE_AXES = 5 };
 
 typedef struct conformance_tensor_t {
   const char *name;
@@ -84,11 +94,15 @@ typedef struct conformance_tensor_t {
   int64_t shape[CONFORMANCE_AXES];
 } conformance_tensor_t;
 
-typedef struct conformance_dtype_t {
-  const char *name;
-  int param_is_bf16;
-  int grad_is_bf16;
-} conformance_dtype_t;
+/* A line of cases.txt. */
+typedef struct conformance_case_t {
+  char name[64];
+  int32_t param_dtype;
+  int32_t grad_dtype;
+  int32_t weights;
+  int32_t steps;
+  char spec[1024];
+} conformance_case_t;
 
 static inline const conformance_tensor_t *conformance_tensors(void) {
   static const conformance_tensor_t tensors[CONFORMANCE_TENSORS] = {
@@ -100,15 +114,34 @@ static inline const conformance_tensor_t *conformance_tensors(void) {
   return tensors;
 }
 
-static inline const char *conformance_preset(int i) {
-  static const char *const presets[CONFORMANCE_PRESETS] = {"adamw32", "adamw4", "adamw4-block"};
-  return presets[i];
+/* The place of a word in a list; a word that is not there ends the program. */
+static inline int32_t conformance_choose(const char *word, const char *const *list, int32_t count) {
+  for (int32_t i = 0; i < count; i++) {
+    if (strcmp(word, list[i]) == 0) return i;
+  }
+  fprintf(stderr, "cases.txt has %s, which is unknown here\n", word);
+  exit(2);
 }
 
-static inline const conformance_dtype_t *conformance_dtypes(void) {
-  static const conformance_dtype_t dtypes[CONFORMANCE_DTYPES] = {
-      {"f32", 0, 0}, {"bf16", 1, 1}, {"mixed", 1, 0}};
-  return dtypes;
+/* Reads the next line of cases.txt; 0 at its end. */
+static inline int conformance_next(FILE *file, conformance_case_t *line) {
+  static const char *const dtypes[3] = {"f32", "bf16", "f16"};
+  static const char *const weights[5] = {"plain", "stochastic", "master", "remainder16",
+                                         "correction8"};
+  char param[16];
+  char grad[16];
+  char form[16];
+  const int fields = fscanf(file, "%63s %15s %15s %15s %d %1023[^\n]", line->name, param, grad,
+                            form, &line->steps, line->spec);
+  if (fields == EOF) return 0;
+  if (fields != 6) {
+    fprintf(stderr, "cases.txt has a line of %d fields\n", fields);
+    exit(2);
+  }
+  line->param_dtype = CONFORMANCE_F32 + conformance_choose(param, dtypes, 3);
+  line->grad_dtype = CONFORMANCE_F32 + conformance_choose(grad, dtypes, 3);
+  line->weights = conformance_choose(form, weights, 5);
+  return 1;
 }
 
 static inline size_t conformance_numel(const conformance_tensor_t *tensor) {

@@ -17,7 +17,15 @@ from ctypes import (
 )
 
 LOWBIT_HYPER_COUNT = 8
+LOWBIT_QUANTIZER_SCALE_CORRECTION = 1
+LOWBIT_QUANTIZER_DITHER = 2
 LOWBIT_SPEC_THRESHOLD = 1
+LOWBIT_SPEC_AMSGRAD = 2
+LOWBIT_SPEC_MAXIMIZE = 4
+LOWBIT_SPEC_NESTEROV = 8
+LOWBIT_SPEC_DECOUPLED = 16
+LOWBIT_ADAFACTOR_RELATIVE_STEP = 1
+LOWBIT_ADAFACTOR_SCALE_PARAMETER = 2
 LOWBIT_ABI_MAJOR = 0
 LOWBIT_ABI_MINOR = 1
 LOWBIT_STATUS_OK = 0
@@ -45,13 +53,43 @@ LOWBIT_DTYPE_BF16 = 2
 LOWBIT_DTYPE_F16 = 3
 LOWBIT_DTYPE_U8 = 4
 LOWBIT_DTYPE_I32 = 5
+LOWBIT_DTYPE_I64 = 6
+LOWBIT_DTYPE_U16 = 7
+LOWBIT_DTYPE_I8 = 8
 LOWBIT_OPTIMIZER_ADAMW = 1
 LOWBIT_OPTIMIZER_NONE = 2
+LOWBIT_OPTIMIZER_ADAM = 3
+LOWBIT_OPTIMIZER_SGDM = 4
+LOWBIT_OPTIMIZER_LION = 5
+LOWBIT_OPTIMIZER_ADAFACTOR = 6
+LOWBIT_OPTIMIZER_SM3 = 7
 LOWBIT_NORMALIZATION_BLOCK = 1
 LOWBIT_NORMALIZATION_RANK1 = 2
+LOWBIT_NORMALIZATION_TENSOR = 3
+LOWBIT_NORMALIZATION_ROW = 4
+LOWBIT_NORMALIZATION_COLUMN = 5
+LOWBIT_NORMALIZATION_FACTORED = 6
 LOWBIT_MAPPING_DE = 1
 LOWBIT_MAPPING_LINEAR = 2
+LOWBIT_MAPPING_DE0 = 3
+LOWBIT_MAPPING_LINEAR_WITH_ZERO = 4
+LOWBIT_MAPPING_POWER2 = 5
+LOWBIT_MAPPING_POWER3 = 6
+LOWBIT_MAPPING_NF4 = 7
+LOWBIT_MAPPING_GEOMETRIC = 8
+LOWBIT_MAPPING_TABLE = 9
 LOWBIT_ROUNDING_NEAREST = 0
+LOWBIT_ROUNDING_STOCHASTIC = 1
+LOWBIT_ROUNDING_STOCHASTIC_LOG = 2
+LOWBIT_ROUNDING_STOCHASTIC_PRECONDITIONER = 3
+LOWBIT_FACTOR_AXES_MERGED = 0
+LOWBIT_FACTOR_AXES_LAST_TWO = 1
+LOWBIT_FACTOR_AXES_LARGEST_TWO = 2
+LOWBIT_WEIGHTS_PLAIN = 0
+LOWBIT_WEIGHTS_STOCHASTIC = 1
+LOWBIT_WEIGHTS_MASTER = 2
+LOWBIT_WEIGHTS_REMAINDER16 = 3
+LOWBIT_WEIGHTS_CORRECTION8 = 4
 LOWBIT_CPU_VARIANT_AUTO = 0
 LOWBIT_CPU_VARIANT_REFERENCE = 1
 LOWBIT_CPU_VARIANT_PORTABLE = 2
@@ -62,6 +100,7 @@ LOWBIT_NONFINITE_SKIP_TENSOR = 2
 LOWBIT_NONFINITE_SKIP_STEP = 3
 LOWBIT_NONFINITE_PROPAGATE = 4
 LOWBIT_REDUCE_MAX = 1
+LOWBIT_REDUCE_SUM = 2
 
 
 class Sized(Structure):
@@ -96,6 +135,7 @@ lowbit_optimizer_t = c_int32
 lowbit_normalization_t = c_int32
 lowbit_mapping_t = c_int32
 lowbit_rounding_t = c_int32
+lowbit_factor_axes_t = c_int32
 
 
 class lowbit_quantizer_info_t(Sized):
@@ -106,6 +146,11 @@ class lowbit_quantizer_info_t(Sized):
         ("mapping", lowbit_mapping_t),
         ("rounding", lowbit_rounding_t),
         ("block", c_int64),
+        ("flags", c_uint64),
+        ("levels", POINTER(c_float)),
+        ("level_count", c_int64),
+        ("factor_axes", lowbit_factor_axes_t),
+        ("reserved", c_int32),
     ]
     _init_ = {
         "bits": 4,
@@ -126,6 +171,23 @@ class lowbit_override_info_t(Sized):
     ]
 
 
+class lowbit_adafactor_info_t(Sized):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("flags", c_uint64),
+        ("clip_threshold", c_float),
+        ("decay_rate", c_float),
+        ("eps2", c_float),
+        ("reserved", c_int32),
+    ]
+    _init_ = {
+        "flags": LOWBIT_ADAFACTOR_RELATIVE_STEP | LOWBIT_ADAFACTOR_SCALE_PARAMETER,
+        "clip_threshold": 1.0,
+        "decay_rate": 0.8,
+        "eps2": 1e-3,
+    }
+
+
 class lowbit_spec_info_t(Sized):
     _fields_ = [
         ("struct_size", c_size_t),
@@ -139,6 +201,10 @@ class lowbit_spec_info_t(Sized):
         ("x", POINTER(lowbit_quantizer_info_t)),
         ("overrides", POINTER(lowbit_override_info_t)),
         ("override_count", c_int64),
+        ("seed", c_uint64),
+        ("dampening", c_float),
+        ("reserved2", c_int32),
+        ("adafactor", POINTER(lowbit_adafactor_info_t)),
     ]
 
 
@@ -169,6 +235,7 @@ class lowbit_cuda_info_t(Sized):
 
 
 lowbit_dtype_t = c_int32
+lowbit_weights_t = c_int32
 
 
 class lowbit_tensor_info_t(Sized):
@@ -180,11 +247,12 @@ class lowbit_tensor_info_t(Sized):
         ("ndim", c_int32),
         ("param_dtype", lowbit_dtype_t),
         ("grad_dtype", lowbit_dtype_t),
-        ("reserved", c_int32),
+        ("weights", lowbit_weights_t),
         ("global_shape", POINTER(c_int64)),
         ("offset", POINTER(c_int64)),
+        ("group", c_int64),
     ]
-    _init_ = {"param_dtype": LOWBIT_DTYPE_F32}
+    _init_ = {"param_dtype": LOWBIT_DTYPE_F32, "weights": LOWBIT_WEIGHTS_PLAIN}
 
 
 class lowbit_plan_info_t(Sized):
@@ -197,6 +265,7 @@ class lowbit_plan_info_t(Sized):
         ("arena_align", c_int64),
         ("scratch_bytes", c_int64),
         ("stage_count", c_int64),
+        ("group_count", c_int64),
     ]
 
 
@@ -402,7 +471,7 @@ FUNCTIONS = {
     ),
     "lowbit_step_stats": (
         lowbit_status_t,
-        (POINTER(lowbit_plan_t), POINTER(lowbit_step_args_t), c_void_p),
+        (POINTER(lowbit_plan_t), POINTER(lowbit_step_args_t), c_int64, c_void_p),
     ),
     "lowbit_step_apply": (
         lowbit_status_t,

@@ -3,7 +3,15 @@
 # `sym(name)` is the hand-written part's: the address of a function, looked up once.
 
 const LOWBIT_HYPER_COUNT = 8
+const LOWBIT_QUANTIZER_SCALE_CORRECTION = 1
+const LOWBIT_QUANTIZER_DITHER = 2
 const LOWBIT_SPEC_THRESHOLD = 1
+const LOWBIT_SPEC_AMSGRAD = 2
+const LOWBIT_SPEC_MAXIMIZE = 4
+const LOWBIT_SPEC_NESTEROV = 8
+const LOWBIT_SPEC_DECOUPLED = 16
+const LOWBIT_ADAFACTOR_RELATIVE_STEP = 1
+const LOWBIT_ADAFACTOR_SCALE_PARAMETER = 2
 const LOWBIT_ABI_MAJOR = 0
 const LOWBIT_ABI_MINOR = 1
 const LOWBIT_STATUS_OK = Int32(0)
@@ -31,13 +39,43 @@ const LOWBIT_DTYPE_BF16 = Int32(2)
 const LOWBIT_DTYPE_F16 = Int32(3)
 const LOWBIT_DTYPE_U8 = Int32(4)
 const LOWBIT_DTYPE_I32 = Int32(5)
+const LOWBIT_DTYPE_I64 = Int32(6)
+const LOWBIT_DTYPE_U16 = Int32(7)
+const LOWBIT_DTYPE_I8 = Int32(8)
 const LOWBIT_OPTIMIZER_ADAMW = Int32(1)
 const LOWBIT_OPTIMIZER_NONE = Int32(2)
+const LOWBIT_OPTIMIZER_ADAM = Int32(3)
+const LOWBIT_OPTIMIZER_SGDM = Int32(4)
+const LOWBIT_OPTIMIZER_LION = Int32(5)
+const LOWBIT_OPTIMIZER_ADAFACTOR = Int32(6)
+const LOWBIT_OPTIMIZER_SM3 = Int32(7)
 const LOWBIT_NORMALIZATION_BLOCK = Int32(1)
 const LOWBIT_NORMALIZATION_RANK1 = Int32(2)
+const LOWBIT_NORMALIZATION_TENSOR = Int32(3)
+const LOWBIT_NORMALIZATION_ROW = Int32(4)
+const LOWBIT_NORMALIZATION_COLUMN = Int32(5)
+const LOWBIT_NORMALIZATION_FACTORED = Int32(6)
 const LOWBIT_MAPPING_DE = Int32(1)
 const LOWBIT_MAPPING_LINEAR = Int32(2)
+const LOWBIT_MAPPING_DE0 = Int32(3)
+const LOWBIT_MAPPING_LINEAR_WITH_ZERO = Int32(4)
+const LOWBIT_MAPPING_POWER2 = Int32(5)
+const LOWBIT_MAPPING_POWER3 = Int32(6)
+const LOWBIT_MAPPING_NF4 = Int32(7)
+const LOWBIT_MAPPING_GEOMETRIC = Int32(8)
+const LOWBIT_MAPPING_TABLE = Int32(9)
 const LOWBIT_ROUNDING_NEAREST = Int32(0)
+const LOWBIT_ROUNDING_STOCHASTIC = Int32(1)
+const LOWBIT_ROUNDING_STOCHASTIC_LOG = Int32(2)
+const LOWBIT_ROUNDING_STOCHASTIC_PRECONDITIONER = Int32(3)
+const LOWBIT_FACTOR_AXES_MERGED = Int32(0)
+const LOWBIT_FACTOR_AXES_LAST_TWO = Int32(1)
+const LOWBIT_FACTOR_AXES_LARGEST_TWO = Int32(2)
+const LOWBIT_WEIGHTS_PLAIN = Int32(0)
+const LOWBIT_WEIGHTS_STOCHASTIC = Int32(1)
+const LOWBIT_WEIGHTS_MASTER = Int32(2)
+const LOWBIT_WEIGHTS_REMAINDER16 = Int32(3)
+const LOWBIT_WEIGHTS_CORRECTION8 = Int32(4)
 const LOWBIT_CPU_VARIANT_AUTO = Int32(0)
 const LOWBIT_CPU_VARIANT_REFERENCE = Int32(1)
 const LOWBIT_CPU_VARIANT_PORTABLE = Int32(2)
@@ -48,6 +86,7 @@ const LOWBIT_NONFINITE_SKIP_TENSOR = Int32(2)
 const LOWBIT_NONFINITE_SKIP_STEP = Int32(3)
 const LOWBIT_NONFINITE_PROPAGATE = Int32(4)
 const LOWBIT_REDUCE_MAX = Int32(1)
+const LOWBIT_REDUCE_SUM = Int32(2)
 
 const lowbit_context_t = Cvoid
 
@@ -67,6 +106,8 @@ const lowbit_mapping_t = Int32
 
 const lowbit_rounding_t = Int32
 
+const lowbit_factor_axes_t = Int32
+
 struct lowbit_quantizer_info_t
     struct_size::Csize_t
     bits::Int32
@@ -74,6 +115,11 @@ struct lowbit_quantizer_info_t
     mapping::lowbit_mapping_t
     rounding::lowbit_rounding_t
     block::Int64
+    flags::UInt64
+    levels::Ptr{Cfloat}
+    level_count::Int64
+    factor_axes::lowbit_factor_axes_t
+    reserved::Int32
 end
 
 "As the INIT macro sets it; keywords are fields."
@@ -84,6 +130,11 @@ function lowbit_quantizer_info_t(;
     mapping = LOWBIT_MAPPING_DE,
     rounding = LOWBIT_ROUNDING_NEAREST,
     block = 128,
+    flags = 0,
+    levels = C_NULL,
+    level_count = 0,
+    factor_axes = 0,
+    reserved = 0,
 )
     lowbit_quantizer_info_t(
         struct_size,
@@ -92,6 +143,11 @@ function lowbit_quantizer_info_t(;
         mapping,
         rounding,
         block,
+        flags,
+        levels,
+        level_count,
+        factor_axes,
+        reserved,
     )
 end
 
@@ -120,6 +176,34 @@ function lowbit_override_info_t(;
     )
 end
 
+struct lowbit_adafactor_info_t
+    struct_size::Csize_t
+    flags::UInt64
+    clip_threshold::Cfloat
+    decay_rate::Cfloat
+    eps2::Cfloat
+    reserved::Int32
+end
+
+"As the INIT macro sets it; keywords are fields."
+function lowbit_adafactor_info_t(;
+    struct_size = sizeof(lowbit_adafactor_info_t),
+    flags = LOWBIT_ADAFACTOR_RELATIVE_STEP | LOWBIT_ADAFACTOR_SCALE_PARAMETER,
+    clip_threshold = 1.0,
+    decay_rate = 0.8,
+    eps2 = 1e-3,
+    reserved = 0,
+)
+    lowbit_adafactor_info_t(
+        struct_size,
+        flags,
+        clip_threshold,
+        decay_rate,
+        eps2,
+        reserved,
+    )
+end
+
 struct lowbit_spec_info_t
     struct_size::Csize_t
     flags::UInt64
@@ -132,6 +216,10 @@ struct lowbit_spec_info_t
     x::Ptr{lowbit_quantizer_info_t}
     overrides::Ptr{lowbit_override_info_t}
     override_count::Int64
+    seed::UInt64
+    dampening::Cfloat
+    reserved2::Int32
+    adafactor::Ptr{lowbit_adafactor_info_t}
 end
 
 "As the INIT macro sets it; keywords are fields."
@@ -147,6 +235,10 @@ function lowbit_spec_info_t(;
     x = C_NULL,
     overrides = C_NULL,
     override_count = 0,
+    seed = 0,
+    dampening = 0,
+    reserved2 = 0,
+    adafactor = C_NULL,
 )
     lowbit_spec_info_t(
         struct_size,
@@ -160,6 +252,10 @@ function lowbit_spec_info_t(;
         x,
         overrides,
         override_count,
+        seed,
+        dampening,
+        reserved2,
+        adafactor,
     )
 end
 
@@ -220,6 +316,8 @@ end
 
 const lowbit_dtype_t = Int32
 
+const lowbit_weights_t = Int32
+
 struct lowbit_tensor_info_t
     struct_size::Csize_t
     flags::UInt64
@@ -228,9 +326,10 @@ struct lowbit_tensor_info_t
     ndim::Int32
     param_dtype::lowbit_dtype_t
     grad_dtype::lowbit_dtype_t
-    reserved::Int32
+    weights::lowbit_weights_t
     global_shape::Ptr{Int64}
     offset::Ptr{Int64}
+    group::Int64
 end
 
 "As the INIT macro sets it; keywords are fields."
@@ -242,9 +341,10 @@ function lowbit_tensor_info_t(;
     ndim = 0,
     param_dtype = LOWBIT_DTYPE_F32,
     grad_dtype = 0,
-    reserved = 0,
+    weights = LOWBIT_WEIGHTS_PLAIN,
     global_shape = C_NULL,
     offset = C_NULL,
+    group = 0,
 )
     lowbit_tensor_info_t(
         struct_size,
@@ -254,9 +354,10 @@ function lowbit_tensor_info_t(;
         ndim,
         param_dtype,
         grad_dtype,
-        reserved,
+        weights,
         global_shape,
         offset,
+        group,
     )
 end
 
@@ -269,6 +370,7 @@ struct lowbit_plan_info_t
     arena_align::Int64
     scratch_bytes::Int64
     stage_count::Int64
+    group_count::Int64
 end
 
 "As the INIT macro sets it; keywords are fields."
@@ -281,6 +383,7 @@ function lowbit_plan_info_t(;
     arena_align = 0,
     scratch_bytes = 0,
     stage_count = 0,
+    group_count = 0,
 )
     lowbit_plan_info_t(
         struct_size,
@@ -291,6 +394,7 @@ function lowbit_plan_info_t(;
         arena_align,
         scratch_bytes,
         stage_count,
+        group_count,
     )
 end
 
@@ -696,12 +800,13 @@ lowbit_step(plan, args, stream) = ccall(
     stream,
 )
 
-lowbit_step_stats(plan, args, stream) = ccall(
+lowbit_step_stats(plan, args, stage, stream) = ccall(
     sym(:lowbit_step_stats),
     lowbit_status_t,
-    (Ptr{lowbit_plan_t}, Ptr{lowbit_step_args_t}, Ptr{Cvoid}),
+    (Ptr{lowbit_plan_t}, Ptr{lowbit_step_args_t}, Int64, Ptr{Cvoid}),
     plan,
     args,
+    stage,
     stream,
 )
 

@@ -1,94 +1,21 @@
-//! The reference against things that are not itself: closed formulas and printed tables of the
-//! paper, its equations evaluated in f64, the published rules of torchao and lpmm.
-
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::print_stdout,
-    reason = "a test"
-)]
-
-mod common;
+//! The paper's AdamW: its equations from dequantized states, its codes and scales, and what follows
+//! from them.
 
 use std::sync::{Arc, LazyLock};
 
-use common::{ADAMW, Model, floats, tensors};
 use lowbit::dtype::Dtype;
 use lowbit::plan::TensorInfo;
 use lowbit::quant::{Mapping, Table};
 use lowbit::spec::{Quantizer, Spec};
 use lowbit::{Hyper, Variant, power};
 
-/// Half a unit in the last place of 1: the relative error of one rounding to f32.
-const EPS: f64 = 1.0 / 16_777_216.0;
+use crate::common::{self, ADAMW, Model, floats, tensors};
+use crate::{EPS, f64s};
 
 static DE_SIGNED: LazyLock<Arc<Table>> =
     LazyLock::new(|| Table::of(Mapping::De, 4, true, &[]).unwrap());
-static DE_UNSIGNED: LazyLock<Arc<Table>> =
-    LazyLock::new(|| Table::of(Mapping::De, 4, false, &[]).unwrap());
 static LINEAR: LazyLock<Arc<Table>> =
     LazyLock::new(|| Table::of(Mapping::Linear, 4, false, &[]).unwrap());
-
-/// The 4-bit dynamic exponent tables by their construction (paper, appendix E.2), in f64.
-fn dynamic_exponent(signed: bool) -> Vec<f64> {
-    // The sign takes one of the four.
-    let bits = if signed { 3 } else { 4 };
-    let mut values = vec![0.0, 1.0];
-    // The unsigned code of three zeros and the indicator is a corner: it stands for 1.
-    for exponent in 0..3 {
-        // E zeros and the indicator leave F fraction bits.
-        let steps = 1_i32 << (bits - 1 - exponent);
-        for k in 0..steps {
-            let p = |j: i32| 0.1 + 0.9 * f64::from(j) / f64::from(steps);
-            let fraction = f64::midpoint(p(k), p(k + 1));
-            let value = fraction * 10_f64.powi(-exponent);
-            values.push(value);
-            if signed {
-                values.push(-value);
-            }
-        }
-    }
-    values.sort_by(f64::total_cmp);
-    values
-}
-
-#[test]
-fn tables_follow_the_closed_formulas() {
-    for (table, formula) in [
-        (&DE_SIGNED, dynamic_exponent(true)),
-        (&DE_UNSIGNED, dynamic_exponent(false)),
-        (&LINEAR, (1..=16).map(|i| f64::from(i) / 16.0).collect()),
-    ] {
-        assert_eq!(formula.len(), 16);
-        for (i, (level, value)) in table.levels.iter().zip(&formula).enumerate() {
-            // The formula's own f64 rounding cannot reach a neighbouring f32.
-            assert_eq!(
-                level.to_bits(),
-                (*value as f32).to_bits(),
-                "level {i}: {level} {value}"
-            );
-        }
-        for (i, mid) in table.midpoints.iter().enumerate() {
-            let exact = (f64::from(table.levels[i]) + f64::from(table.levels[i + 1])) / 2.0;
-            assert_eq!(mid.to_bits(), (exact as f32).to_bits(), "midpoint {i}");
-        }
-    }
-}
-
-#[test]
-fn tables_are_those_printed_in_the_paper() {
-    // Negative half of signed DE, unsigned DE: appendix E.2; linear: section 4.1.
-    let signed = [
-        -0.8875, -0.6625, -0.4375, -0.2125, -0.0775, -0.0325, -0.0055, 0.0,
-    ];
-    assert_eq!(DE_SIGNED.levels[..8], signed);
-    for i in 0..7 {
-        assert_eq!(DE_SIGNED.levels[14 - i], -DE_SIGNED.levels[i]);
-    }
-    assert_eq!(DE_SIGNED.levels[15], 1.0);
-    assert_eq!(DE_UNSIGNED.levels[1], 0.00325);
-    assert_eq!((LINEAR.levels[0], LINEAR.levels[15]), (0.0625, 1.0));
-}
 
 #[test]
 fn powers_agree_with_repeated_multiplication_and_logarithms() {
@@ -142,10 +69,6 @@ fn exact(p: f64, g: f64, m: f64, v: f64, h: &Hyper, t: i32) -> Exact {
         v: v_new,
         v_bound,
     }
-}
-
-fn f64s(memory: &common::Memory) -> Vec<f64> {
-    floats(memory.as_ref()).into_iter().map(f64::from).collect()
 }
 
 #[test]
@@ -272,37 +195,6 @@ fn exact_scales(
             .collect()
         }
     }
-}
-
-#[test]
-fn fifty_steps_in_32_bits_follow_f64() {
-    let spec = Spec::preset("adamw32").unwrap();
-    let mut model = Model::new(
-        Variant::Reference,
-        1,
-        &spec,
-        vec![TensorInfo::new("w", &[64, 65], Dtype::F32)],
-    );
-    model.fill_params();
-    let mut p = f64s(&model.params[0]);
-    let (mut m, mut v) = (vec![0.0; p.len()], vec![0.0; p.len()]);
-    let mut worst = 0.0_f64;
-    for t in 1..=50 {
-        model.fill_grads(t);
-        let g = f64s(&model.grads[0]);
-        model.run().unwrap();
-        for j in 0..p.len() {
-            let new = exact(p[j], g[j], m[j], v[j], &model.hyper, model.step);
-            (p[j], m[j], v[j]) = (p[j] + new.update, new.m, new.v);
-        }
-    }
-    for (found, want) in f64s(&model.params[0]).iter().zip(&p) {
-        worst = worst.max((found - want).abs());
-    }
-    // 50 roundings of p (|p| < 0.2) and 50 updates of at most about lr (1 + few roundings each).
-    let bound = 50.0 * EPS * (0.2 + 1e-3 * 40.0);
-    println!("largest distance from f64 after 50 steps: {worst:e} (bound {bound:e})");
-    assert!(worst <= bound);
 }
 
 /// What torchao and lpmm publish: divide by the block's maximum in f32, take the nearest level.
