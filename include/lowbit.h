@@ -38,6 +38,8 @@
 #define LOWBIT_STAGE_INFO_INIT { sizeof(lowbit_stage_info_t), 0, 0, 0, 0 }
 /* Defaults: lr 1e-3, betas 0.9 and 0.999, eps 1e-8, weight decay 0.01, scales 1, step 1. */
 #define LOWBIT_STEP_ARGS_INIT { sizeof(lowbit_step_args_t), 0, 0, NULL, NULL, NULL, 0, NULL, { NULL, 0 }, 1e-3f, 0.9f, 0.999f, 1e-8f, 0.01f, 1.0f, 1.0f, 0.0f, 1, LOWBIT_NONFINITE_DEFAULT, NULL, NULL, NULL, NULL }
+#define LOWBIT_EMA_ARGS_INIT { sizeof(lowbit_ema_args_t), 0, NULL, 0, NULL, NULL, 0, NULL, 0.9f, 0.1f, 1, 0 }
+#define LOWBIT_NORM_ARGS_INIT { sizeof(lowbit_norm_args_t), 0, 0, NULL, { NULL, 0 }, 1.0f, 1.0f }
 #define LOWBIT_CHECKPOINT_INFO_INIT { sizeof(lowbit_checkpoint_info_t), 0 }
 /* Number of f32 values in lowbit_step_args_t.hyper for each group of the plan. */
 #define LOWBIT_HYPER_COUNT 8
@@ -88,6 +90,11 @@
 #define LOWBIT_ADAFACTOR_SCALE_PARAMETER 2
 
 /**
+ * Bytes of the scratch of lowbit_norm.
+ */
+#define LOWBIT_NORM_SCRATCH 24
+
+/**
  * Raised when a call that worked could fail or mean something else.
  */
 #define LOWBIT_ABI_MAJOR 0
@@ -106,6 +113,11 @@ typedef struct lowbit_context_t lowbit_context_t;
  * What every tensor got and where every state buffer lies.
  */
 typedef struct lowbit_plan_t lowbit_plan_t;
+
+/**
+ * How well the codes hold the states, per tensor and quantized state.
+ */
+typedef struct lowbit_report_t lowbit_report_t;
 
 /**
  * Which optimizer, with which quantizer for each of its states.
@@ -728,6 +740,99 @@ typedef struct lowbit_step_args_t {
 } lowbit_step_args_t;
 
 /**
+ * One call of lowbit_norm and its stages. Arrays are read before the call returns.
+ */
+typedef struct lowbit_norm_args_t {
+  /**
+   * sizeof of this struct.
+   */
+  size_t struct_size;
+  /**
+   * Zero.
+   */
+  uint64_t flags;
+  /**
+   * Length of grads.
+   */
+  int64_t tensor_count;
+  /**
+   * Gradients; { NULL, 0 } for a tensor that another shard counts.
+   */
+  const struct lowbit_buffer_t *grads;
+  /**
+   * LOWBIT_NORM_SCRATCH bytes, aligned to 8.
+   */
+  struct lowbit_buffer_t scratch;
+  /**
+   * Gradients are multiplied by this: 1 / loss scale.
+   */
+  float grad_scale;
+  /**
+   * The norm to clip to; positive.
+   */
+  float max_norm;
+} lowbit_norm_args_t;
+
+/**
+ * How lowbit_report_text prints.
+ */
+typedef int32_t lowbit_report_format_t;
+
+/**
+ * One call of lowbit_ema. Arrays are in the plan's order and are read before the call returns.
+ */
+typedef struct lowbit_ema_args_t {
+  /**
+   * sizeof of this struct.
+   */
+  size_t struct_size;
+  /**
+   * Zero.
+   */
+  uint64_t flags;
+  /**
+   * The state that is averaged: "x" under the optimizer none.
+   */
+  const char *state_name;
+  /**
+   * Length of inputs and outputs.
+   */
+  int64_t tensor_count;
+  /**
+   * What is averaged, in the gradients' dtypes.
+   */
+  const struct lowbit_buffer_t *inputs;
+  /**
+   * Where the new averages go, f32.
+   */
+  const struct lowbit_buffer_t *outputs;
+  /**
+   * Length of state.
+   */
+  int64_t buffer_count;
+  /**
+   * State buffers.
+   */
+  const struct lowbit_buffer_t *state;
+  /**
+   * Factor of the old average.
+   */
+  float decay;
+  /**
+   * Factor of the input: 1 - decay, or 1.
+   */
+  float weight;
+  /**
+   * Number of this step, for stochastic rounding.
+   */
+  int32_t step;
+  /**
+   * Zero.
+   */
+  int32_t reserved;
+} lowbit_ema_args_t;
+
+/**
  * What a checkpoint says besides the states.
  */
 typedef struct lowbit_checkpoint_info_t {
@@ -1108,6 +1213,16 @@ typedef struct lowbit_checkpoint_info_t {
  * Element-wise sum, as signed integers.
  */
 #define LOWBIT_REDUCE_SUM 2
+
+/**
+ * A table for people.
+ */
+#define LOWBIT_REPORT_TABLE 0
+
+/**
+ * An object with the key "states", one element per tensor and quantized state.
+ */
+#define LOWBIT_REPORT_JSON 1
 
 #ifdef __cplusplus
 extern "C" {
@@ -1733,6 +1848,190 @@ lowbit_status_t lowbit_step_apply(const struct lowbit_plan_t *plan,
                                   void *stream);
 
 /**
+ * The global norm of a plan's gradients, and the factor that clips it: exact sums, so that threads,
+ * shards and backends give the same bits. Call it before lowbit_step and pass the factor as
+ * clip_factor, since the statistics of a step are of the clipped gradient.
+ *
+ * # Parameters
+ * - `plan` (in, not NULL).
+ * - `args` (in, host, not NULL): start from LOWBIT_NORM_ARGS_INIT.
+ * - `stream` (in): ignored by CPU contexts.
+ * - `norm` (out, host, not NULL): infinite or NaN if a gradient is.
+ * - `clip_factor` (out, host, not NULL): min(1, max_norm / norm), and 1 if the norm is not finite:
+ *   the step's own policy then decides.
+ * # Returns
+ * OK; NULL_POINTER, STRUCT_SIZE, UNKNOWN_FLAG, INVALID_ARGUMENT, BUFFER_SIZE, MISALIGNED;
+ * UNSUPPORTED (CUDA contexts in this version).
+ * # Threads
+ * Several threads may use one plan at once with different scratch.
+ * # Stream
+ * On a CPU context the work is done on return.
+ * # Ownership
+ * All memory stays the caller's.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * Buffers are valid memory of their sizes in the plan's memory space.
+ */
+lowbit_status_t lowbit_norm(const struct lowbit_plan_t *plan,
+                            const struct lowbit_norm_args_t *args,
+                            void *stream,
+                            float *norm,
+                            float *clip_factor);
+
+/**
+ * One of the two collecting stages of lowbit_norm, for trainers with shards: each is all-reduced as
+ * lowbit_norm_stage says before the next.
+ *
+ * # Parameters
+ * - `plan` (in, not NULL).
+ * - `args` (in, host, not NULL): as for lowbit_norm.
+ * - `stage` (in): 0, then 1.
+ * - `stream` (in): as for lowbit_norm.
+ * # Returns
+ * As lowbit_norm.
+ * # Threads
+ * As lowbit_norm.
+ * # Stream
+ * As lowbit_norm.
+ * # Ownership
+ * As lowbit_norm.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * As lowbit_norm.
+ */
+lowbit_status_t lowbit_norm_stats(const struct lowbit_plan_t *plan,
+                                  const struct lowbit_norm_args_t *args,
+                                  int64_t stage,
+                                  void *stream);
+
+/**
+ * The end of lowbit_norm, given the (reduced) statistics of both stages in the scratch.
+ *
+ * # Parameters
+ * - `plan` (in, not NULL).
+ * - `args` (in, host, not NULL): as for lowbit_norm.
+ * - `norm` (out, host, not NULL), `clip_factor` (out, host, not NULL): as for lowbit_norm.
+ * # Returns
+ * As lowbit_norm.
+ * # Threads
+ * As lowbit_norm.
+ * # Stream
+ * None.
+ * # Ownership
+ * As lowbit_norm.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * As lowbit_norm.
+ */
+lowbit_status_t lowbit_norm_finish(const struct lowbit_plan_t *plan,
+                                   const struct lowbit_norm_args_t *args,
+                                   float *norm,
+                                   float *clip_factor);
+
+/**
+ * What shards combine after a stage of lowbit_norm_stats, and how.
+ *
+ * # Parameters
+ * - `plan` (in, not NULL).
+ * - `stage` (in): 0 or 1.
+ * - `out` (out, host, not NULL): its struct_size is read; offset counts from the scratch's begin.
+ * # Returns
+ * OK, NULL_POINTER, STRUCT_SIZE, INVALID_ARGUMENT.
+ * # Threads
+ * Any.
+ * # Stream
+ * None.
+ * # Ownership
+ * None.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * `out` has struct_size bytes.
+ */
+lowbit_status_t lowbit_norm_stage(const struct lowbit_plan_t *plan,
+                                  int64_t stage,
+                                  struct lowbit_stage_info_t *out);
+
+/**
+ * Measures what coding would lose in the step that `args` describe, without taking it: relative
+ * error of every quantized state, shares of the lowest and highest codes, dead blocks,
+ * preconditioner ratio, radial bias of m. Off the hot path: it takes copies of the largest tensor
+ * and the time of the scalar reference.
+ *
+ * # Parameters
+ * - `plan` (in, not NULL).
+ * - `args` (in, host, not NULL): as for lowbit_step; nothing is written.
+ * - `out` (out, host, not NULL): the report, or NULL on failure.
+ * # Returns
+ * As lowbit_step; OUT_OF_MEMORY; UNSUPPORTED (CUDA contexts in this version, shards with scales of
+ * the global tensor).
+ * # Threads
+ * As lowbit_step.
+ * # Stream
+ * None.
+ * # Ownership
+ * The caller destroys the report by lowbit_report_destroy.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * As lowbit_step.
+ */
+lowbit_status_t lowbit_report_create(const struct lowbit_plan_t *plan,
+                                     const struct lowbit_step_args_t *args,
+                                     struct lowbit_report_t **out);
+
+/**
+ * Prints a report.
+ *
+ * # Parameters
+ * - `report` (in, not NULL).
+ * - `format` (in): LOWBIT_REPORT_TABLE or LOWBIT_REPORT_JSON.
+ * - `buf` (out, host): receives the text and a NUL; may be NULL if `cap` is 0.
+ * - `cap` (in): bytes of `buf`.
+ * - `needed` (out, host): bytes of the text with its NUL; may be NULL.
+ * # Returns
+ * OK, NULL_POINTER, INVALID_ARGUMENT, BUFFER_SIZE if `cap` is too small.
+ * # Threads
+ * Any.
+ * # Stream
+ * None.
+ * # Ownership
+ * None.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * `buf` has `cap` bytes.
+ */
+lowbit_status_t lowbit_report_text(const struct lowbit_report_t *report,
+                                   lowbit_report_format_t format,
+                                   char *buf,
+                                   size_t cap,
+                                   size_t *needed);
+
+/**
+ * Frees a report.
+ *
+ * # Parameters
+ * - `report` (in): may be NULL.
+ * # Returns
+ * Nothing.
+ * # Threads
+ * No other thread uses `report`.
+ * # Stream
+ * None.
+ * # Ownership
+ * Ends the caller's.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * `report` was not destroyed before.
+ */
+void lowbit_report_destroy(struct lowbit_report_t *report);
+
+/**
  * Quantizes f32 values into one state of every tensor of a plan: to import a full-precision state,
  * or as the primitive of an optimizer that lives in the trainer (a spec with the optimizer "none"
  * and its state "x").
@@ -1799,6 +2098,66 @@ lowbit_status_t lowbit_decompress(const struct lowbit_plan_t *plan,
                                   const struct lowbit_buffer_t *values,
                                   int64_t tensor_count,
                                   void *stream);
+
+/**
+ * Averages inputs into one state of every tensor of a plan: x' = decay x + weight input leaves in
+ * f32 and its quantized form is kept. The primitive of optimizers that live in the trainer, such as
+ * Muon's momentum; with a decay of 0 and a weight of 1 it is lowbit_compress with random numbers of
+ * the step.
+ *
+ * # Parameters
+ * - `plan` (in, not NULL).
+ * - `args` (in, host, not NULL): start from LOWBIT_EMA_ARGS_INIT.
+ * - `stream` (in): ignored by CPU contexts.
+ * # Returns
+ * As lowbit_compress; STRUCT_SIZE, UNKNOWN_FLAG.
+ * # Threads
+ * Several threads may use one plan at once on different buffers.
+ * # Stream
+ * On a CPU context the work is done on return.
+ * # Ownership
+ * All memory stays the caller's.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * Buffers are valid memory of their sizes in the plan's memory space.
+ */
+lowbit_status_t lowbit_ema(const struct lowbit_plan_t *plan,
+                           const struct lowbit_ema_args_t *args,
+                           void *stream);
+
+/**
+ * Converts the states of one plan into those of another for the same tensors: another quantizer or
+ * optimizer, at any step of training. States that are kept alike are copied, others decoded and
+ * coded again; states that the old plan does not have become zero. What is kept beside a parameter
+ * is copied under the same weight form and else becomes zero, so that the parameter counts.
+ *
+ * # Parameters
+ * - `from` (in, not NULL): the old plan.
+ * - `old_state` (in): array on the host of its `old_count` state buffers.
+ * - `old_count` (in): buffer_count of `from`.
+ * - `to` (in, not NULL): the new plan; its tensors have the names, shapes and places of the old.
+ * - `new_state` (out): array on the host of its `new_count` state buffers.
+ * - `new_count` (in): buffer_count of `to`.
+ * # Returns
+ * As lowbit_compress; OUT_OF_MEMORY.
+ * # Threads
+ * As lowbit_step.
+ * # Stream
+ * None: both plans are of CPU contexts in this version.
+ * # Ownership
+ * All memory stays the caller's.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * Buffers are valid memory of their sizes.
+ */
+lowbit_status_t lowbit_convert(const struct lowbit_plan_t *from,
+                               const struct lowbit_buffer_t *old_state,
+                               int64_t old_count,
+                               const struct lowbit_plan_t *to,
+                               const struct lowbit_buffer_t *new_state,
+                               int64_t new_count);
 
 /**
  * Writes a checkpoint file whole or not at all: into a temporary file of the same folder, synced,

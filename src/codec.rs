@@ -43,12 +43,15 @@ impl Plan {
         state: usize,
         values: &[Buffer],
         buffers: &[Buffer],
-        _stream: *mut c_void,
+        stream: *mut c_void,
     ) -> Result<()> {
         self.check_codec(state, values, buffers, true)?;
         self.overlap.check_codec(self, &[], values, buffers, true)?;
         // SAFETY: the caller's promise; sizes, alignment and overlap were checked above.
-        unsafe { self.context.compress(&self.codec(state, values, buffers)) }
+        unsafe {
+            self.context
+                .compress(&self.codec(state, values, buffers), stream)
+        }
     }
 
     /// The reverse of [`Plan::compress`].
@@ -64,13 +67,16 @@ impl Plan {
         state: usize,
         buffers: &[Buffer],
         values: &[Buffer],
-        _stream: *mut c_void,
+        stream: *mut c_void,
     ) -> Result<()> {
         self.check_codec(state, values, buffers, false)?;
         self.overlap
             .check_codec(self, &[], values, buffers, false)?;
         // SAFETY: the caller's promise; sizes, alignment and overlap were checked above.
-        unsafe { self.context.decompress(&self.codec(state, values, buffers)) }
+        unsafe {
+            self.context
+                .decompress(&self.codec(state, values, buffers), stream)
+        }
     }
 
     /// Averages inputs into one state of every tensor: `x' = fma(decay, x, RN(weight input))`
@@ -83,7 +89,7 @@ impl Plan {
     /// # Safety
     /// As for [`Plan::step`].
     #[expect(unsafe_code, reason = "works on the caller's raw buffers")]
-    pub unsafe fn ema(&self, state: usize, args: &EmaArgs<'_>) -> Result<()> {
+    pub unsafe fn ema(&self, state: usize, args: &EmaArgs<'_>, stream: *mut c_void) -> Result<()> {
         for (name, value) in [("decay", args.decay), ("weight", args.weight)] {
             if !value.is_finite() {
                 return Err(invalid(format!("{name} is {value}; it must be finite")));
@@ -100,14 +106,8 @@ impl Plan {
         }
         self.overlap
             .check_codec(self, args.inputs, args.outputs, args.state, true)?;
-        match self.context.as_ref() {
-            Context::Cpu(cpu) => {
-                // SAFETY: the caller's promise; everything was checked above.
-                unsafe { cpu.ema(self, state, args) };
-                Ok(())
-            }
-            Context::Cuda(_) => Err(unsupported("ema has no CUDA kernel in this version")),
-        }
+        // SAFETY: the caller's promise; everything was checked above.
+        unsafe { self.context.ema(self, state, args, stream) }
     }
 
     /// Converts the states of another plan for the same tensors into those of this one: another

@@ -199,6 +199,13 @@ fn primitives_steps_and_checkpoints_work() {
 }
 
 #[test]
+fn averages_conversion_norms_and_reports_work() {
+    let program = compile("states", Some(&library::released().shared));
+    passes::<&str>(&program, &[]);
+    passes_under_valgrind::<&str>(&program, &[]);
+}
+
+#[test]
 fn host_threads_that_flush_subnormals_change_nothing() {
     let program = compile("host_pool", Some(&library::released().shared));
     passes::<&str>(&program, &[]);

@@ -56,7 +56,7 @@ fn averages(variant: Variant, x: Quantizer, decay: f32) -> (Vec<Vec<f32>>, Vec<M
             step: i32::try_from(t).unwrap(),
         };
         // SAFETY: all memory is this test's.
-        unsafe { model.plan.ema(0, &args).unwrap() };
+        unsafe { model.plan.ema(0, &args, std::ptr::null_mut()).unwrap() };
     }
     let values = outputs.iter().map(|o| floats(o.as_ref())).collect();
     (values, model.state)
@@ -127,7 +127,7 @@ fn stochastic_averages_draw_anew_in_every_step() {
             step,
         };
         // SAFETY: all memory is this test's.
-        unsafe { model.plan.ema(0, &args).unwrap() };
+        unsafe { model.plan.ema(0, &args, std::ptr::null_mut()).unwrap() };
         model.buffer(0, "x", "codes").to_vec()
     };
     let (first, again, other) = (coded(1), coded(1), coded(2));

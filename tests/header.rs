@@ -21,8 +21,8 @@ const HEADINGS: [&str; 7] = [
 ];
 
 /// The files in the order of the header.
-const SOURCES: [&str; 8] = [
-    "types", "version", "spec", "context", "plan", "state", "step", "codec",
+const SOURCES: [&str; 10] = [
+    "types", "version", "spec", "context", "plan", "state", "step", "norm", "report", "codec",
 ];
 
 fn generate() -> String {

@@ -5,6 +5,7 @@ pub(crate) mod cuda;
 
 use std::ffi::c_void;
 
+use crate::codec::EmaArgs;
 use crate::error::{Result, unsupported};
 use crate::plan::{Pass, Plan, TensorPlan};
 use crate::spec::Spec;
@@ -83,7 +84,7 @@ impl Context {
     /// # Safety
     /// As for `Plan::compress`, which has checked the arguments.
     #[expect(unsafe_code, reason = "works on the caller's raw buffers")]
-    pub(crate) unsafe fn compress(&self, codec: &Codec<'_>) -> Result<()> {
+    pub(crate) unsafe fn compress(&self, codec: &Codec<'_>, _stream: *mut c_void) -> Result<()> {
         match self {
             Self::Cpu(cpu) => {
                 // SAFETY: the caller's promise.
@@ -97,7 +98,7 @@ impl Context {
     /// # Safety
     /// As for `Plan::decompress`, which has checked the arguments.
     #[expect(unsafe_code, reason = "works on the caller's raw buffers")]
-    pub(crate) unsafe fn decompress(&self, codec: &Codec<'_>) -> Result<()> {
+    pub(crate) unsafe fn decompress(&self, codec: &Codec<'_>, _stream: *mut c_void) -> Result<()> {
         match self {
             Self::Cpu(cpu) => {
                 // SAFETY: the caller's promise.
@@ -105,6 +106,26 @@ impl Context {
                 Ok(())
             }
             Self::Cuda(_) => Err(unsupported("decompress has no CUDA kernel in this version")),
+        }
+    }
+
+    /// # Safety
+    /// As for `Plan::ema`, which has checked the arguments.
+    #[expect(unsafe_code, reason = "works on the caller's raw buffers")]
+    pub(crate) unsafe fn ema(
+        &self,
+        plan: &Plan,
+        state: usize,
+        args: &EmaArgs<'_>,
+        _stream: *mut c_void,
+    ) -> Result<()> {
+        match self {
+            Self::Cpu(cpu) => {
+                // SAFETY: the caller's promise.
+                unsafe { cpu.ema(plan, state, args) };
+                Ok(())
+            }
+            Self::Cuda(_) => Err(unsupported("ema has no CUDA kernel in this version")),
         }
     }
 

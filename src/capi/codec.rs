@@ -127,7 +127,7 @@ pub unsafe extern "C" fn lowbit_decompress(
 pub unsafe extern "C" fn lowbit_ema(
     plan: *const lowbit_plan_t,
     args: *const lowbit_ema_args_t,
-    _stream: *mut c_void,
+    stream: *mut c_void,
 ) -> lowbit_status_t {
     // SAFETY: the caller's promise.
     unsafe {
@@ -149,6 +149,7 @@ pub unsafe extern "C" fn lowbit_ema(
                     weight: args.weight,
                     step: args.step,
                 },
+                stream,
             )
         })
     }

@@ -109,5 +109,12 @@ layouts! {
         beta1, beta2, eps, weight_decay, grad_scale, clip_factor, skip, step, nonfinite, hyper,
         step_number, offsets, skipped,
     }
+    lowbit_ema_args_t {
+        struct_size, flags, state_name, tensor_count, inputs, outputs, buffer_count, state, decay,
+        weight, step, reserved,
+    }
+    lowbit_norm_args_t {
+        struct_size, flags, tensor_count, grads, scratch, grad_scale, max_norm,
+    }
     lowbit_checkpoint_info_t { struct_size, step }
 }

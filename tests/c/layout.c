@@ -176,6 +176,29 @@ static void layouts(void) {
   FIELD(lowbit_step_args_t, offsets);
   FIELD(lowbit_step_args_t, skipped);
 
+  STRUCT(lowbit_ema_args_t);
+  FIELD(lowbit_ema_args_t, struct_size);
+  FIELD(lowbit_ema_args_t, flags);
+  FIELD(lowbit_ema_args_t, state_name);
+  FIELD(lowbit_ema_args_t, tensor_count);
+  FIELD(lowbit_ema_args_t, inputs);
+  FIELD(lowbit_ema_args_t, outputs);
+  FIELD(lowbit_ema_args_t, buffer_count);
+  FIELD(lowbit_ema_args_t, state);
+  FIELD(lowbit_ema_args_t, decay);
+  FIELD(lowbit_ema_args_t, weight);
+  FIELD(lowbit_ema_args_t, step);
+  FIELD(lowbit_ema_args_t, reserved);
+
+  STRUCT(lowbit_norm_args_t);
+  FIELD(lowbit_norm_args_t, struct_size);
+  FIELD(lowbit_norm_args_t, flags);
+  FIELD(lowbit_norm_args_t, tensor_count);
+  FIELD(lowbit_norm_args_t, grads);
+  FIELD(lowbit_norm_args_t, scratch);
+  FIELD(lowbit_norm_args_t, grad_scale);
+  FIELD(lowbit_norm_args_t, max_norm);
+
   STRUCT(lowbit_checkpoint_info_t);
   FIELD(lowbit_checkpoint_info_t, struct_size);
   FIELD(lowbit_checkpoint_info_t, step);
@@ -238,6 +261,17 @@ static void initial_values(void) {
   CHECK(tensor.shape == NULL && tensor.ndim == 0 && tensor.param_dtype == LOWBIT_DTYPE_F32);
   CHECK(tensor.grad_dtype == 0 && tensor.weights == LOWBIT_WEIGHTS_PLAIN && tensor.group == 0);
   CHECK(tensor.global_shape == NULL && tensor.offset == NULL);
+
+  const lowbit_ema_args_t ema = LOWBIT_EMA_ARGS_INIT;
+  CHECK(ema.struct_size == sizeof ema && ema.flags == 0 && ema.state_name == NULL);
+  CHECK(ema.tensor_count == 0 && ema.inputs == NULL && ema.outputs == NULL);
+  CHECK(ema.buffer_count == 0 && ema.state == NULL && ema.reserved == 0);
+  CHECK(ema.decay == 0.9f && ema.weight == 0.1f && ema.step == 1);
+
+  const lowbit_norm_args_t norm = LOWBIT_NORM_ARGS_INIT;
+  CHECK(norm.struct_size == sizeof norm && norm.flags == 0 && norm.tensor_count == 0);
+  CHECK(norm.grads == NULL && norm.scratch.data == NULL && norm.scratch.bytes == 0);
+  CHECK(norm.grad_scale == 1.0f && norm.max_norm == 1.0f);
 
   const lowbit_plan_info_t plan = LOWBIT_PLAN_INFO_INIT;
   CHECK(plan.struct_size == sizeof plan && plan.tensor_count == 0 && plan.group_count == 0);

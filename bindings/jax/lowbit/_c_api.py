@@ -26,6 +26,7 @@ LOWBIT_SPEC_NESTEROV = 8
 LOWBIT_SPEC_DECOUPLED = 16
 LOWBIT_ADAFACTOR_RELATIVE_STEP = 1
 LOWBIT_ADAFACTOR_SCALE_PARAMETER = 2
+LOWBIT_NORM_SCRATCH = 24
 LOWBIT_ABI_MAJOR = 0
 LOWBIT_ABI_MINOR = 1
 LOWBIT_STATUS_OK = 0
@@ -101,6 +102,8 @@ LOWBIT_NONFINITE_SKIP_STEP = 3
 LOWBIT_NONFINITE_PROPAGATE = 4
 LOWBIT_REDUCE_MAX = 1
 LOWBIT_REDUCE_SUM = 2
+LOWBIT_REPORT_TABLE = 0
+LOWBIT_REPORT_JSON = 1
 
 
 class Sized(Structure):
@@ -119,6 +122,10 @@ class lowbit_context_t(Structure):
 
 
 class lowbit_plan_t(Structure):
+    """Opaque."""
+
+
+class lowbit_report_t(Structure):
     """Opaque."""
 
 
@@ -358,6 +365,40 @@ class lowbit_step_args_t(Sized):
     }
 
 
+class lowbit_norm_args_t(Sized):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("flags", c_uint64),
+        ("tensor_count", c_int64),
+        ("grads", POINTER(lowbit_buffer_t)),
+        ("scratch", lowbit_buffer_t),
+        ("grad_scale", c_float),
+        ("max_norm", c_float),
+    ]
+    _init_ = {"grad_scale": 1.0, "max_norm": 1.0}
+
+
+lowbit_report_format_t = c_int32
+
+
+class lowbit_ema_args_t(Sized):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("flags", c_uint64),
+        ("state_name", c_char_p),
+        ("tensor_count", c_int64),
+        ("inputs", POINTER(lowbit_buffer_t)),
+        ("outputs", POINTER(lowbit_buffer_t)),
+        ("buffer_count", c_int64),
+        ("state", POINTER(lowbit_buffer_t)),
+        ("decay", c_float),
+        ("weight", c_float),
+        ("step", c_int32),
+        ("reserved", c_int32),
+    ]
+    _init_ = {"decay": 0.9, "weight": 0.1, "step": 1}
+
+
 class lowbit_checkpoint_info_t(Sized):
     _fields_ = [
         ("struct_size", c_size_t),
@@ -477,6 +518,55 @@ FUNCTIONS = {
         lowbit_status_t,
         (POINTER(lowbit_plan_t), POINTER(lowbit_step_args_t), c_void_p),
     ),
+    "lowbit_norm": (
+        lowbit_status_t,
+        (
+            POINTER(lowbit_plan_t),
+            POINTER(lowbit_norm_args_t),
+            c_void_p,
+            POINTER(c_float),
+            POINTER(c_float),
+        ),
+    ),
+    "lowbit_norm_stats": (
+        lowbit_status_t,
+        (POINTER(lowbit_plan_t), POINTER(lowbit_norm_args_t), c_int64, c_void_p),
+    ),
+    "lowbit_norm_finish": (
+        lowbit_status_t,
+        (
+            POINTER(lowbit_plan_t),
+            POINTER(lowbit_norm_args_t),
+            POINTER(c_float),
+            POINTER(c_float),
+        ),
+    ),
+    "lowbit_norm_stage": (
+        lowbit_status_t,
+        (POINTER(lowbit_plan_t), c_int64, POINTER(lowbit_stage_info_t)),
+    ),
+    "lowbit_report_create": (
+        lowbit_status_t,
+        (
+            POINTER(lowbit_plan_t),
+            POINTER(lowbit_step_args_t),
+            POINTER(POINTER(lowbit_report_t)),
+        ),
+    ),
+    "lowbit_report_text": (
+        lowbit_status_t,
+        (
+            POINTER(lowbit_report_t),
+            lowbit_report_format_t,
+            POINTER(c_char),
+            c_size_t,
+            POINTER(c_size_t),
+        ),
+    ),
+    "lowbit_report_destroy": (
+        None,
+        (POINTER(lowbit_report_t),),
+    ),
     "lowbit_compress": (
         lowbit_status_t,
         (
@@ -499,6 +589,21 @@ FUNCTIONS = {
             POINTER(lowbit_buffer_t),
             c_int64,
             c_void_p,
+        ),
+    ),
+    "lowbit_ema": (
+        lowbit_status_t,
+        (POINTER(lowbit_plan_t), POINTER(lowbit_ema_args_t), c_void_p),
+    ),
+    "lowbit_convert": (
+        lowbit_status_t,
+        (
+            POINTER(lowbit_plan_t),
+            POINTER(lowbit_buffer_t),
+            c_int64,
+            POINTER(lowbit_plan_t),
+            POINTER(lowbit_buffer_t),
+            c_int64,
         ),
     ),
     "lowbit_checkpoint_save": (

@@ -12,6 +12,7 @@ const LOWBIT_SPEC_NESTEROV = 8
 const LOWBIT_SPEC_DECOUPLED = 16
 const LOWBIT_ADAFACTOR_RELATIVE_STEP = 1
 const LOWBIT_ADAFACTOR_SCALE_PARAMETER = 2
+const LOWBIT_NORM_SCRATCH = 24
 const LOWBIT_ABI_MAJOR = 0
 const LOWBIT_ABI_MINOR = 1
 const LOWBIT_STATUS_OK = Int32(0)
@@ -87,10 +88,14 @@ const LOWBIT_NONFINITE_SKIP_STEP = Int32(3)
 const LOWBIT_NONFINITE_PROPAGATE = Int32(4)
 const LOWBIT_REDUCE_MAX = Int32(1)
 const LOWBIT_REDUCE_SUM = Int32(2)
+const LOWBIT_REPORT_TABLE = 0
+const LOWBIT_REPORT_JSON = 1
 
 const lowbit_context_t = Cvoid
 
 const lowbit_plan_t = Cvoid
+
+const lowbit_report_t = Cvoid
 
 const lowbit_spec_t = Cvoid
 
@@ -582,6 +587,85 @@ function lowbit_step_args_t(;
     )
 end
 
+struct lowbit_norm_args_t
+    struct_size::Csize_t
+    flags::UInt64
+    tensor_count::Int64
+    grads::Ptr{lowbit_buffer_t}
+    scratch::lowbit_buffer_t
+    grad_scale::Cfloat
+    max_norm::Cfloat
+end
+
+"As the INIT macro sets it; keywords are fields."
+function lowbit_norm_args_t(;
+    struct_size = sizeof(lowbit_norm_args_t),
+    flags = 0,
+    tensor_count = 0,
+    grads = C_NULL,
+    scratch = lowbit_buffer_t(C_NULL, 0),
+    grad_scale = 1.0,
+    max_norm = 1.0,
+)
+    lowbit_norm_args_t(
+        struct_size,
+        flags,
+        tensor_count,
+        grads,
+        scratch,
+        grad_scale,
+        max_norm,
+    )
+end
+
+const lowbit_report_format_t = Int32
+
+struct lowbit_ema_args_t
+    struct_size::Csize_t
+    flags::UInt64
+    state_name::Ptr{UInt8}
+    tensor_count::Int64
+    inputs::Ptr{lowbit_buffer_t}
+    outputs::Ptr{lowbit_buffer_t}
+    buffer_count::Int64
+    state::Ptr{lowbit_buffer_t}
+    decay::Cfloat
+    weight::Cfloat
+    step::Int32
+    reserved::Int32
+end
+
+"As the INIT macro sets it; keywords are fields."
+function lowbit_ema_args_t(;
+    struct_size = sizeof(lowbit_ema_args_t),
+    flags = 0,
+    state_name = C_NULL,
+    tensor_count = 0,
+    inputs = C_NULL,
+    outputs = C_NULL,
+    buffer_count = 0,
+    state = C_NULL,
+    decay = 0.9,
+    weight = 0.1,
+    step = 1,
+    reserved = 0,
+)
+    lowbit_ema_args_t(
+        struct_size,
+        flags,
+        state_name,
+        tensor_count,
+        inputs,
+        outputs,
+        buffer_count,
+        state,
+        decay,
+        weight,
+        step,
+        reserved,
+    )
+end
+
 struct lowbit_checkpoint_info_t
     struct_size::Csize_t
     step::Int64
@@ -819,6 +903,73 @@ lowbit_step_apply(plan, args, stream) = ccall(
     stream,
 )
 
+lowbit_norm(plan, args, stream, norm, clip_factor) = ccall(
+    sym(:lowbit_norm),
+    lowbit_status_t,
+    (Ptr{lowbit_plan_t}, Ptr{lowbit_norm_args_t}, Ptr{Cvoid}, Ptr{Cfloat}, Ptr{Cfloat}),
+    plan,
+    args,
+    stream,
+    norm,
+    clip_factor,
+)
+
+lowbit_norm_stats(plan, args, stage, stream) = ccall(
+    sym(:lowbit_norm_stats),
+    lowbit_status_t,
+    (Ptr{lowbit_plan_t}, Ptr{lowbit_norm_args_t}, Int64, Ptr{Cvoid}),
+    plan,
+    args,
+    stage,
+    stream,
+)
+
+lowbit_norm_finish(plan, args, norm, clip_factor) = ccall(
+    sym(:lowbit_norm_finish),
+    lowbit_status_t,
+    (Ptr{lowbit_plan_t}, Ptr{lowbit_norm_args_t}, Ptr{Cfloat}, Ptr{Cfloat}),
+    plan,
+    args,
+    norm,
+    clip_factor,
+)
+
+lowbit_norm_stage(plan, stage, out) = ccall(
+    sym(:lowbit_norm_stage),
+    lowbit_status_t,
+    (Ptr{lowbit_plan_t}, Int64, Ptr{lowbit_stage_info_t}),
+    plan,
+    stage,
+    out,
+)
+
+lowbit_report_create(plan, args, out) = ccall(
+    sym(:lowbit_report_create),
+    lowbit_status_t,
+    (Ptr{lowbit_plan_t}, Ptr{lowbit_step_args_t}, Ptr{Ptr{lowbit_report_t}}),
+    plan,
+    args,
+    out,
+)
+
+lowbit_report_text(report, format, buf, cap, needed) = ccall(
+    sym(:lowbit_report_text),
+    lowbit_status_t,
+    (Ptr{lowbit_report_t}, lowbit_report_format_t, Ptr{UInt8}, Csize_t, Ptr{Csize_t}),
+    report,
+    format,
+    buf,
+    cap,
+    needed,
+)
+
+lowbit_report_destroy(report) = ccall(
+    sym(:lowbit_report_destroy),
+    Cvoid,
+    (Ptr{lowbit_report_t},),
+    report,
+)
+
 lowbit_compress(plan, state_name, values, tensor_count, state, buffer_count, stream) = ccall(
     sym(:lowbit_compress),
     lowbit_status_t,
@@ -843,6 +994,27 @@ lowbit_decompress(plan, state_name, state, buffer_count, values, tensor_count, s
     values,
     tensor_count,
     stream,
+)
+
+lowbit_ema(plan, args, stream) = ccall(
+    sym(:lowbit_ema),
+    lowbit_status_t,
+    (Ptr{lowbit_plan_t}, Ptr{lowbit_ema_args_t}, Ptr{Cvoid}),
+    plan,
+    args,
+    stream,
+)
+
+lowbit_convert(from, old_state, old_count, to, new_state, new_count) = ccall(
+    sym(:lowbit_convert),
+    lowbit_status_t,
+    (Ptr{lowbit_plan_t}, Ptr{lowbit_buffer_t}, Int64, Ptr{lowbit_plan_t}, Ptr{lowbit_buffer_t}, Int64),
+    from,
+    old_state,
+    old_count,
+    to,
+    new_state,
+    new_count,
 )
 
 lowbit_checkpoint_save(plan, state, buffer_count, step, path, stream) = ccall(
