@@ -29,6 +29,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <optional>
 #include <string>
@@ -254,23 +255,39 @@ class buffers {
 
 // ---- spec ----
 
-// One state's quantizer; make it by one of the functions.
+// One state's quantizer; make it by one of the functions, then set other fields of `info`:
+// rounding, flags, factor_axes.
 struct quantizer {
   lowbit_quantizer_info_t info = LOWBIT_QUANTIZER_INFO_INIT;
+  // Of LOWBIT_MAPPING_TABLE. They are copied; `info.levels` and `info.level_count` stay unset.
+  std::vector<float> levels = {};
 
-  // Four bits, one scale for each block of a row. `mapping`: LOWBIT_MAPPING_...
-  static quantizer block(std::int64_t size = 128, lowbit_mapping_t mapping = LOWBIT_MAPPING_DE) {
-    quantizer q;
+  // One scale for each block of a row. `mapping`: LOWBIT_MAPPING_...
+  static quantizer block(std::int64_t size = 128, lowbit_mapping_t mapping = LOWBIT_MAPPING_DE,
+                         std::int32_t bits = 4) {
+    quantizer q = codes(LOWBIT_NORMALIZATION_BLOCK, mapping, bits);
     q.info.block = size;
-    q.info.mapping = mapping;
     return q;
   }
 
-  // Four bits, one scale for each index of each axis. For v.
-  static quantizer rank1(lowbit_mapping_t mapping = LOWBIT_MAPPING_LINEAR) {
+  // One scale for each index of each axis.
+  static quantizer rank1(lowbit_mapping_t mapping = LOWBIT_MAPPING_LINEAR, std::int32_t bits = 4) {
+    return codes(LOWBIT_NORMALIZATION_RANK1, mapping, bits);
+  }
+
+  // Row and column means in f32, for v; vectors are coded in blocks of 128.
+  static quantizer factored(lowbit_mapping_t mapping = LOWBIT_MAPPING_LINEAR,
+                            std::int32_t bits = 4) {
+    return codes(LOWBIT_NORMALIZATION_FACTORED, mapping, bits);
+  }
+
+  // Any normalization: LOWBIT_NORMALIZATION_...
+  static quantizer codes(lowbit_normalization_t normalization, lowbit_mapping_t mapping,
+                         std::int32_t bits = 4) {
     quantizer q;
-    q.info.normalization = LOWBIT_NORMALIZATION_RANK1;
+    q.info.normalization = normalization;
     q.info.mapping = mapping;
+    q.info.bits = bits;
     return q;
   }
 
@@ -295,12 +312,16 @@ struct spec_options {
   std::optional<std::int64_t> threshold = {};  // tensors of at most so many elements stay f32
   std::optional<quantizer> m = {}, v = {}, x = {};
   std::vector<quantizer_override> overrides = {};
+  std::uint64_t flags = 0;  // LOWBIT_SPEC_AMSGRAD, LOWBIT_SPEC_MAXIMIZE, ...
+  float dampening = 0;      // of SGD
+  std::uint64_t seed = 0;   // of stochastic rounding and dither
+  std::optional<lowbit_adafactor_info_t> adafactor = {};  // begin from LOWBIT_ADAFACTOR_INFO_INIT
 };
 
 // Which optimizer, with which quantizer for each of its states.
 class spec {
  public:
-  // "adamw32", "adamw4" or "adamw4-block".
+  // "adamw4", "adamw4-block", "factor4", "lion4", ...: lowbit_spec_create_preset lists them.
   static outcome<spec> preset(const std::string& name) {
     lowbit_spec_t* handle = nullptr;
     status done = status::of(lowbit_spec_create_preset(name.c_str(), &handle));
@@ -314,13 +335,23 @@ class spec {
   }
 
   static outcome<spec> make(const spec_options& options) {
+    std::deque<lowbit_quantizer_info_t> quantizers;  // which keeps its elements' addresses
+    const auto pointer = [&](const std::optional<quantizer>& q) -> lowbit_quantizer_info_t* {
+      if (!q) {
+        return nullptr;
+      }
+      lowbit_quantizer_info_t& info = quantizers.emplace_back(q->info);
+      info.levels = q->levels.data();
+      info.level_count = static_cast<std::int64_t>(q->levels.size());
+      return &info;
+    };
     std::vector<lowbit_override_info_t> overrides;
     for (const quantizer_override& o : options.overrides) {
       overrides.push_back({sizeof(lowbit_override_info_t), o.pattern.c_str(), pointer(o.m),
                            pointer(o.v), pointer(o.x)});
     }
     lowbit_spec_info_t info = LOWBIT_SPEC_INFO_INIT;
-    info.flags = options.threshold ? LOWBIT_SPEC_THRESHOLD : 0;
+    info.flags = options.flags | (options.threshold ? LOWBIT_SPEC_THRESHOLD : 0);
     info.preset = options.preset.empty() ? nullptr : options.preset.c_str();
     info.optimizer = options.optimizer;
     info.threshold = options.threshold.value_or(0);
@@ -329,6 +360,9 @@ class spec {
     info.x = pointer(options.x);
     info.overrides = overrides.data();
     info.override_count = static_cast<std::int64_t>(overrides.size());
+    info.seed = options.seed;
+    info.dampening = options.dampening;
+    info.adafactor = options.adafactor ? &*options.adafactor : nullptr;
     lowbit_spec_t* handle = nullptr;
     status done = status::of(lowbit_spec_create(&info, &handle));
     return detail::settle(std::move(done), spec(handle));
@@ -345,10 +379,6 @@ class spec {
 
  private:
   explicit spec(lowbit_spec_t* handle) : handle_(handle) {}
-
-  static const lowbit_quantizer_info_t* pointer(const std::optional<quantizer>& q) {
-    return q ? &q->info : nullptr;
-  }
 
   std::unique_ptr<lowbit_spec_t, detail::destroy> handle_;
 };
@@ -414,6 +444,16 @@ enum class dtype : lowbit_dtype_t {
   none = 0,
   f32 = LOWBIT_DTYPE_F32,
   bf16 = LOWBIT_DTYPE_BF16,
+  f16 = LOWBIT_DTYPE_F16,
+};
+
+// What is kept beside a 16-bit parameter so that small updates are not lost: a state buffer.
+enum class weights : lowbit_weights_t {
+  plain = LOWBIT_WEIGHTS_PLAIN,              // nothing: rounded to nearest
+  stochastic = LOWBIT_WEIGHTS_STOCHASTIC,    // nothing: rounded at random
+  master = LOWBIT_WEIGHTS_MASTER,            // an f32
+  remainder16 = LOWBIT_WEIGHTS_REMAINDER16,  // bf16: the lower 16 bits of the f32
+  correction8 = LOWBIT_WEIGHTS_CORRECTION8,  // bf16: 8 bits
 };
 
 // A tensor of a plan: {"wte", {50304, 768}, lowbit::dtype::bf16}.
@@ -423,6 +463,8 @@ struct tensor {
   dtype param = dtype::f32;
   dtype grad = dtype::none;                                  // none: the parameter's
   std::vector<std::int64_t> global_shape = {}, offset = {};  // both empty: the tensor is whole
+  lowbit::weights weights = lowbit::weights::plain;
+  std::int64_t group = 0;  // whose hyper-parameters it takes
 
   // The same tensor as a shard: the part at `start` of a tensor of the shape `global`.
   tensor shard_of(std::vector<std::int64_t> global, std::vector<std::int64_t> start) const {
@@ -444,9 +486,12 @@ struct hyper {
   float clip_factor = 1;       // and by this (clipping by global norm)
   float skip = 0;              // non-zero: nothing changes
 };
+static_assert(sizeof(hyper) == LOWBIT_HYPER_COUNT * sizeof(float) &&
+                  std::is_standard_layout_v<hyper>,
+              "an array of them is what lowbit_step_args_t.hyper points to");
 
 enum class nonfinite : lowbit_nonfinite_t {
-  by_quantizer = LOWBIT_NONFINITE_DEFAULT,  // skip_tensor for rank-1 states, else skip_block
+  by_quantizer = LOWBIT_NONFINITE_DEFAULT,  // skip_tensor where an update needs the whole tensor
   skip_block = LOWBIT_NONFINITE_SKIP_BLOCK,
   skip_tensor = LOWBIT_NONFINITE_SKIP_TENSOR,
   skip_step = LOWBIT_NONFINITE_SKIP_STEP,
@@ -461,8 +506,10 @@ struct step_args {
   lowbit::hyper hyper = {};
   buffers updates = {};  // where the updates go, instead of being added to the parameters
   lowbit::nonfinite nonfinite = nonfinite::by_quantizer;
-  const float* device_hyper = nullptr;        // as in lowbit.h: the eight of `hyper`, and the step,
-  const std::int32_t* device_step = nullptr;  // in the tensors' memory space
+  // As in lowbit.h: a `hyper` for each group of the plan, and the step, in the tensors' memory
+  // space, where nothing checks them. A plan with several groups needs them.
+  const lowbit::hyper* device_hyper = nullptr;
+  const std::int32_t* device_step = nullptr;
   const std::int64_t* const* offsets = nullptr;  // per tensor, other places than the plan's
   std::int64_t* skipped = nullptr;               // two counters: blocks and tensors skipped
 };
@@ -487,6 +534,8 @@ class plan {
       info.grad_dtype = static_cast<lowbit_dtype_t>(t.grad);
       info.global_shape = t.global_shape.empty() ? nullptr : t.global_shape.data();
       info.offset = t.offset.empty() ? nullptr : t.offset.data();
+      info.weights = static_cast<lowbit_weights_t>(t.weights);
+      info.group = t.group;
       infos.push_back(info);
     }
     lowbit_plan_t* handle = nullptr;
@@ -508,8 +557,11 @@ class plan {
   // Of one arena with every state buffer at its arena_offset, and its alignment.
   std::int64_t arena_bytes() const { return info_.arena_bytes; }
   std::int64_t arena_align() const { return info_.arena_align; }
-  // Of the scratch of one call in flight, aligned to 4.
+  // Of the scratch of one call in flight, aligned to 8.
   std::int64_t scratch_bytes() const { return info_.scratch_bytes; }
+  // How many times shards combine statistics in a step, and how many `hyper`s a step takes.
+  std::int64_t stage_count() const { return info_.stage_count; }
+  std::int64_t group_count() const { return info_.group_count; }
   // Whether its memory is the host's.
   bool on_host() const { return on_host_; }
 
@@ -534,8 +586,8 @@ class plan {
     return detail::settle(std::move(done), info);
   }
 
-  // What shards all-reduce in the scratch between `step_stats` and `step_apply`.
-  outcome<lowbit_stage_info_t> stage_info(std::int64_t i = 0) const {
+  // What shards all-reduce in the scratch after `collect(args, i)`.
+  outcome<lowbit_stage_info_t> stage_info(std::int64_t i) const {
     lowbit_stage_info_t info = LOWBIT_STAGE_INFO_INIT;
     status done = status::of(lowbit_plan_stage(get(), i, &info));
     return detail::settle(std::move(done), info);
@@ -547,15 +599,19 @@ class plan {
     return detail::settle(call(lowbit_step, args, stream));
   }
 
-  // The two halves of a step, for trainers with shards.
-  outcome<void> step_stats(const step_args& args, void* stream = nullptr) const {
-    return detail::settle(call(lowbit_step_stats, args, stream));
+  // A step in parts, for trainers with shards: `collect` for each stage in turn, with an all-reduce
+  // after it, then `apply`.
+  outcome<void> collect(const step_args& args, std::int64_t stage, void* stream = nullptr) const {
+    const auto stats = [stage](const lowbit_plan_t* self, const lowbit_step_args_t* c, void* s) {
+      return lowbit_step_stats(self, c, stage, s);
+    };
+    return detail::settle(call(stats, args, stream));
   }
-  outcome<void> step_apply(const step_args& args, void* stream = nullptr) const {
+  outcome<void> apply(const step_args& args, void* stream = nullptr) const {
     return detail::settle(call(lowbit_step_apply, args, stream));
   }
 
-  // Quantizes f32 values, one buffer per tensor, into the state "m", "v" or "x"; and back.
+  // Quantizes f32 values, one buffer per tensor, into the state "m", "v", ...; and back.
   outcome<void> compress(const char* name, buffers values, buffers state,
                          void* stream = nullptr) const {
     return detail::settle(status::of(lowbit_compress(get(), name, values.data(), values.count(),
@@ -661,7 +717,7 @@ class plan {
     c.skip = args.hyper.skip;
     c.step = args.step;
     c.nonfinite = static_cast<lowbit_nonfinite_t>(args.nonfinite);
-    c.hyper = args.device_hyper;
+    c.hyper = args.device_hyper == nullptr ? nullptr : &args.device_hyper->lr;
     c.step_number = args.device_step;
     c.offsets = args.offsets;
     c.skipped = args.skipped;
@@ -736,8 +792,21 @@ class stepper {
     return detail::settle(std::move(done));
   }
 
-  // The arguments of the next step, for one with other settings or in two halves. Such a step is
-  // counted by `count_step`.
+  // The same with a `hyper` for each group of the plan, on the host.
+  outcome<void> step_groups(const std::vector<hyper>& groups, void* stream = nullptr) {
+    step_args next = args({});
+    next.device_hyper = groups.data();
+    next.device_step = &next.step;
+    status done = check_groups(groups);
+    if (done) {
+      done = plan_.call(lowbit_step, next, stream);
+    }
+    steps_ += done.ok() ? 1 : 0;
+    return detail::settle(std::move(done));
+  }
+
+  // The arguments of the next step, for one with other settings or in parts. Such a step is counted
+  // by `count_step`.
   step_args args(const hyper& hyper) const {
     step_args args;
     args.params = params_;
@@ -767,12 +836,27 @@ class stepper {
  private:
   stepper(lowbit::plan plan, buffer scratch) : plan_(std::move(plan)), scratch_(scratch) {}
 
+  // What the library cannot see behind the pointer.
+  status check_groups(const std::vector<hyper>& groups) const {
+    if (!plan_.on_host()) {
+      return status(LOWBIT_STATUS_UNSUPPORTED,
+                    "a CUDA plan takes the groups' hyper-parameters from device memory: set "
+                    "device_hyper and device_step of args()");
+    }
+    if (static_cast<std::int64_t>(groups.size()) != plan_.group_count()) {
+      return status(LOWBIT_STATUS_INVALID_ARGUMENT,
+                    std::to_string(groups.size()) + " hyper-parameters are given; the plan has " +
+                        std::to_string(plan_.group_count()) + " groups");
+    }
+    return {};
+  }
+
   status allocate(void* stream) {
     if (scratch_.data == nullptr && !plan_.on_host()) {
       return status(LOWBIT_STATUS_NULL_POINTER, "scratch is null; a CUDA plan needs device memory");
     }
     if (scratch_.data == nullptr) {
-      own_scratch_.resize(static_cast<std::size_t>(plan_.scratch_bytes() + 3) / 4);
+      own_scratch_.resize(static_cast<std::size_t>(plan_.scratch_bytes()) / 8);
       scratch_ = buffer_of(own_scratch_);
     }
     return state_.allocate(plan_, stream);
@@ -780,7 +864,7 @@ class stepper {
 
   lowbit::plan plan_;
   lowbit::state state_;
-  std::vector<std::int32_t> own_scratch_;
+  std::vector<std::int64_t> own_scratch_;
   buffer scratch_;
   std::vector<buffer> params_, grads_, updates_;
   std::int64_t steps_ = 0;

@@ -1,6 +1,8 @@
 // Prints the lines of tests/common/conformance.txt, made through lowbit.hpp.
 //
-//   conformance [threads]
+//   conformance CASES [threads]
+//
+// CASES is tests/common/cases.txt.
 
 #include "lowbit.hpp"
 
@@ -17,28 +19,27 @@
 
 namespace {
 
-std::vector<unsigned char> memory_of(std::size_t elements, bool is_bf16) {
-  return std::vector<unsigned char>(elements * (is_bf16 ? 2 : 4));
+std::vector<unsigned char> memory_of(std::size_t elements, std::int32_t dtype) {
+  return std::vector<unsigned char>(elements * conformance_dtype_size(dtype));
 }
 
-void run_case(const lowbit::context& context, const char* preset,
-              const conformance_dtype_t& dtype) {
-  const bool param_is_bf16 = dtype.param_is_bf16 != 0, grad_is_bf16 = dtype.grad_is_bf16 != 0;
+void run_case(const lowbit::context& context, const conformance_case_t& line) {
   std::vector<lowbit::tensor> tensors;
   std::vector<std::vector<unsigned char>> params, grads;
   for (std::size_t i = 0; i < CONFORMANCE_TENSORS; ++i) {
     const conformance_tensor_t& t = conformance_tensors()[i];
     tensors.push_back({t.name,
                        {t.shape, t.shape + t.ndim},
-                       param_is_bf16 ? lowbit::dtype::bf16 : lowbit::dtype::f32,
-                       grad_is_bf16 ? lowbit::dtype::bf16 : lowbit::dtype::f32});
-    params.push_back(memory_of(conformance_numel(&t), param_is_bf16));
-    grads.push_back(memory_of(conformance_numel(&t), grad_is_bf16));
-    conformance_params(params[i].data(), param_is_bf16, i, conformance_numel(&t));
+                       static_cast<lowbit::dtype>(line.param_dtype),
+                       static_cast<lowbit::dtype>(line.grad_dtype)});
+    tensors.back().weights = static_cast<lowbit::weights>(line.weights);
+    params.push_back(memory_of(conformance_numel(&t), line.param_dtype));
+    grads.push_back(memory_of(conformance_numel(&t), line.grad_dtype));
+    conformance_params(params[i].data(), line.param_dtype, i, conformance_numel(&t));
   }
 
-  auto stepper =
-      lowbit::stepper::make(lowbit::plan::make(context, lowbit::spec::preset(preset), tensors));
+  const auto spec = lowbit::spec::from_json(line.spec);
+  auto stepper = lowbit::stepper::make(lowbit::plan::make(context, spec, tensors));
   std::vector<lowbit::buffer> param_buffers, grad_buffers;
   for (std::size_t i = 0; i < CONFORMANCE_TENSORS; ++i) {
     param_buffers.push_back(lowbit::buffer_of(params[i]));
@@ -52,9 +53,10 @@ void run_case(const lowbit::context& context, const char* preset,
   hyper.beta2 = CONFORMANCE_BETA2;
   hyper.eps = CONFORMANCE_EPS;
   hyper.weight_decay = CONFORMANCE_WEIGHT_DECAY;
-  for (std::uint64_t t = 1; t <= CONFORMANCE_STEPS; ++t) {
+  for (int t = 1; t <= line.steps; ++t) {
     for (std::size_t i = 0; i < CONFORMANCE_TENSORS; ++i) {
-      conformance_grads(grads[i].data(), grad_is_bf16, conformance_grad_stream(t, i),
+      conformance_grads(grads[i].data(), line.grad_dtype,
+                        conformance_grad_stream(static_cast<std::uint64_t>(t), i),
                         conformance_numel(&conformance_tensors()[i]));
     }
     stepper.step(hyper);
@@ -69,18 +71,23 @@ void run_case(const lowbit::context& context, const char* preset,
     }
   }
   sha256_end(&hash, hex);
-  std::printf("%s %s %s\n", preset, dtype.name, hex);
+  std::printf("%s %s\n", line.name, hex);
 }
 
 }  // namespace
 
 int main(int argc, char** argv) try {
-  const auto context = lowbit::context::cpu({argc > 1 ? std::atoi(argv[1]) : 0});
-  for (int preset = 0; preset < CONFORMANCE_PRESETS; ++preset) {
-    for (int dtype = 0; dtype < CONFORMANCE_DTYPES; ++dtype) {
-      run_case(context, conformance_preset(preset), conformance_dtypes()[dtype]);
-    }
+  std::FILE* const cases = argc > 1 ? std::fopen(argv[1], "r") : nullptr;
+  if (cases == nullptr) {
+    std::fprintf(stderr, "usage: conformance CASES [threads]\n");
+    return 2;
   }
+  const auto context = lowbit::context::cpu({argc > 2 ? std::atoi(argv[2]) : 0});
+  conformance_case_t line;
+  while (conformance_next(cases, &line) != 0) {
+    run_case(context, line);
+  }
+  std::fclose(cases);
   return 0;
 } catch (const std::exception& e) {
   std::fprintf(stderr, "conformance: %s\n", e.what());

@@ -99,6 +99,27 @@ void specs() {
   CHECK(has(MUST(plan.tensor_report(0)).quantizers, "block(64)"));
   CHECK(has(MUST(plan.tensor_report(1)).reason, "*bias*"));
 
+  lowbit::spec_options factor;
+  factor.preset = "factor4";
+  factor.seed = 7;
+  factor.flags = LOWBIT_SPEC_MAXIMIZE;
+  factor.m = lowbit::quantizer::block(256, LOWBIT_MAPPING_DE, 8);
+  factor.m->info.rounding = LOWBIT_ROUNDING_STOCHASTIC;
+  factor.v = lowbit::quantizer::codes(LOWBIT_NORMALIZATION_BLOCK, LOWBIT_MAPPING_TABLE, 2);
+  factor.v->levels = {0.25f, 0.5f, 1};
+  const std::string text = MUST(MUST(lowbit::spec::make(factor)).json());
+  CHECK(has(text, "\"levels\":[0.25,0.5,1.0]") && has(text, "\"seed\":7"));
+  CHECK(has(text, "\"maximize\":true") && has(text, "\"rounding\":\"stochastic\""));
+  factor.v = lowbit::quantizer::factored();
+  factor.v->info.factor_axes = LOWBIT_FACTOR_AXES_LAST_TWO;
+  CHECK(has(MUST(MUST(lowbit::spec::make(factor)).json()), "last_two"));
+  factor.adafactor = lowbit_adafactor_info_t LOWBIT_ADAFACTOR_INFO_INIT;
+  FAILS(lowbit::spec::make(factor), INVALID_ARGUMENT, "adafactor");
+  factor.preset = "adafactor";
+  factor.m.reset();
+  factor.adafactor->clip_threshold = 0.5f;
+  CHECK(has(MUST(MUST(lowbit::spec::make(factor)).json()), "\"clip_threshold\":0.5"));
+
   FAILS(lowbit::spec::preset("adamw5"), INVALID_ARGUMENT, "adamw5");
   FAILS(lowbit::spec::from_json("{"), INVALID_ARGUMENT, "JSON");
   options.v = lowbit::quantizer::block(100);
@@ -115,7 +136,9 @@ void plans() {
   }
   CHECK(bytes == plan.state_bytes());
   CHECK(plan.state_bytes() < 96 * 130 * 2 && plan.arena_bytes() >= plan.state_bytes());
-  CHECK(MUST(plan.stage_info()).offset < plan.scratch_bytes());
+  CHECK(plan.stage_count() == 1 && plan.group_count() == 1);
+  CHECK(MUST(plan.stage_info(0)).reduce == LOWBIT_REDUCE_MAX);
+  FAILS(plan.stage_info(1), INVALID_ARGUMENT, "stage is 1");
 
   const lowbit::context context = one_thread();
   const lowbit::spec spec = MUST(lowbit::spec::preset("adamw4"));
@@ -164,7 +187,7 @@ void steps() {
   CHECK(m.param[0] == param);
 }
 
-// The same steps four ways: in place, by updates, in two halves, and by the plan on other memory.
+// The same steps four ways: in place, by updates, in parts, and by the plan on other memory.
 void ways_to_step() {
   lowbit::hyper hyper;
   hyper.clip_factor = 0.5f;
@@ -186,15 +209,16 @@ void ways_to_step() {
   }
   CHECK(by_update.param == in_place.param);
 
-  model halves;
-  lowbit::stepper halving = MUST(lowbit::stepper::make(make_plan()));
-  halving.bind(halves.params(), halves.grads());
-  const lowbit::step_args args = halving.args(hyper);
-  MUST(halving.plan().step_stats(args));
-  CHECK(halves.param == model().param);
-  MUST(halving.plan().step_apply(args));
-  halving.count_step();
-  CHECK(halves.param == in_place.param && halving.steps() == 1);
+  model parts;
+  lowbit::stepper parting = MUST(lowbit::stepper::make(make_plan()));
+  parting.bind(parts.params(), parts.grads());
+  const lowbit::step_args args = parting.args(hyper);
+  MUST(parting.plan().collect(args, 0));
+  CHECK(parts.param == model().param);
+  MUST(parting.plan().apply(args));
+  parting.count_step();
+  CHECK(parts.param == in_place.param && parting.steps() == 1);
+  FAILS(parting.plan().collect(args, 1), INVALID_ARGUMENT, "stage is 1");
 
   model direct;
   const lowbit::plan plan = make_plan();
@@ -210,7 +234,7 @@ void ways_to_step() {
     state.push_back(
         lowbit::buffer_of(start + info.arena_offset, static_cast<std::size_t>(info.bytes)));
   }
-  std::vector<std::int32_t> scratch(static_cast<std::size_t>(plan.scratch_bytes()) / 4 + 1);
+  std::vector<std::int64_t> scratch(static_cast<std::size_t>(plan.scratch_bytes()) / 8 + 1);
   const std::vector<lowbit::buffer> params = direct.params(), grads = direct.grads();
   lowbit::step_args own{params, grads, state, lowbit::buffer_of(scratch)};
   own.hyper = hyper;
@@ -218,6 +242,87 @@ void ways_to_step() {
   CHECK(direct.param == in_place.param && bytes_of(state) == bytes_of(stepper.state()));
   own.step = 0;
   FAILS(plan.step(own), INVALID_ARGUMENT, "step is 0");
+}
+
+// Every stage of a step of Adafactor, whose statistics are maxima and sums of whole tensors.
+void stages() {
+  model whole, parts;
+  lowbit::stepper one = MUST(lowbit::stepper::make(make_plan("adafactor")));
+  one.bind(whole.params(), whole.grads());
+  MUST(one.step({}));
+
+  lowbit::stepper many = MUST(lowbit::stepper::make(make_plan("adafactor")));
+  many.bind(parts.params(), parts.grads());
+  const lowbit::step_args args = many.args({});
+  CHECK(many.plan().stage_count() == 4);
+  for (std::int64_t i = 0; i < many.plan().stage_count(); ++i) {
+    const lowbit_stage_info_t stage = MUST(many.plan().stage_info(i));
+    CHECK(stage.dtype == (i % 2 == 0 ? LOWBIT_DTYPE_I32 : LOWBIT_DTYPE_I64));
+    CHECK(stage.reduce == (i % 2 == 0 ? LOWBIT_REDUCE_MAX : LOWBIT_REDUCE_SUM));
+    MUST(many.plan().collect(args, i));
+  }
+  MUST(many.plan().apply(args));
+  CHECK(parts.param == whole.param && bytes_of(many.state()) == bytes_of(one.state()));
+}
+
+// Two groups step as two optimizers do.
+void groups() {
+  const lowbit::spec spec = MUST(lowbit::spec::preset("lion4"));
+  std::vector<lowbit::tensor> grouped = tensors;
+  grouped[1].group = 1;
+  lowbit::stepper stepper =
+      MUST(lowbit::stepper::make(MUST(lowbit::plan::make(one_thread(), spec, grouped))));
+  model m, fast, slow;
+  std::vector<lowbit::hyper> two(2);
+  two[0].lr = 0.25f;
+  two[1].lr = 0.125f;
+  stepper.bind(m.params(), m.grads());
+  CHECK(stepper.plan().group_count() == 2);
+  FAILS(stepper.step(two[0]), INVALID_ARGUMENT, "2 groups");
+  FAILS(stepper.step_groups(std::vector<lowbit::hyper>(3)), INVALID_ARGUMENT, "2 groups");
+  MUST(stepper.step_groups(two));
+  CHECK(stepper.steps() == 1);
+  for (std::size_t i = 0; i < 2; ++i) {
+    lowbit::stepper alone = MUST(lowbit::stepper::make(make_plan("lion4")));
+    model& other = i == 0 ? fast : slow;
+    alone.bind(other.params(), other.grads());
+    MUST(alone.step(two[i]));
+  }
+  CHECK(m.param[0] == fast.param[0] && m.param[1] == slow.param[1]);
+  CHECK(m.param[1] != fast.param[1]);
+}
+
+// A step too small for bf16 is not lost where something is kept beside the parameter.
+void weight_forms() {
+  const lowbit::spec spec = MUST(lowbit::spec::preset("sgdm32"));
+  std::vector<float> grad(8, 1);
+  const std::vector<lowbit::buffer> grads{lowbit::buffer_of(grad)};
+  for (const auto& [form, bytes] : {std::pair(lowbit::weights::plain, 0),
+                                   {lowbit::weights::master, 4},
+                                   {lowbit::weights::remainder16, 2},
+                                   {lowbit::weights::correction8, 1}}) {
+    lowbit::tensor t{"w", {8}, lowbit::dtype::bf16, lowbit::dtype::f32};
+    t.weights = form;
+    lowbit::stepper stepper =
+        MUST(lowbit::stepper::make(MUST(lowbit::plan::make(one_thread(), spec, {t}))));
+    CHECK(stepper.plan().state_bytes() == 8 * (4 + bytes));
+    std::vector<std::uint16_t> param(8, 0x3f80);  // 1
+    stepper.bind({lowbit::buffer_of(param)}, grads);
+    lowbit::hyper hyper;
+    hyper.lr = 0.000244140625f;  // 2^-12, a sixteenth of what bf16 can tell below 1
+    hyper.beta1 = 0;
+    hyper.weight_decay = 0;
+    for (int i = 0; i < 16; ++i) {
+      MUST(stepper.step(hyper));
+    }
+    CHECK(param[0] == (form == lowbit::weights::plain ? 0x3f80 : 0x3f7f));
+  }
+  lowbit::tensor t{"w", {8}};
+  t.weights = lowbit::weights::master;
+  FAILS(lowbit::plan::make(one_thread(), spec, {t}), UNSUPPORTED, "master");
+  const lowbit::plan half =
+      MUST(lowbit::plan::make(one_thread(), spec, {{"h", {8}, lowbit::dtype::f16}}));
+  CHECK(half.state_bytes() == 32);
 }
 
 void moves() {
@@ -325,6 +430,9 @@ int main() {
   plans();
   steps();
   ways_to_step();
+  stages();
+  groups();
+  weight_forms();
   moves();
   codecs();
   checkpoints();

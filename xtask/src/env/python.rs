@@ -25,7 +25,7 @@ const NO_BASE: &str = "there is no Python 3.11 to 3.14 with venv and ensurepip o
 pub(crate) fn ensure(sh: &Shell) -> Result<PathBuf> {
     let install = Install {
         name: "python",
-        what: "JAX for the CPU, NumPy and safetensors (140 MB from PyPI, 630 MB on disk)",
+        what: "JAX for the CPU, optax, NumPy and safetensors (140 MB from PyPI, 630 MB on disk)",
         stamp: REQUIREMENTS,
     };
     let dir = install.ensure(
