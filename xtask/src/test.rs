@@ -36,6 +36,12 @@ pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
     let handover = (wanted("jax") || wanted("julia") || wanted("examples"))
         .then(|| steps.run("example: gpt, stopped and resumed", || gpt(sh)))
         .flatten();
+    if wanted("examples") {
+        steps.run("example: muon, its momentum in 32, 8 and 4 bits", || {
+            let muon = build::program(sh, "examples/cpp/muon.cpp", "muon", &["-O3"])?;
+            sh.run(Command::new(muon).args(["--steps", "40"]))
+        });
+    }
     if wanted("jax") {
         jax(sh, &mut steps, &library, handover.as_deref());
     }
