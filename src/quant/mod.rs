@@ -36,7 +36,7 @@ pub(crate) fn uniform(draw: u16) -> f32 {
 }
 
 /// What [`Rounding::StochasticPreconditioner`] needs of the step.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Preconditioner {
     /// `RN(1 / (1 - beta2^t))`.
     pub(crate) inv_bc2: f32,

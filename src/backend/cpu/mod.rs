@@ -242,7 +242,11 @@ impl CpuContext {
                 offset: &tensor.offset,
                 grad_scale: 1.0,
                 rule: Update::new(&plan.spec, tensor, &Hyper::default(), 1),
-                preconditioner: Preconditioner::default(),
+                // Outside a step: no bias correction, and the usual eps.
+                preconditioner: Preconditioner {
+                    inv_bc2: 1.0,
+                    eps: Hyper::default().eps,
+                },
                 rng: rng::Stream::new(plan.spec.seed, tensor.hash, 0),
                 skip: false,
                 skip_blocks: false,
