@@ -15,6 +15,7 @@ mod common;
 mod near;
 mod optimizers;
 mod paper;
+mod rounding;
 mod tables;
 
 /// Half a unit in the last place of 1: the relative error of one rounding to f32.
