@@ -15,7 +15,9 @@ mod common;
 mod near;
 mod optimizers;
 mod paper;
+mod rounding;
 mod tables;
+mod zero_point;
 
 /// Half a unit in the last place of 1: the relative error of one rounding to f32.
 const EPS: f64 = 1.0 / 16_777_216.0;

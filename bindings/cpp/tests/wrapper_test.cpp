@@ -298,9 +298,9 @@ void weight_forms() {
   std::vector<float> grad(8, 1);
   const std::vector<lowbit::buffer> grads{lowbit::buffer_of(grad)};
   for (const auto& [form, bytes] : {std::pair(lowbit::weights::plain, 0),
-                                   {lowbit::weights::master, 4},
-                                   {lowbit::weights::remainder16, 2},
-                                   {lowbit::weights::correction8, 1}}) {
+                                    {lowbit::weights::master, 4},
+                                    {lowbit::weights::remainder16, 2},
+                                    {lowbit::weights::correction8, 1}}) {
     lowbit::tensor t{"w", {8}, lowbit::dtype::bf16, lowbit::dtype::f32};
     t.weights = form;
     lowbit::stepper stepper =

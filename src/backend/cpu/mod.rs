@@ -305,6 +305,7 @@ impl CpuContext {
                 offset: &tensor.offset,
                 grad_scale: 1.0,
                 rule: Update::new(&plan.spec, tensor, &Hyper::default(), 1),
+                // Outside a step: no bias correction, and the usual eps.
                 preconditioner: Preconditioner {
                     inv_bc2: 1.0,
                     eps: Hyper::default().eps,
