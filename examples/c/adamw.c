@@ -25,7 +25,7 @@ int main(void) {
   lowbit_spec_t* spec = NULL;
   lowbit_plan_t* plan = NULL;
   lowbit_state_t* state = NULL;
-  static int32_t scratch[1 + 300 + 257];
+  static int64_t scratch[(1 + 300 + 257) / 2];
   lowbit_buffer_t params = {p, sizeof p}, grads = {g, sizeof g}, buffers[5];
   lowbit_step_args_t args = LOWBIT_STEP_ARGS_INIT;
   tensor.name = "w", tensor.shape = shape, tensor.ndim = 2;
