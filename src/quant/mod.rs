@@ -100,8 +100,7 @@ pub(crate) fn stochastic(
 /// The value of a code.
 #[inline(always)]
 pub(crate) fn decode(code: u8, scale: f32, table: &Table) -> f32 {
-    // A damaged buffer may hold codes beyond a table that does not fill its bits.
-    table.levels[usize::from(code).min(table.levels.len() - 1)] * scale
+    table.by_code[usize::from(code)] * scale
 }
 
 /// The scale that makes `sum(x q)` equal `sum(x^2)` (EDEN's correction, as in ZE-EDEN, arXiv

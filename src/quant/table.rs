@@ -40,6 +40,9 @@ pub struct Table {
     pub levels: Vec<f32>,
     /// `RN((levels[i] + levels[i + 1]) / 2)`, a single rounding.
     pub midpoints: Vec<f32>,
+    /// The level of every byte: a damaged buffer may hold codes beyond a table that does not fill
+    /// its bits, and they stand for the highest level.
+    pub(crate) by_code: [f32; 256],
 }
 
 impl Table {
@@ -48,7 +51,12 @@ impl Table {
             .windows(2)
             .map(|pair| (pair[0] + pair[1]) * 0.5)
             .collect();
-        Arc::new(Self { levels, midpoints })
+        let by_code = std::array::from_fn(|code| levels[code.min(levels.len() - 1)]);
+        Arc::new(Self {
+            levels,
+            midpoints,
+            by_code,
+        })
     }
 
     /// The table of a mapping. `levels` belongs to [`Mapping::Table`] and is empty otherwise.

@@ -280,16 +280,21 @@ impl Model {
 
 /// Every variant that this processor can run.
 pub fn variants() -> Vec<Variant> {
-    [Variant::Reference, Variant::Portable, Variant::Avx2]
-        .into_iter()
-        .filter(|variant| match CpuContext::new(1, *variant) {
-            Ok(_) => true,
-            Err(error) => {
-                println!("not run here: {variant:?}: {error}");
-                false
-            }
-        })
-        .collect()
+    [
+        Variant::Reference,
+        Variant::Portable,
+        Variant::Avx2,
+        Variant::Avx512,
+    ]
+    .into_iter()
+    .filter(|variant| match CpuContext::new(1, *variant) {
+        Ok(_) => true,
+        Err(error) => {
+            println!("not run here: {variant:?}: {error}");
+            false
+        }
+    })
+    .collect()
 }
 
 /// The presets of AdamW with states m and v.

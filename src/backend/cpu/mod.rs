@@ -6,6 +6,7 @@
     reason = "works on the caller's raw buffers and callbacks"
 )]
 
+mod lanes;
 mod memory;
 mod pool;
 mod portable;
@@ -43,8 +44,10 @@ pub enum Variant {
     Reference = 1,
     /// Portable code for the target's baseline.
     Portable = 2,
-    /// The same code compiled for AVX2, FMA and F16C.
+    /// The same code with AVX2, FMA and F16C.
     Avx2 = 3,
+    /// The same code with AVX-512 (F, BW, VL, DQ).
+    Avx512 = 4,
 }
 
 /// A host's own thread pool: calls `body(body_arg, i)` for every `0 <= i < count` and returns
@@ -364,26 +367,62 @@ impl ParallelFor {
     }
 }
 
-/// The kernels of a variant, where this processor can run them.
+/// Forces a variant for contexts that leave the choice to the library; for tests and comparisons.
+const VARIANT_VARIABLE: &str = "LOWBIT_CPU_VARIANT";
+
+/// The kernels of a variant, where this processor can run them; `None` is the reference.
 fn kernels(variant: Variant) -> Result<Option<Kernels>> {
-    #[cfg(target_arch = "x86_64")]
-    let avx2 = (std::arch::is_x86_feature_detected!("avx2")
-        && std::arch::is_x86_feature_detected!("fma")
-        && std::arch::is_x86_feature_detected!("f16c"))
-    .then_some(portable::AVX2);
-    #[cfg(not(target_arch = "x86_64"))]
-    let avx2: Option<Kernels> = None;
+    let variant = match (variant, std::env::var(VARIANT_VARIABLE)) {
+        (Variant::Auto, Ok(name)) => match name.as_str() {
+            "reference" => Variant::Reference,
+            "portable" => Variant::Portable,
+            "avx2" => Variant::Avx2,
+            "avx512" => Variant::Avx512,
+            other => {
+                return Err(invalid(format!(
+                    "{VARIANT_VARIABLE} is {other:?}; there are reference, portable, avx2, avx512"
+                )));
+            }
+        },
+        (variant, _) => variant,
+    };
+    let (avx2, avx512) = vector_kernels();
     match variant {
-        Variant::Auto => Ok(Some(avx2.unwrap_or(portable::BASELINE))),
+        Variant::Auto => Ok(Some(avx512.or(avx2).unwrap_or(portable::BASELINE))),
         Variant::Reference => Ok(None),
         Variant::Portable => Ok(Some(portable::BASELINE)),
-        Variant::Avx2 => match avx2 {
-            Some(kernels) => Ok(Some(kernels)),
-            None => Err(unsupported(
-                "variant is AVX2; this processor lacks AVX2, FMA or F16C",
-            )),
-        },
+        Variant::Avx2 if avx2.is_none() => Err(unsupported(
+            "variant is AVX2; this processor lacks AVX2, FMA or F16C",
+        )),
+        Variant::Avx2 => Ok(avx2),
+        Variant::Avx512 if avx512.is_none() => Err(unsupported(
+            "variant is AVX512; this processor lacks AVX-512 F, BW, VL or DQ",
+        )),
+        Variant::Avx512 => Ok(avx512),
     }
+}
+
+/// Those for AVX2 and for AVX-512, where this processor has them.
+#[cfg(target_arch = "x86_64")]
+fn vector_kernels() -> (Option<Kernels>, Option<Kernels>) {
+    use std::arch::is_x86_feature_detected;
+    let avx2 = is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("f16c");
+    let avx512 = avx2
+        && is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512dq");
+    (
+        avx2.then_some(portable::AVX2),
+        avx512.then_some(portable::AVX512),
+    )
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn vector_kernels() -> (Option<Kernels>, Option<Kernels>) {
+    (None, None)
 }
 
 /// One tensor of one call: raw pointers whose sizes were checked.

@@ -1,6 +1,7 @@
 //! The threaded CPU kernels: the reference's arithmetic over short runs of elements, in loops
-//! that the compiler turns into vectors. Instantiated twice: for the processor's baseline, and
-//! with AVX2, FMA and F16C, since without a hardware `fma` every multiply-add is a library call.
+//! that the compiler turns into vectors, and in the few of `lanes/` that it does not. Instantiated
+//! for the processor's baseline, for AVX2 with FMA and F16C (without a hardware `fma` every
+//! multiply-add is a library call), and for AVX-512.
 //!
 //! The unit of work is one block of one row (`Grid::unit`): its states are decoded into arrays on
 //! the stack, updated by the rules of `optimizer/`, and coded again.
@@ -11,6 +12,7 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use super::TensorCall;
+use super::lanes::{Lanes, Portable, thresholds};
 use super::memory::{load, load_code, store};
 use super::reference::{block_scale, factored};
 use crate::dtype::Dtype;
@@ -44,55 +46,75 @@ pub(super) struct Kernels {
 
 /// For the baseline of the target.
 pub(super) const BASELINE: Kernels = Kernels {
-    apply,
-    collect,
+    apply: apply::<Portable>,
+    collect: collect::<Portable>,
     scan,
-    compress,
-    decompress,
+    compress: compress::<Portable>,
+    decompress: decompress::<Portable>,
 };
 
-/// For processors with AVX2, FMA and F16C.
+/// The kernels compiled for more instructions than the baseline has. The bodies are
+/// `inline(always)`, so each wrapper is compiled as a whole with its features.
 #[cfg(target_arch = "x86_64")]
-pub(super) const AVX2: Kernels = {
-    // The bodies are `inline(always)`, so each wrapper is compiled as a whole with its features.
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn apply_avx2(call: &TensorCall<'_>, units: Range<i64>) -> i64 {
-        // SAFETY: the caller's promise.
-        unsafe { apply(call, units) }
-    }
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn collect_avx2(
-        call: &TensorCall<'_>,
-        pass: Pass,
-        rows: Range<i64>,
-        columns: Range<i64>,
-    ) {
-        // SAFETY: the caller's promise.
-        unsafe { collect(call, pass, rows, columns) }
-    }
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn scan_avx2(call: &TensorCall<'_>, elements: Range<i64>) -> bool {
-        // SAFETY: the caller's promise.
-        unsafe { scan(call, elements) }
-    }
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn compress_avx2(call: &TensorCall<'_>, state: usize, units: Range<i64>) {
-        // SAFETY: the caller's promise.
-        unsafe { compress(call, state, units) }
-    }
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn decompress_avx2(call: &TensorCall<'_>, state: usize, units: Range<i64>) {
-        // SAFETY: the caller's promise.
-        unsafe { decompress(call, state, units) }
-    }
-    Kernels {
-        apply: apply_avx2,
-        collect: collect_avx2,
-        scan: scan_avx2,
-        compress: compress_avx2,
-        decompress: decompress_avx2,
-    }
-};
+macro_rules! instantiate {
+    ($name:ident, $lanes:ty, $features:literal) => {
+        pub(in crate::backend::cpu) const $name: Kernels = {
+            #[target_feature(enable = $features)]
+            unsafe fn apply(call: &TensorCall<'_>, units: Range<i64>) -> i64 {
+                // SAFETY: the caller's promise.
+                unsafe { super::apply::<$lanes>(call, units) }
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn collect(
+                call: &TensorCall<'_>,
+                pass: Pass,
+                rows: Range<i64>,
+                columns: Range<i64>,
+            ) {
+                // SAFETY: the caller's promise.
+                unsafe { super::collect::<$lanes>(call, pass, rows, columns) }
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn scan(call: &TensorCall<'_>, elements: Range<i64>) -> bool {
+                // SAFETY: the caller's promise.
+                unsafe { super::scan(call, elements) }
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn compress(call: &TensorCall<'_>, state: usize, units: Range<i64>) {
+                // SAFETY: the caller's promise.
+                unsafe { super::compress::<$lanes>(call, state, units) }
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn decompress(call: &TensorCall<'_>, state: usize, units: Range<i64>) {
+                // SAFETY: the caller's promise.
+                unsafe { super::decompress::<$lanes>(call, state, units) }
+            }
+            Kernels {
+                apply,
+                collect,
+                scan,
+                compress,
+                decompress,
+            }
+        };
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(super) use instantiated::{AVX2, AVX512};
+
+#[cfg(target_arch = "x86_64")]
+mod instantiated {
+    use super::super::lanes::{Avx2, Avx512};
+    use super::{Kernels, Pass, Range, TensorCall};
+
+    instantiate!(AVX2, Avx2, "avx2,fma,f16c");
+    instantiate!(
+        AVX512,
+        Avx512,
+        "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c"
+    );
+}
 
 /// One array per state, on the stack.
 type States = [[f32; LONGEST]; MAX_STATES];
@@ -103,7 +125,7 @@ type States = [[f32; LONGEST]; MAX_STATES];
 /// The pointers of `call` are valid for its plan; the statistics are complete; no other thread
 /// works on these units.
 #[inline(always)]
-unsafe fn apply(call: &TensorCall<'_>, units: Range<i64>) -> i64 {
+unsafe fn apply<L: Lanes>(call: &TensorCall<'_>, units: Range<i64>) -> i64 {
     let tensor = call.tensor;
     let (mut p, mut g) = ([0.0_f32; LONGEST], [0.0_f32; LONGEST]);
     let mut states: States = [[0.0; LONGEST]; MAX_STATES];
@@ -126,7 +148,7 @@ unsafe fn apply(call: &TensorCall<'_>, units: Range<i64>) -> i64 {
         unsafe {
             load_weights(call, run.first, p);
             for (state, values) in states.iter_mut().enumerate().take(tensor.states.len()) {
-                decode_run(call, state, run, Factors::Fresh, &mut values[..run.len]);
+                decode_run::<L>(call, state, run, Factors::Fresh, &mut values[..run.len]);
             }
         }
         // From here g holds the update, and the states are the new ones.
@@ -140,7 +162,7 @@ unsafe fn apply(call: &TensorCall<'_>, units: Range<i64>) -> i64 {
                 store_run(call.update, tensor.info.param_dtype, run.first, g);
             }
             for (state, values) in states.iter().enumerate().take(tensor.states.len()) {
-                encode_run(call, state, run, &values[..run.len], Source::Statistics);
+                encode_run::<L>(call, state, run, &values[..run.len], Source::Statistics);
             }
         }
     }
@@ -182,7 +204,12 @@ pub(super) unsafe fn zero_update(call: &TensorCall<'_>, units: Range<i64>) {
 /// # Safety
 /// As for [`apply`]; any number of threads may raise the same statistics.
 #[inline(always)]
-unsafe fn collect(call: &TensorCall<'_>, pass: Pass, rows: Range<i64>, columns: Range<i64>) {
+unsafe fn collect<L: Lanes>(
+    call: &TensorCall<'_>,
+    pass: Pass,
+    rows: Range<i64>,
+    columns: Range<i64>,
+) {
     let tensor = call.tensor;
     let width = index(columns.end - columns.start);
     let (mut p, mut g) = ([0.0_f32; LONGEST], [0.0_f32; LONGEST]);
@@ -201,7 +228,7 @@ unsafe fn collect(call: &TensorCall<'_>, pass: Pass, rows: Range<i64>, columns: 
             match pass {
                 Pass::Maxima => {
                     all_finite &= !any_non_finite(g);
-                    new_states(call, run, p, g, &mut states);
+                    new_states::<L>(call, run, p, g, &mut states);
                     raise_maxima(call, &position, p, g, &states, &mut columns_of);
                 }
                 Pass::Sums => {
@@ -209,7 +236,7 @@ unsafe fn collect(call: &TensorCall<'_>, pass: Pass, rows: Range<i64>, columns: 
                     add_sums(call, &position, p, g, &mut columns_of);
                 }
                 Pass::UpdateMaxima | Pass::UpdateSums => {
-                    decode_run(call, 0, run, Factors::Fresh, &mut states[0][..width]);
+                    decode_run::<L>(call, 0, run, Factors::Fresh, &mut states[0][..width]);
                     collect_updates(call, pass, g, &states[0][..width]);
                 }
                 Pass::Apply => {}
@@ -232,7 +259,7 @@ unsafe fn collect(call: &TensorCall<'_>, pass: Pass, rows: Range<i64>, columns: 
 /// # Safety
 /// As for [`apply`].
 #[inline(always)]
-unsafe fn new_states(
+unsafe fn new_states<L: Lanes>(
     call: &TensorCall<'_>,
     run: Run,
     p: &mut [f32],
@@ -251,7 +278,7 @@ unsafe fn new_states(
             // The paper's 4-bit AdamW: v's maxima alone.
             Update::Adamw(rule) if wanted(1) && !wanted(0) && !wanted(2) => {
                 let v = &mut states[1][..run.len];
-                decode_run(call, 1, run, Factors::Fresh, v);
+                decode_run::<L>(call, 1, run, Factors::Fresh, v);
                 for ((v, g), p) in v.iter_mut().zip(g).zip(&*p) {
                     *v = rule.second_moment(rule.gradient(*p, *g), *v);
                 }
@@ -261,7 +288,7 @@ unsafe fn new_states(
                     // A factored state's maxima are its squares'; no other state depends on it.
                     if !matches!(tensor.states[state].format, Format::Factored(_)) {
                         let values = &mut values[..run.len];
-                        decode_run(call, state, run, Factors::Stored, values);
+                        decode_run::<L>(call, state, run, Factors::Stored, values);
                     }
                 }
                 let mut scratch = [0.0_f32; LONGEST];
@@ -529,7 +556,7 @@ unsafe fn scan(call: &TensorCall<'_>, elements: Range<i64>) -> bool {
 /// # Safety
 /// As for [`apply`].
 #[inline(always)]
-unsafe fn compress(call: &TensorCall<'_>, state: usize, units: Range<i64>) {
+unsafe fn compress<L: Lanes>(call: &TensorCall<'_>, state: usize, units: Range<i64>) {
     let mut values = [0.0_f32; LONGEST];
     for unit in units {
         let run = Run::of(&call.tensor.grid, unit);
@@ -537,7 +564,7 @@ unsafe fn compress(call: &TensorCall<'_>, state: usize, units: Range<i64>) {
         // SAFETY: the run lies in the tensor.
         unsafe {
             load_run(call.weight.data, Dtype::F32, run.first, values);
-            encode_run(call, state, run, values, Source::Stored);
+            encode_run::<L>(call, state, run, values, Source::Stored);
         }
     }
 }
@@ -547,14 +574,14 @@ unsafe fn compress(call: &TensorCall<'_>, state: usize, units: Range<i64>) {
 /// # Safety
 /// As for [`apply`].
 #[inline(always)]
-unsafe fn decompress(call: &TensorCall<'_>, state: usize, units: Range<i64>) {
+unsafe fn decompress<L: Lanes>(call: &TensorCall<'_>, state: usize, units: Range<i64>) {
     let mut values = [0.0_f32; LONGEST];
     for unit in units {
         let run = Run::of(&call.tensor.grid, unit);
         let values = &mut values[..run.len];
         // SAFETY: the run lies in the tensor.
         unsafe {
-            decode_run(call, state, run, Factors::Stored, values);
+            decode_run::<L>(call, state, run, Factors::Stored, values);
             store_run(call.weight.data, Dtype::F32, run.first, values);
         }
     }
@@ -797,7 +824,7 @@ enum Source {
 
 /// Decodes a run of a state.
 #[inline(always)]
-unsafe fn decode_run(
+unsafe fn decode_run<L: Lanes>(
     call: &TensorCall<'_>,
     state: usize,
     run: Run,
@@ -810,13 +837,26 @@ unsafe fn decode_run(
         match &call.tensor.states[state].format {
             Format::F32 => load_run(buffers[0].data.cast(), Dtype::F32, run.first, out),
             Format::Codes(codes) => match &codes.scales {
-                Scales::Block(block) => decode_blocks(call, state, codes, *block, run, out),
+                Scales::Block(block) => decode_blocks::<L>(call, state, codes, *block, run, out),
                 Scales::Maxima(maxima) => {
                     smallest(call, maxima, &buffers[1..], run, Source::Stored, out);
                     let row = code_row(call.tensor, codes, buffers[0], run.row);
-                    each_code(row, codes, run.col, out, |code, out| {
-                        *out = decode(code, *out, &codes.table);
-                    });
+                    if codes.per_byte == 2 {
+                        let mut levels = [0.0_f32; 16];
+                        levels.copy_from_slice(&codes.table.by_code[..16]);
+                        let mut values = [0.0_f32; RUN];
+                        for (r, out) in out.chunks_mut(RUN).enumerate() {
+                            let values = &mut values[..out.len()];
+                            L::lookup(row, run.col + r * RUN, &levels, values);
+                            out.iter_mut()
+                                .zip(values)
+                                .for_each(|(out, level)| *out *= *level);
+                        }
+                    } else {
+                        each_code(row, codes, run.col, out, |code, out| {
+                            *out = decode(code, *out, &codes.table);
+                        });
+                    }
                 }
             },
             Format::Cover(maxima) => smallest(call, maxima, buffers, run, Source::Stored, out),
@@ -844,7 +884,7 @@ unsafe fn decode_run(
 
 /// Decodes a run of a state with block scales.
 #[inline(always)]
-unsafe fn decode_blocks(
+unsafe fn decode_blocks<L: Lanes>(
     call: &TensorCall<'_>,
     state: usize,
     codes: &Codes,
@@ -865,19 +905,12 @@ unsafe fn decode_blocks(
             let part = run.part(at, block - (run.col + at) % block);
             let scale = *scales.add(part.col / block);
             let out = &mut out[at..at + part.len];
-            if codes.per_byte > 1 {
+            if codes.per_byte == 2 {
                 let mut values = [0.0_f32; 16];
-                for (value, level) in values.iter_mut().zip(&codes.table.levels) {
+                for (value, level) in values.iter_mut().zip(&codes.table.by_code) {
                     *value = level * scale;
                 }
-                // A damaged buffer may hold codes beyond a table that does not fill its bits.
-                let last = codes.table.levels.len() - 1;
-                for slot in last + 1..16 {
-                    values[slot] = values[last];
-                }
-                each_code(row, codes, part.col, out, |code, out| {
-                    *out = values[usize::from(code & 15)];
-                });
+                L::lookup(row, part.col, &values, out);
             } else {
                 each_code(row, codes, part.col, out, |code, out| {
                     *out = decode(code, scale, &codes.table);
@@ -934,7 +967,7 @@ fn dither(
 /// Codes a run of a state that begins at a block's first element. States without codes or values
 /// of their own are stored by [`store_statistics`].
 #[inline(always)]
-unsafe fn encode_run(
+unsafe fn encode_run<L: Lanes>(
     call: &TensorCall<'_>,
     state: usize,
     run: Run,
@@ -947,7 +980,7 @@ unsafe fn encode_run(
         match &call.tensor.states[state].format {
             Format::F32 => store_run(buffers[0].data.cast(), Dtype::F32, run.first, values),
             Format::Codes(codes) => match &codes.scales {
-                Scales::Block(block) => encode_blocks(call, state, codes, *block, run, values),
+                Scales::Block(block) => encode_blocks::<L>(call, state, codes, *block, run, values),
                 Scales::Maxima(maxima) => {
                     for (r, values) in values.chunks(RUN).enumerate() {
                         let part = run.part(r * RUN, RUN);
@@ -957,11 +990,11 @@ unsafe fn encode_run(
                         let mut out = [0_u8; RUN];
                         let out = &mut out[..part.len];
                         if codes.rounding == Rounding::Nearest {
-                            nearest_scaled(values, scales, &codes.table, out);
+                            nearest_scaled::<L>(values, scales, &codes.table, out);
                         } else {
                             stochastic_run(call, state, codes, part, values, |i| scales[i], out);
                         }
-                        store_codes(call, codes, buffers[0], part, out);
+                        store_codes::<L>(call, codes, buffers[0], part, out);
                     }
                 }
             },
@@ -972,7 +1005,7 @@ unsafe fn encode_run(
 
 /// Codes a run of a state with block scales.
 #[inline(always)]
-unsafe fn encode_blocks(
+unsafe fn encode_blocks<L: Lanes>(
     call: &TensorCall<'_>,
     state: usize,
     codes: &Codes,
@@ -983,31 +1016,42 @@ unsafe fn encode_blocks(
     let block = index(block);
     let table = &codes.table;
     let buffers = call.state_buffers(state);
-    let mut out = [0_u8; LONGEST];
     for (b, values) in values.chunks(block).enumerate() {
         let run = run.part(b * block, block);
         let mut scale = block_scale(largest(values));
-        let out = &mut out[..values.len()];
-        if codes.rounding != Rounding::Nearest {
-            stochastic_run(call, state, codes, run, values, |_| scale, out);
-        } else if let Some(spacing) = codes.dither {
-            let offset = dither(call, state, run, block, spacing, scale);
-            let mut moved = [0.0_f32; LONGEST];
-            let moved = &mut moved[..values.len()];
-            moved
-                .iter_mut()
-                .zip(values)
-                .for_each(|(m, x)| *m = x + offset);
-            nearest_run(moved, scale, table, out);
-        } else {
-            nearest_run(values, scale, table, out);
+        let offset = codes
+            .dither
+            .map(|spacing| dither(call, state, run, block, spacing, scale));
+        // Piece by piece, so that the codes stay in the nearest cache.
+        for (r, values) in values.chunks(RUN).enumerate() {
+            let part = run.part(r * RUN, RUN);
+            let mut out = [0_u8; RUN];
+            let out = &mut out[..values.len()];
+            if codes.rounding != Rounding::Nearest {
+                stochastic_run(call, state, codes, part, values, |_| scale, out);
+            } else if let Some(offset) = offset {
+                let mut moved = [0.0_f32; RUN];
+                let moved = &mut moved[..values.len()];
+                moved
+                    .iter_mut()
+                    .zip(values)
+                    .for_each(|(m, x)| *m = x + offset);
+                nearest_run::<L>(moved, scale, table, out);
+            } else {
+                nearest_run::<L>(values, scale, table, out);
+            }
+            // SAFETY: the run lies in the tensor, so its codes lie in the buffer.
+            unsafe { store_codes::<L>(call, codes, buffers[0], part, out) };
         }
-        if codes.scale_correction {
-            scale = corrected_scale(scale, values, |i| decode(out[i], scale, table));
-        }
-        // SAFETY: the run lies in the tensor, so its codes and scales lie in the buffers.
+        // SAFETY: as above, and for the scales.
         unsafe {
-            store_codes(call, codes, buffers[0], run, out);
+            if codes.scale_correction {
+                let row = code_row(call.tensor, codes, buffers[0], run.row);
+                let per_byte = index(codes.per_byte);
+                scale = corrected_scale(scale, values, |i| {
+                    decode(load_code(row, per_byte, run.col + i), scale, table)
+                });
+            }
             let scales = scale_row(call.tensor, buffers[1], block, run.row).cast_mut();
             *scales.add(run.col / block) = scale;
         }
@@ -1016,49 +1060,28 @@ unsafe fn encode_blocks(
 
 /// The nearest codes under one scale.
 #[inline(always)]
-fn nearest_run(values: &[f32], scale: f32, table: &Table, out: &mut [u8]) {
-    if table.midpoints.len() <= 15 {
-        for (values, out) in values.chunks(RUN).zip(out.chunks_mut(RUN)) {
-            let mut counts = [0_i32; RUN];
-            for mid in &table.midpoints {
-                let threshold = mid * scale;
-                for (count, x) in counts.iter_mut().zip(values) {
-                    *count += i32::from(*x > threshold);
-                }
-            }
-            narrow(&counts, out);
+fn nearest_run<L: Lanes>(values: &[f32], scale: f32, table: &Table, out: &mut [u8]) {
+    // SAFETY: the kernels are used on processors that have the instructions.
+    unsafe {
+        if table.midpoints.len() <= 15 {
+            L::count(values, &thresholds(table, scale), out);
+            return;
         }
-        return;
-    }
-    // Thresholds do not decrease, as rounding is monotonic: a search finds their number below x.
-    let mut thresholds = [f32::INFINITY; 256];
-    for (threshold, mid) in thresholds.iter_mut().zip(&table.midpoints) {
-        *threshold = mid * scale;
-    }
-    for (x, out) in values.iter().zip(out) {
-        let mut code = 0;
-        for step in [128, 64, 32, 16, 8, 4, 2, 1] {
-            code += if *x > thresholds[code + step - 1] {
-                step
-            } else {
-                0
-            };
+        // Thresholds do not decrease, as rounding is monotonic.
+        let mut many = [f32::INFINITY; 256];
+        for (threshold, mid) in many.iter_mut().zip(&table.midpoints) {
+            *threshold = mid * scale;
         }
-        *out = code as u8;
+        L::count_many(values, &many, out);
     }
 }
 
 /// The nearest codes, each under a scale of its own.
 #[inline(always)]
-fn nearest_scaled(values: &[f32], scales: &[f32], table: &Table, out: &mut [u8]) {
+fn nearest_scaled<L: Lanes>(values: &[f32], scales: &[f32], table: &Table, out: &mut [u8]) {
     if table.midpoints.len() <= 15 {
-        let mut counts = [0_i32; RUN];
-        for mid in &table.midpoints {
-            for ((count, x), scale) in counts.iter_mut().zip(values).zip(scales) {
-                *count += i32::from(*x > mid * scale);
-            }
-        }
-        narrow(&counts, out);
+        // SAFETY: as above. Times 1, the midpoints are themselves.
+        unsafe { L::count_scaled(values, scales, &thresholds(table, 1.0), out) };
         return;
     }
     for ((x, scale), out) in values.iter().zip(scales).zip(out) {
@@ -1069,14 +1092,6 @@ fn nearest_scaled(values: &[f32], scales: &[f32], table: &Table, out: &mut [u8])
             code += if above { step } else { 0 };
         }
         *out = code as u8;
-    }
-}
-
-/// Counts of at most 15.
-#[inline(always)]
-fn narrow(counts: &[i32; RUN], out: &mut [u8]) {
-    for (out, count) in out.iter_mut().zip(counts) {
-        *out = *count as u8;
     }
 }
 
@@ -1102,7 +1117,7 @@ fn stochastic_run(
 /// Packs codes. A run begins with a byte's first code and ends with its last, or with the row's,
 /// whose pad bits become 0.
 #[inline(always)]
-unsafe fn store_codes(
+unsafe fn store_codes<L: Lanes>(
     call: &TensorCall<'_>,
     codes: &Codes,
     buffer: Buffer,
@@ -1125,7 +1140,7 @@ unsafe fn store_codes(
         }
         match codes.per_byte {
             4 => pack!(4),
-            2 => pack!(2),
+            2 => L::pack(values, row.add(run.col / 2)),
             _ => pack!(1),
         }
     }
@@ -1177,8 +1192,11 @@ unsafe fn smallest(
     for_each_stretch(call, run, |at, len, position| {
         let out = &mut out[at..at + len];
         // As integers, so that NaN is the largest.
-        let mut bits = [i32::MAX; LONGEST];
-        let bits = &mut bits[..len];
+        out.fill(f32::from_bits(i32::MAX.cast_unsigned()));
+        let lower = |out: &mut f32, bits: i32| {
+            let bits = canonical_magnitude(bits).min(out.to_bits().cast_signed());
+            *out = f32::from_bits(bits.cast_unsigned());
+        };
         for (maxima, buffer) in maxima.iter().zip(buffers) {
             let projection = &maxima.projection;
             // SAFETY: the positions lie in the buffers. No statistic changes while it is read.
@@ -1195,17 +1213,14 @@ unsafe fn smallest(
                     }
                 };
                 if projection.varies() {
-                    for (i, bits) in bits.iter_mut().enumerate() {
-                        *bits = canonical_magnitude(*values.add(i)).min(*bits);
+                    for (i, out) in out.iter_mut().enumerate() {
+                        lower(out, *values.add(i));
                     }
                 } else {
-                    let value = canonical_magnitude(*values);
-                    bits.iter_mut().for_each(|bits| *bits = value.min(*bits));
+                    let value = *values;
+                    out.iter_mut().for_each(|out| lower(out, value));
                 }
             }
-        }
-        for (out, bits) in out.iter_mut().zip(bits) {
-            *out = f32::from_bits(bits.cast_unsigned());
         }
     });
 }
