@@ -16,6 +16,7 @@ const CONTENT: [&str; 7] = [
     "bindings/jax/lowbit",
     "include/lowbit.h",
     "tests/common/README.md",
+    "tests/common/cases.txt",
     "tests/common/conformance.txt",
     "tests/gpu",
 ];
