@@ -33,7 +33,9 @@ struct Tensor
         for (what, given) in (("parameter", type), ("gradient", grad))
             if dtype(given) == 0
                 found = given isa Type ? given : eltype(given)
-                throw(ArgumentError("the $what of $name is $found; it must be Float32, Float16 or BF16"))
+                throw(ArgumentError(
+                    "the $what of $name is $found; it must be Float32, Float16 or BF16",
+                ))
             end
         end
         form = choose("weights", weights, WEIGHTS)

@@ -4,8 +4,9 @@
     setup(spec, params; options...) -> Optimizer
 
 An optimizer for `params`: any nest of NamedTuples, Tuples, Vectors and Dicts with arrays of
-`Float32`, `Float16` or [`BF16`](@ref) as leaves. Numbers, functions, strings, symbols, `nothing` and arrays of
-integers are passed over. The arrays are kept, not copied: [`update!`](@ref) changes them in place.
+`Float32`, `Float16` or [`BF16`](@ref) as leaves. Numbers, functions, strings, symbols, `nothing` and
+arrays of integers are passed over. The arrays are kept, not copied: [`update!`](@ref) changes them in
+place.
 
 Tensors are named by their path: `"layers.1.weight"`.
 
