@@ -10,7 +10,7 @@ use crate::shell::Shell;
 use crate::{build, env};
 
 /// Whole files and, of folders, the files that lie in them; subfolders are left out.
-const CONTENT: [&str; 7] = [
+const CONTENT: [&str; 8] = [
     "LICENSE-APACHE",
     "LICENSE-MIT",
     "bindings/jax/lowbit",
