@@ -10,7 +10,7 @@ import math
 import numpy as np
 from lowbit import Plan, Spec, _c_api, version
 from lowbit._library import call, create
-from lowbit.core import NONFINITE
+from lowbit.core import NONFINITE, WEIGHTS
 
 try:
     import torch
@@ -33,7 +33,11 @@ ENVIRONMENT = {
     "gpu": torch.cuda.get_device_name(DEVICE),
 }
 
-_DTYPES = {"f32": _c_api.LOWBIT_DTYPE_F32, "bf16": _c_api.LOWBIT_DTYPE_BF16}
+_DTYPES = {
+    "f32": _c_api.LOWBIT_DTYPE_F32,
+    "bf16": _c_api.LOWBIT_DTYPE_BF16,
+    "f16": _c_api.LOWBIT_DTYPE_F16,
+}
 
 
 # ---- memory --------------------------------------------------------------------------------------
@@ -108,6 +112,8 @@ class DevicePlan:
                     ndim=len(tensor.shape),
                     param_dtype=_DTYPES[tensor.param_dtype],
                     grad_dtype=_DTYPES[tensor.grad_dtype],
+                    weights=WEIGHTS[tensor.weights],
+                    group=tensor.group,
                 )
                 for tensor in self.tensors
             )
@@ -159,10 +165,14 @@ class DevicePlan:
             )
         return arguments
 
-    def launch(self, arguments, stream=None, function="lowbit_step"):
-        """Enqueues a step on a torch stream; None is the current one."""
+    def launch(self, arguments, stream=None, entry=("lowbit_step",)):
+        """Enqueues a step on a torch stream; None is the current one.
+
+        entry: the function, and what it takes between the arguments and the stream.
+        """
         stream = torch.cuda.current_stream() if stream is None else stream
-        call(function, self.handle, ctypes.byref(arguments), stream.cuda_stream)
+        function, *between = entry
+        call(function, self.handle, ctypes.byref(arguments), *between, stream.cuda_stream)
 
     def step(self, params, grads, state, *, stream=None, **keywords):
         """Enqueues a step; the keywords are those of `arguments`."""

@@ -1,4 +1,4 @@
-"""Parameters and gradients, as numpy arrays; a bf16 array is one of uint16.
+"""Parameters and gradients, as numpy arrays; a bf16 or f16 array is one of uint16.
 
 `param` and `grad` are those of tests/common/README.md, `Random` makes fresh ones.
 """
@@ -6,12 +6,19 @@
 import numpy as np
 
 #: Of an element, in bytes.
-SIZES = {"f32": 4, "bf16": 2}
+SIZES = {"f32": 4, "bf16": 2, "f16": 2}
 
 
 def encode(values, dtype):
-    """f32, or bf16 by truncation."""
-    return values if dtype == "f32" else (values.view(np.uint32) >> 16).astype(np.uint16)
+    """f32, or bf16 or f16 by truncation."""
+    bits = values.view(np.uint32)
+    if dtype == "f32":
+        return values
+    if dtype == "bf16":
+        return (bits >> 16).astype(np.uint16)
+    sign, exponent, fraction = bits >> 31 << 15, bits >> 23 & 0xFF, bits >> 13 & 0x3FF
+    normal = exponent >= 113
+    return (sign | np.where(normal, exponent - 112 << 10 | fraction, 0)).astype(np.uint16)
 
 
 # ---- the conformance cases -----------------------------------------------------------------------

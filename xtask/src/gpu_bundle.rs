@@ -10,12 +10,13 @@ use crate::shell::Shell;
 use crate::{build, env};
 
 /// Whole files and, of folders, the files that lie in them; subfolders are left out.
-const CONTENT: [&str; 7] = [
+const CONTENT: [&str; 8] = [
     "LICENSE-APACHE",
     "LICENSE-MIT",
     "bindings/jax/lowbit",
     "include/lowbit.h",
     "tests/common/README.md",
+    "tests/common/cases.txt",
     "tests/common/conformance.txt",
     "tests/gpu",
 ];

@@ -9,6 +9,6 @@ package's folder.
 """
 
 from ._library import Error, library_path, version
-from .core import BufferInfo, Plan, Spec, Tensor
+from .core import BufferInfo, Plan, Spec, StageInfo, Tensor
 
-__all__ = ["BufferInfo", "Error", "Plan", "Spec", "Tensor", "library_path", "version"]
+__all__ = ["BufferInfo", "Error", "Plan", "Spec", "StageInfo", "Tensor", "library_path", "version"]

@@ -16,8 +16,42 @@ _DTYPES = {
     "f16": _c_api.LOWBIT_DTYPE_F16,
     "u8": _c_api.LOWBIT_DTYPE_U8,
     "i32": _c_api.LOWBIT_DTYPE_I32,
+    "i64": _c_api.LOWBIT_DTYPE_I64,
+    "u16": _c_api.LOWBIT_DTYPE_U16,
+    "i8": _c_api.LOWBIT_DTYPE_I8,
 }
 _DTYPE_NAMES = {number: name for name, number in _DTYPES.items()}
+_NUMPY = {
+    "f32": np.float32,
+    "u8": np.uint8,
+    "i32": np.int32,
+    "i64": np.int64,
+    "u16": np.uint16,
+    "i8": np.int8,
+}
+
+#: What is kept beside a 16-bit parameter; `lowbit.h` says what each means.
+WEIGHTS = {
+    "plain": _c_api.LOWBIT_WEIGHTS_PLAIN,
+    "stochastic": _c_api.LOWBIT_WEIGHTS_STOCHASTIC,
+    "master": _c_api.LOWBIT_WEIGHTS_MASTER,
+    "remainder16": _c_api.LOWBIT_WEIGHTS_REMAINDER16,
+    "correction8": _c_api.LOWBIT_WEIGHTS_CORRECTION8,
+}
+
+_REDUCE_NAMES = {_c_api.LOWBIT_REDUCE_MAX: "max", _c_api.LOWBIT_REDUCE_SUM: "sum"}
+
+#: The hyper-parameters of a step, in the order of `lowbit_step_args_t.hyper`.
+_HYPER = (
+    "lr",
+    "beta1",
+    "beta2",
+    "eps",
+    "weight_decay",
+    "grad_scale",
+    "clip_factor",
+    "skip",
+)
 
 #: What to do about NaN and infinity in gradients; `lowbit.h` says what each means.
 NONFINITE = {
@@ -40,8 +74,8 @@ VARIANTS = {
 class Spec:
     """Which optimizer, with which quantizer for each of its states.
 
-    spec: the name of a preset ("adamw4", "adamw4-block", "adamw32"), or the JSON form as a dict, or
-        another Spec.
+    spec: the name of a preset ("adamw4", "adamw4-block", "factor4", "lion4", ...; a wrong name is
+        answered with all of them), or the JSON form as a dict, or another Spec.
 
     json: the JSON form as text; equal specs have equal texts.
 
@@ -73,22 +107,26 @@ class Tensor(NamedTuple):
 
     name: unique in the plan; matched by the spec's overrides and written to checkpoints.
     shape: extents, outermost first.
-    param_dtype, grad_dtype: "f32" or "bf16".
+    param_dtype, grad_dtype: "f32", "bf16" or "f16".
+    weights: a key of WEIGHTS: what is kept beside a 16-bit parameter.
+    group: which of the step's hyper-parameters are this tensor's, from 0.
     """
 
     name: str
     shape: tuple
     param_dtype: str = "f32"
     grad_dtype: str = "f32"
+    weights: str = "plain"
+    group: int = 0
 
 
 class BufferInfo(NamedTuple):
     """One state buffer of a plan.
 
     tensor: index of its tensor.
-    state: "m", "v" or "x".
-    part: "value" (f32 states), "codes" (two 4-bit codes a byte), "scales", "axis0", "axis1", ...
-    dtype: "f32" or "u8".
+    state: "m", "v", "vmax", "x", or "weights" for what is kept beside the parameter.
+    part: "value" (f32 states), "codes" (packed), "scales", "axis0", "rows", "master", ...
+    dtype: "f32", "u8", "u16" or "i8".
     shape: extents, outermost first.
     """
 
@@ -100,7 +138,22 @@ class BufferInfo(NamedTuple):
 
     @property
     def numpy_dtype(self):
-        return np.dtype({"f32": np.float32, "u8": np.uint8}[self.dtype])
+        return np.dtype(_NUMPY[self.dtype])
+
+
+class StageInfo(NamedTuple):
+    """Statistics that one collecting stage of a step fills in, and shards combine.
+
+    dtype: "i32" or "i64".
+    reduce: "max" or "sum".
+    offset: of the first, in bytes of the scratch.
+    count: how many, the same for all shards.
+    """
+
+    dtype: str
+    reduce: str
+    offset: int
+    count: int
 
 
 class Plan:
@@ -114,7 +167,9 @@ class Plan:
     buffers: a tuple of BufferInfo, tensor by tensor, state by state, part by part. Lists of state
         arrays are in this order. Zeros are the initial state.
     state_bytes: exact bytes of all state buffers.
-    scratch_words: int32 words of a step's scratch.
+    scratch_bytes: those of a step's scratch, a multiple of 8.
+    group_count: how many groups of hyper-parameters a step takes.
+    stages: a tuple of StageInfo: what shards combine in a step, one after the other.
 
     Raises Error naming tensor and field.
     """
@@ -131,6 +186,8 @@ class Plan:
                 ndim=len(tensor.shape),
                 param_dtype=_DTYPES[tensor.param_dtype],
                 grad_dtype=_DTYPES[tensor.grad_dtype],
+                weights=WEIGHTS[tensor.weights],
+                group=tensor.group,
             )
             for tensor in self.tensors
         ]
@@ -141,8 +198,10 @@ class Plan:
         sizes = _c_api.lowbit_plan_info_t.init()
         call("lowbit_plan_info", self.handle, ctypes.byref(sizes))
         self.state_bytes = sizes.state_bytes
-        self.scratch_words = sizes.scratch_bytes // 4
+        self.scratch_bytes = sizes.scratch_bytes
+        self.group_count = sizes.group_count
         self.buffers = tuple(self._buffer(i) for i in range(sizes.buffer_count))
+        self.stages = tuple(self._stage(i) for i in range(sizes.stage_count))
 
     def _buffer(self, index):
         info = _c_api.lowbit_buffer_info_t.init()
@@ -155,6 +214,12 @@ class Plan:
             tuple(info.shape[: info.ndim]),
         )
 
+    def _stage(self, index):
+        info = _c_api.lowbit_stage_info_t.init()
+        call("lowbit_plan_stage", self.handle, index, ctypes.byref(info))
+        dtype, reduce = _DTYPE_NAMES[info.dtype], _REDUCE_NAMES[info.reduce]
+        return StageInfo(dtype, reduce, info.offset, info.count)
+
     def report(self):
         """A table that says, per tensor, what it got and why, and the bytes."""
         return text_of("lowbit_plan_report", self.handle)
@@ -163,17 +228,55 @@ class Plan:
         """The initial state: a list of numpy arrays."""
         return [np.zeros(info.shape, info.numpy_dtype) for info in self.buffers]
 
-    def step(self, params, grads, state, *, step=1, updates=None, nonfinite="default", **hyper):
+    def scratch(self):
+        """Memory for the statistics of one step at a time."""
+        return np.zeros(self.scratch_bytes // 8, np.int64)
+
+    def statistics(self, scratch, stage):
+        """The part of a scratch that shards combine after `collect` of this stage: a view of it."""
+        info = self.stages[stage]
+        return np.frombuffer(scratch, _NUMPY[info.dtype], info.count, info.offset)
+
+    def step(self, params, grads, state, **arguments):
         """One step, in place, on lists of C-contiguous numpy arrays.
 
         updates: arrays that receive the updates; the parameters then stay.
         step: the number of this step, from 1.
         nonfinite: a key of NONFINITE.
-        hyper: lr, beta1, beta2, eps, weight_decay, grad_scale, clip_factor, skip.
+        lr, beta1, beta2, eps, weight_decay, grad_scale, clip_factor, skip: numbers.
+        groups: for each group of the plan a dict of these numbers, over those given for all.
 
         Returns how many blocks and tensors were skipped because of non-finite gradients.
         """
-        scratch = np.empty(self.scratch_words, np.int32)
+        return self._step(("lowbit_step",), self.scratch(), params, grads, state, **arguments)
+
+    def collect(self, stage, scratch, params, grads, state, **arguments):
+        """The statistics of one stage of a step, into the scratch. Arguments are those of `step`.
+
+        A trainer with shards calls it for each of `stages` in turn, combines
+        `statistics(scratch, stage)` over the shards after each, and ends with `apply`.
+        """
+        self._step(("lowbit_step_stats", stage), scratch, params, grads, state, **arguments)
+
+    def apply(self, scratch, params, grads, state, **arguments):
+        """The end of a step whose stages have been collected. As `step` otherwise."""
+        return self._step(("lowbit_step_apply",), scratch, params, grads, state, **arguments)
+
+    def _step(
+        self,
+        entry,
+        scratch,
+        params,
+        grads,
+        state,
+        *,
+        step=1,
+        updates=None,
+        nonfinite="default",
+        groups=None,
+        **hyper,
+    ):
+        """entry: the function, and what it takes between the arguments and the stream."""
         skipped = (ctypes.c_int64 * 2)()
         arguments = _c_api.lowbit_step_args_t.init(
             tensor_count=len(params),
@@ -188,7 +291,20 @@ class Plan:
             skipped=skipped,
             **hyper,
         )
-        call("lowbit_step", self.handle, ctypes.byref(arguments), None)
+        if groups is not None:
+            # The library sees an address and not how many numbers there are.
+            if len(groups) != self.group_count:
+                raise ValueError(f"{len(groups)} groups are given; the plan has {self.group_count}")
+            common = {name: getattr(arguments, name) for name in _HYPER}
+            values = [{**common, **group} for group in groups]
+            rows = [[row.pop(name) for name in _HYPER] for row in values]
+            if any(values):
+                raise TypeError(f"groups have {sorted(set().union(*values))}, which no step has")
+            array = np.array(rows, np.float32)
+            arguments.hyper = array.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+            arguments.step_number = ctypes.pointer(ctypes.c_int32(step))
+        function, *between = entry
+        call(function, self.handle, ctypes.byref(arguments), *between, None)
         return tuple(skipped)
 
     def save(self, path, state, step):

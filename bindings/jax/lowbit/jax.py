@@ -36,9 +36,11 @@ class Moment(NamedTuple):
 
     A leaf has shape (1,) where its parameter does not use it or is empty.
 
-    codes: uint8, two 4-bit codes a byte.
+    codes: uint8, packed: two 4-bit codes a byte.
     scales: float32, one for each block; the moment itself where it is kept in 32 bits.
-    axes: a tuple of trees, float32: for each axis the maxima of its slices (rank-1 normalization).
+    axes: a tuple of trees, float32: the vectors that an element's value or scale is found from.
+        Rank-1 and SM3: for each axis the maxima of its slices. Factored: the means of rows, of
+        columns, and over all. Other normalizations: their maxima.
     """
 
     codes: Any
@@ -46,59 +48,230 @@ class Moment(NamedTuple):
     axes: tuple
 
 
-class AdamWState(NamedTuple):
-    """The state of `adamw`.
+class State(NamedTuple):
+    """The state of an optimizer.
 
     count: int32, the steps done.
-    m: the first moment.
-    v: the second moment.
+    m, v, vmax: a Moment each, None where the optimizer has no such state.
+    weights: a tree of the parameters' structure: what is kept beside each parameter, shape (1,)
+        where nothing is; None without the option `weights`.
     skipped: int32[2], how many blocks and how many tensors were left as they are because of
         non-finite gradients or `skip`, over all steps.
     """
 
     count: Any
-    m: Moment
-    v: Moment
+    m: Any
+    v: Any
+    vmax: Any
+    weights: Any
     skipped: Any
 
 
-def adamw(
-    learning_rate,
-    b1=0.9,
-    b2=0.999,
-    eps=1e-8,
-    weight_decay=0.01,
-    *,
-    mask=None,
-    spec="adamw4",
-    nonfinite="default",
-    threads=0,
-):
-    """AdamW (Loshchilov and Hutter 2019), with fused updates.
+# --- constructors --------------------------------------------------------------------------------
 
+_COMMON = """
     learning_rate: a number, a scalar array, or a schedule: a function of the count of steps done.
-    b1, b2, eps, weight_decay: numbers or scalar arrays; changing an array does not retrace.
+        It and the other hyper-parameters may be arrays; changing one does not retrace.
     mask: a tree of bools of the parameters' structure (or a prefix of it), or a function from
         parameters to one: which parameters decay. None: all.
-    spec: a preset's name, "adamw4" (the paper's), "adamw4-block" or "adamw32", or a spec's JSON
-        form as a dict, which can also say what single tensors get. Tensors are named by their
-        path in the tree, joined by dots: "layers.0.kernel".
+    spec: a preset's name or a spec's JSON form as a dict, which can also say what single tensors
+        get. Tensors are named by their path in the tree, joined by dots: "layers.0.kernel".
+    weights: what is kept beside 16-bit parameters so that small updates are not lost: "master",
+        "remainder16", "correction8", or nothing but random rounding, "stochastic". The name alone
+        is for every 16-bit parameter; else a tree of names of the parameters' structure (or a
+        prefix of it), or a function from parameters to one, with "plain" for nothing. Such
+        parameters are stepped by `apply` only.
     nonfinite: what happens when a gradient is not finite: "default", "skip_block", "skip_tensor",
         "skip_step" or "propagate".
     threads: that work in one call, XLA's among them; 0: as many as the process may use.
 
     Raises lowbit.Error if the spec is not one.
     """
+
+
+def _documented(function):
+    """Adds what is the same for all constructors."""
+    function.__doc__ = function.__doc__.rstrip() + _COMMON
+    return function
+
+
+@_documented
+def adamw(
+    learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, *, spec="adamw4", **options
+):
+    """AdamW (Loshchilov and Hutter 2019).
+
+    b1, b2, eps, weight_decay: as in optax.
+    spec: "adamw4" (the paper's), "adamw4-block", "adamw8" or "adamw32".
+    """
+    spec = _spec("adamw", spec)
+    return _optimizer(spec, learning_rate, b1, b2, eps, weight_decay, **options)
+
+
+@_documented
+def factor(
+    learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, *, spec="factor4", **options
+):
+    """The paper's 4-bit Factor: AdamW whose v is kept as means of rows and columns.
+
+    b1, b2, eps, weight_decay: as in optax's adamw.
+    spec: "factor4" or "factor32".
+    """
+    spec = _spec("adamw", spec)
+    return _optimizer(spec, learning_rate, b1, b2, eps, weight_decay, **options)
+
+
+@_documented
+def adam(learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, *, spec="adamw4", **options):
+    """Adam (Kingma and Ba 2015); the decay, if any, is part of the gradient (L2).
+
+    b1, b2, eps: as in optax.
+    spec: also a preset of AdamW, for its quantizers.
+    """
+    spec = {**_spec("adam", spec, "adamw"), "optimizer": "adam"}
+    return _optimizer(spec, learning_rate, b1, b2, eps, weight_decay, **options)
+
+
+@_documented
+def sgdm(
+    learning_rate,
+    momentum=0.9,
+    weight_decay=0.0,
+    *,
+    dampening=None,
+    nesterov=None,
+    decoupled=None,
+    spec="sgdm4",
+    **options,
+):
+    """SGD with momentum, as torch defines it.
+
+    momentum, weight_decay: the decay is part of the gradient (L2).
+    dampening: from the second step on the gradient enters the momentum times 1 - dampening.
+    nesterov: the step follows the gradient plus momentum times the new momentum.
+    decoupled: the decay is as in AdamW. None, for all three: the spec's, else not.
+    spec: "sgdm4", "sgdm8" or "sgdm32".
+    """
+    given = {"nesterov": nesterov, "dampening": dampening, "decoupled": decoupled}
+    spec = _with_options(_spec("sgdm", spec), "sgdm", given)
+    return _optimizer(spec, learning_rate, momentum, weight_decay=weight_decay, **options)
+
+
+@_documented
+def lion(learning_rate, b1=0.9, b2=0.99, weight_decay=1e-3, *, spec="lion4", **options):
+    """Lion (Chen et al. 2023).
+
+    b1, b2, weight_decay: as in optax.
+    spec: "lion4", "lion8" or "lion32".
+    """
+    spec = _spec("lion", spec)
+    return _optimizer(spec, learning_rate, b1, b2, weight_decay=weight_decay, **options)
+
+
+@_documented
+def adafactor(
+    learning_rate=None,
+    decay_rate=None,
+    multiply_by_parameter_scale=None,
+    clipping_threshold=None,
+    momentum=None,
+    weight_decay_rate=0.0,
+    eps=1e-30,
+    *,
+    eps_parameter_scale=None,
+    spec="adafactor",
+    **options,
+):
+    """Adafactor (Shazeer and Stern 2018), with the arguments of optax.
+
+    learning_rate: None: the paper's relative step, min(0.01, 1 / sqrt(step)).
+    decay_rate: v decays by 1 - step^-decay_rate.
+    multiply_by_parameter_scale: the step size is multiplied by the parameter's RMS, at least
+        eps_parameter_scale.
+    clipping_threshold: of the update's RMS; 0: no clipping. None, for these four: the spec's, else
+        the paper's 0.8, true, 1e-3 and 1.
+    momentum: None: none. Kept as the spec says, in 32 bits if it says nothing.
+    weight_decay_rate: multiplied by the learning rate.
+    eps: added to the squared gradient.
+    spec: "adafactor".
+    """
+    spec = _spec("adafactor", spec)
+    if momentum is None and "m" in spec:
+        raise ValueError("the spec has a state m: give momentum")
+    given = {
+        "decay_rate": decay_rate,
+        "scale_parameter": multiply_by_parameter_scale,
+        "clip_threshold": clipping_threshold,
+        "eps2": eps_parameter_scale,
+    }
+    if learning_rate is None or "adafactor" not in spec:
+        given["relative_step"] = learning_rate is None
+    spec, b1 = _with_momentum(_with_options(spec, "adafactor", given), momentum)
+    learning_rate = 0.01 if learning_rate is None else learning_rate
+    return _optimizer(spec, learning_rate, b1, eps=eps, weight_decay=weight_decay_rate, **options)
+
+
+@_documented
+def sm3(learning_rate, momentum=0.9, weight_decay=0.0, *, spec="sm3", **options):
+    """SM3 (Anil et al. 2019): the second moment is one vector of maxima for each axis.
+
+    momentum: None: none. Kept as the spec says, in 32 bits if it says nothing.
+    weight_decay: decoupled, as in AdamW.
+    spec: "sm3".
+    """
+    spec, b1 = _with_momentum(_spec("sm3", spec), momentum)
+    return _optimizer(spec, learning_rate, b1, weight_decay=weight_decay, **options)
+
+
+def _spec(optimizer, spec, also=None):
+    """A spec's JSON form, of this optimizer."""
+    spec = json.loads(core.Spec(spec).json)
+    if spec["optimizer"] not in (optimizer, also):
+        raise ValueError(f"the spec is for {spec['optimizer']}, not for {optimizer}")
+    return spec
+
+
+def _with_options(spec, name, given):
+    """The spec with these options, as far as they are given, over its own."""
+    given = {key: value for key, value in given.items() if value is not None}
+    return {**spec, name: {**spec.get(name, {}), **given}} if given else spec
+
+
+def _with_momentum(spec, momentum):
+    """The spec with a state m if there is momentum and without if not; and beta1."""
+    if momentum is None:
+        spec.pop("m", None)
+        return spec, 0.0
+    return {"m": {"bits": 32}, **spec}, momentum
+
+
+def _optimizer(
+    spec,
+    learning_rate,
+    b1=0.9,
+    b2=0.999,
+    eps=1e-8,
+    weight_decay=0.0,
+    *,
+    mask=None,
+    weights=None,
+    nonfinite="default",
+    threads=0,
+):
+    """What all constructors come to. Hyper-parameters that an optimizer has not are not read."""
     if nonfinite not in core.NONFINITE:
         raise ValueError(f"nonfinite is {nonfinite!r}; it must be one of {list(core.NONFINITE)}")
-    return AdamW(
-        learning_rate, b1, b2, eps, weight_decay, mask, core.Spec(spec), nonfinite, threads
+    if isinstance(weights, str) and weights not in core.WEIGHTS:
+        raise ValueError(f"weights is {weights!r}; it must be one of {list(core.WEIGHTS)}")
+    return Optimizer(
+        *(learning_rate, b1, b2, eps, weight_decay),
+        *(mask, core.Spec(spec), weights, nonfinite, threads),
     )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class AdamW:
-    """What `adamw` returns. `init, update = optimizer` unpacks it as optax does."""
+class Optimizer:
+    """What the constructors return. `init, update = optimizer` unpacks it as optax does."""
 
     learning_rate: Any
     b1: Any
@@ -107,6 +280,7 @@ class AdamW:
     weight_decay: Any
     mask: Any
     spec: core.Spec
+    weights: Any
     nonfinite: str
     threads: int
 
@@ -116,19 +290,20 @@ class AdamW:
     def plan(self, params):
         """The `lowbit.Plan` of all parameters (arrays or shapes): its `report()` says what each
         got and why, `state_bytes` how much memory the states take."""
-        return _plan(self.spec, tuple(_tensors(params, params)))
+        return _plan(self.spec, tuple(self._tensors(params, params)))
 
     def init(self, params):
         """The state before the first step. Only shapes and dtypes of `params` matter."""
         plan = self.plan(params)
         zeros = [jnp.zeros(info.shape, info.numpy_dtype) for info in plan.buffers]
-        return _state(plan, jax.tree.structure(params), zeros, 0)
+        return self._state(plan, jax.tree.structure(params), zeros, 0)
 
     def apply(self, grads, state, params, **arguments):
         """One step: returns new parameters and state, in place where `params` and `state` are
         donated.
 
-        grads: a tree like `params`, float32 or bfloat16; need not have the parameters' dtypes.
+        grads: a tree like `params`, float32, bfloat16 or float16; need not have the parameters'
+            dtypes.
         learning_rate: instead of the optimizer's.
         grad_scale, clip_factor: the gradients are multiplied by both.
         skip: a bool; if true, nothing changes, the count included.
@@ -139,7 +314,7 @@ class AdamW:
         """One step in optax's form: returns what is to be added to the parameters (in their
         dtype), and the state. Takes what `apply` takes.
 
-        With bfloat16 parameters `apply` is more exact: it rounds once.
+        With 16-bit parameters `apply` is more exact: it rounds once.
         """
         return self._step("update", grads, state, params, **arguments)
 
@@ -156,10 +331,14 @@ class AdamW:
         skip=False,
     ):
         if params is None:
-            raise ValueError("AdamW needs the parameters: pass params")
+            raise ValueError("the step needs the parameters: pass params")
         _register()
         treedef = jax.tree.structure(params)
-        tensors = _tensors(params, grads)
+        decays = _spread(self.mask, params, True)
+        tensors = [
+            tensor._replace(group=0 if decay else 1)
+            for tensor, decay in zip(self._tensors(params, grads), decays, strict=True)
+        ]
         params, grads = treedef.flatten_up_to(params), treedef.flatten_up_to(grads)
         if learning_rate is None:
             learning_rate = self.learning_rate
@@ -170,21 +349,20 @@ class AdamW:
             # A call sees its own tensors only, so the step's fate is decided here.
             skip = jnp.logical_or(skip, ~_squares_are_finite(grads, grad_scale, clip_factor))
             nonfinite = "default"
+        # One row for each group: what decays, and what does not.
+        rows = [
+            [learning_rate, self.b1, self.b2, self.eps, decay, grad_scale, clip_factor, skip]
+            for decay in (self.weight_decay, 0.0)
+        ]
         step = state.count + 1
         slots = _slots(treedef, state)
         outputs, skipped = list(params), state.skipped
-        for decay, members in self._calls(treedef, params):
+        # Empty tensors have nothing to update.
+        filled = [i for i, param in enumerate(params) if param.size > 0]
+        for at in range(0, len(filled), _TENSORS_PER_CALL):
+            members = filled[at : at + _TENSORS_PER_CALL]
             plan = _plan(self.spec, tuple(tensors[i] for i in members))
-            hyper = [
-                learning_rate,
-                self.b1,
-                self.b2,
-                self.eps,
-                self.weight_decay if decay else 0.0,
-                grad_scale,
-                clip_factor,
-                skip,
-            ]
+            hyper = [value for row in rows[: plan.group_count] for value in row]
             new_params, buffers, counts = _call(
                 plan,
                 {"output": output, "nonfinite": nonfinite, "threads": self.threads},
@@ -200,26 +378,55 @@ class AdamW:
                 slots[_slot(info)][members[info.tensor]] = buffer
             skipped = skipped + counts
         count = jnp.where(jnp.asarray(skip, bool), state.count, step)
-        m, v = _moments(treedef, slots)
-        return treedef.unflatten(outputs), AdamWState(count, m, v, skipped)
+        return treedef.unflatten(outputs), _unflatten(treedef, slots, count, skipped)
 
-    def _calls(self, treedef, params):
-        """Yields, for each custom call, whether its parameters decay and which they are."""
-        decays = [True] * len(params)
-        if self.mask is not None:
-            params_tree = treedef.unflatten(params)
-            mask = self.mask(params_tree) if callable(self.mask) else self.mask
-            spread = jax.tree.map(
-                lambda flag, subtree: jax.tree.map(lambda _: bool(flag), subtree),
-                mask,
-                params_tree,
-            )
-            decays = jax.tree.leaves(spread)
-        for decay in (True, False):
-            # Empty tensors have nothing to update.
-            members = [i for i, p in enumerate(params) if decays[i] == decay and p.size > 0]
-            for at in range(0, len(members), _TENSORS_PER_CALL):
-                yield decay, members[at : at + _TENSORS_PER_CALL]
+    def _tensors(self, params, grads):
+        """A core.Tensor for each leaf."""
+        paths, treedef = jax.tree_util.tree_flatten_with_path(params)
+        forms = _spread(None if isinstance(self.weights, str) else self.weights, params, "plain")
+        tensors = []
+        for (path, param), grad, form in zip(
+            paths, treedef.flatten_up_to(grads), forms, strict=True
+        ):
+            name = ".".join(_key(key) for key in path)
+            if grad.shape != param.shape:
+                raise ValueError(
+                    f"the gradient of {name} has shape {grad.shape}, the parameter {param.shape}"
+                )
+            dtypes = _dtype(param, f"the parameter {name}"), _dtype(grad, f"the gradient of {name}")
+            if isinstance(self.weights, str) and dtypes[0] != "f32":
+                form = self.weights
+            if form not in core.WEIGHTS:
+                raise ValueError(
+                    f"weights of {name} is {form!r}; it must be one of {list(core.WEIGHTS)}"
+                )
+            tensors.append(core.Tensor(name, tuple(param.shape), *dtypes, form))
+        return tensors
+
+    def _state(self, plan, treedef, buffers, count):
+        """A state of the plan's buffers, with dummies where there is none or an empty one.
+
+        Which trees it has follows from the spec and, for tensors of at most two axes, from
+        nothing else: optax.tree_utils.tree_map_params compares with the state of a placeholder.
+        """
+
+        def dummies(dtype=jnp.float32):
+            # Checkpoint libraries refuse arrays without elements, donation one array twice.
+            return [jnp.zeros((1,), dtype) for _ in range(treedef.num_leaves)]
+
+        slots = {}
+        for moment in _moments(json.loads(self.spec.json)):
+            slots[moment, "codes"] = dummies(jnp.uint8)
+            slots[moment, "scales"] = dummies()
+            for i in range(_axis_count(plan, moment)):
+                slots[moment, f"axis{i}"] = dummies()
+        if self.weights is not None:
+            slots[_WEIGHTS_SLOT] = dummies()
+        for info, buffer in zip(plan.buffers, buffers):
+            if buffer.size > 0:
+                slots[_slot(info)][info.tensor] = buffer
+        count, skipped = jnp.asarray(count, jnp.int32), jnp.zeros((2,), jnp.int32)
+        return _unflatten(treedef, slots, count, skipped)
 
 
 def save(path, optimizer, params, state):
@@ -249,7 +456,7 @@ def load(path, optimizer, params):
     arrays = plan.zeros()
     count = plan.load(path, arrays)
     arrays = [jnp.array(array) for array in arrays]
-    return _state(plan, jax.tree.structure(params), arrays, count)
+    return optimizer._state(plan, jax.tree.structure(params), arrays, count)
 
 
 # --- the custom call -----------------------------------------------------------------------------
@@ -268,7 +475,7 @@ def _call(plan, options, hyper, step, params, grads, buffers):
     """One custom call: new parameters (or updates), new state buffers, int32[2] of skips."""
     update = options["output"] == "update"
     results = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (*params, *buffers)]
-    results.append(jax.ShapeDtypeStruct((plan.scratch_words,), jnp.int32))
+    results.append(jax.ShapeDtypeStruct((plan.scratch_bytes // 4,), jnp.int32))
     results.append(jax.ShapeDtypeStruct((2,), jnp.int32))
     # Operands: hyper, step, params, grads, buffers. Aliased to their results, all are updated in
     # place under donation; without it XLA copies before the call.
@@ -318,23 +525,93 @@ def _squares_are_finite(grads, grad_scale, clip_factor):
 
 # --- trees ---------------------------------------------------------------------------------------
 #
-# A slot is one tree of a moment, ("m", "codes") or ("v", "axis0"); inside a step, states are lists
+# A slot is one tree of a state, ("m", "codes") or ("v", "axis0"); inside a step, states are lists
 # of leaves by slot.
 
+_WEIGHTS_SLOT = ("weights", "weights")
 
-def _tensors(params, grads):
-    """A core.Tensor for each leaf."""
-    paths, treedef = jax.tree_util.tree_flatten_with_path(params)
-    tensors = []
-    for (path, param), grad in zip(paths, treedef.flatten_up_to(grads)):
-        name = ".".join(_key(key) for key in path)
-        if grad.shape != param.shape:
-            raise ValueError(
-                f"the gradient of {name} has shape {grad.shape}, the parameter {param.shape}"
-            )
-        dtypes = [_dtype(param, f"the parameter {name}"), _dtype(grad, f"the gradient of {name}")]
-        tensors.append(core.Tensor(name, tuple(param.shape), *dtypes))
-    return tensors
+#: The parts of buffers that are not slots themselves.
+_PLACES = {
+    "value": "scales",
+    "maximum": "axis0",
+    "rows": "axis0",
+    "columns": "axis1",
+    "mean": "axis2",
+}
+
+#: How many trees of vectors a normalization takes for matrices.
+_AXES = {"tensor": 1, "row": 1, "column": 2, "rank1": 2, "factored": 3}
+
+
+def _slot(info):
+    if info.state == "weights":
+        return _WEIGHTS_SLOT
+    return info.state, _PLACES.get(info.part, info.part)
+
+
+def _moments(spec):
+    """The states of a spec's JSON form."""
+    present = {
+        "m": "m" in spec,
+        "v": "v" in spec or spec["optimizer"] == "sm3",
+        "vmax": spec.get("amsgrad", False),
+    }
+    return [moment for moment in present if present[moment]]
+
+
+def _axis_count(plan, moment):
+    """How many trees of vectors a moment has."""
+    spec = json.loads(plan.spec.json)
+    rules = [spec, *spec.get("overrides", [])]
+    key = moment[0]  # vmax is kept as v is
+    counts = [_AXES.get(rule.get(key, {}).get("normalization"), 0) for rule in rules]
+    if spec["optimizer"] == "sm3" and moment == "v":
+        counts.append(2)
+    places = [place for state, place in map(_slot, plan.buffers) if state == moment]
+    counts += [1 + int(place[4:]) for place in places if place.startswith("axis")]
+    return max(counts)
+
+
+def _slots(treedef, state):
+    """The leaves of a state by slot."""
+    slots = {}
+    for name in ("m", "v", "vmax"):
+        moment = getattr(state, name)
+        if moment is None:
+            continue
+        slots[name, "codes"] = treedef.flatten_up_to(moment.codes)
+        slots[name, "scales"] = treedef.flatten_up_to(moment.scales)
+        for i, tree in enumerate(moment.axes):
+            slots[name, f"axis{i}"] = treedef.flatten_up_to(tree)
+    if state.weights is not None:
+        slots[_WEIGHTS_SLOT] = treedef.flatten_up_to(state.weights)
+    return slots
+
+
+def _unflatten(treedef, slots, count, skipped):
+    """The reverse of `_slots`."""
+    trees = {slot: treedef.unflatten(leaves) for slot, leaves in slots.items()}
+
+    def moment(name):
+        if (name, "codes") not in trees:
+            return None
+        axes = [slot for slot in trees if slot[0] == name and slot[1].startswith("axis")]
+        return Moment(
+            trees[name, "codes"], trees[name, "scales"], tuple(trees[slot] for slot in axes)
+        )
+
+    weights = trees.get(_WEIGHTS_SLOT)
+    return State(count, moment("m"), moment("v"), moment("vmax"), weights, skipped)
+
+
+def _spread(choice, params, default):
+    """A choice for each leaf: given by a tree or a prefix of one, by a function, or by none."""
+    if callable(choice):
+        choice = choice(params)
+    if choice is None:
+        return [default] * jax.tree.structure(params).num_leaves
+    spread = jax.tree.map(lambda value, tree: jax.tree.map(lambda _: value, tree), choice, params)
+    return jax.tree.leaves(spread)
 
 
 def _key(key):
@@ -346,9 +623,10 @@ def _key(key):
 
 
 def _dtype(leaf, what):
-    dtype = {"float32": "f32", "bfloat16": "bf16"}.get(jnp.dtype(leaf.dtype).name)
+    dtypes = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+    dtype = dtypes.get(jnp.dtype(leaf.dtype).name)
     if dtype is None:
-        raise TypeError(f"{what} has dtype {leaf.dtype}; it must be float32 or bfloat16")
+        raise TypeError(f"{what} has dtype {leaf.dtype}; it must be one of {list(dtypes)}")
     return dtype
 
 
@@ -356,61 +634,3 @@ def _dtype(leaf, what):
 def _plan(spec, tensors):
     """Plans are kept, as those of the library's handler are: one for each distinct model."""
     return core.Plan(spec, tensors)
-
-
-def _slot(info):
-    return info.state, "scales" if info.part == "value" else info.part
-
-
-def _axis_count(plan, moment):
-    """How many trees of axis maxima a moment has.
-
-    At least two under a spec with any, so that for matrices and vectors it can be told from the
-    spec alone: optax.tree_utils.tree_map_params compares with the state of a placeholder.
-    """
-    spec = json.loads(plan.spec.json)
-    rules = [spec, *spec.get("overrides", [])]
-    rank1 = any(rule.get(moment, {}).get("normalization") == "rank1" for rule in rules)
-    axes = [info.part for info in plan.buffers if _slot(info)[1].startswith("axis")]
-    if not rank1:
-        return 0
-    return max([2, *(1 + int(part.removeprefix("axis")) for part in axes)])
-
-
-def _state(plan, treedef, buffers, count):
-    """A state of the plan's buffers, with dummies where there is none or an empty one."""
-    slots = {}
-    for moment in ("m", "v"):
-        names = ["codes", "scales", *(f"axis{i}" for i in range(_axis_count(plan, moment)))]
-        for name in names:
-            dtype = jnp.uint8 if name == "codes" else jnp.float32
-            # Checkpoint libraries refuse arrays without elements.
-            leaves = [jnp.zeros((1,), dtype) for _ in range(treedef.num_leaves)]
-            slots[moment, name] = leaves
-    for info, buffer in zip(plan.buffers, buffers):
-        if buffer.size > 0:
-            slots[_slot(info)][info.tensor] = buffer
-    m, v = _moments(treedef, slots)
-    return AdamWState(jnp.asarray(count, jnp.int32), m, v, jnp.zeros((2,), jnp.int32))
-
-
-def _slots(treedef, state):
-    """The leaves of a state by slot."""
-    slots = {}
-    for name, moment in (("m", state.m), ("v", state.v)):
-        slots[name, "codes"] = treedef.flatten_up_to(moment.codes)
-        slots[name, "scales"] = treedef.flatten_up_to(moment.scales)
-        for i, tree in enumerate(moment.axes):
-            slots[name, f"axis{i}"] = treedef.flatten_up_to(tree)
-    return slots
-
-
-def _moments(treedef, slots):
-    """The reverse of `_slots`: m and v."""
-    for name in ("m", "v"):
-        axes = [key for key in slots if key[0] == name and key[1].startswith("axis")]
-        yield Moment(
-            treedef.unflatten(slots[name, "codes"]),
-            treedef.unflatten(slots[name, "scales"]),
-            tuple(treedef.unflatten(slots[key]) for key in axes),
-        )

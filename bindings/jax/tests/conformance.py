@@ -2,11 +2,12 @@
 """Prints the lines of tests/common/README.md, computed by jitted, donated JAX steps.
 
 conformance.py                  print them
-conformance.py FILE             also compare them with a file; exit 1 if any differs
+conformance.py FILE             also compare them with a file; exit 1 if there is a difference
 """
 
 import functools
 import hashlib
+import json
 import pathlib
 import sys
 
@@ -19,14 +20,31 @@ import numpy as np
 import lowbit.jax
 
 SHAPES = ((1,), (4096,), (4097,), (300, 257), (64, 3, 3, 3), (512, 1024), (2, 3, 5, 7, 11))
-PRESETS = ("adamw32", "adamw4", "adamw4-block")
-CASES = {"f32": ("f32", "f32"), "bf16": ("bf16", "bf16"), "mixed": ("bf16", "f32")}
-STEPS = 10
+CASES = support.ROOT / "tests" / "common" / "cases.txt"
 
 
-def line(preset, case):
-    param_dtype, grad_dtype = CASES[case]
-    optimizer = lowbit.jax.adamw(2**-10, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, spec=preset)
+def optimizer_of(spec, weights):
+    """Made by the public constructor, with the hyper-parameters of all cases."""
+    options = {"spec": spec, "weights": None if weights == "plain" else weights}
+    hyper = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.01}
+    name = spec["optimizer"]
+    if name == "lion":
+        hyper.pop("eps")
+    elif name == "sgdm":
+        hyper = {"momentum": 0.9, "weight_decay": 0.01}
+    elif name == "sm3":
+        hyper = {"momentum": 0.9 if "m" in spec else None, "weight_decay": 0.01}
+    elif name == "adafactor":
+        # The cases without options have the paper's: a relative step.
+        options["spec"] = {**spec, "adafactor": spec.get("adafactor", {})}
+        hyper = {"momentum": 0.9 if "m" in spec else None, "weight_decay_rate": 0.01, "eps": 1e-8}
+    return getattr(lowbit.jax, name)(2**-10, **hyper, **options)
+
+
+def line(case):
+    """The line of a line of cases.txt."""
+    name, param_dtype, grad_dtype, weights, steps, spec = case.split(" ")
+    optimizer = optimizer_of(json.loads(spec), weights)
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(params, state, grads):
@@ -34,7 +52,7 @@ def line(preset, case):
 
     params = {f"t{i}": jnp.array(support.param(i, s, param_dtype)) for i, s in enumerate(SHAPES)}
     state = optimizer.init(params)
-    for t in range(1, STEPS + 1):
+    for t in range(1, int(steps) + 1):
         grads = {
             f"t{i}": jnp.array(support.grad(1000 * t + i, s, grad_dtype))
             for i, s in enumerate(SHAPES)
@@ -45,17 +63,19 @@ def line(preset, case):
         digest.update(np.asarray(params[f"t{i}"]).tobytes())
     for buffer in support.state_buffers(optimizer.plan(params), state):
         digest.update(buffer.tobytes())
-    return f"{preset} {case} {digest.hexdigest()}"
+    return f"{name} {digest.hexdigest()}"
+
+
+def lines():
+    return [line(case) for case in CASES.read_text(encoding="utf-8").splitlines()]
 
 
 def main(arguments):
-    lines = [line(preset, case) for preset in PRESETS for case in CASES]
-    print("\n".join(lines))
+    found = lines()
+    print("\n".join(found))
     for file in arguments:
-        expected = pathlib.Path(file).read_text(encoding="utf-8").split("\n")
-        different = [found for found in lines if found not in expected]
-        if different:
-            sys.exit(f"not in {file}:\n" + "\n".join(different))
+        if found != pathlib.Path(file).read_text(encoding="utf-8").splitlines():
+            sys.exit(f"these are not the lines of {file}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,11 @@ import numpy as np
 
 import lowbit
 
-DTYPES = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
+DTYPES = {
+    "f32": np.dtype(np.float32),
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+    "f16": np.dtype(np.float16),
+}
 
 
 def word(stream, index):
@@ -36,9 +40,15 @@ def _number(h, exponent):
 
 
 def _rounded(values, dtype, shape):
-    """f32, or bf16 by truncation."""
+    """f32, or bf16 or f16 by truncation."""
+    bits = values.view(np.uint32)
     if dtype == "bf16":
-        values = (values.view(np.uint32) >> 16).astype(np.uint16).view(DTYPES["bf16"])
+        values = (bits >> 16).astype(np.uint16).view(DTYPES["bf16"])
+    elif dtype == "f16":
+        sign, exponent, fraction = bits >> 31 << 15, bits >> 23 & 0xFF, bits >> 13 & 0x3FF
+        normal = exponent >= 113
+        magnitude = np.where(normal, exponent - 112 << 10 | fraction, 0)
+        values = (sign | magnitude).astype(np.uint16).view(DTYPES["f16"])
     return values.reshape(shape)
 
 
@@ -57,14 +67,14 @@ def grad(stream, shape, dtype="f32"):
     return _rounded(values, dtype, shape)
 
 
-def reference(spec, params, grads, steps, **arguments):
+def reference(spec, params, grads, steps, weights="plain", **arguments):
     """Parameters and states after `steps` equal steps of the scalar reference, by the C ABI.
 
     params, grads: dicts of numpy arrays.
     """
     names = {dtype: name for name, dtype in DTYPES.items()}
     tensors = [
-        lowbit.Tensor(key, p.shape, names[p.dtype], names[grads[key].dtype])
+        lowbit.Tensor(key, p.shape, names[p.dtype], names[grads[key].dtype], weights)
         for key, p in params.items()
     ]
     plan = lowbit.Plan(spec, tensors, variant="reference")
@@ -79,14 +89,17 @@ def state_buffers(plan, state):
     """The buffers of a JAX state in the plan's order, for a dict of parameters."""
     found = []
     for info in plan.buffers:
-        moment = getattr(state, info.state)
-        if info.part.startswith("axis"):
-            tree = moment.axes[int(info.part[4:])]
+        moment, part = getattr(state, info.state), info.part
+        if info.state == "weights":
+            tree = moment
+        elif part in ("codes", "scales", "value"):
+            tree = moment.codes if part == "codes" else moment.scales
         else:
-            tree = moment.codes if info.part == "codes" else moment.scales
+            names = {"maximum": 0, "rows": 0, "columns": 1, "mean": 2}
+            tree = moment.axes[names[part] if part in names else int(part[4:])]
         array = np.asarray(tree[plan.tensors[info.tensor].name])
         # An empty buffer has a dummy in its place.
-        found.append(array if np.prod(info.shape) else np.zeros(info.shape, array.dtype))
+        found.append(array if np.prod(info.shape) else np.zeros(info.shape, info.numpy_dtype))
     return found
 
 

@@ -16,13 +16,7 @@ import lowbit
 class TestConformance(unittest.TestCase):
     def test_hashes(self):
         expected = (support.ROOT / "tests" / "common" / "conformance.txt").read_text()
-        lines = [
-            conformance.line(preset, case)
-            for preset in conformance.PRESETS
-            for case in conformance.CASES
-        ]
-        self.assertEqual(lines, expected.split("\n")[: len(lines)])
-        self.assertEqual(len(lines), expected.count("\n"))
+        self.assertEqual(conformance.lines(), expected.splitlines())
 
     def test_a_trainer_is_continued(self):
         # Names that JAX sorts into another order than the trainer's.

@@ -94,6 +94,50 @@ class TestPlan(unittest.TestCase):
         self.plan.step(self.params, self.grads, self.plan.zeros())
         self.assertTrue(support.same(before[0] + updates[0], self.params[0]))
 
+    def test_stages_are_a_step(self):
+        for spec, reduces in (("adamw4", ["max"]), ("adafactor", ["max", "sum", "max", "sum"])):
+            plan = lowbit.Plan(spec, self.plan.tensors)
+            self.assertEqual([stage.reduce for stage in plan.stages], reduces)
+            params, other = self.params, [p.copy() for p in self.params]
+            state, other_state, scratch = plan.zeros(), plan.zeros(), plan.scratch()
+            plan.step(params, self.grads, state)
+            for stage, info in enumerate(plan.stages):
+                plan.collect(stage, scratch, other, self.grads, other_state)
+                statistics = plan.statistics(scratch, stage)
+                self.assertEqual(statistics.dtype, {"i32": np.int32, "i64": np.int64}[info.dtype])
+            plan.apply(scratch, other, self.grads, other_state)
+            self.assertTrue(all(map(support.same, params + state, other + other_state)))
+            with self.assertRaisesRegex(lowbit.Error, f"the plan has {len(reduces)} collecting"):
+                plan.collect(len(reduces), scratch, other, self.grads, other_state)
+
+    def test_groups_step_as_plans_of_their_own(self):
+        tensors = [self.plan.tensors[0], self.plan.tensors[1]._replace(group=1)]
+        plan = lowbit.Plan("adamw4", tensors)
+        self.assertEqual(plan.group_count, 2)
+        groups = [{"lr": 0.25}, {"lr": 0.125, "weight_decay": 0.5}]
+        expected = []
+        for tensor, param, grad, group in zip(tensors, self.params, self.grads, groups):
+            alone = lowbit.Plan("adamw4", [tensor._replace(group=0)])
+            expected.append(param.copy())
+            alone.step([expected[-1]], [grad], alone.zeros(), step=3, beta1=0.8, **group)
+        plan.step(self.params, self.grads, plan.zeros(), step=3, beta1=0.8, groups=groups)
+        self.assertTrue(all(map(support.same, self.params, expected)))
+        with self.assertRaisesRegex(lowbit.Error, "2 groups"):
+            plan.step(self.params, self.grads, plan.zeros())
+        with self.assertRaisesRegex(ValueError, "1 groups are given; the plan has 2"):
+            plan.step(self.params, self.grads, plan.zeros(), groups=groups[:1])
+        with self.assertRaisesRegex(TypeError, "betas"):
+            plan.step(self.params, self.grads, plan.zeros(), groups=[{"betas": 1}, {}])
+
+    def test_what_is_kept_beside_a_parameter(self):
+        forms = {"master": np.float32, "remainder16": np.uint16, "correction8": np.int8}
+        tensors = [lowbit.Tensor(form, (5,), "bf16", "bf16", form) for form in forms]
+        plan = lowbit.Plan("lion4", tensors)
+        beside = [info for info in plan.buffers if info.state == "weights"]
+        self.assertEqual([info.numpy_dtype for info in beside], list(forms.values()))
+        with self.assertRaisesRegex(lowbit.Error, "remainder16.*f16"):
+            lowbit.Plan("lion4", [lowbit.Tensor("w", (5,), "f16", "f16", "remainder16")])
+
     def test_arrays_that_cannot_be_written_are_refused(self):
         self.params[0].flags.writeable = False
         with self.assertRaisesRegex(ValueError, "array 0 is read-only"):

@@ -1,6 +1,7 @@
 """lowbit.jax: the same bits as the reference however it is called, in place under donation."""
 
 import concurrent.futures
+import json
 import pathlib
 import tempfile
 import unittest
@@ -135,6 +136,143 @@ class TestBits(unittest.TestCase):
                         self.assertTrue(np.any((bits > 0) & (bits < 0x00800000)))
 
 
+class TestOptimizers(unittest.TestCase):
+    def check(self, optimizer, steps=2, dtypes=("f32", "f32"), weights="plain", **hyper):
+        """The optimizer's steps are the reference's with these hyper-parameters."""
+        params, grads = model(*dtypes)
+        step = step_function(optimizer, donate=True)
+        p, state = to_jax(params), optimizer.init(params)
+        for _ in range(steps):
+            p, state = step(p, state, to_jax(grads))
+        want = reference(optimizer.spec, params, grads, steps, weights=weights, **hyper)
+        plan, want_params, want_state = want
+        for key in params:
+            self.assertTrue(same(p[key], want_params[key]), key)
+        for info, got, buffer in zip(plan.buffers, state_buffers(plan, state), want_state):
+            self.assertTrue(same(got, buffer), info)
+        return state
+
+    def test_arguments_reach_the_step(self):
+        rate, names = 2.0**-7, lowbit.jax
+        for optimizer, hyper in (
+            (names.adam(rate, 0.8, 0.9, 1e-6, 0.3), (0.8, 0.9, 1e-6, 0.3)),
+            (names.factor(rate, 0.8, 0.9, 1e-6, 0.3), (0.8, 0.9, 1e-6, 0.3)),
+            (names.sgdm(rate, 0.8, 0.3, nesterov=True), (0.8, 0.9, 1e-6, 0.3)),
+            (names.lion(rate, 0.8, 0.9, 0.3), (0.8, 0.9, 1e-6, 0.3)),
+            (names.adafactor(rate, momentum=0.8, weight_decay_rate=0.3), (0.8, 0.9, 1e-30, 0.3)),
+            (names.sm3(rate, 0.8, 0.3), (0.8, 0.9, 1e-6, 0.3)),
+        ):
+            with self.subTest(spec=optimizer.spec):
+                hyper = dict(zip(("beta1", "beta2", "eps", "weight_decay"), hyper))
+                self.check(optimizer, lr=rate, **hyper)
+
+    def test_defaults_are_the_papers(self):
+        self.assertEqual(lowbit.jax.adamw(1e-3).spec, lowbit.Spec("adamw4"))
+        for name in ("factor", "sgdm", "lion"):
+            self.assertEqual(getattr(lowbit.jax, name)(1e-3).spec, lowbit.Spec(f"{name}4"))
+        self.assertEqual(lowbit.jax.sm3(1e-3).spec, lowbit.Spec("sm3"))
+        self.check(lowbit.jax.adafactor(), lr=0.01, eps=1e-30, weight_decay=0)
+
+    def test_options_of_the_spec_stay(self):
+        spec = {"optimizer": "sgdm", "m": {"bits": 32}, "sgdm": {"nesterov": True}}
+        options = json.loads(lowbit.jax.sgdm(1e-3, decoupled=True, spec=spec).spec.json)["sgdm"]
+        self.assertEqual(options, {"nesterov": True, "dampening": 0.0, "decoupled": True})
+        spec = json.loads(lowbit.jax.adafactor().spec.json)
+        again = lowbit.jax.adafactor(1e-3, decay_rate=0.5, spec=spec)
+        options = json.loads(again.spec.json)["adafactor"]
+        self.assertEqual((options["relative_step"], options["decay_rate"]), (True, 0.5))
+
+    def test_only_states_that_there_are(self):
+        params, _ = model()
+        for optimizer, states in (
+            (lowbit.jax.lion(1e-3), "m"),
+            (lowbit.jax.adafactor(), "v"),
+            (lowbit.jax.sm3(1e-3, None), "v"),
+            (lowbit.jax.sm3(1e-3), "m v"),
+            (lowbit.jax.factor(1e-3), "m v"),
+        ):
+            state = optimizer.init(params)
+            found = [name for name in ("m", "v", "vmax") if getattr(state, name) is not None]
+            self.assertEqual(" ".join(found), states)
+        spec = {**json.loads(lowbit.Spec("adamw4").json), "amsgrad": True}
+        self.assertEqual(len(lowbit.jax.adamw(1e-3, spec=spec).init(params).vmax.axes), 2)
+
+    def test_structure_of_matrices_follows_from_the_spec(self):
+        # What optax.tree_utils.tree_map_params relies on: its placeholder has no leaves.
+        matrix = {"w": jnp.zeros((300, 257))}
+        row = {"bits": 4, "normalization": "row", "mapping": "linear"}
+        for spec in (
+            *("adamw4", "adamw4-block", "factor4"),
+            {"optimizer": "adamw", "m": {"bits": 32}, "v": row},
+            {"optimizer": "adamw", "m": {"bits": 32}, "v": {**row, "normalization": "column"}},
+            {"optimizer": "adamw", "m": {"bits": 32}, "v": {**row, "normalization": "tensor"}},
+        ):
+            optimizer = lowbit.jax.adamw(1e-3, spec=spec)
+            placeholder, state = optimizer.init({}), optimizer.init(matrix)
+            self.assertEqual(len(placeholder.v.axes), len(state.v.axes), spec)
+            self.assertEqual(len(placeholder.m.axes), len(state.m.axes), spec)
+        sm3 = lowbit.jax.sm3(1e-3)
+        self.assertEqual(len(sm3.init({}).v.axes), len(sm3.init(matrix).v.axes))
+
+    def test_f16(self):
+        for dtypes in (("f16", "f16"), ("f16", "f32"), ("f32", "f16")):
+            self.check(lowbit.jax.adamw(1e-3), dtypes=dtypes)
+
+
+class TestWeights(unittest.TestCase):
+    check = TestOptimizers.check
+
+    def test_every_form_equals_the_reference(self):
+        for form, dtype, beside in (
+            ("stochastic", "bf16", jnp.float32),
+            ("master", "f16", jnp.float32),
+            ("remainder16", "bf16", jnp.uint16),
+            ("correction8", "bf16", jnp.int8),
+        ):
+            with self.subTest(form=form):
+                optimizer = lowbit.jax.adamw(1e-3, weights=form)
+                state = self.check(optimizer, dtypes=(dtype, dtype), weights=form)
+                self.assertEqual(state.weights["wte"].dtype, beside)
+                shape = (1,) if form == "stochastic" else (300, 257)
+                self.assertEqual(state.weights["wte"].shape, shape)
+
+    def test_forms_by_name_by_tree_and_by_function(self):
+        params = {**model("bf16")[0], "bias": np.zeros(257, np.float32)}
+        tree = {key: "plain" if key == "bias" else "master" for key in params}
+
+        def choose(params):
+            return {key: "plain" if p.dtype == "float32" else "master" for key, p in params.items()}
+
+        for weights in ("master", tree, choose):
+            plan = lowbit.jax.adamw(1e-3, weights=weights).plan(params)
+            self.assertEqual({t.name: t.weights for t in plan.tensors}, tree)
+        self.assertIsNone(lowbit.jax.adamw(1e-3).init(params).weights)
+        with self.assertRaisesRegex(lowbit.Error, "master do not exist for f32"):
+            lowbit.jax.adamw(1e-3, weights={key: "master" for key in params}).init(params)
+
+    def test_updates_are_refused(self):
+        params, grads = model("bf16")
+        optimizer = lowbit.jax.adamw(1e-3, weights="master")
+        with self.assertRaisesRegex(jax.errors.JaxRuntimeError, "stepped in place"):
+            step = step_function(optimizer, "update")
+            jax.block_until_ready(step(to_jax(params), optimizer.init(params), to_jax(grads)))
+
+    def test_donated_and_saved(self):
+        params, grads = model("bf16", shapes=FULL)
+        optimizer = lowbit.jax.adamw(1e-3, weights="remainder16")
+        step = step_function(optimizer, donate=True)
+        p, state = jax.block_until_ready((to_jax(params), optimizer.init(params)))
+        before = pointers((p, state.m, state.v, state.weights))
+        p, state = step(p, state, to_jax(grads))
+        self.assertEqual(pointers((p, state.m, state.v, state.weights)), before)
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "state.safetensors"
+            lowbit.jax.save(path, optimizer, p, state)
+            loaded = lowbit.jax.load(path, optimizer, p)
+        for left, right in zip(jax.tree.leaves(state), jax.tree.leaves(loaded), strict=True):
+            self.assertTrue(same(left, right))
+
+
 class TestMemory(unittest.TestCase):
     def test_donated_buffers_are_updated_in_place(self):
         for spec in PRESETS:
@@ -245,6 +383,9 @@ class TestArguments(unittest.TestCase):
             result, _ = step_function(optimizer)(to_jax(params), optimizer.init(params), zero)
             for key in ("bias", "conv", "wte"):
                 self.assertEqual(same(result[key], params[key]), key == "bias", key)
+        # What decays and what does not go into one call.
+        lowered = step_function(optimizer).lower(params, optimizer.init(params), zero)
+        self.assertEqual(lowered.as_text().count("@lowbit_xla_step"), 1)
 
     def test_clip_factor_and_grad_scale(self):
         params, grads = model()
@@ -326,14 +467,6 @@ class TestState(unittest.TestCase):
             self.assertEqual((left.shape, left.dtype), (right.shape, right.dtype))
         jitted = jax.jit(optimizer.init)(params)
         self.assertEqual(jax.tree.structure(jitted), jax.tree.structure(state))
-
-    def test_structure_of_matrices_follows_from_the_spec(self):
-        # What optax.tree_utils.tree_map_params relies on: its placeholder has no leaves.
-        optimizer = lowbit.jax.adamw(1e-3)
-        placeholder = optimizer.init({})
-        state = optimizer.init({"w": jnp.zeros((300, 257))})
-        self.assertEqual(len(placeholder.v.axes), len(state.v.axes))
-        self.assertEqual(len(placeholder.m.axes), len(state.m.axes))
 
     def test_names_are_paths(self):
         params = {"layers": [{"w": jnp.zeros((2, 2))}, {"w": jnp.zeros((2, 2))}]}
@@ -420,19 +553,34 @@ class TestErrors(unittest.TestCase):
             lowbit.jax.adamw(1e-3, spec="adam")
         with self.assertRaisesRegex(ValueError, "skip_tensor"):
             lowbit.jax.adamw(1e-3, nonfinite="ignore")
+        with self.assertRaisesRegex(ValueError, "the spec is for lion, not for adamw"):
+            lowbit.jax.adamw(1e-3, spec="lion4")
+        with self.assertRaisesRegex(ValueError, "the spec is for lion, not for adam"):
+            lowbit.jax.adam(1e-3, spec="lion4")
+        with self.assertRaisesRegex(lowbit.Error, "nesterov needs a dampening of 0"):
+            lowbit.jax.sgdm(1e-3, nesterov=True, dampening=0.5)
+        with self.assertRaisesRegex(ValueError, "state m: give momentum"):
+            spec = {"optimizer": "adafactor", "m": {"bits": 32}, "v": {"bits": 32}}
+            lowbit.jax.adafactor(1e-3, spec=spec)
+        with self.assertRaisesRegex(TypeError, "mode"):
+            lowbit.jax.lion(1e-3, mode="fast")
+        with self.assertRaisesRegex(ValueError, "remainder16"):
+            lowbit.jax.adamw(1e-3, weights="remainder")
+        with self.assertRaisesRegex(ValueError, "weights of bias is False"):
+            lowbit.jax.adamw(1e-3, weights=lambda p: {key: False for key in p}).init(params)
         with self.assertRaisesRegex(ValueError, "gradient of wte"):
             optimizer.apply({**grads, "wte": grads["wte"].T}, state, params)
         with self.assertRaisesRegex(ValueError, "pass params"):
             optimizer.update(grads, state, None)
-        with self.assertRaisesRegex(TypeError, "parameter wte has dtype float16"):
-            optimizer.init({"wte": np.zeros((2, 2), np.float16)})
+        with self.assertRaisesRegex(TypeError, "parameter wte has dtype int32.*float16"):
+            optimizer.init({"wte": np.zeros((2, 2), np.int32)})
         with self.assertRaisesRegex(lowbit.Error, "used twice"):
             optimizer.init({"a": {"b": np.zeros(2, np.float32)}, "a.b": np.zeros(2, np.float32)})
 
     def test_errors_of_the_handler_reach_python(self):
         params, grads = model()
         optimizer = lowbit.jax.adamw(1e-3, nonfinite="skip_block")
-        with self.assertRaisesRegex(jax.errors.JaxRuntimeError, "SKIP_BLOCK, but wte has a rank-1"):
+        with self.assertRaisesRegex(jax.errors.JaxRuntimeError, "SKIP_BLOCK, but the .* of wte"):
             jax.block_until_ready(
                 step_function(optimizer)(to_jax(params), optimizer.init(params), to_jax(grads))
             )
@@ -448,7 +596,7 @@ class TestErrors(unittest.TestCase):
         hyper, step, vector = jnp.ones(8, f32), jnp.ones((), i32), jnp.zeros(5, f32)
         operands = operands or [hyper, step] + [vector] * 4
         results = results or [jax.ShapeDtypeStruct((5,), f32)] * 3 + [
-            jax.ShapeDtypeStruct((plan.scratch_words,), i32),
+            jax.ShapeDtypeStruct((plan.scratch_bytes // 4,), i32),
             jax.ShapeDtypeStruct((2,), i32),
         ]
         given = {

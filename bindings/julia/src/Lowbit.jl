@@ -1,7 +1,7 @@
 """
     Lowbit
 
-AdamW with its state in 4 bits, stepped in place by the library `lowbit`.
+Optimizers with their state in 4 bits, stepped in place by the library `lowbit`.
 
 Two ways in:
 

@@ -31,6 +31,7 @@ end
 "The library's name of an element type, or 0. A package with a bfloat16 type may add a method."
 dtype(::Type) = Int32(0)
 dtype(::Type{Float32}) = LOWBIT_DTYPE_F32
+dtype(::Type{Float16}) = LOWBIT_DTYPE_F16
 dtype(::Type{<:BF16}) = LOWBIT_DTYPE_BF16
 dtype(array::AbstractArray) = dtype(eltype(array))
 dtype(::BF16) = LOWBIT_DTYPE_BF16
@@ -38,6 +39,18 @@ dtype(::BF16) = LOWBIT_DTYPE_BF16
 @static if isdefined(Core, :BFloat16)
     dtype(::Type{Core.BFloat16}) = LOWBIT_DTYPE_BF16
 end
+
+"The other way: how a buffer of the library is seen in Julia."
+const TYPES = Dict{Int32,Type}(
+    LOWBIT_DTYPE_F32 => Float32,
+    LOWBIT_DTYPE_BF16 => BF16,
+    LOWBIT_DTYPE_F16 => Float16,
+    LOWBIT_DTYPE_U8 => UInt8,
+    LOWBIT_DTYPE_I32 => Int32,
+    LOWBIT_DTYPE_I64 => Int64,
+    LOWBIT_DTYPE_U16 => UInt16,
+    LOWBIT_DTYPE_I8 => Int8,
+)
 
 "Whether the elements lie in memory one after the other, in Julia's order."
 isdense(::AbstractArray) = false

@@ -27,8 +27,7 @@ function check_array(array, size, type, name)
         throw(DimensionMismatch("$name has the size $(Base.size(array)), the plan has $size"))
     end
     if dtype(array) != type
-        wanted = type == LOWBIT_DTYPE_BF16 ? "BF16" : "Float32"
-        throw(ArgumentError("$name is a $(typeof(array)), the plan has $wanted"))
+        throw(ArgumentError("$name is a $(typeof(array)), the plan has $(nameof(TYPES[type]))"))
     end
     isdense(array) || throw(ArgumentError("$name is a $(typeof(array)), which is not contiguous"))
     return nothing
@@ -53,19 +52,52 @@ meanwhile and may collect garbage.
 
 - `step`: the number of this step, from 1
 - `lr = 1e-3`, `beta1 = 0.9`, `beta2 = 0.999`, `eps = 1e-8`, `weight_decay = 0.01`: as in AdamW;
-  the decay is multiplied by `lr`
+  the decay is multiplied by `lr`. `beta1` is the momentum of optimizers that have one
 - `grad_scale = 1`, `clip_factor = 1`: gradients are multiplied by both (1 / loss scale, and
   clipping by global norm)
 - `skip = false`: change nothing
 - `nonfinite = :default`: what a NaN or an infinity in a gradient does. `:skip_block`,
   `:skip_tensor` and `:skip_step` leave the block, the tensor or everything as it was;
-  `:propagate` lets it through; `:default` is `:skip_tensor` for tensors with a rank-1 state and
-  `:skip_block` for the others
+  `:propagate` lets it through; `:default` is `:skip_tensor` for tensors whose update needs all of
+  the tensor (rank-1, factored) and `:skip_block` for the others
+- `groups = nothing`: for each group of the plan a `NamedTuple` of `lr` … `skip`, over those given
+  for all
 - `updates = nothing`: arrays that receive the update instead of `params` being changed
 - `skipped = nothing`: a `Vector{Int64}` of two counters, which rise by the number of blocks and
   of tensors that were skipped
 """
-function step!(
+function step!(plan::Plan, params, grads, state::State; options...)
+    call_step(plan, params, grads, state; options...) do handle, args
+        lowbit_step(handle, args, C_NULL)
+    end
+    return params
+end
+
+"""
+    collect!(plan, stage, params, grads, state; step, options...)
+    apply!(plan, params, grads, state; step, options...)
+
+A step in parts, for trainers with shards: `collect!` for each of `plan.stages` in turn, after each
+the shards combine [`statistics`](@ref), then `apply!`. Options are those of [`step!`](@ref).
+"""
+function collect!(plan::Plan, stage::Integer, params, grads, state::State; options...)
+    index = Int64(stage - 1)
+    call_step(plan, params, grads, state; options...) do handle, args
+        lowbit_step_stats(handle, args, index, C_NULL)
+    end
+    return state
+end
+
+@doc (@doc collect!) function apply!(plan::Plan, params, grads, state::State; options...)
+    call_step(plan, params, grads, state; options...) do handle, args
+        lowbit_step_apply(handle, args, C_NULL)
+    end
+    return params
+end
+
+"`f(handle, args)` is what runs, by the rules of [`gc_safe`](@ref)."
+function call_step(
+    f::F,
     plan::Plan,
     params,
     grads,
@@ -80,9 +112,10 @@ function step!(
     clip_factor::Real = 1,
     skip::Bool = false,
     nonfinite::Symbol = :default,
+    groups = nothing,
     updates = nothing,
     skipped::Union{Nothing,Vector{Int64}} = nothing,
-)
+) where {F}
     if skipped !== nothing && length(skipped) != 2
         throw(DimensionMismatch("skipped has $(length(skipped)) elements, it must have 2"))
     end
@@ -92,9 +125,21 @@ function step!(
     u = updates === nothing ? nothing :
         Buffers(plan, "updates", updates, tensor -> tensor.param)
     s = Buffers(state)
+    common = (
+        lr = lr,
+        beta1 = beta1,
+        beta2 = beta2,
+        eps = eps,
+        weight_decay = weight_decay,
+        grad_scale = grad_scale,
+        clip_factor = clip_factor,
+        skip = skip,
+    )
+    hyper = groups === nothing ? nothing : group_hyper(plan, common, groups)
+    number = Ref(Int32(step))
     scratch = state.scratch
-    status = GC.@preserve plan p g u s scratch skipped begin
-        args = Ref(lowbit_step_args_t(
+    status = GC.@preserve plan p g u s scratch skipped hyper number begin
+        args = Ref(lowbit_step_args_t(;
             tensor_count = length(p.data),
             params = pointer(p.data),
             grads = pointer(g.data),
@@ -102,35 +147,39 @@ function step!(
             buffer_count = length(s.data),
             state = pointer(s.data),
             scratch = buffer(scratch),
-            lr = lr,
-            beta1 = beta1,
-            beta2 = beta2,
-            eps = eps,
-            weight_decay = weight_decay,
-            grad_scale = grad_scale,
-            clip_factor = clip_factor,
-            skip = skip,
             step = step,
             nonfinite = nonfinite_code,
+            hyper = hyper === nothing ? C_NULL : pointer(hyper),
+            step_number = hyper === nothing ? C_NULL : Base.unsafe_convert(Ptr{Int32}, number),
             skipped = skipped === nothing ? C_NULL : pointer(skipped),
+            common...,
         ))
         handle = Base.unsafe_convert(Ptr{lowbit_plan_t}, plan)
-        GC.@preserve args gc_safe(
-            lowbit_step,
-            handle,
-            Base.unsafe_convert(Ptr{lowbit_step_args_t}, args),
-            C_NULL,
-        )
+        GC.@preserve args gc_safe(f, handle, Base.unsafe_convert(Ptr{lowbit_step_args_t}, args))
     end
-    check(status)
-    return params
+    return check(status)
+end
+
+"The block of eight numbers of each group. The library sees an address and not how many there are."
+function group_hyper(plan, common, groups)
+    if length(groups) != plan.group_count
+        throw(DimensionMismatch(
+            "groups has $(length(groups)) elements, the plan has $(plan.group_count) groups",
+        ))
+    end
+    blocks = map(collect(groups)) do group
+        unknown = setdiff(keys(group), keys(common))
+        isempty(unknown) || throw(ArgumentError("a group has $(join(unknown, ", "))"))
+        collect(Float32, values(merge(common, group)))
+    end
+    return reduce(vcat, blocks)
 end
 
 """
     compress!(plan, name, values, state)
 
 Quantize `values`, a list of `Array{Float32}` in the plan's order, into the state `name` (`"m"`,
-`"v"`, `"x"`) of every tensor: to import a full-precision state, or as the primitive of an
+`"v"`, `"vmax"`, `"x"`) of every tensor: to import a full-precision state, or as the primitive of an
 optimizer of one's own.
 """
 function compress!(plan::Plan, name::AbstractString, values, state::State)

@@ -130,7 +130,9 @@ Which optimizer, with which quantizer for each of its states: the name of a pres
 
 - `"adamw4"`: the 4-bit AdamW of the paper, m in blocks of 128, v rank-1
 - `"adamw4-block"`: m and v in blocks of 128
-- `"adamw32"`: m and v in 32 bits
+- `"factor4"`: m in blocks of 128, v as means of rows and columns
+- `"adamw8"`, `"sgdm4"`, `"lion4"`, `"adafactor"`, `"sm3"`, `"adamw32"`, ...: a wrong name is
+  answered with all of them
 
 [`json`](@ref) prints the JSON of a spec, to be kept with a model or to start one's own from.
 """

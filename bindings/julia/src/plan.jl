@@ -1,31 +1,58 @@
 # Plans, and the states that they lay out.
 
 """
-    Tensor(name, array; grad = array)
-    Tensor(name, type, size; grad = type)
+    Tensor(name, array; grad = array, options...)
+    Tensor(name, type, size; grad = type, options...)
 
 A tensor of a [`Plan`](@ref): its name, its size, and the element types of parameter and gradient.
-Types are `Float32` and `Lowbit.BF16`; `grad` is a type or an array.
+Types are `Float32`, `Float16` and `Lowbit.BF16`; `grad` is a type or an array.
+
+# Options
+
+- `weights = :plain`: what the state keeps beside a 16-bit parameter, so that small updates are not
+  lost: `:master` (a `Float32`), `:remainder16` or `:correction8` (for BF16), or, keeping nothing,
+  `:stochastic` rounding
+- `group = 1`: which of the step's `groups` of hyper-parameters are this tensor's
 """
 struct Tensor
     name::String
     size::Dims
     param::Int32
     grad::Int32
+    weights::Int32
+    group::Int
 
-    function Tensor(name::AbstractString, type::Type, size::Dims; grad = type)
+    function Tensor(
+        name::AbstractString,
+        type::Type,
+        size::Dims;
+        grad = type,
+        weights::Symbol = :plain,
+        group::Integer = 1,
+    )
         for (what, given) in (("parameter", type), ("gradient", grad))
             if dtype(given) == 0
                 found = given isa Type ? given : eltype(given)
-                throw(ArgumentError("the $what of $name is $found; it must be Float32 or BF16"))
+                throw(ArgumentError(
+                    "the $what of $name is $found; it must be Float32, Float16 or BF16",
+                ))
             end
         end
-        return new(name, size, dtype(type), dtype(grad))
+        form = choose("weights", weights, WEIGHTS)
+        return new(name, size, dtype(type), dtype(grad), form, group)
     end
 end
 
-Tensor(name::AbstractString, array::AbstractArray; grad = array) =
-    Tensor(name, array isa BF16 ? BF16 : eltype(array), size(array); grad = grad)
+Tensor(name::AbstractString, array::AbstractArray; grad = array, options...) =
+    Tensor(name, array isa BF16 ? BF16 : eltype(array), size(array); grad = grad, options...)
+
+const WEIGHTS = (
+    plain = LOWBIT_WEIGHTS_PLAIN,
+    stochastic = LOWBIT_WEIGHTS_STOCHASTIC,
+    master = LOWBIT_WEIGHTS_MASTER,
+    remainder16 = LOWBIT_WEIGHTS_REMAINDER16,
+    correction8 = LOWBIT_WEIGHTS_CORRECTION8,
+)
 
 Tensor(tensor::Tensor) = tensor
 Tensor((name, array)::Pair) = Tensor(name, array)
@@ -51,9 +78,13 @@ mutable struct Plan <: Handle
     tensors::Vector{Tensor}
     "Name, element type and size of every state buffer."
     buffers::Vector{Tuple{String,DataType,Dims}}
+    "What shards combine in a step, one after the other: `type`, `reduce` (`:max` or `:sum`)."
+    stages::Vector{NamedTuple{(:type, :reduce, :offset, :count),Tuple{DataType,Symbol,Int,Int}}}
     "Bytes of all state buffers."
     state_bytes::Int
     scratch_bytes::Int
+    "How many groups of hyper-parameters a step takes."
+    group_count::Int
 
     function Plan(spec::Spec, tensors; context::Context = default_context())
         list = Tensor[Tensor(tensor) for tensor in tensors]
@@ -67,15 +98,19 @@ mutable struct Plan <: Handle
                     ndim = length(shape),
                     param_dtype = tensor.param,
                     grad_dtype = tensor.grad,
+                    weights = tensor.weights,
+                    group = tensor.group - 1,
                 )
             end
             check(lowbit_plan_create(context, spec, infos, length(infos), out))
         end
-        plan = finalizer(close, new(out[], list, Tuple{String,DataType,Dims}[], 0, 0))
+        plan = finalizer(close, new(out[], list, [], [], 0, 0, 0))
         info = Ref(lowbit_plan_info_t())
         check(lowbit_plan_info(plan, info))
         plan.state_bytes = info[].state_bytes
         plan.scratch_bytes = info[].scratch_bytes
+        plan.group_count = info[].group_count
+        plan.stages = [plan_stage(plan, i - 1) for i in 1:info[].stage_count]
         plan.buffers = [plan_buffer(plan, i - 1) for i in 1:info[].buffer_count]
         return plan
     end
@@ -91,11 +126,18 @@ function plan_buffer(plan, index)
     return GC.@preserve plan begin
         tensor = plan.tensors[info[].tensor+1].name
         state, part = unsafe_string(info[].state), unsafe_string(info[].part)
-        type = info[].dtype == LOWBIT_DTYPE_U8 ? UInt8 : Float32
         ndim = Int(info[].ndim)
         size = ntuple(axis -> Int(unsafe_load(info[].shape, ndim - axis + 1)), ndim)
-        ("$tensor/$state/$part", type, size)
+        ("$tensor/$state/$part", TYPES[info[].dtype], size)
     end
+end
+
+function plan_stage(plan, index)
+    info = Ref(lowbit_stage_info_t())
+    check(lowbit_plan_stage(plan, index, info))
+    reduce = info[].reduce == LOWBIT_REDUCE_MAX ? :max : :sum
+    type = TYPES[info[].dtype]
+    return (type = type, reduce = reduce, offset = info[].offset, count = info[].count)
 end
 
 Base.show(io::IO, plan::Plan) = print(
@@ -120,7 +162,8 @@ report(plan::Plan) = read_text((text...) -> lowbit_plan_report(plan, text...))
     State(plan)
 
 The state before the first step: plain arrays by name, `"<tensor>/<state>/<part>"`, in the plan's
-order. Two 4-bit codes share a byte of `codes`, the first in its low half.
+order. Two 4-bit codes share a byte of `codes`, the first in its low half. What is kept beside a
+parameter is there too: `"weight/weights/master"`.
 
 A state may be copied, sent or saved like any other data. Fill its arrays in place; do not replace
 them.
@@ -128,13 +171,13 @@ them.
 struct State <: AbstractDict{String,Array}
     names::Vector{String}
     arrays::Vector{Array}
-    scratch::Vector{Int32}
+    scratch::Vector{Int64}
 end
 
 State(plan::Plan) = State(
     [name for (name, _, _) in plan.buffers],
     [zeros(type, size) for (_, type, size) in plan.buffers],
-    zeros(Int32, cld(plan.scratch_bytes, sizeof(Int32))),
+    zeros(Int64, plan.scratch_bytes ÷ sizeof(Int64)),
 )
 
 Base.length(state::State) = length(state.names)
@@ -157,3 +200,14 @@ function Base.show(io::IO, ::MIME"text/plain", state::State)
 end
 
 Base.copy(state::State) = deepcopy(state)
+
+"""
+    statistics(plan, state, stage)
+
+What shards combine after [`collect!`](@ref) of this stage, a view into `state`: the elements' type
+and how to combine them are in `plan.stages[stage]`.
+"""
+function statistics(plan::Plan, state::State, stage::Integer)
+    type, _, offset, count = plan.stages[stage]
+    return view(reinterpret(type, state.scratch), offset ÷ sizeof(type) .+ (1:count))
+end

@@ -4,17 +4,20 @@
     setup(spec, params; options...) -> Optimizer
 
 An optimizer for `params`: any nest of NamedTuples, Tuples, Vectors and Dicts with arrays of
-`Float32` or [`BF16`](@ref) as leaves. Numbers, functions, strings, symbols, `nothing` and arrays of
-integers are passed over. The arrays are kept, not copied: [`update!`](@ref) changes them in place.
+`Float32`, `Float16` or [`BF16`](@ref) as leaves. Numbers, functions, strings, symbols, `nothing` and
+arrays of integers are passed over. The arrays are kept, not copied: [`update!`](@ref) changes them in
+place.
 
 Tensors are named by their path: `"layers.1.weight"`.
 
 # Options
 
 - `eta = 1e-3`: the learning rate
-- `beta = (0.9, 0.999)`, `epsilon = 1e-8`
+- `beta = (0.9, 0.999)`, `epsilon = 1e-8`; the first is the momentum of optimizers that have one
 - `lambda = 0.01`: weight decay, multiplied by `eta`
-- `grad`: the element type of gradients (`Float32` or `Lowbit.BF16`); by default the parameter's
+- `grad`: the element type of gradients (`Float32`, `Float16` or `Lowbit.BF16`); by default the
+  parameter's
+- `weights = :plain`: what is kept beside 16-bit parameters: see [`Tensor`](@ref)
 - `context`: see [`Context`](@ref)
 
 They are fields of the optimizer and may be changed: `opt.eta = 1f-4`.
@@ -39,12 +42,18 @@ function setup(
     epsilon::Real = 1.0f-8,
     lambda::Real = 0.01f0,
     grad::Union{Nothing,Type} = nothing,
+    weights::Symbol = :plain,
     context::Context = default_context(),
 )
     paths, arrays = Vector{Any}[], AbstractArray[]
     leaves!(paths, arrays, Any[], params)
     tensors = map(paths, arrays) do path, array
-        grad === nothing ? Tensor(name(path), array) : Tensor(name(path), array; grad = grad)
+        Tensor(
+            name(path),
+            array;
+            grad = grad === nothing ? array : grad,
+            weights = dtype(array) == LOWBIT_DTYPE_F32 ? :plain : weights,
+        )
     end
     plan = Plan(Spec(spec), tensors; context = context)
     return Optimizer(plan, State(plan), paths, arrays, 0, eta, beta, epsilon, lambda)
@@ -160,7 +169,6 @@ function gradient(grad, tensor)
         ))
     end
     dtype(array) == tensor.grad && isdense(array) && return array
-    dense = Array{Float32}(undef, tensor.size)
-    copyto!(dense, array)
-    return tensor.grad == LOWBIT_DTYPE_BF16 ? BF16(dense) : dense
+    tensor.grad == LOWBIT_DTYPE_BF16 && return BF16(array)
+    return copyto!(Array{TYPES[tensor.grad]}(undef, tensor.size), array)
 end

@@ -29,6 +29,16 @@ truncated(values) = Lowbit.BF16(map(x -> (reinterpret(UInt32, x) >> 16) % UInt16
 memory(array::Array) = collect(reinterpret(UInt8, vec(array)))
 memory(array::Lowbit.BF16) = memory(array.bits)
 
+"The f16 array that has the upper 11 significant bits of the values, 0 below 2^-14."
+function truncated16(values)
+    return map(values) do x
+        bits = reinterpret(UInt32, x)
+        sign, exponent, fraction = bits >> 31 << 15, bits >> 23 & 0xff, bits >> 13 & 0x3ff
+        half = exponent < 113 ? sign : sign | (exponent - 112) << 10 | fraction
+        reinterpret(Float16, half % UInt16)
+    end
+end
+
 "SHA-256 of all parameters' bytes, then of all state buffers'."
 function fingerprint(params, state)
     context = SHA.SHA2_256_CTX()

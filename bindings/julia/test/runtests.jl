@@ -52,13 +52,14 @@ end
 @testset "Lowbit" begin
     @testset "structs have the layout of lowbit.h" begin
         for (type, bytes) in [
-            Lowbit.lowbit_quantizer_info_t => 32,
+            Lowbit.lowbit_quantizer_info_t => 64,
             Lowbit.lowbit_override_info_t => 40,
-            Lowbit.lowbit_spec_info_t => 80,
+            Lowbit.lowbit_spec_info_t => 104,
+            Lowbit.lowbit_adafactor_info_t => 32,
             Lowbit.lowbit_cpu_info_t => 48,
             Lowbit.lowbit_cuda_info_t => 24,
-            Lowbit.lowbit_tensor_info_t => 64,
-            Lowbit.lowbit_plan_info_t => 64,
+            Lowbit.lowbit_tensor_info_t => 72,
+            Lowbit.lowbit_plan_info_t => 72,
             Lowbit.lowbit_tensor_report_t => 64,
             Lowbit.lowbit_buffer_info_t => 64,
             Lowbit.lowbit_stage_info_t => 32,
@@ -275,6 +276,99 @@ end
         @test_throws ArgumentError step(grads)
         step([grads[1], Lowbit.BF16(grads[2])])
         @test low[1].bits != before
+    end
+
+    @testset "f16" begin
+        params, grads = example()
+        half = [Float16.(p) for p in params]
+        plan = Lowbit.Plan(
+            "adamw4-block",
+            [Lowbit.Tensor("a", half[1]; grad = Float32), Lowbit.Tensor("b", half[2])],
+        )
+        before = copy(half[2])
+        step(grads) = Lowbit.step!(plan, half, grads, Lowbit.State(plan); step = 1)
+        error = caught(() -> step(grads))
+        @test error isa ArgumentError && occursin("the plan has Float16", error.msg)
+        step([grads[1], Float16.(grads[2])])
+        @test half[2] != before && all(isfinite, half[2])
+    end
+
+    @testset "weights" begin
+        # Sixteen steps of 2^-12 from 1: a bf16 takes none of them, their sum it does.
+        one_step = (lr = 2.0f0^-12, beta1 = 0, weight_decay = 0)
+        grads = [ones(Float32, 8)]
+        for (form, part, type) in [
+            (:plain, "", Nothing),
+            (:master, "master", Float32),
+            (:remainder16, "remainder", UInt16),
+            (:correction8, "correction", Int8),
+        ]
+            params = [Lowbit.BF16(ones(8))]
+            tensor = Lowbit.Tensor("w", params[1]; grad = Float32, weights = form)
+            plan = Lowbit.Plan("sgdm32", [tensor])
+            state = Lowbit.State(plan)
+            for t in 1:16
+                Lowbit.step!(plan, params, grads, state; step = t, one_step...)
+            end
+            @test all(==(form == :plain ? 1 : 1 - 2.0f0^-8), params[1])
+            form == :plain || @test eltype(state["w/weights/$part"]) == type
+            form == :plain && @test length(state) == 1
+        end
+        low = (w = Lowbit.BF16(ones(8)), b = ones(Float32, 3))
+        opt = Lowbit.setup("sgdm32", low; weights = :master)
+        @test haskey(opt.state, "w/weights/master") && !haskey(opt.state, "b/weights/master")
+        @test_throws ArgumentError Lowbit.Tensor("w", Float32, (3,); weights = :masters)
+        tensor = Lowbit.Tensor("w", Float32, (3,); weights = :master)
+        error = caught(() -> Lowbit.Plan("sgdm32", [tensor]))
+        @test error isa Lowbit.Error && error.name == "UNSUPPORTED"
+    end
+
+    @testset "groups" begin
+        params, grads = example()
+        tensors = [Lowbit.Tensor("weight", params[1]), Lowbit.Tensor("bias", params[2]; group = 2)]
+        plan = Lowbit.Plan("lion4", tensors)
+        @test plan.group_count == 2
+        groups = [(lr = 0.25,), (lr = 0.125, weight_decay = 0)]
+        step(; options...) =
+            Lowbit.step!(plan, params, grads, Lowbit.State(plan); step = 1, options...)
+        error = caught(step)
+        @test error isa Lowbit.Error && occursin("2 groups", error.text)
+        @test_throws DimensionMismatch step(groups = groups[1:1])
+        @test_throws ArgumentError step(groups = [(beta = 1,), (lr = 1,)])
+        @test params == example()[1]
+        step(beta1 = 0.8, groups = groups)
+        for i in 1:2
+            alone = [example()[1][i]]
+            single = Lowbit.Plan("lion4", ["w" => alone[1]])
+            state = Lowbit.State(single)
+            Lowbit.step!(single, alone, grads[i:i], state; step = 1, beta1 = 0.8, groups[i]...)
+            @test alone[1] == params[i]
+        end
+        tensor = Lowbit.Tensor("w", Float32, (3,); group = 0)
+        @test_throws Lowbit.Error Lowbit.Plan("lion4", [tensor])
+    end
+
+    @testset "stages" begin
+        for (spec, reduces) in ["adamw4" => [:max], "adafactor" => [:max, :sum, :max, :sum]]
+            params, grads = example()
+            whole, parts = copy.(params), copy.(params)
+            plan = Lowbit.Plan(spec, named(params))
+            state, other = Lowbit.State(plan), Lowbit.State(plan)
+            Lowbit.step!(plan, whole, grads, state; step = 1)
+            @test [stage.reduce for stage in plan.stages] == reduces
+            for stage in eachindex(plan.stages)
+                @test Lowbit.collect!(plan, stage, parts, grads, other; step = 1) === other
+                values = Lowbit.statistics(plan, other, stage)
+                @test eltype(values) == plan.stages[stage].type
+                @test length(values) == plan.stages[stage].count && any(!iszero, values)
+            end
+            @test parts == params
+            @test Lowbit.apply!(plan, parts, grads, other; step = 1) === parts
+            @test parts == whole && other == state
+            last = length(reduces) + 1
+            error = caught(() -> Lowbit.collect!(plan, last, parts, grads, other; step = 1))
+            @test error isa Lowbit.Error && occursin("collecting stages", error.text)
+        end
     end
 
     @testset "compress and decompress" begin
