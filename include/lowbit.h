@@ -1159,7 +1159,8 @@ typedef struct lowbit_checkpoint_info_t {
 #define LOWBIT_WEIGHTS_CORRECTION8 4
 
 /**
- * The best that this processor can run.
+ * The best that this processor can run, or what the environment variable LOWBIT_CPU_VARIANT names:
+ * reference, portable, avx2 or avx512.
  */
 #define LOWBIT_CPU_VARIANT_AUTO 0
 
@@ -1177,6 +1178,11 @@ typedef struct lowbit_checkpoint_info_t {
  * Code for AVX2, FMA and F16C.
  */
 #define LOWBIT_CPU_VARIANT_AVX2 3
+
+/**
+ * Code for AVX-512 (F, BW, VL, DQ).
+ */
+#define LOWBIT_CPU_VARIANT_AVX512 4
 
 /**
  * SKIP_TENSOR for tensors whose update needs statistics of the whole tensor, SKIP_BLOCK for all

@@ -13,7 +13,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result, Status, invalid, unsupported};
 use crate::layout::Grid;
 use crate::numerics::{FpEnv, Hyper};
-use crate::plan::{BufferInfo, Pass, Plan};
+use crate::plan::{BufferInfo, Pass, Plan, StatePlan};
 use crate::spec::Optimizer;
 use crate::weights::Weights;
 
@@ -295,6 +295,14 @@ impl Plan {
                 }
             }
             if *offset != tensor.offset.as_slice() {
+                // Nothing but the plan tells a later decompress where the codes were made.
+                let dithered = |state: &StatePlan| state.quantizer.dither;
+                if tensor.states.iter().any(dithered) {
+                    return Err(unsupported(format!(
+                        "offset of {name}: a state with dither, which depends on the place, cannot \
+                         move from the plan's"
+                    )));
+                }
                 Grid::new(
                     &tensor.global_shape,
                     offset,

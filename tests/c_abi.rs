@@ -286,9 +286,13 @@ fn conformance_lines_are_the_same_for_every_variant_and_number_of_threads() {
         )
     };
     assert_eq!(lines("1", "reference"), expected, "reference");
-    for variant in ["portable", "avx2"] {
-        if variant == "avx2" && !has_avx2() {
-            println!("not run here: avx2, which this processor lacks");
+    for (variant, has) in [
+        ("portable", true),
+        ("avx2", has_avx2()),
+        ("avx512", has_avx512()),
+    ] {
+        if !has {
+            println!("not run here: {variant}, which this processor lacks");
             continue;
         }
         for threads in ["1", "2", "3", "8"] {
@@ -306,4 +310,15 @@ fn has_avx2() -> bool {
     #[cfg(not(target_arch = "x86_64"))]
     let has = false;
     has
+}
+
+fn has_avx512() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let has = std::arch::is_x86_feature_detected!("avx512f")
+        && std::arch::is_x86_feature_detected!("avx512bw")
+        && std::arch::is_x86_feature_detected!("avx512vl")
+        && std::arch::is_x86_feature_detected!("avx512dq");
+    #[cfg(not(target_arch = "x86_64"))]
+    let has = false;
+    has && has_avx2()
 }

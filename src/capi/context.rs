@@ -190,7 +190,8 @@ unsafe fn cpu(info: *const lowbit_cpu_info_t) -> Result<CpuContext> {
         LOWBIT_CPU_VARIANT_REFERENCE => Variant::Reference,
         LOWBIT_CPU_VARIANT_PORTABLE => Variant::Portable,
         LOWBIT_CPU_VARIANT_AVX2 => Variant::Avx2,
-        other => return Err(invalid(format!("info.variant is {other}; 0 to 3 exist"))),
+        LOWBIT_CPU_VARIANT_AVX512 => Variant::Avx512,
+        other => return Err(invalid(format!("info.variant is {other}; 0 to 4 exist"))),
     };
     let threads = usize::try_from(info.threads)
         .map_err(|_| invalid(format!("info.threads is {}", info.threads)))?;

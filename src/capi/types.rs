@@ -166,7 +166,8 @@ pub const LOWBIT_WEIGHTS_CORRECTION8: lowbit_weights_t = 4;
 
 /// Which CPU code does the work; all give the same bits.
 pub type lowbit_cpu_variant_t = i32;
-/// The best that this processor can run.
+/// The best that this processor can run, or what the environment variable LOWBIT_CPU_VARIANT names:
+/// reference, portable, avx2 or avx512.
 pub const LOWBIT_CPU_VARIANT_AUTO: lowbit_cpu_variant_t = 0;
 /// The definition, one element at a time on one thread; for tests.
 pub const LOWBIT_CPU_VARIANT_REFERENCE: lowbit_cpu_variant_t = 1;
@@ -174,6 +175,8 @@ pub const LOWBIT_CPU_VARIANT_REFERENCE: lowbit_cpu_variant_t = 1;
 pub const LOWBIT_CPU_VARIANT_PORTABLE: lowbit_cpu_variant_t = 2;
 /// Code for AVX2, FMA and F16C.
 pub const LOWBIT_CPU_VARIANT_AVX2: lowbit_cpu_variant_t = 3;
+/// Code for AVX-512 (F, BW, VL, DQ).
+pub const LOWBIT_CPU_VARIANT_AVX512: lowbit_cpu_variant_t = 4;
 
 /// What happens when a gradient, scaled, has a square that is not finite in f32.
 pub type lowbit_nonfinite_t = i32;

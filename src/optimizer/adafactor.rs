@@ -11,6 +11,9 @@
 //! R3  m' = fma(beta1, m, RN((1 - beta1) q))     with momentum; then q is m'
 //! R7  u  = -fma(alpha, q, RN(RN(rho wd) p))
 //! ```
+//!
+//! The momentum averages q as the paper's does; optax averages it after the step size multiplied it,
+//! which differs where the step size varies.
 
 use super::{Element, Input, Rule};
 use crate::numerics::{Hyper, inverse_power};

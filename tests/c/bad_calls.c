@@ -219,7 +219,7 @@ static void contexts(void) {
   } while (0)
   CONTEXT_FAILS(info.flags = 1, info.flags = 0, UNKNOWN_FLAG, "info.flags|0x1");
   CONTEXT_FAILS(info.reserved = 2, info.reserved = 0, INVALID_ARGUMENT, "info.reserved is 2");
-  CONTEXT_FAILS(info.variant = 4, info.variant = 0, INVALID_ARGUMENT, "info.variant is 4");
+  CONTEXT_FAILS(info.variant = 5, info.variant = 0, INVALID_ARGUMENT, "info.variant is 5");
   CONTEXT_FAILS(info.variant = -1, info.variant = 0, INVALID_ARGUMENT, "info.variant is -1");
   CONTEXT_FAILS(info.threads = -2, info.threads = 0, INVALID_ARGUMENT, "info.threads is -2");
   CONTEXT_FAILS(info.threads = 5000, info.threads = 0, INVALID_ARGUMENT, "threads is 5000");

@@ -1,7 +1,7 @@
 /*
  * Prints the lines of tests/common/conformance.txt, made through the C ABI.
  *
- *   conformance CASES [threads [reference | portable | avx2]]
+ *   conformance CASES [threads [reference | portable | avx2 | avx512]]
  *
  * CASES is tests/common/cases.txt.
  */
@@ -15,6 +15,7 @@ static lowbit_cpu_variant_t variant_of(const char *name) {
   if (strcmp(name, "reference") == 0) return LOWBIT_CPU_VARIANT_REFERENCE;
   if (strcmp(name, "portable") == 0) return LOWBIT_CPU_VARIANT_PORTABLE;
   if (strcmp(name, "avx2") == 0) return LOWBIT_CPU_VARIANT_AVX2;
+  if (strcmp(name, "avx512") == 0) return LOWBIT_CPU_VARIANT_AVX512;
   printf("no variant is called %s\n", name);
   exit(2);
 }

@@ -68,6 +68,7 @@ VARIANTS = {
     "reference": _c_api.LOWBIT_CPU_VARIANT_REFERENCE,
     "portable": _c_api.LOWBIT_CPU_VARIANT_PORTABLE,
     "avx2": _c_api.LOWBIT_CPU_VARIANT_AVX2,
+    "avx512": _c_api.LOWBIT_CPU_VARIANT_AVX512,
 }
 
 

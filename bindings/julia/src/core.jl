@@ -81,7 +81,7 @@ The processor, and the threads that work on it.
 
 - `threads`: how many threads work, the caller's among them; 0: as many as the process may use.
   They are the library's own and independent of Julia's.
-- `variant`: `:auto`, `:reference`, `:portable` or `:avx2`. All give the same bits.
+- `variant`: `:auto`, `:reference`, `:portable`, `:avx2` or `:avx512`. All give the same bits.
 
 Close with `close`, or leave it to the garbage collector. Plans keep what they need.
 """
@@ -103,6 +103,7 @@ const VARIANTS = (
     reference = LOWBIT_CPU_VARIANT_REFERENCE,
     portable = LOWBIT_CPU_VARIANT_PORTABLE,
     avx2 = LOWBIT_CPU_VARIANT_AVX2,
+    avx512 = LOWBIT_CPU_VARIANT_AVX512,
 )
 
 function choose(what, name, choices)
