@@ -14,7 +14,7 @@
 //!  optimizer  quant  weights  rng                 what is computed, element by element
 //!  layout  numerics  dtype  error                 the pieces they are made of; no FFI, no GPU
 //!         |
-//!  backend/cpu/{reference, portable, pool}        backend/cuda/{driver, kernels, params}
+//!  backend/cpu/{reference, portable, lanes, pool} backend/cuda/{driver, kernels, params}
 //!                                                        |
 //!  cuda/     *.cu, *.cuh: kernels know raw pointers and parameters, nothing of handles or files
 //! ```

@@ -10,7 +10,7 @@ use super::types::*;
 use super::{array, buffers, output};
 use crate::error::{Result, invalid};
 use crate::norm::{NormArgs, Stage};
-use crate::plan::{Plan, StageInfo};
+use crate::plan::Plan;
 use crate::step::Buffer;
 
 /// The global norm of a plan's gradients, and the factor that clips it: exact sums, so that threads,
@@ -155,23 +155,8 @@ pub unsafe extern "C" fn lowbit_norm_stage(
     // SAFETY: the caller's promise.
     unsafe {
         guard_handle(plan, |_| {
-            write(
-                out,
-                "out",
-                &stage_info(Plan::norm_stage(norm_stage(stage)?)),
-            )
+            write(out, "out", &Plan::norm_stage(norm_stage(stage)?).into())
         })
-    }
-}
-
-/// The C form of a stage's statistics.
-pub(super) fn stage_info(stage: StageInfo) -> lowbit_stage_info_t {
-    lowbit_stage_info_t {
-        struct_size: 0,
-        dtype: stage.dtype as lowbit_dtype_t,
-        reduce: stage.reduce as lowbit_reduce_t,
-        offset: stage.offset,
-        count: stage.count,
     }
 }
 

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use super::context::lowbit_context_t;
 use super::guard::{borrow, give, guard, guard_handle, handle, take};
-use super::norm::stage_info;
 use super::sized::{read_element, write};
 use super::spec::{lowbit_spec_t, unknown_flag};
 use super::types::*;
@@ -239,7 +238,7 @@ pub unsafe extern "C" fn lowbit_plan_stage(
         guard_handle(plan, |handle| {
             let stages = handle.plan.stages();
             let stage = stages[position("stage", stage, stages.len())?];
-            write(out, "out", &stage_info(stage))
+            write(out, "out", &stage.into())
         })
     }
 }

@@ -5,7 +5,7 @@ use std::ffi::{c_char, c_void};
 use super::sized::CStruct;
 use crate::dtype::Dtype;
 use crate::error::Status;
-use crate::plan::Reduce;
+use crate::plan::{Reduce, StageInfo};
 use crate::quant::{Mapping, Rounding};
 use crate::spec::{FactorAxes, Normalization, Optimizer};
 use crate::step::Buffer;
@@ -616,6 +616,18 @@ pub struct lowbit_checkpoint_info_t {
     pub struct_size: usize,
     /// Steps done when it was written.
     pub step: i64,
+}
+
+impl From<StageInfo> for lowbit_stage_info_t {
+    fn from(stage: StageInfo) -> Self {
+        Self {
+            struct_size: 0,
+            dtype: stage.dtype as lowbit_dtype_t,
+            reduce: stage.reduce as lowbit_reduce_t,
+            offset: stage.offset,
+            count: stage.count,
+        }
+    }
 }
 
 macro_rules! c_struct {

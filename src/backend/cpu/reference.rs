@@ -11,7 +11,7 @@
     reason = "element i of several arrays, as in the formulas"
 )]
 
-use super::TensorCall;
+use super::call::TensorCall;
 use super::memory::{load, load_code, store};
 use crate::dtype::Dtype;
 use crate::layout::{Grid, div_ceil, index as extent};

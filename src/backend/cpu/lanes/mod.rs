@@ -1,5 +1,5 @@
 //! The few inner loops that a compiler does not find the instructions for: table lookups and the
-//! search for a code. Everything else in `portable.rs` becomes vectors by itself.
+//! search for a code. Everything else in `portable/` becomes vectors by itself.
 //!
 //! One implementation per instruction set, all with the same bits; `portable` is plain Rust and does
 //! the ends of the others' loops.

@@ -1,0 +1,313 @@
+//! A step cut into tasks, and its passes run in their order.
+
+#![expect(unsafe_code, reason = "works on the caller's raw buffers")]
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use super::call::TensorCall;
+use super::memory::Weight;
+use super::{CpuContext, portable, reference};
+use crate::backend::Call;
+use crate::layout::{div_ceil, index};
+use crate::numerics::{Hyper, power};
+use crate::optimizer::Update;
+use crate::plan::{Pass, TensorPlan};
+use crate::quant::Preconditioner;
+use crate::rng;
+use crate::step::{HyperSource, NonFinite};
+
+/// Elements of one task: large enough to hide the hand-out, small enough to balance.
+pub(super) const TASK_ELEMENTS: i64 = 1 << 16;
+
+pub(super) fn units_per_task(tensor: &TensorPlan) -> i64 {
+    (TASK_ELEMENTS / tensor.grid.block).max(1)
+}
+
+/// Rows per task of the statistics, with the tensor seen as (leading axes, last axis).
+fn stats_rows(tensor: &TensorPlan) -> (i64, i64, i64) {
+    let width = tensor.info.shape.last().copied().unwrap_or(1).max(1);
+    let rows = tensor.numel / width;
+    let per_task = (TASK_ELEMENTS / width.min(portable::STATS_COLUMNS)).max(16);
+    (rows, width, per_task)
+}
+
+pub(super) fn part(count: i64, each: i64, task: i64) -> Range<i64> {
+    task * each..count.min((task + 1) * each)
+}
+
+/// How many tasks the tensors before each tensor have: task numbers of a whole call are mapped to
+/// tensors by binary search, so that many small tensors and one large one balance alike.
+#[derive(Debug)]
+pub(crate) struct Schedule {
+    apply: Vec<i64>,
+    stats: Vec<i64>,
+    scan: Vec<i64>,
+}
+
+impl Schedule {
+    pub(crate) fn new(tensors: &[TensorPlan]) -> Self {
+        let prefix = |tasks: &dyn Fn(&TensorPlan) -> i64| {
+            let mut sums = vec![0];
+            for tensor in tensors {
+                sums.push(sums[sums.len() - 1] + tasks(tensor));
+            }
+            sums
+        };
+        Self {
+            apply: prefix(&|tensor| div_ceil(tensor.grid.units(), units_per_task(tensor))),
+            stats: prefix(&|tensor| {
+                if tensor.numel == 0 || !tensor.needs_statistics() {
+                    return 0;
+                }
+                let (rows, width, per_task) = stats_rows(tensor);
+                div_ceil(rows, per_task) * div_ceil(width, portable::STATS_COLUMNS)
+            }),
+            scan: prefix(&|tensor| {
+                if tensor.needs_statistics() {
+                    0
+                } else {
+                    div_ceil(tensor.numel, TASK_ELEMENTS)
+                }
+            }),
+        }
+    }
+}
+
+/// Tensor and task within it, of task `task` of a call.
+fn locate(prefix: &[i64], task: i64) -> (usize, i64) {
+    let tensor = prefix.partition_point(|sum| *sum <= task) - 1;
+    (tensor, task - prefix[tensor])
+}
+
+/// One step on this backend.
+pub(super) struct Step<'a> {
+    pub(super) context: &'a CpuContext,
+    pub(super) call: &'a Call<'a>,
+}
+
+// SAFETY: raw pointers of a validated call, shared by the tasks that `TensorCall` is made for.
+unsafe impl Sync for Step<'_> {}
+
+impl Step<'_> {
+    fn schedule(&self) -> Option<&Schedule> {
+        match &self.call.plan.schedule {
+            crate::backend::Schedule::Cpu(schedule) => Some(schedule),
+            crate::backend::Schedule::Cuda(_) => None,
+        }
+    }
+
+    /// The hyper-parameters of a group, and the step number.
+    fn hyper(&self, group: usize) -> (Hyper, i32) {
+        match self.call.args.hyper {
+            HyperSource::Host(groups, step) => (groups[group], step),
+            // SAFETY: the caller's promise; alignment was checked.
+            HyperSource::Memory { hyper, step } => unsafe {
+                (hyper.cast::<Hyper>().add(group).read(), step.read())
+            },
+        }
+    }
+
+    pub(super) fn tensor(&self, i: usize) -> TensorCall<'_> {
+        let (plan, args) = (self.call.plan, self.call.args);
+        let tensor = &plan.tensors[i];
+        let (hyper, step) = self.hyper(tensor.info.group);
+        let grad_scale = hyper.grad_scale * hyper.clip_factor;
+        let scratch = args.scratch.data.cast::<u8>();
+        let [maxima, sums, update_maxima, update_sums, fresh, _] = plan.scratch.offsets();
+        let beside = tensor.first_buffer + tensor.buffer_count - 1;
+        let bc2 = 1.0 - power(hyper.beta2, step.max(1).cast_unsigned());
+        TensorCall {
+            tensor,
+            index: i,
+            weight: Weight {
+                data: args.params[i].data.cast(),
+                dtype: tensor.info.param_dtype,
+                form: tensor.info.weights,
+                beside: match tensor.info.weights.beside() {
+                    Some(_) => args.state[beside].data.cast(),
+                    None => std::ptr::null_mut(),
+                },
+            },
+            grad: args.grads[i].data.cast(),
+            update: args
+                .updates
+                .map_or(std::ptr::null_mut(), |updates| updates[i].data.cast()),
+            state: args.state,
+            scratch: [maxima, sums, update_maxima, update_sums, fresh]
+                .map(|offset| scratch.wrapping_add(offset)),
+            offset: args
+                .offsets
+                .and_then(|offsets| offsets[i])
+                .unwrap_or(&tensor.offset),
+            grad_scale: if plan.spec.maximize {
+                -grad_scale
+            } else {
+                grad_scale
+            },
+            rule: Update::new(&plan.spec, tensor, &hyper, step),
+            preconditioner: Preconditioner {
+                inv_bc2: (1.0 / bc2) as f32,
+                eps: hyper.eps,
+            },
+            rng: rng::Stream::new(plan.spec.seed, tensor.hash, step),
+            skip: false,
+            skip_blocks: match args.nonfinite {
+                NonFinite::SkipBlock => true,
+                NonFinite::Default => !tensor.needs_statistics(),
+                NonFinite::SkipTensor | NonFinite::SkipStep | NonFinite::Propagate => false,
+            },
+        }
+    }
+
+    /// Whether a tensor stays as it is, given the flags of all tensors. The skip flag of any group
+    /// stops all, as a step is skipped as a whole.
+    fn skips(&self, call: &TensorCall<'_>) -> bool {
+        match self.call.args.nonfinite {
+            NonFinite::Default => call.tensor.needs_statistics() && call.statistic(call.index) != 0,
+            NonFinite::SkipTensor => call.statistic(call.index) != 0,
+            NonFinite::SkipStep | NonFinite::SkipBlock | NonFinite::Propagate => false,
+        }
+    }
+
+    /// Whether no tensor changes, given the flags of all.
+    fn skips_all(&self) -> bool {
+        let flag = |i| {
+            let flags = self.call.args.scratch.data.cast::<i32>();
+            // SAFETY: the scratch begins with a flag per tensor, which no one changes now.
+            unsafe { *flags.add(i) != 0 }
+        };
+        let any = || (0..self.call.plan.tensors.len()).any(flag);
+        let skip = |group| self.hyper(group).0.skip != 0.0;
+        (0..self.call.plan.groups).any(skip)
+            || (self.call.args.nonfinite == NonFinite::SkipStep && any())
+    }
+
+    /// # Safety
+    /// The call's buffers are valid; the statistics of the passes before are complete.
+    pub(super) unsafe fn collect(&self, pass: Pass) {
+        let (plan, args) = (self.call.plan, self.call.args);
+        let offsets = plan.scratch.offsets();
+        let (begin, end) = (offsets[pass as usize], offsets[pass as usize + 1]);
+        // SAFETY: the size was checked.
+        unsafe {
+            let scratch = args.scratch.data.cast::<u8>().wrapping_add(begin);
+            std::ptr::write_bytes(scratch, 0, end - begin);
+        }
+        if pass != Pass::Maxima && begin == end {
+            return;
+        }
+        let scan = pass == Pass::Maxima
+            && matches!(args.nonfinite, NonFinite::SkipTensor | NonFinite::SkipStep);
+        let (Some(kernels), Some(schedule)) = (self.context.kernels, self.schedule()) else {
+            for (i, tensor) in plan.tensors.iter().enumerate() {
+                if scan || tensor.needs_statistics() {
+                    // SAFETY: the caller's promise.
+                    unsafe { reference::collect(&self.tensor(i), pass) };
+                }
+            }
+            return;
+        };
+        if matches!(pass, Pass::UpdateMaxima | Pass::UpdateSums) {
+            // SAFETY: the caller's promise.
+            unsafe { self.refresh() };
+        }
+        self.context.run(total(&schedule.stats), &|task| {
+            let (i, task) = locate(&schedule.stats, task);
+            let call = self.tensor(i);
+            let (rows, width, per_task) = stats_rows(call.tensor);
+            let bands = div_ceil(rows, per_task);
+            let rows = part(rows, per_task, task % bands);
+            let columns = part(width, portable::STATS_COLUMNS, task / bands);
+            // SAFETY: the caller's promise.
+            unsafe { (kernels.collect)(&call, pass, rows, columns) };
+        });
+        if scan {
+            self.context.run(total(&schedule.scan), &|task| {
+                let (i, task) = locate(&schedule.scan, task);
+                let call = self.tensor(i);
+                let elements = part(call.tensor.numel, TASK_ELEMENTS, task);
+                // SAFETY: the caller's promise.
+                if unsafe { (kernels.scan)(&call, elements) } {
+                    call.flag().store(1, Ordering::Relaxed);
+                }
+            });
+        }
+    }
+
+    /// Computes the new factors of all tensors.
+    ///
+    /// # Safety
+    /// As for [`Step::collect`].
+    unsafe fn refresh(&self) {
+        let tensors = self.call.plan.tensors.len();
+        if self.call.plan.scratch.fresh > 0 {
+            self.context.run(tensors as i64, &|i| {
+                // SAFETY: the caller's promise; one task per tensor.
+                unsafe { portable::refresh(&self.tensor(index(i))) };
+            });
+        }
+    }
+
+    /// # Safety
+    /// The call's buffers are valid; the statistics are complete.
+    pub(super) unsafe fn apply(&self) {
+        let (plan, args) = (self.call.plan, self.call.args);
+        let blocks = AtomicI64::new(0);
+        let skip_all = self.skips_all();
+        let of = |i| {
+            let mut call = self.tensor(i);
+            call.skip = skip_all || self.skips(&call);
+            call.rule = call.complete_rule();
+            call
+        };
+        let mut tensors_skipped = 0;
+        match (self.context.kernels, self.schedule()) {
+            (Some(kernels), Some(schedule)) => {
+                // SAFETY: the caller's promise.
+                unsafe { self.refresh() };
+                self.context.run(total(&schedule.apply), &|task| {
+                    let (i, task) = locate(&schedule.apply, task);
+                    let call = of(i);
+                    let units = part(call.tensor.grid.units(), units_per_task(call.tensor), task);
+                    // SAFETY: the caller's promise; tasks have disjoint units.
+                    unsafe {
+                        if !call.skip {
+                            let skipped = (kernels.apply)(&call, units);
+                            blocks.fetch_add(skipped, Ordering::Relaxed);
+                        } else if !call.in_place() {
+                            portable::zero_update(&call, units);
+                        }
+                    }
+                });
+                for i in 0..plan.tensors.len() {
+                    let call = of(i);
+                    tensors_skipped += i64::from(call.skip);
+                    if !call.skip {
+                        // SAFETY: the caller's promise; all tasks are done.
+                        unsafe { portable::store_statistics(&call) };
+                    }
+                }
+            }
+            _ => {
+                for i in 0..plan.tensors.len() {
+                    let call = of(i);
+                    tensors_skipped += i64::from(call.skip);
+                    // SAFETY: the caller's promise.
+                    blocks.fetch_add(unsafe { reference::apply(&call) }, Ordering::Relaxed);
+                }
+            }
+        }
+        if !args.skipped.is_null() {
+            // SAFETY: two counters of the caller; alignment was checked.
+            unsafe {
+                *args.skipped += blocks.into_inner();
+                *args.skipped.add(1) += tensors_skipped;
+            }
+        }
+    }
+}
+
+fn total(prefix: &[i64]) -> i64 {
+    prefix.last().copied().unwrap_or(0)
+}
