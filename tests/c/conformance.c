@@ -1,7 +1,7 @@
 /*
  * Prints the lines of tests/common/conformance.txt, made through the C ABI.
  *
- *   conformance CASES [threads [reference | portable | avx2 | avx512]]
+ *   conformance CASES [threads]
  *
  * CASES is tests/common/cases.txt.
  */
@@ -10,15 +10,6 @@
 
 #include "model.h"
 #include "sha256.h"
-
-static lowbit_cpu_variant_t variant_of(const char *name) {
-  if (strcmp(name, "reference") == 0) return LOWBIT_CPU_VARIANT_REFERENCE;
-  if (strcmp(name, "portable") == 0) return LOWBIT_CPU_VARIANT_PORTABLE;
-  if (strcmp(name, "avx2") == 0) return LOWBIT_CPU_VARIANT_AVX2;
-  if (strcmp(name, "avx512") == 0) return LOWBIT_CPU_VARIANT_AVX512;
-  printf("no variant is called %s\n", name);
-  exit(2);
-}
 
 static void run_case(const lowbit_context_t *context, const conformance_case_t *line) {
   lowbit_spec_t *spec = NULL;
@@ -71,12 +62,11 @@ static void run_case(const lowbit_context_t *context, const conformance_case_t *
 int main(int argc, char **argv) {
   FILE *cases = argc > 1 ? fopen(argv[1], "r") : NULL;
   if (cases == NULL) {
-    printf("usage: conformance CASES [threads [variant]]\n");
+    printf("usage: conformance CASES [threads]\n");
     return 2;
   }
   const int64_t threads = argc > 2 ? atoi(argv[2]) : 0;
-  const lowbit_cpu_variant_t variant = argc > 3 ? variant_of(argv[3]) : LOWBIT_CPU_VARIANT_AUTO;
-  lowbit_context_t *context = cpu_context(threads, variant);
+  lowbit_context_t *context = cpu_context(threads, LOWBIT_CPU_VARIANT_AUTO);
   conformance_case_t line;
   while (conformance_next(cases, &line)) run_case(context, &line);
   lowbit_context_destroy(context);
