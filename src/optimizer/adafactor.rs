@@ -112,6 +112,8 @@ impl Adafactor {
 }
 
 impl Rule for Adafactor {
+    const STATES: usize = 2;
+
     #[inline(always)]
     fn element(&self, x: Input) -> Element {
         let (v, q) = self.unclipped(x.g, x.old[0]);

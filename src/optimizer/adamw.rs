@@ -54,6 +54,21 @@ impl Adamw {
         }
     }
 
+    /// This rule without options, if it has none.
+    pub(crate) fn plain(&self) -> Option<Plain<'_>> {
+        (self.l2 == 0.0 && !self.amsgrad && !self.factored).then_some(Plain(self))
+    }
+
+    /// R3, R5 to R7: the new m, and the update.
+    #[inline(always)]
+    fn update(&self, m: f32, g: f32, divisor: f32, decay: f32) -> (f32, f32) {
+        let s = &self.s;
+        let m = s.beta1.mul_add(m, s.one_minus_beta1 * g); // R3
+        let d = divisor.sqrt().mul_add(s.inv_sqrt_bc2, s.eps); // R5
+        let q = m / d; // R6
+        (m, -s.lr_bc1.mul_add(q, decay)) // R7
+    }
+
     /// R4.
     #[inline(always)]
     pub(crate) fn second_moment(&self, g: f32, v: f32) -> f32 {
@@ -63,11 +78,11 @@ impl Adamw {
 }
 
 impl Rule for Adamw {
+    const STATES: usize = 3;
+
     #[inline(always)]
     fn element(&self, x: Input) -> Element {
-        let s = &self.s;
         let g = self.gradient(x.p, x.g);
-        let m = s.beta1.mul_add(x.old[0], s.one_minus_beta1 * g); // R3
         let v = if self.factored {
             x.old[1]
         } else {
@@ -80,12 +95,32 @@ impl Rule for Adamw {
             x.old[2]
         };
         let divisor = if self.amsgrad { largest } else { v };
-        let d = divisor.sqrt().mul_add(s.inv_sqrt_bc2, s.eps); // R5
-        let q = m / d; // R6
-        let decay = if self.l2 == 0.0 { s.lr_wd * x.p } else { 0.0 };
+        let decay = if self.l2 == 0.0 {
+            self.s.lr_wd * x.p
+        } else {
+            0.0
+        };
+        let (m, update) = self.update(x.old[0], g, divisor, decay);
         Element {
-            update: -s.lr_bc1.mul_add(q, decay), // R7
+            update,
             new: [m, v, largest],
+        }
+    }
+}
+
+/// AdamW itself, without options: the same bits, and a loop without branches.
+pub(crate) struct Plain<'a>(&'a Adamw);
+
+impl Rule for Plain<'_> {
+    const STATES: usize = 2;
+
+    #[inline(always)]
+    fn element(&self, x: Input) -> Element {
+        let v = self.0.second_moment(x.g, x.old[1]); // R2, R4
+        let (m, update) = self.0.update(x.old[0], x.g, v, self.0.s.lr_wd * x.p);
+        Element {
+            update,
+            new: [m, v, 0.0],
         }
     }
 }

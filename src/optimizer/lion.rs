@@ -35,6 +35,8 @@ impl Lion {
 }
 
 impl Rule for Lion {
+    const STATES: usize = 1;
+
     #[inline(always)]
     fn element(&self, x: Input) -> Element {
         let m = self.beta2.mul_add(x.old[0], self.one_minus_beta2 * x.g); // R3

@@ -43,6 +43,9 @@ pub(crate) struct Element {
 
 /// One optimizer with the scalars of one step.
 pub(crate) trait Rule {
+    /// How many states it reads and writes; the others are not touched.
+    const STATES: usize;
+
     fn element(&self, x: Input) -> Element;
 }
 

@@ -44,6 +44,8 @@ impl Sgdm {
 }
 
 impl Rule for Sgdm {
+    const STATES: usize = 1;
+
     #[inline(always)]
     fn element(&self, x: Input) -> Element {
         let g = if self.l2 == 0.0 {

@@ -35,6 +35,8 @@ impl Sm3 {
 }
 
 impl Rule for Sm3 {
+    const STATES: usize = 2;
+
     #[inline(always)]
     fn element(&self, x: Input) -> Element {
         let v = x.old[0] + x.g * x.g; // R4

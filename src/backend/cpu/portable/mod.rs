@@ -19,7 +19,7 @@ use super::call::TensorCall;
 use super::lanes::{Lanes, Portable};
 use crate::dtype::Dtype;
 use crate::layout::index;
-use crate::optimizer::{Input, MAX_STATES, Rule, with_rule};
+use crate::optimizer::{Input, MAX_STATES, Rule, Update, with_rule};
 use crate::plan::Pass;
 
 use collect::collect;
@@ -157,7 +157,14 @@ unsafe fn apply<L: Lanes>(call: &TensorCall<'_>, units: Range<i64>) -> i64 {
             }
         }
         // From here g holds the update, and the states are the new ones.
-        with_rule!(&call.rule, rule => update(rule, p, g, &mut states));
+        let plain = match &call.rule {
+            Update::Adamw(rule) => rule.plain(),
+            _ => None,
+        };
+        match plain {
+            Some(rule) => update(&rule, p, g, &mut states),
+            None => with_rule!(&call.rule, rule => update(rule, p, g, &mut states)),
+        }
         // SAFETY: the run lies in the tensor; the gradient was read before its update is written.
         unsafe {
             if call.in_place() {
@@ -176,18 +183,29 @@ unsafe fn apply<L: Lanes>(call: &TensorCall<'_>, units: Range<i64>) -> i64 {
 
 /// The rule on a run: `g` becomes the update, the states the new ones.
 #[inline(always)]
-fn update(rule: &impl Rule, p: &[f32], g: &mut [f32], states: &mut States) {
+fn update<R: Rule>(rule: &R, p: &[f32], g: &mut [f32], states: &mut States) {
     let n = p.len();
     let [a, b, c] = states;
     let (g, a, b, c) = (&mut g[..n], &mut a[..n], &mut b[..n], &mut c[..n]);
+    // The comparisons are known when the loop is compiled.
     for i in 0..n {
         let new = rule.element(Input {
             p: p[i],
             g: g[i],
-            old: [a[i], b[i], c[i]],
+            old: [
+                a[i],
+                if R::STATES > 1 { b[i] } else { 0.0 },
+                if R::STATES > 2 { c[i] } else { 0.0 },
+            ],
         });
         g[i] = new.update;
-        [a[i], b[i], c[i]] = new.new;
+        a[i] = new.new[0];
+        if R::STATES > 1 {
+            b[i] = new.new[1];
+        }
+        if R::STATES > 2 {
+            c[i] = new.new[2];
+        }
     }
 }
 
