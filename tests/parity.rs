@@ -97,7 +97,8 @@ fn check(spec: &Spec, tensors: &[TensorInfo], steps: u64, prepare: impl Fn(&mut 
             written(&model)
         };
         let want = run(Variant::Reference, 1);
-        for variant in variants() {
+        let others = variants().into_iter().filter(|v| *v != Variant::Reference);
+        for variant in others {
             for threads in [1, 3] {
                 assert!(
                     run(variant, threads) == want,
