@@ -19,7 +19,7 @@ use crate::plan::{Format, MAX_AXES, Maxima, Pass, TensorPlan};
 /// last axis), and at most [`STATS_COLUMNS`] columns.
 ///
 /// # Safety
-/// As for [`apply`]; any number of threads may raise the same statistics.
+/// As for [`super::apply`]; any number of threads may raise the same statistics.
 #[inline(always)]
 pub(super) unsafe fn collect<L: Lanes>(
     call: &TensorCall<'_>,
@@ -74,7 +74,7 @@ pub(super) unsafe fn collect<L: Lanes>(
 /// statistics need it.
 ///
 /// # Safety
-/// As for [`apply`].
+/// As for [`super::apply`].
 #[inline(always)]
 unsafe fn new_states<L: Lanes>(
     call: &TensorCall<'_>,
@@ -329,7 +329,7 @@ fn sum_of_squares(exponent: Exponent, values: impl Iterator<Item = f32>) -> Limb
 /// Computes the new factors of a tensor into the scratch.
 ///
 /// # Safety
-/// As for [`apply`], with no other thread at work on the tensor.
+/// As for [`super::apply`], with no other thread at work on the tensor.
 pub(in crate::backend::cpu) unsafe fn refresh(call: &TensorCall<'_>) {
     let Some((state, factors)) = call.tensor.factored() else {
         return;
@@ -350,7 +350,7 @@ pub(super) fn fresh_values(call: &TensorCall<'_>) -> *mut f32 {
 /// Copies reduced maxima and new factors into the states, once all units are coded.
 ///
 /// # Safety
-/// As for [`apply`], with no other thread at work on the tensor.
+/// As for [`super::apply`], with no other thread at work on the tensor.
 pub(in crate::backend::cpu) unsafe fn store_statistics(call: &TensorCall<'_>) {
     for (state, plan) in call.tensor.states.iter().enumerate() {
         let first = usize::from(matches!(plan.format, Format::Codes(_)));

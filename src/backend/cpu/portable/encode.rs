@@ -17,7 +17,7 @@ use crate::rng::Purpose;
 use crate::step::Buffer;
 
 /// Codes a run of a state that begins at a block's first element. States without codes or values
-/// of their own are stored by [`store_statistics`].
+/// of their own are stored by [`super::store_statistics`].
 #[inline(always)]
 pub(super) unsafe fn encode_run<L: Lanes>(
     call: &TensorCall<'_>,

@@ -36,7 +36,7 @@ const LONGEST: usize = 4096;
 /// Elements of one coding run: short enough for the thresholds' loop to stay in registers and L1.
 const RUN: usize = 128;
 
-/// Columns of one task of [`collect`].
+/// Columns of one task of [`collect()`].
 pub(super) const STATS_COLUMNS: i64 = LONGEST as i64;
 
 /// The kernels of one instantiation.
