@@ -16,7 +16,7 @@ use crate::optimizer::{MAX_STATES, Update, with_rule};
 use crate::plan::{Format, MAX_AXES, Maxima, Pass, TensorPlan};
 
 /// Collects the statistics of a box: `rows` of the tensor seen as (product of the leading axes,
-/// last axis), and at most [`STATS_COLUMNS`] columns.
+/// last axis), and at most [`super::STATS_COLUMNS`] columns.
 ///
 /// # Safety
 /// As for [`super::apply`]; any number of threads may raise the same statistics.
