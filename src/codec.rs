@@ -255,9 +255,7 @@ impl Plan {
             check(values[i], tensor.numel * 4, Dtype::F32, || {
                 format!("values[{i}] ({name})")
             })?;
-            let global = !tensor.states[state].maxima().is_empty()
-                || tensor.factored().is_some_and(|(index, _)| index == state);
-            if compress && global && tensor.is_shard() {
+            if compress && tensor.states[state].is_global() && tensor.is_shard() {
                 return Err(unsupported(format!(
                     "{name} is a shard whose scales or factors belong to the global tensor"
                 )));

@@ -213,9 +213,7 @@ impl Scratch {
             let largest = values.fold(0, |largest, x| magnitude(x).max(largest));
             self.word(0).fetch_max(largest.into(), Ordering::Relaxed);
         } else if let Some(exponent) = Exponent::above(self.largest()) {
-            let exponent = exponent.squared();
-            let mut sum = Limbs::default();
-            values.for_each(|x| sum.add(exponent.limbs(f64::from(x) * f64::from(x))));
+            let sum = exponent.sum_of_squares(values);
             self.word(1).fetch_add(sum.high, Ordering::Relaxed);
             self.word(2).fetch_add(sum.low, Ordering::Relaxed);
         }

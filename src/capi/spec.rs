@@ -196,23 +196,17 @@ unsafe fn from_info(info: *const lowbit_spec_info_t) -> Result<Spec> {
             0 => preset,
             // The preset's quantizers for another optimizer, as far as it has their states.
             other => {
-                let other = Spec::new(optimizer(other)?);
-                let kept = |state: &str| {
-                    Spec {
-                        m: preset.m.clone(),
-                        ..other.clone()
-                    }
-                    .states()
-                    .contains(&state)
+                let mut spec = Spec {
+                    m: preset.m,
+                    ..Spec::new(optimizer(other)?)
                 };
-                Spec {
-                    m: preset.m.clone().filter(|_| kept("m")),
-                    v: preset
-                        .v
-                        .clone()
-                        .filter(|_| kept("v") && other.optimizer != Optimizer::Sm3),
-                    ..other
+                if spec.states().contains(&"v") && spec.optimizer != Optimizer::Sm3 {
+                    spec.v = preset.v;
                 }
+                if !spec.states().contains(&"m") {
+                    spec.m = None;
+                }
+                spec
             }
         }
     };

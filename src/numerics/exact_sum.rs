@@ -29,6 +29,15 @@ impl Exponent {
         Self(2 * self.0)
     }
 
+    /// The sum of the squares of values that this exponent is above.
+    #[inline(always)]
+    pub(crate) fn sum_of_squares(self, values: impl Iterator<Item = f32>) -> Limbs {
+        let exponent = self.squared();
+        let mut sum = Limbs::default();
+        values.for_each(|x| sum.add(exponent.limbs(f64::from(x) * f64::from(x))));
+        sum
+    }
+
     /// `RNE(term 2^(61 - e))`, where `term < 2^e`.
     #[inline(always)]
     pub(crate) fn limbs(self, term: f64) -> Limbs {

@@ -44,6 +44,10 @@ impl Adamw {
         (self.s.beta2, self.s.one_minus_beta2)
     }
 
+    pub(super) fn gradient_has_param(&self) -> bool {
+        self.l2 != 0.0
+    }
+
     /// The gradient with its decay.
     #[inline(always)]
     pub(crate) fn gradient(&self, p: f32, g: f32) -> f32 {

@@ -94,6 +94,15 @@ impl Update {
         with_rule!(self, rule => rule.element(x))
     }
 
+    /// Whether the gradient that enters the states has the parameter in it (L2 decay).
+    pub(crate) fn gradient_has_param(&self) -> bool {
+        match self {
+            Self::Adamw(rule) => rule.gradient_has_param(),
+            Self::Sgdm(rule) => rule.gradient_has_param(),
+            Self::Lion(_) | Self::Adafactor(_) | Self::Sm3(_) => false,
+        }
+    }
+
     /// `R2`, the square that a factored v averages.
     #[inline(always)]
     pub(crate) fn square(&self, p: f32, g: f32) -> f32 {

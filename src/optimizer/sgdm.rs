@@ -43,6 +43,12 @@ impl Sgdm {
     }
 }
 
+impl Sgdm {
+    pub(super) fn gradient_has_param(&self) -> bool {
+        self.l2 != 0.0
+    }
+}
+
 impl Rule for Sgdm {
     const STATES: usize = 1;
 

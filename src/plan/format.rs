@@ -110,6 +110,11 @@ impl StatePlan {
         }
     }
 
+    /// Whether its scales or factors belong to the whole (global) tensor.
+    pub(crate) fn is_global(&self) -> bool {
+        !self.maxima().is_empty() || matches!(self.format, Format::Factored(_))
+    }
+
     /// For reports: as the quantizer says, but for SM3's v.
     #[must_use]
     pub fn describe(&self) -> String {

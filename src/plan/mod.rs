@@ -104,9 +104,7 @@ impl TensorPlan {
     /// skipped.
     #[must_use]
     pub fn needs_statistics(&self) -> bool {
-        self.rms.is_some()
-            || self.factored().is_some()
-            || self.states.iter().any(|state| !state.maxima().is_empty())
+        self.rms.is_some() || self.states.iter().any(StatePlan::is_global)
     }
 
     /// Index and factors (rows, columns, mean) of the factored state, if any.

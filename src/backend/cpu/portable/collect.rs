@@ -11,7 +11,7 @@ use super::{LONGEST, States, update};
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::Lanes;
 use crate::layout::index;
-use crate::numerics::{Exponent, Limbs, canonical_magnitude, magnitude};
+use crate::numerics::{Limbs, canonical_magnitude, magnitude};
 use crate::optimizer::{MAX_STATES, Update, with_rule};
 use crate::plan::{Format, MAX_AXES, Maxima, Pass, TensorPlan};
 
@@ -49,7 +49,7 @@ pub(super) unsafe fn collect<L: Lanes>(
                     raise_maxima(call, &position, p, g, &states, &mut columns_of);
                 }
                 Pass::Sums => {
-                    load_weights(call, run.first, p);
+                    load_needed_weights(call, run.first, p);
                     add_sums(call, &position, p, g, &mut columns_of);
                 }
                 Pass::UpdateMaxima | Pass::UpdateSums => {
@@ -90,7 +90,7 @@ unsafe fn new_states<L: Lanes>(
     };
     // SAFETY: the run lies in the tensor.
     unsafe {
-        load_weights(call, run.first, p);
+        load_needed_weights(call, run.first, p);
         match &call.rule {
             // The paper's 4-bit AdamW: v's maxima alone.
             Update::Adamw(rule) if wanted(1) && !wanted(0) && !wanted(2) => {
@@ -115,6 +115,18 @@ unsafe fn new_states<L: Lanes>(
             }
             _ => {}
         }
+    }
+}
+
+/// The parameters, if any statistic depends on them: one read less of the tensor in most steps.
+///
+/// # Safety
+/// As for [`super::apply`].
+#[inline(always)]
+unsafe fn load_needed_weights(call: &TensorCall<'_>, first: usize, p: &mut [f32]) {
+    if call.tensor.rms.is_some() || call.rule.gradient_has_param() {
+        // SAFETY: the caller's promise.
+        unsafe { load_weights(call, first, p) };
     }
 }
 
@@ -296,7 +308,7 @@ fn add_sums(
     if let Some(rms) = tensor.rms
         && let Some(exponent) = call.exponent(rms.param_max)
     {
-        call.add(rms.param_sum, sum_of_squares(exponent, p.iter().copied()));
+        call.add(rms.param_sum, exponent.sum_of_squares(p.iter().copied()));
     }
 }
 
@@ -314,16 +326,8 @@ fn collect_updates(call: &TensorCall<'_>, pass: Pass, g: &[f32], v: &[f32]) {
         let largest = updates.fold(0, |largest, q| magnitude(q).max(largest));
         call.raise_update(rms.update_max, largest);
     } else if let Some(exponent) = call.update_exponent(rms.update_max) {
-        call.add_update(rms.update_sum, sum_of_squares(exponent, updates));
+        call.add_update(rms.update_sum, exponent.sum_of_squares(updates));
     }
-}
-
-#[inline(always)]
-fn sum_of_squares(exponent: Exponent, values: impl Iterator<Item = f32>) -> Limbs {
-    let exponent = exponent.squared();
-    let mut sum = Limbs::default();
-    values.for_each(|x| sum.add(exponent.limbs(f64::from(x) * f64::from(x))));
-    sum
 }
 
 /// Computes the new factors of a tensor into the scratch.
