@@ -61,6 +61,44 @@ impl Stream {
         draws
     }
 
+    /// The draws of 16 groups of eight columns: [`Stream::eight`] of each, 16 at a time, so that
+    /// every loop is one of vectors.
+    #[inline(always)]
+    pub(crate) fn groups(
+        &self,
+        purpose: Purpose,
+        row: usize,
+        group: usize,
+        draws: &mut [u16; 128],
+    ) {
+        let mut counter = [
+            std::array::from_fn(|lane| (group as u32).wrapping_add(lane as u32)),
+            [row as u32; 16],
+            [self.step; 16],
+            [self.tensor | purpose.bits(); 16],
+        ];
+        let mut key = self.key;
+        for _ in 0..10 {
+            let [a, b, c, d] = counter;
+            let product = |by: u32, x: u32| u64::from(by) * u64::from(x);
+            counter = [
+                std::array::from_fn(|i| (product(MULTIPLIERS[1], c[i]) >> 32) as u32 ^ b[i] ^ key[0]),
+                c.map(|c| MULTIPLIERS[1].wrapping_mul(c)),
+                std::array::from_fn(|i| (product(MULTIPLIERS[0], a[i]) >> 32) as u32 ^ d[i] ^ key[1]),
+                a.map(|a| MULTIPLIERS[0].wrapping_mul(a)),
+            ];
+            key = [
+                key[0].wrapping_add(WEYL[0]),
+                key[1].wrapping_add(WEYL[1]),
+            ];
+        }
+        for (lane, draws) in draws.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+            for (pair, words) in draws.as_chunks_mut::<2>().0.iter_mut().zip(&counter) {
+                *pair = [words[lane] as u16, (words[lane] >> 16) as u16];
+            }
+        }
+    }
+
     /// The draw of one column.
     pub(crate) fn draw(&self, purpose: Purpose, row: usize, col: usize) -> u16 {
         self.eight(purpose, row, col / 8)[col % 8]
@@ -85,12 +123,16 @@ pub(crate) fn name_hash(name: &str) -> u32 {
     })
 }
 
+/// Philox4x32's constants (Salmon et al., table 2 and section 4).
+const MULTIPLIERS: [u32; 2] = [0xd251_1f53, 0xcd9e_8d57];
+const WEYL: [u32; 2] = [0x9e37_79b9, 0xbb67_ae85];
+
 /// Ten rounds of Philox4x32.
 #[inline(always)]
 fn philox4x32(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     for _ in 0..10 {
-        let first = u64::from(counter[0]) * 0xd251_1f53;
-        let second = u64::from(counter[2]) * 0xcd9e_8d57;
+        let first = u64::from(counter[0]) * u64::from(MULTIPLIERS[0]);
+        let second = u64::from(counter[2]) * u64::from(MULTIPLIERS[1]);
         counter = [
             (second >> 32) as u32 ^ counter[1] ^ key[0],
             second as u32,
@@ -98,8 +140,8 @@ fn philox4x32(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
             first as u32,
         ];
         key = [
-            key[0].wrapping_add(0x9e37_79b9),
-            key[1].wrapping_add(0xbb67_ae85),
+            key[0].wrapping_add(WEYL[0]),
+            key[1].wrapping_add(WEYL[1]),
         ];
     }
     counter
@@ -108,6 +150,18 @@ fn philox4x32(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sixteen_groups_at_a_time_are_the_same_draws() {
+        let stream = Stream::new(0x1234_5678_9abc_def0, 77, 5);
+        for (row, group) in [(0, 0), (3, 16), (70_000, 1 << 20), (1, u32::MAX as usize - 3)] {
+            let mut draws = [0; 128];
+            stream.groups(Purpose::State(1), row, group, &mut draws);
+            for (i, eight) in draws.chunks(8).enumerate() {
+                assert_eq!(eight, stream.eight(Purpose::State(1), row, group + i));
+            }
+        }
+    }
 
     /// The known answers of Random123 (`kat_vectors`, philox4x32 with 10 rounds).
     #[test]

@@ -95,14 +95,15 @@ pub(crate) fn stochastic_bf16(x: f32, draw: u16) -> bf16 {
 /// `x` rounded to f16 by a draw.
 #[inline(always)]
 pub(crate) fn stochastic_f16(x: f32, draw: u16) -> f16 {
-    if x.is_nan() || x.is_infinite() {
-        return f16::from_f32(canonical(x));
-    }
-    if x.abs() >= 6.103_515_6e-5 {
-        // A normal f16 keeps 10 of 23 bits.
-        let dropped = u32::from(draw) & 0x1fff;
-        return f16::from_f32(f32::from_bits((x.to_bits() + dropped) & !0x1fff));
-    }
+    f16::from_f32(round_f16(x, draw))
+}
+
+/// The same as an f32, before a magnitude beyond f16's becomes infinite.
+#[inline(always)]
+pub(crate) fn round_f16(x: f32, draw: u16) -> f32 {
+    // A normal f16 keeps 10 of 23 bits.
+    let dropped = u32::from(draw) & 0x1fff;
+    let normal = f32::from_bits((x.to_bits().wrapping_add(dropped)) & !0x1fff);
     // A subnormal one is a multiple of 2^-24.
     let multiple = x.abs() * 16_777_216.0;
     let whole = multiple.floor();
@@ -111,7 +112,13 @@ pub(crate) fn stochastic_f16(x: f32, draw: u16) -> f16 {
     } else {
         0.0
     };
-    f16::from_f32(((whole + up) * (1.0 / 16_777_216.0)).copysign(x))
+    let subnormal = ((whole + up) * (1.0 / 16_777_216.0)).copysign(x);
+    let rounded = if x.abs() >= 6.103_515_6e-5 {
+        normal
+    } else {
+        subnormal
+    };
+    if x.is_finite() { rounded } else { canonical(x) }
 }
 
 /// theta of a parameter and its master: the master, unless the parameter was changed by others (or

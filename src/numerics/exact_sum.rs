@@ -48,6 +48,12 @@ impl Exponent {
         }
     }
 
+    /// The same as a factor.
+    #[inline(always)]
+    pub(crate) fn unit(self) -> Unit {
+        Unit(power_of_two(BITS - self.0))
+    }
+
     /// The sum that the limbs of its terms add up to.
     #[inline(always)]
     pub(crate) fn value(self, sum: Limbs) -> f64 {
@@ -55,6 +61,34 @@ impl Exponent {
         whole * power_of_two(self.0 - BITS)
     }
 }
+
+/// How many units a term of 1 has: [`Exponent::limbs`] without conversions from f64 to i64, which
+/// few processors have for vectors.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Unit(f64);
+
+impl Unit {
+    /// For sums that are not finite: nothing is added.
+    pub(crate) const NONE: Self = Self(0.0);
+
+    /// [`Exponent::limbs`] for a term that is not negative. One that is not finite counts as 0.
+    #[inline(always)]
+    pub(crate) fn limbs(self, term: f64) -> Limbs {
+        let scaled = (term * self.0).round_ties_even();
+        let scaled = if scaled < f64::INFINITY { scaled } else { 0.0 };
+        // Both below 2^52, where a number is the lowest bits of its sum with 2^52.
+        let whole = |x: f64| ((x + INTEGERS).to_bits() & INTEGERS_MASK).cast_signed();
+        let high = (scaled * (1.0 / (1_u64 << LOW) as f64)).floor();
+        Limbs {
+            high: whole(high),
+            low: whole(scaled - high * (1_u64 << LOW) as f64),
+        }
+    }
+}
+
+/// 2^52: from here to 2^53, f64 are the integers.
+const INTEGERS: f64 = (1_u64 << 52) as f64;
+const INTEGERS_MASK: u64 = (1 << 52) - 1;
 
 /// A term, or a sum of up to 2^32 terms: `high 2^31 + low` units.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -105,11 +139,17 @@ mod tests {
                 };
                 let forward = sum(&mut terms.iter());
                 assert_eq!(forward, sum(&mut terms.iter().rev()));
+                for x in &terms {
+                    let (limbs, same) = (exponent.limbs(term(x)), exponent.unit().limbs(term(x)));
+                    assert_eq!(limbs, same, "{x:e}");
+                }
                 let want: f64 = terms.iter().map(term).sum();
                 assert!((forward / want - 1.0).abs() < 1e-12, "{forward:e} {want:e}");
             }
         }
         assert!(Exponent::above(magnitude(f32::INFINITY)).is_none());
+        assert_eq!(Unit::NONE.limbs(f64::INFINITY), Limbs::default());
+        assert_eq!(Unit::NONE.limbs(f64::NAN), Limbs::default());
         let zero = Exponent::above(0).unwrap();
         assert_eq!(zero.value(zero.limbs(0.0)), 0.0);
     }

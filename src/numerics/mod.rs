@@ -5,7 +5,7 @@ mod exact_sum;
 mod fp_env;
 mod transcendental;
 
-pub(crate) use exact_sum::{Exponent, Limbs};
+pub(crate) use exact_sum::{Exponent, Limbs, Unit};
 pub(crate) use fp_env::FpEnv;
 pub(crate) use transcendental::{exp2, inverse_power, log2};
 

@@ -44,7 +44,8 @@ pub(crate) struct Preconditioner {
 }
 
 impl Preconditioner {
-    fn of(self, v: f32) -> f32 {
+    #[inline(always)]
+    pub(crate) fn of(self, v: f32) -> f32 {
         1.0 / ((v * self.inv_bc2).sqrt() + self.eps)
     }
 }

@@ -43,6 +43,9 @@ pub struct Table {
     /// The level of every byte: a damaged buffer may hold codes beyond a table that does not fill
     /// its bits, and they stand for the highest level.
     pub(crate) by_code: [f32; 256],
+    /// The number n of levels, where they are `(i + 1) / n` and n is a power of two: codes can then
+    /// be computed.
+    pub(crate) linear: Option<f32>,
 }
 
 impl Table {
@@ -52,10 +55,14 @@ impl Table {
             .map(|pair| (pair[0] + pair[1]) * 0.5)
             .collect();
         let by_code = std::array::from_fn(|code| levels[code.min(levels.len() - 1)]);
+        let count = levels.len() as f32;
+        let linear = levels.len().is_power_of_two()
+            && (1_u16..).zip(&levels).all(|(i, level)| *level == f32::from(i) / count);
         Arc::new(Self {
             levels,
             midpoints,
             by_code,
+            linear: linear.then_some(count),
         })
     }
 

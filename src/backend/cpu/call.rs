@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicI32, AtomicI64, Ordering};
 
 use super::memory::{Weight, load};
 use crate::dtype::Dtype;
-use crate::layout::index;
+use crate::layout::{Projection, index};
 use crate::numerics::{Exponent, Limbs, canonical};
 use crate::optimizer::Update;
 use crate::plan::{Factor, TensorPlan};
@@ -54,6 +54,16 @@ impl TensorCall<'_> {
         let state = &self.tensor.states[state];
         let first = self.tensor.first_buffer + state.first_buffer;
         &self.state[first..first + state.buffer_count]
+    }
+
+    /// Whether any statistic depends on the parameters.
+    pub(super) fn needs_weights(&self) -> bool {
+        self.tensor.rms.is_some() || self.rule.gradient_has_param()
+    }
+
+    /// The position of a column in the global form of a projection that keeps the last axis alone.
+    pub(super) fn on_last_axis(&self, projection: &Projection, column: usize) -> usize {
+        projection.globalize(column as i64, self.offset)
     }
 
     /// A word of a region of maxima.

@@ -25,7 +25,7 @@ use crate::layout::{div_ceil, index};
 use crate::norm::{self, NormArgs};
 use crate::numerics::{FpEnv, Hyper, canonical};
 use crate::optimizer::Update;
-use crate::plan::{Format, Pass, Plan};
+use crate::plan::{Format, Plan};
 use crate::quant::Preconditioner;
 use crate::rng;
 use crate::step::Buffer;
@@ -149,21 +149,7 @@ impl CpuContext {
             call,
         };
         // SAFETY: the caller's promise.
-        unsafe {
-            for pass in [
-                Pass::Maxima,
-                Pass::Sums,
-                Pass::UpdateMaxima,
-                Pass::UpdateSums,
-            ] {
-                if call.pass.is_none_or(|only| only == pass) {
-                    step.collect(pass);
-                }
-            }
-            if call.pass.is_none_or(|only| only == Pass::Apply) {
-                step.apply();
-            }
-        }
+        unsafe { step.run() };
         Ok(())
     }
 

@@ -20,16 +20,22 @@ use crate::step::{HyperSource, NonFinite};
 /// Elements of one task: large enough to hide the hand-out, small enough to balance.
 pub(super) const TASK_ELEMENTS: i64 = 1 << 16;
 
+/// Elements of one task of the statistics, which begins and ends with a row of column maxima.
+const STATS_ELEMENTS: i64 = 1 << 17;
+
+/// Elements of tensors whose passes follow each other before the next tensors' first: enough for
+/// many small tensors to share the threads, and few enough for what one pass has read to be found
+/// in a cache by the next.
+const WAVE_ELEMENTS: i64 = 1 << 22;
+
 pub(super) fn units_per_task(tensor: &TensorPlan) -> i64 {
     (TASK_ELEMENTS / tensor.grid.block).max(1)
 }
 
-/// Rows per task of the statistics, with the tensor seen as (leading axes, last axis).
-fn stats_rows(tensor: &TensorPlan) -> (i64, i64, i64) {
-    let width = tensor.info.shape.last().copied().unwrap_or(1).max(1);
-    let rows = tensor.numel / width;
-    let per_task = (TASK_ELEMENTS / width.min(portable::STATS_COLUMNS)).max(16);
-    (rows, width, per_task)
+/// Rows of the grid per task of the statistics.
+fn rows_per_task(tensor: &TensorPlan) -> i64 {
+    let width = tensor.grid.cols.min(portable::STATS_COLUMNS);
+    (STATS_ELEMENTS / width.max(1)).max(1)
 }
 
 pub(super) fn part(count: i64, each: i64, task: i64) -> Range<i64> {
@@ -43,6 +49,8 @@ pub(crate) struct Schedule {
     apply: Vec<i64>,
     stats: Vec<i64>,
     scan: Vec<i64>,
+    /// Tensors that go through all passes together.
+    waves: Vec<Range<usize>>,
 }
 
 impl Schedule {
@@ -54,24 +62,44 @@ impl Schedule {
             }
             sums
         };
+        let apply = |tensor: &TensorPlan| div_ceil(tensor.grid.units(), units_per_task(tensor));
         Self {
-            apply: prefix(&|tensor| div_ceil(tensor.grid.units(), units_per_task(tensor))),
+            apply: prefix(&apply),
             stats: prefix(&|tensor| {
                 if tensor.numel == 0 || !tensor.needs_statistics() {
                     return 0;
                 }
-                let (rows, width, per_task) = stats_rows(tensor);
-                div_ceil(rows, per_task) * div_ceil(width, portable::STATS_COLUMNS)
+                let bands = div_ceil(tensor.grid.rows, rows_per_task(tensor));
+                bands * div_ceil(tensor.grid.cols, portable::STATS_COLUMNS)
             }),
             scan: prefix(&|tensor| {
                 if tensor.needs_statistics() {
                     0
                 } else {
-                    div_ceil(tensor.numel, TASK_ELEMENTS)
+                    apply(tensor)
                 }
             }),
+            waves: waves(tensors),
         }
     }
+}
+
+/// Tensors without statistics have one pass and join whatever wave they come in.
+fn waves(tensors: &[TensorPlan]) -> Vec<Range<usize>> {
+    let (mut waves, mut start, mut elements) = (Vec::new(), 0, 0);
+    for (i, tensor) in tensors.iter().enumerate() {
+        if tensor.needs_statistics() {
+            elements += tensor.numel;
+        }
+        if elements >= WAVE_ELEMENTS {
+            waves.push(start..i + 1);
+            (start, elements) = (i + 1, 0);
+        }
+    }
+    if start < tensors.len() {
+        waves.push(start..tensors.len());
+    }
+    waves
 }
 
 /// Tensor and task within it, of task `task` of a call.
@@ -183,18 +211,88 @@ impl Step<'_> {
             || (self.call.args.nonfinite == NonFinite::SkipStep && any())
     }
 
+    /// Runs the passes that the call asks for.
+    ///
     /// # Safety
-    /// The call's buffers are valid; the statistics of the passes before are complete.
-    pub(super) unsafe fn collect(&self, pass: Pass) {
+    /// The call's buffers are valid; the statistics of passes before them are complete.
+    pub(super) unsafe fn run(&self) {
+        const COLLECTING: [Pass; 4] = [
+            Pass::Maxima,
+            Pass::Sums,
+            Pass::UpdateMaxima,
+            Pass::UpdateSums,
+        ];
+        let (plan, args) = (self.call.plan, self.call.args);
+        let asked = |pass: Pass| self.call.pass.is_none_or(|only| only == pass);
+        for pass in COLLECTING.into_iter().filter(|pass| asked(*pass)) {
+            let offsets = plan.scratch.offsets();
+            let (begin, end) = (offsets[pass as usize], offsets[pass as usize + 1]);
+            // SAFETY: the size was checked.
+            unsafe {
+                let scratch = args.scratch.data.cast::<u8>().wrapping_add(begin);
+                std::ptr::write_bytes(scratch, 0, end - begin);
+            }
+        }
+        let all = 0..plan.tensors.len();
+        let mut skipped = [0; 2];
+        let waves = match self.schedule() {
+            // Whether a step is skipped is known when all flags are.
+            Some(schedule)
+                if self.call.pass.is_none() && args.nonfinite != NonFinite::SkipStep =>
+            {
+                schedule.waves.as_slice()
+            }
+            _ => std::slice::from_ref(&all),
+        };
+        for wave in waves {
+            // SAFETY: the caller's promise.
+            unsafe {
+                for pass in COLLECTING.into_iter().filter(|pass| asked(*pass)) {
+                    self.collect(pass, wave.clone());
+                }
+                if asked(Pass::Apply) {
+                    let wave = self.apply(wave.clone());
+                    skipped = [skipped[0] + wave[0], skipped[1] + wave[1]];
+                }
+            }
+        }
+        if !args.skipped.is_null() {
+            // SAFETY: two counters of the caller; alignment was checked.
+            unsafe {
+                *args.skipped += skipped[0];
+                *args.skipped.add(1) += skipped[1];
+            }
+        }
+    }
+
+    /// Runs `body` for every task of a wave, given its tensor and its number in that.
+    fn for_each_task(
+        &self,
+        prefix: &[i64],
+        wave: &Range<usize>,
+        order: Order,
+        body: impl Fn(usize, i64) + Sync,
+    ) {
+        let (first, end) = (prefix[wave.start], prefix[wave.end]);
+        self.context.run(end - first, &|task| {
+            let (tensor, task) = locate(
+                prefix,
+                match order {
+                    Order::Forward => first + task,
+                    Order::Reverse => end - 1 - task,
+                },
+            );
+            body(tensor, task);
+        });
+    }
+
+    /// # Safety
+    /// The call's buffers are valid; the statistics of the passes before are complete, and this
+    /// one's were zeroed.
+    unsafe fn collect(&self, pass: Pass, wave: Range<usize>) {
         let (plan, args) = (self.call.plan, self.call.args);
         let offsets = plan.scratch.offsets();
-        let (begin, end) = (offsets[pass as usize], offsets[pass as usize + 1]);
-        // SAFETY: the size was checked.
-        unsafe {
-            let scratch = args.scratch.data.cast::<u8>().wrapping_add(begin);
-            std::ptr::write_bytes(scratch, 0, end - begin);
-        }
-        if pass != Pass::Maxima && begin == end {
+        if pass != Pass::Maxima && offsets[pass as usize] == offsets[pass as usize + 1] {
             return;
         }
         let scan = pass == Pass::Maxima
@@ -210,49 +308,48 @@ impl Step<'_> {
         };
         if matches!(pass, Pass::UpdateMaxima | Pass::UpdateSums) {
             // SAFETY: the caller's promise.
-            unsafe { self.refresh() };
+            unsafe { self.refresh(&wave) };
         }
-        self.context.run(total(&schedule.stats), &|task| {
-            let (i, task) = locate(&schedule.stats, task);
+        self.for_each_task(&schedule.stats, &wave, Order::Forward, |i, task| {
             let call = self.tensor(i);
-            let (rows, width, per_task) = stats_rows(call.tensor);
-            let bands = div_ceil(rows, per_task);
-            let rows = part(rows, per_task, task % bands);
-            let columns = part(width, portable::STATS_COLUMNS, task / bands);
+            let grid = &call.tensor.grid;
+            let each = rows_per_task(call.tensor);
+            let bands = div_ceil(grid.rows, each);
+            let rows = part(grid.rows, each, task % bands);
+            let columns = part(grid.cols, portable::STATS_COLUMNS, task / bands);
             // SAFETY: the caller's promise.
             unsafe { (kernels.collect)(&call, pass, rows, columns) };
         });
         if scan {
-            self.context.run(total(&schedule.scan), &|task| {
-                let (i, task) = locate(&schedule.scan, task);
+            self.for_each_task(&schedule.scan, &wave, Order::Forward, |i, task| {
                 let call = self.tensor(i);
-                let elements = part(call.tensor.numel, TASK_ELEMENTS, task);
+                let units = part(call.tensor.grid.units(), units_per_task(call.tensor), task);
                 // SAFETY: the caller's promise.
-                if unsafe { (kernels.scan)(&call, elements) } {
+                if unsafe { (kernels.scan)(&call, units) } {
                     call.flag().store(1, Ordering::Relaxed);
                 }
             });
         }
     }
 
-    /// Computes the new factors of all tensors.
+    /// Computes the new factors of a wave's tensors.
     ///
     /// # Safety
     /// As for [`Step::collect`].
-    unsafe fn refresh(&self) {
-        let tensors = self.call.plan.tensors.len();
+    unsafe fn refresh(&self, wave: &Range<usize>) {
         if self.call.plan.scratch.fresh > 0 {
-            self.context.run(tensors as i64, &|i| {
+            self.context.run(wave.len() as i64, &|i| {
                 // SAFETY: the caller's promise; one task per tensor.
-                unsafe { portable::refresh(&self.tensor(index(i))) };
+                unsafe { portable::refresh(&self.tensor(wave.start + index(i))) };
             });
         }
     }
 
+    /// Returns how many blocks and how many tensors were skipped.
+    ///
     /// # Safety
     /// The call's buffers are valid; the statistics are complete.
-    pub(super) unsafe fn apply(&self) {
-        let (plan, args) = (self.call.plan, self.call.args);
+    unsafe fn apply(&self, wave: Range<usize>) -> [i64; 2] {
         let blocks = AtomicI64::new(0);
         let skip_all = self.skips_all();
         let of = |i| {
@@ -265,9 +362,9 @@ impl Step<'_> {
         match (self.context.kernels, self.schedule()) {
             (Some(kernels), Some(schedule)) => {
                 // SAFETY: the caller's promise.
-                unsafe { self.refresh() };
-                self.context.run(total(&schedule.apply), &|task| {
-                    let (i, task) = locate(&schedule.apply, task);
+                unsafe { self.refresh(&wave) };
+                // What the statistics have read last is still in a cache.
+                self.for_each_task(&schedule.apply, &wave, Order::Reverse, |i, task| {
                     let call = of(i);
                     let units = part(call.tensor.grid.units(), units_per_task(call.tensor), task);
                     // SAFETY: the caller's promise; tasks have disjoint units.
@@ -280,7 +377,7 @@ impl Step<'_> {
                         }
                     }
                 });
-                for i in 0..plan.tensors.len() {
+                for i in wave {
                     let call = of(i);
                     tensors_skipped += i64::from(call.skip);
                     if !call.skip {
@@ -290,7 +387,7 @@ impl Step<'_> {
                 }
             }
             _ => {
-                for i in 0..plan.tensors.len() {
+                for i in wave {
                     let call = of(i);
                     tensors_skipped += i64::from(call.skip);
                     // SAFETY: the caller's promise.
@@ -298,16 +395,13 @@ impl Step<'_> {
                 }
             }
         }
-        if !args.skipped.is_null() {
-            // SAFETY: two counters of the caller; alignment was checked.
-            unsafe {
-                *args.skipped += blocks.into_inner();
-                *args.skipped.add(1) += tensors_skipped;
-            }
-        }
+        [blocks.into_inner(), tensors_skipped]
     }
 }
 
-fn total(prefix: &[i64]) -> i64 {
-    prefix.last().copied().unwrap_or(0)
+/// In which order tasks are handed out.
+#[derive(Clone, Copy)]
+enum Order {
+    Forward,
+    Reverse,
 }

@@ -1,19 +1,33 @@
 //! With AVX2: 8 lanes, tables of 16 floats in two registers.
 
-#![expect(unsafe_code, reason = "intrinsics, and rows of raw buffers")]
+#![expect(unsafe_code, reason = "intrinsics")]
 
 use std::arch::x86_64::*;
 
-use super::{Lanes, Portable};
+use half::f16;
+
+use super::{Chunk, Lanes};
 
 /// For processors with AVX2, FMA and F16C.
 pub(in crate::backend::cpu) struct Avx2;
 
 impl Lanes for Avx2 {
     #[inline(always)]
-    unsafe fn lookup(row: *const u8, col: usize, values: &[f32; 16], out: &mut [f32]) {
+    unsafe fn lookup(codes: &[u8], values: &[f32; 16], out: &mut [f32]) {
         // SAFETY: the caller's promise.
-        unsafe { lookup(row, col, values, out) }
+        unsafe { lookup(codes, values, out) }
+    }
+
+    #[inline(always)]
+    unsafe fn select(codes: &[u8], values: &[f32; 16], out: &mut [f32]) {
+        // SAFETY: the caller's promise.
+        unsafe { select(codes, values, out) }
+    }
+
+    #[inline(always)]
+    unsafe fn select_of_256(codes: &[u8], values: &[f32; 256], out: &mut [f32]) {
+        // SAFETY: the caller's promise.
+        unsafe { select_of_256(codes, values, out) }
     }
 
     #[inline(always)]
@@ -23,68 +37,127 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn count_scaled(values: &[f32], scales: &[f32], midpoints: &[f32; 16], out: &mut [u8]) {
+    unsafe fn count_scaled<const OR_EQUAL: bool>(
+        values: &[f32],
+        scales: &[f32],
+        thresholds: &[f32; 16],
+        out: &mut [u8],
+    ) {
         // SAFETY: the caller's promise.
-        unsafe { count_scaled(values, scales, midpoints, out) }
+        unsafe { count_scaled::<OR_EQUAL>(values, scales, thresholds, out) }
     }
 
     #[inline(always)]
-    unsafe fn count_many(values: &[f32], thresholds: &[f32; 256], out: &mut [u8]) {
+    unsafe fn count_of_256(values: &[f32], thresholds: &[f32; 256], out: &mut [u8]) {
         // SAFETY: the caller's promise.
-        unsafe { count_many(values, thresholds, out) }
+        unsafe { count_of_256(values, thresholds, out) }
     }
 
     #[inline(always)]
-    unsafe fn pack(codes: &[u8], row: *mut u8) {
+    unsafe fn pack(codes: &[u8], out: &mut [u8]) {
         // SAFETY: the caller's promise.
-        unsafe { pack(codes, row) }
+        unsafe { pack(codes, out) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(from: *const f16, out: &mut Chunk) {
+        // SAFETY: the caller's promise.
+        unsafe { load_f16(from, out) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_f16(values: &Chunk, to: *mut f16) {
+        // SAFETY: the caller's promise.
+        unsafe { store_f16(values, to) }
+    }
+}
+
+/// A table of 16 in two registers.
+#[derive(Clone, Copy)]
+struct Halves(__m256, __m256);
+
+impl Halves {
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn new(values: &[f32; 16]) -> Self {
+        // SAFETY: 16 floats.
+        unsafe {
+            Self(
+                _mm256_loadu_ps(values.as_ptr()),
+                _mm256_loadu_ps(values.as_ptr().add(8)),
+            )
+        }
+    }
+
+    /// The values of codes whose other bits but the lowest four are anything.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn at(self, codes: __m256i) -> __m256 {
+        // Bit 3 of a code, in the sign, chooses between the halves.
+        let choose = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(codes));
+        _mm256_blendv_ps(
+            _mm256_permutevar8x32_ps(self.0, codes),
+            _mm256_permutevar8x32_ps(self.1, codes),
+            choose,
+        )
     }
 }
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn lookup(row: *const u8, col: usize, values: &[f32; 16], out: &mut [f32]) {
-    // From an even column on, 8 bytes are 16 codes.
-    let head = (col % 2).min(out.len());
-    let (first, rest) = out.split_at_mut(head);
-    let body = rest.len() / 16 * 16;
-    let (body, last) = rest.split_at_mut(body);
-    let at = col + head;
-    // SAFETY: the row has the columns; the chunks have 16 elements.
-    unsafe {
-        Portable::lookup(row, col, values, first);
-        let lower = _mm256_loadu_ps(values.as_ptr());
-        let upper = _mm256_loadu_ps(values.as_ptr().add(8));
-        let low = _mm_set1_epi8(15);
-        for (i, out) in body.chunks_exact_mut(16).enumerate() {
-            let bytes = _mm_loadl_epi64(row.add(at / 2 + 8 * i).cast());
-            let even = _mm_and_si128(bytes, low);
-            let odd = _mm_and_si128(_mm_srli_epi16(bytes, 4), low);
-            let codes = _mm_unpacklo_epi8(even, odd);
-            let halves = [codes, _mm_unpackhi_epi64(codes, codes)];
-            for (codes, out) in halves.into_iter().zip(out.chunks_exact_mut(8)) {
-                let codes = _mm256_cvtepu8_epi32(codes);
-                // Bit 3 of a code, in the sign, chooses between the halves of the table.
-                let choose = _mm256_castsi256_ps(_mm256_slli_epi32(codes, 28));
-                let values = _mm256_blendv_ps(
-                    _mm256_permutevar8x32_ps(lower, codes),
-                    _mm256_permutevar8x32_ps(upper, codes),
-                    choose,
-                );
-                _mm256_storeu_ps(out.as_mut_ptr(), values);
-            }
+fn lookup(codes: &[u8], values: &[f32; 16], out: &mut [f32]) {
+    let table = Halves::new(values);
+    let shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+    // Four bytes are eight codes: each lane shifts its own down.
+    let groups = codes.as_chunks::<4>().0;
+    for (bytes, out) in groups.iter().zip(out.as_chunks_mut::<8>().0) {
+        let word = _mm256_set1_epi32(i32::from_le_bytes(*bytes));
+        let values = table.at(_mm256_srlv_epi32(word, shifts));
+        // SAFETY: eight floats.
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), values) };
+    }
+}
+
+/// Eight bytes as integers.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn widen(bytes: &[u8; 8]) -> __m256i {
+    // SAFETY: eight bytes.
+    _mm256_cvtepu8_epi32(unsafe { _mm_loadl_epi64(bytes.as_ptr().cast()) })
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn select(codes: &[u8], values: &[f32; 16], out: &mut [f32]) {
+    let table = Halves::new(values);
+    let groups = codes.as_chunks::<8>().0;
+    for (codes, out) in groups.iter().zip(out.as_chunks_mut::<8>().0) {
+        // SAFETY: eight floats.
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), table.at(widen(codes))) };
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn select_of_256(codes: &[u8], values: &[f32; 256], out: &mut [f32]) {
+    let groups = codes.as_chunks::<8>().0;
+    for (codes, out) in groups.iter().zip(out.as_chunks_mut::<8>().0) {
+        // SAFETY: a byte is an index into the table; eight floats.
+        unsafe {
+            let values = _mm256_i32gather_ps::<4>(values.as_ptr(), widen(codes));
+            _mm256_storeu_ps(out.as_mut_ptr(), values);
         }
-        Portable::lookup(row, at + body.len(), values, last);
     }
 }
 
 /// The thresholds that each of four comparisons chooses from, by the bits found before it.
+#[derive(Clone, Copy)]
 struct Levels([__m256; 4]);
 
 impl Levels {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn new(thresholds: &[f32; 16]) -> Self {
+    fn new(thresholds: &[f32; 16]) -> Self {
         Self([8, 4, 2, 1].map(|step| {
             // With the bits j found, the thresholds above j 2 step and below (j + 1) 2 step are left.
             let table: [f32; 8] =
@@ -94,17 +167,21 @@ impl Levels {
         }))
     }
 
-    /// The number of thresholds, each times `scale` if there is one, below x.
+    /// The number of thresholds, each times `scale` if there is one, that x is above.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn search(&self, x: __m256, scale: Option<__m256>) -> __m256i {
+    fn search<const OR_EQUAL: bool>(&self, x: __m256, scale: Option<__m256>) -> __m256i {
         let mut code = _mm256_setzero_si256();
         for level in self.0 {
             let mut threshold = _mm256_permutevar8x32_ps(level, code);
             if let Some(scale) = scale {
                 threshold = _mm256_mul_ps(threshold, scale);
             }
-            let above = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_GT_OQ>(x, threshold));
+            let above = _mm256_castps_si256(if OR_EQUAL {
+                _mm256_cmp_ps::<_CMP_GE_OQ>(x, threshold)
+            } else {
+                _mm256_cmp_ps::<_CMP_GT_OQ>(x, threshold)
+            });
             // The comparison is 0 or -1.
             code = _mm256_sub_epi32(_mm256_add_epi32(code, code), above);
         }
@@ -115,7 +192,7 @@ impl Levels {
 /// Eight codes below 256 as bytes.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn store_bytes(codes: __m256i, out: &mut [u8; 8]) {
+fn store_bytes(codes: __m256i, out: &mut [u8; 8]) {
     let low = _mm256_castsi256_si128(codes);
     let words = _mm_packus_epi32(low, _mm256_extracti128_si256::<1>(codes));
     // SAFETY: eight bytes.
@@ -124,79 +201,101 @@ unsafe fn store_bytes(codes: __m256i, out: &mut [u8; 8]) {
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn count(values: &[f32], thresholds: &[f32; 16], out: &mut [u8]) {
-    let (chunks, last) = values.as_chunks::<8>();
-    let (outs, last_out) = out.as_chunks_mut::<8>();
-    // SAFETY: chunks of eight elements.
-    unsafe {
-        let levels = Levels::new(thresholds);
-        for (values, out) in chunks.iter().zip(outs) {
-            let x = _mm256_loadu_ps(values.as_ptr());
-            store_bytes(levels.search(x, None), out);
-        }
-        Portable::count(last, thresholds, last_out);
+fn count(values: &[f32], thresholds: &[f32; 16], out: &mut [u8]) {
+    let levels = Levels::new(thresholds);
+    let groups = values.as_chunks::<8>().0;
+    for (values, out) in groups.iter().zip(out.as_chunks_mut::<8>().0) {
+        // SAFETY: eight floats.
+        let x = unsafe { _mm256_loadu_ps(values.as_ptr()) };
+        store_bytes(levels.search::<false>(x, None), out);
     }
 }
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn count_scaled(values: &[f32], scales: &[f32], midpoints: &[f32; 16], out: &mut [u8]) {
-    let (chunks, last) = values.as_chunks::<8>();
-    let (scale_chunks, last_scales) = scales.as_chunks::<8>();
-    let (outs, last_out) = out.as_chunks_mut::<8>();
-    // SAFETY: chunks of eight elements.
-    unsafe {
-        let levels = Levels::new(midpoints);
-        for ((values, scales), out) in chunks.iter().zip(scale_chunks).zip(outs) {
-            let x = _mm256_loadu_ps(values.as_ptr());
-            let scale = _mm256_loadu_ps(scales.as_ptr());
-            store_bytes(levels.search(x, Some(scale)), out);
-        }
-        Portable::count_scaled(last, last_scales, midpoints, last_out);
+fn count_scaled<const OR_EQUAL: bool>(
+    values: &[f32],
+    scales: &[f32],
+    thresholds: &[f32; 16],
+    out: &mut [u8],
+) {
+    let levels = Levels::new(thresholds);
+    let groups = values.as_chunks::<8>().0.iter();
+    let groups = groups.zip(scales.as_chunks::<8>().0);
+    for ((values, scales), out) in groups.zip(out.as_chunks_mut::<8>().0) {
+        // SAFETY: eight floats.
+        let (x, scale) = unsafe {
+            (
+                _mm256_loadu_ps(values.as_ptr()),
+                _mm256_loadu_ps(scales.as_ptr()),
+            )
+        };
+        store_bytes(levels.search::<OR_EQUAL>(x, Some(scale)), out);
     }
 }
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn count_many(values: &[f32], thresholds: &[f32; 256], out: &mut [u8]) {
-    let (chunks, last) = values.as_chunks::<8>();
-    let (outs, last_out) = out.as_chunks_mut::<8>();
+fn count_of_256(values: &[f32], thresholds: &[f32; 256], out: &mut [u8]) {
     // Every sixteenth threshold decides the upper four bits in registers.
     let coarse: [f32; 16] = std::array::from_fn(|i| thresholds[16 * i + 15]);
-    // SAFETY: chunks of eight elements; every index is below 256.
-    unsafe {
-        let levels = Levels::new(&coarse);
-        for (values, out) in chunks.iter().zip(outs) {
-            let x = _mm256_loadu_ps(values.as_ptr());
-            let mut code = _mm256_slli_epi32::<4>(levels.search(x, None));
-            for step in [8, 4, 2, 1] {
-                let at = _mm256_add_epi32(code, _mm256_set1_epi32(step - 1));
-                let threshold = _mm256_i32gather_ps::<4>(thresholds.as_ptr(), at);
-                let above = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_GT_OQ>(x, threshold));
-                let gained = _mm256_and_si256(above, _mm256_set1_epi32(step));
-                code = _mm256_add_epi32(code, gained);
-            }
-            store_bytes(code, out);
+    let levels = Levels::new(&coarse);
+    let groups = values.as_chunks::<8>().0;
+    for (values, out) in groups.iter().zip(out.as_chunks_mut::<8>().0) {
+        // SAFETY: eight floats.
+        let x = unsafe { _mm256_loadu_ps(values.as_ptr()) };
+        let mut code = _mm256_slli_epi32::<4>(levels.search::<false>(x, None));
+        for step in [8, 4, 2, 1] {
+            let at = _mm256_add_epi32(code, _mm256_set1_epi32(step - 1));
+            // SAFETY: every index is below 256.
+            let threshold = unsafe { _mm256_i32gather_ps::<4>(thresholds.as_ptr(), at) };
+            let above = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_GT_OQ>(x, threshold));
+            let gained = _mm256_and_si256(above, _mm256_set1_epi32(step));
+            code = _mm256_add_epi32(code, gained);
         }
-        Portable::count_many(last, thresholds, last_out);
+        store_bytes(code, out);
     }
 }
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn pack(codes: &[u8], row: *mut u8) {
-    let (chunks, last) = codes.as_chunks::<32>();
-    // SAFETY: the row has room for the codes.
-    unsafe {
-        // Each pair: even + 16 odd.
-        let weights = _mm256_set1_epi16(0x1001);
-        for (i, codes) in chunks.iter().enumerate() {
+fn pack(codes: &[u8], out: &mut [u8]) {
+    // Each pair: even + 16 odd.
+    let weights = _mm256_set1_epi16(0x1001);
+    let groups = codes.as_chunks::<32>().0;
+    for (codes, out) in groups.iter().zip(out.as_chunks_mut::<16>().0) {
+        // SAFETY: 32 bytes become 16.
+        unsafe {
             let codes = _mm256_loadu_si256(codes.as_ptr().cast());
             let words = _mm256_maddubs_epi16(codes, weights);
             let low = _mm256_castsi256_si128(words);
             let bytes = _mm_packus_epi16(low, _mm256_extracti128_si256::<1>(words));
-            _mm_storeu_si128(row.add(16 * i).cast(), bytes);
+            _mm_storeu_si128(out.as_mut_ptr().cast(), bytes);
         }
-        Portable::pack(last, row.add(16 * chunks.len()));
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn load_f16(from: *const f16, out: &mut Chunk) {
+    for (i, out) in out.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let halves = _mm_loadu_si128(from.add(8 * i).cast());
+            _mm256_storeu_ps(out.as_mut_ptr(), _mm256_cvtph_ps(halves));
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn store_f16(values: &Chunk, to: *mut f16) {
+    for (i, values) in values.as_chunks::<8>().0.iter().enumerate() {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let values = _mm256_loadu_ps(values.as_ptr());
+            let halves = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(values);
+            _mm_storeu_si128(to.add(8 * i).cast(), halves);
+        }
     }
 }

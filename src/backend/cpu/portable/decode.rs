@@ -2,17 +2,16 @@
 
 #![expect(unsafe_code, reason = "reads and writes the caller's raw buffers")]
 
-use super::RUN;
 use super::collect::fresh_values;
-use super::run::{Run, Source, code_row, for_each_stretch, global, load_run, scale_row, smallest};
+use super::run::{Run, code_row, for_each_stretch, global, load_run, scale_row};
 use crate::backend::cpu::call::TensorCall;
-use crate::backend::cpu::lanes::Lanes;
-use crate::backend::cpu::memory::load_code;
+use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes};
 use crate::backend::cpu::reference::factored;
 use crate::dtype::Dtype;
 use crate::layout::index;
-use crate::plan::{Codes, Format, Scales};
-use crate::quant::{decode, uniform};
+use crate::plan::{Codes, Factor, Format, Maxima, Scales};
+use crate::quant::{Table, uniform};
+use crate::step::Buffer;
 
 /// Which factors of a factored state are meant.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -23,132 +22,241 @@ pub(super) enum Factors {
     Fresh,
 }
 
-/// Decodes a run of a state.
+/// Where the maxima of a state are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    /// In the statistics of this step.
+    Statistics,
+    /// In the state's buffers.
+    Stored,
+}
+
+/// Decodes a run of at most a chunk of a state, zeros behind it. It begins where a byte of codes
+/// does.
 #[inline(always)]
 pub(super) unsafe fn decode_run<L: Lanes>(
     call: &TensorCall<'_>,
     state: usize,
     run: Run,
     factors: Factors,
-    out: &mut [f32],
+    out: &mut Chunk,
 ) {
     let buffers = call.state_buffers(state);
     // SAFETY: the run lies in the tensor, so its codes and scales lie in the buffers.
     unsafe {
         match &call.tensor.states[state].format {
-            Format::F32 => load_run(buffers[0].data.cast(), Dtype::F32, run.first, out),
-            Format::Codes(codes) => match &codes.scales {
-                Scales::Block(block) => decode_blocks::<L>(call, state, codes, *block, run, out),
-                Scales::Maxima(maxima) => {
-                    smallest(call, maxima, &buffers[1..], run, Source::Stored, out);
-                    let row = code_row(call.tensor, codes, buffers[0], run.row);
-                    if codes.per_byte == 2 {
-                        let mut levels = [0.0_f32; 16];
-                        levels.copy_from_slice(&codes.table.by_code[..16]);
-                        let mut values = [0.0_f32; RUN];
-                        for (r, out) in out.chunks_mut(RUN).enumerate() {
-                            let values = &mut values[..out.len()];
-                            L::lookup(row, run.col + r * RUN, &levels, values);
-                            out.iter_mut()
-                                .zip(values)
-                                .for_each(|(out, level)| *out *= *level);
-                        }
-                    } else {
-                        each_code(row, codes, run.col, out, |code, out| {
-                            *out = decode(code, *out, &codes.table);
-                        });
+            Format::F32 => load_run::<L>(buffers[0].data.cast(), Dtype::F32, run, out),
+            Format::Codes(codes) => {
+                match &codes.scales {
+                    Scales::Block(block) => {
+                        decode_blocks::<L>(call, state, codes, index(*block), run, out);
+                    }
+                    Scales::Maxima(maxima) => {
+                        let mut scales = Chunk::ZERO;
+                        smallest(call, maxima, &buffers[1..], run, Source::Stored, &mut scales);
+                        levels::<L>(call, codes, buffers[0], run, out);
+                        out.iter_mut().zip(&*scales).for_each(|(x, s)| *x *= s);
                     }
                 }
-            },
-            Format::Cover(maxima) => smallest(call, maxima, buffers, run, Source::Stored, out),
-            Format::Factored(all) => {
-                for_each_stretch(call, run, |at, len, position| {
-                    let sources = [0, 1, 2].map(|f| {
-                        let projection = &all[f].maxima.projection;
-                        let values = match factors {
-                            Factors::Fresh => fresh_values(call).add(all[f].fresh).cast_const(),
-                            Factors::Stored => buffers[f].data.cast_const().cast::<f32>(),
-                        };
-                        let step = usize::from(projection.varies());
-                        (values.add(projection.position(position)), step)
-                    });
-                    let [(rows, r), (columns, c), (means, m)] = sources;
-                    for (i, out) in out[at..at + len].iter_mut().enumerate() {
-                        let (row, column) = (*rows.add(i * r), *columns.add(i * c));
-                        *out = factored(row, column, *means.add(i * m));
-                    }
-                });
+                out[run.len..].fill(0.0);
             }
+            Format::Cover(maxima) => smallest(call, maxima, buffers, run, Source::Stored, out),
+            Format::Factored(all) => decode_factors(call, all, buffers, factors, run, out),
         }
     }
 }
 
-/// Decodes a run of a state with block scales.
+/// Decodes a run of a state with block scales; it begins where a block of the state does.
 #[inline(always)]
-pub(super) unsafe fn decode_blocks<L: Lanes>(
+unsafe fn decode_blocks<L: Lanes>(
     call: &TensorCall<'_>,
     state: usize,
     codes: &Codes,
-    block: i64,
+    block: usize,
     run: Run,
-    out: &mut [f32],
+    out: &mut Chunk,
 ) {
-    let tensor = call.tensor;
     let buffers = call.state_buffers(state);
-    let block = index(block);
-    let mut at = 0;
     // SAFETY: the run lies in the tensor, so its codes and scales lie in the buffers.
     unsafe {
-        let scales = scale_row(tensor, buffers[1], block, run.row);
-        let row = code_row(tensor, codes, buffers[0], run.row);
-        while at < run.len {
-            // Runs of `collect` may begin inside a block; those of units never do.
-            let part = run.part(at, block - (run.col + at) % block);
-            let scale = *scales.add(part.col / block);
-            let out = &mut out[at..at + part.len];
-            if codes.per_byte == 2 {
-                let mut values = [0.0_f32; 16];
-                for (value, level) in values.iter_mut().zip(&codes.table.by_code) {
-                    *value = level * scale;
-                }
-                L::lookup(row, part.col, &values, out);
-            } else {
-                each_code(row, codes, part.col, out, |code, out| {
-                    *out = decode(code, scale, &codes.table);
-                });
+        let scales = scale_row(call.tensor, buffers[1], block, run.row).cast_const();
+        if codes.per_byte == 2 && block >= CHUNK {
+            let scale = *scales.add(run.col / block);
+            let values = first_levels(&codes.table).map(|level| level * scale);
+            let mut copy = [0; CHUNK / 2];
+            L::lookup(code_bytes(call, codes, buffers[0], run, &mut copy), &values, &mut **out);
+        } else {
+            levels::<L>(call, codes, buffers[0], run, out);
+            for part in run.parts(block.min(CHUNK)) {
+                let scale = *scales.add(part.col / block);
+                let at = part.col - run.col;
+                out[at..at + part.len].iter_mut().for_each(|x| *x *= scale);
             }
-            if let Some(spacing) = codes.dither {
+        }
+        if let Some(spacing) = codes.dither {
+            for part in run.parts(block.min(CHUNK)) {
+                let scale = *scales.add(part.col / block);
                 let offset = dither(call, state, part, block, spacing, scale);
-                out.iter_mut().for_each(|x| *x -= offset);
+                let at = part.col - run.col;
+                out[at..at + part.len].iter_mut().for_each(|x| *x -= offset);
             }
-            at += part.len;
         }
     }
 }
 
-/// Calls `body` with the code of every column from `col` on.
+/// The first 16 levels of a table, with the highest in place of those it does not have.
 #[inline(always)]
-pub(super) unsafe fn each_code(
-    row: *const u8,
+fn first_levels(table: &Table) -> [f32; 16] {
+    std::array::from_fn(|code| table.by_code[code])
+}
+
+/// The bytes with a run's codes: where they are, or, for part of a chunk, a copy with zeros behind.
+#[inline(always)]
+unsafe fn code_bytes<'a, const BYTES: usize>(
+    call: &TensorCall<'_>,
     codes: &Codes,
-    col: usize,
-    out: &mut [f32],
-    body: impl Fn(u8, &mut f32),
+    buffer: Buffer,
+    run: Run,
+    copy: &'a mut [u8; BYTES],
+) -> &'a [u8; BYTES] {
+    let per_byte = CHUNK / BYTES;
+    // SAFETY: the run's codes lie in the buffer; no one writes them while they are borrowed.
+    unsafe {
+        let from = code_row(call.tensor, codes, buffer, run.row).add(run.col / per_byte);
+        if run.len == CHUNK {
+            return &*from.cast_const().cast();
+        }
+        std::ptr::copy_nonoverlapping(from, copy.as_mut_ptr(), run.len.div_ceil(per_byte));
+    }
+    copy
+}
+
+/// The levels of a run's codes, without their scales.
+#[inline(always)]
+unsafe fn levels<L: Lanes>(
+    call: &TensorCall<'_>,
+    codes: &Codes,
+    buffer: Buffer,
+    run: Run,
+    out: &mut Chunk,
 ) {
-    // The width is matched outside the loop, so that each loop has constant shifts.
-    macro_rules! each {
-        ($per_byte:literal) => {
-            for (i, out) in out.iter_mut().enumerate() {
-                // SAFETY: the columns lie in the row.
-                body(unsafe { load_code(row, $per_byte, col + i) }, out);
+    let values = first_levels(&codes.table);
+    // SAFETY: the run lies in the tensor, so its codes lie in the buffer.
+    unsafe {
+        match codes.per_byte {
+            4 => {
+                let mut copy = [0; CHUNK / 4];
+                let bytes = code_bytes(call, codes, buffer, run, &mut copy);
+                for (out, byte) in out.as_chunks_mut::<4>().0.iter_mut().zip(bytes) {
+                    *out = [0, 2, 4, 6].map(|shift| values[usize::from(byte >> shift & 3)]);
+                }
             }
-        };
+            2 => {
+                let mut copy = [0; CHUNK / 2];
+                let bytes = code_bytes(call, codes, buffer, run, &mut copy);
+                L::lookup(bytes, &values, &mut **out);
+            }
+            _ => {
+                let mut copy = [0; CHUNK];
+                let bytes = code_bytes(call, codes, buffer, run, &mut copy);
+                L::select_of_256(bytes, &codes.table.by_code, &mut **out);
+            }
+        }
     }
-    match codes.per_byte {
-        4 => each!(4),
-        2 => each!(2),
-        _ => each!(1),
+}
+
+/// v under its factors.
+#[inline(always)]
+unsafe fn decode_factors(
+    call: &TensorCall<'_>,
+    all: &[Factor; 3],
+    buffers: &[Buffer],
+    factors: Factors,
+    run: Run,
+    out: &mut Chunk,
+) {
+    **out = [0.0; CHUNK];
+    for_each_stretch(&call.tensor.info.shape, run, |at, len, position| {
+        let [rows, columns, means] = [0, 1, 2].map(|f| {
+            let projection = &all[f].maxima.projection;
+            // SAFETY: the positions lie in the buffers, which no one writes now.
+            unsafe {
+                let values = match factors {
+                    Factors::Fresh => fresh_values(call).add(all[f].fresh).cast_const(),
+                    Factors::Stored => buffers[f].data.cast_const().cast::<f32>(),
+                };
+                let first = values.add(projection.position(position));
+                (first, projection.varies())
+            }
+        });
+        let out = &mut out[at..at + len];
+        // SAFETY: as above.
+        unsafe {
+            match (rows, columns, means) {
+                ((rows, false), (columns, true), (means, false)) => {
+                    let (row, mean) = (*rows, *means);
+                    for (i, out) in out.iter_mut().enumerate() {
+                        *out = factored(row, *columns.add(i), mean);
+                    }
+                }
+                _ => {
+                    let value = |(values, varies): (*const f32, bool), i| {
+                        *values.add(if varies { i } else { 0 })
+                    };
+                    for (i, out) in out.iter_mut().enumerate() {
+                        *out = factored(value(rows, i), value(columns, i), value(means, i));
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// For every element of a run of at most a chunk the smallest of its slices' maxima, zeros behind.
+#[inline(always)]
+pub(super) unsafe fn smallest(
+    call: &TensorCall<'_>,
+    maxima: &[Maxima],
+    buffers: &[Buffer],
+    run: Run,
+    source: Source,
+    out: &mut Chunk,
+) {
+    // As integers, so that NaN is the largest.
+    let mut least = [i32::MAX; CHUNK];
+    for_each_stretch(&call.tensor.info.shape, run, |at, len, position| {
+        let least = &mut least[at..at + len];
+        for (maxima, buffer) in maxima.iter().zip(buffers) {
+            let projection = &maxima.projection;
+            // SAFETY: the positions lie in the buffers. No statistic changes while it is read.
+            unsafe {
+                let values = match source {
+                    Source::Stored => {
+                        let values = buffer.data.cast_const().cast::<i32>();
+                        values.add(projection.position(position))
+                    }
+                    Source::Statistics => {
+                        let words = call.scratch[0].cast_const().cast::<i32>();
+                        let at = projection.global_position(position, call.offset);
+                        words.add(maxima.word + at)
+                    }
+                };
+                if projection.varies() {
+                    for (i, least) in least.iter_mut().enumerate() {
+                        *least = (*values.add(i)).min(*least);
+                    }
+                } else {
+                    let value = *values;
+                    least.iter_mut().for_each(|least| *least = value.min(*least));
+                }
+            }
+        }
+    });
+    for (out, bits) in out.iter_mut().zip(least) {
+        let bits = crate::numerics::canonical_magnitude(bits);
+        *out = f32::from_bits(bits.cast_unsigned());
     }
+    out[run.len..].fill(0.0);
 }
 
 /// What subtractive dither adds to a block, of which `run` is a part.

@@ -2,51 +2,54 @@
 
 #![expect(unsafe_code, reason = "reads and writes the caller's raw buffers")]
 
-use super::RUN;
-use super::decode::dither;
-use super::run::{Draws, Run, Source, code_row, largest, scale_row, smallest, store_run};
+use super::decode::{Source, dither, smallest};
+use super::run::{Run, code_row, draws, largest, scale_row, store_run};
 use crate::backend::cpu::call::TensorCall;
-use crate::backend::cpu::lanes::{Lanes, thresholds};
+use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes};
 use crate::backend::cpu::memory::load_code;
 use crate::backend::cpu::reference::block_scale;
 use crate::dtype::Dtype;
 use crate::layout::index;
+use crate::numerics::{INF_BITS, log2};
 use crate::plan::{Codes, Format, Scales};
-use crate::quant::{Rounding, Table, corrected_scale, decode, stochastic, uniform};
+use crate::quant::{self, Preconditioner, Rounding, Table, corrected_scale, uniform};
 use crate::rng::Purpose;
 use crate::step::Buffer;
 
-/// Codes a run of a state that begins at a block's first element. States without codes or values
-/// of their own are stored by [`super::store_statistics`].
+/// Codes a unit of a state. States without codes or values of their own are stored by
+/// [`super::store_statistics`].
 #[inline(always)]
-pub(super) unsafe fn encode_run<L: Lanes>(
+pub(super) unsafe fn encode_unit<L: Lanes>(
     call: &TensorCall<'_>,
     state: usize,
-    run: Run,
-    values: &[f32],
+    unit: Run,
+    values: &[Chunk],
     source: Source,
 ) {
     let buffers = call.state_buffers(state);
-    // SAFETY: the run lies in the tensor, so its codes and scales lie in the buffers.
+    // SAFETY: the unit lies in the tensor, so its codes and scales lie in the buffers.
     unsafe {
         match &call.tensor.states[state].format {
-            Format::F32 => store_run(buffers[0].data.cast(), Dtype::F32, run.first, values),
+            Format::F32 => {
+                for (run, values) in unit.parts(CHUNK).zip(values) {
+                    store_run::<L>(buffers[0].data.cast(), Dtype::F32, run, values);
+                }
+            }
             Format::Codes(codes) => match &codes.scales {
-                Scales::Block(block) => encode_blocks::<L>(call, state, codes, *block, run, values),
+                Scales::Block(block) => {
+                    encode_blocks::<L>(call, state, codes, index(*block), unit, values);
+                }
                 Scales::Maxima(maxima) => {
-                    for (r, values) in values.chunks(RUN).enumerate() {
-                        let part = run.part(r * RUN, RUN);
-                        let mut scales = [0.0_f32; RUN];
-                        let scales = &mut scales[..part.len];
-                        smallest(call, maxima, &buffers[1..], part, source, scales);
-                        let mut out = [0_u8; RUN];
-                        let out = &mut out[..part.len];
+                    for (run, values) in unit.parts(CHUNK).zip(values) {
+                        let mut scales = Chunk::ZERO;
+                        smallest(call, maxima, &buffers[1..], run, source, &mut scales);
+                        let mut out = [0; CHUNK];
                         if codes.rounding == Rounding::Nearest {
-                            nearest_scaled::<L>(values, scales, &codes.table, out);
+                            nearest_scaled::<L>(&**values, &scales, &codes.table, &mut out);
                         } else {
-                            stochastic_run(call, state, codes, part, values, |i| scales[i], out);
+                            round_randomly::<L>(call, state, codes, run, values, &scales, &mut out);
                         }
-                        store_codes::<L>(call, codes, buffers[0], part, out);
+                        store_codes::<L>(call, codes, buffers[0], run, &mut out);
                     }
                 }
             },
@@ -55,150 +58,279 @@ pub(super) unsafe fn encode_run<L: Lanes>(
     }
 }
 
-/// Codes a run of a state with block scales.
+/// Codes a unit of a state with block scales.
 #[inline(always)]
-pub(super) unsafe fn encode_blocks<L: Lanes>(
+unsafe fn encode_blocks<L: Lanes>(
     call: &TensorCall<'_>,
     state: usize,
     codes: &Codes,
-    block: i64,
-    run: Run,
-    values: &[f32],
+    block: usize,
+    unit: Run,
+    values: &[Chunk],
 ) {
-    let block = index(block);
-    let table = &codes.table;
     let buffers = call.state_buffers(state);
-    for (b, values) in values.chunks(block).enumerate() {
-        let run = run.part(b * block, block);
-        let mut scale = block_scale(largest(values));
-        let offset = codes
-            .dither
-            .map(|spacing| dither(call, state, run, block, spacing, scale));
-        // Piece by piece, so that the codes stay in the nearest cache.
-        for (r, values) in values.chunks(RUN).enumerate() {
-            let part = run.part(r * RUN, RUN);
-            let mut out = [0_u8; RUN];
-            let out = &mut out[..values.len()];
-            if codes.rounding != Rounding::Nearest {
-                stochastic_run(call, state, codes, part, values, |_| scale, out);
-            } else if let Some(offset) = offset {
-                let mut moved = [0.0_f32; RUN];
-                let moved = &mut moved[..values.len()];
-                moved
-                    .iter_mut()
-                    .zip(values)
-                    .for_each(|(m, x)| *m = x + offset);
-                nearest_run::<L>(moved, scale, table, out);
-            } else {
-                nearest_run::<L>(values, scale, table, out);
-            }
-            // SAFETY: the run lies in the tensor, so its codes lie in the buffer.
-            unsafe { store_codes::<L>(call, codes, buffers[0], part, out) };
-        }
-        // SAFETY: as above, and for the scales.
+    let mut at = 0;
+    while at < unit.len {
+        let run = unit.part(at, block);
+        // A block is a number of chunks, or a part of one.
+        let chunks = &values[at / CHUNK..(at + run.len).div_ceil(CHUNK)];
+        let whole = block >= CHUNK;
+        let inside = at % CHUNK..at % CHUNK + block.min(CHUNK);
+        let maxima = chunks
+            .iter()
+            .map(|chunk| largest(if whole { &**chunk } else { &chunk[inside.clone()] }));
+        let maximum = maxima.fold(0, i32::max);
+        let scale = block_scale(maximum);
+        // SAFETY: the unit lies in the tensor, so its codes and scales lie in the buffers.
         unsafe {
-            if codes.scale_correction {
-                let row = code_row(call.tensor, codes, buffers[0], run.row);
-                let per_byte = index(codes.per_byte);
-                scale = corrected_scale(scale, values, |i| {
-                    decode(load_code(row, per_byte, run.col + i), scale, table)
-                });
+            if whole && codes.rounding == Rounding::Nearest && codes.dither.is_none() {
+                let nearest = Nearest::new(&codes.table, scale);
+                for (run, values) in run.parts(CHUNK).zip(chunks) {
+                    let mut out = [0; CHUNK];
+                    nearest.find::<L>(&**values, &mut out);
+                    store_codes::<L>(call, codes, buffers[0], run, &mut out);
+                }
+            } else {
+                for (run, values) in run.parts(CHUNK).zip(chunks) {
+                    // A part of a chunk is moved to its beginning.
+                    let mut moved = Chunk::ZERO;
+                    moved[..inside.len()].copy_from_slice(&values[inside.clone()]);
+                    encode_part::<L>(call, state, codes, block, run, scale, &mut moved);
+                }
             }
-            let scales = scale_row(call.tensor, buffers[1], block, run.row).cast_mut();
-            *scales.add(run.col / block) = scale;
+            let stored = if codes.scale_correction {
+                let row = code_row(call.tensor, codes, buffers[0], run.row).cast_const();
+                let per_byte = index(codes.per_byte);
+                let mut flat = [0.0; 4096];
+                for (i, x) in flat[..run.len].iter_mut().enumerate() {
+                    *x = values[(at + i) / CHUNK][(at + i) % CHUNK];
+                }
+                corrected_scale(scale, &flat[..run.len], |i| {
+                    let code = load_code(row, per_byte, run.col + i);
+                    quant::decode(code, scale, &codes.table)
+                })
+            } else {
+                scale
+            };
+            let scales = scale_row(call.tensor, buffers[1], block, run.row);
+            *scales.add(run.col / block) = stored;
+        }
+        at += run.len;
+    }
+}
+
+/// Codes a run of at most a chunk inside one block, with dither or random numbers.
+#[inline(always)]
+unsafe fn encode_part<L: Lanes>(
+    call: &TensorCall<'_>,
+    state: usize,
+    codes: &Codes,
+    block: usize,
+    run: Run,
+    scale: f32,
+    values: &mut Chunk,
+) {
+    let mut out = [0; CHUNK];
+    if codes.rounding != Rounding::Nearest {
+        let scales = Chunk([scale; CHUNK]);
+        round_randomly::<L>(call, state, codes, run, values, &scales, &mut out);
+    } else {
+        if let Some(spacing) = codes.dither {
+            let offset = dither(call, state, run, block, spacing, scale);
+            values.iter_mut().for_each(|x| *x += offset);
+        }
+        Nearest::new(&codes.table, scale).find::<L>(&**values, &mut out);
+    }
+    let buffer = call.state_buffers(state)[0];
+    // SAFETY: the caller's run lies in the tensor, so its codes lie in the buffer.
+    unsafe { store_codes::<L>(call, codes, buffer, run, &mut out) };
+}
+
+/// How the nearest codes under one scale are found.
+enum Nearest {
+    Linear(f32, f32),
+    Few([f32; 16]),
+    Many([f32; 256]),
+}
+
+impl Nearest {
+    #[inline(always)]
+    fn new(table: &Table, scale: f32) -> Self {
+        if let Some(levels) = table.linear
+            && !scale.is_subnormal()
+        {
+            Self::Linear(levels, scale)
+        } else if table.midpoints.len() <= 15 {
+            Self::Few(padded(&table.midpoints, f32::INFINITY).map(|mid| mid * scale))
+        } else {
+            // Thresholds do not decrease, as rounding is monotonic.
+            Self::Many(padded(&table.midpoints, f32::INFINITY).map(|mid| mid * scale))
+        }
+    }
+
+    #[inline(always)]
+    fn find<L: Lanes>(&self, values: &[f32], out: &mut [u8]) {
+        // SAFETY: the kernels are used on processors that have the instructions.
+        unsafe {
+            match self {
+                Self::Linear(levels, scale) => L::count_linear_block(values, *scale, *levels, out),
+                Self::Few(thresholds) => L::count(values, thresholds, out),
+                Self::Many(thresholds) => L::count_of_256(values, thresholds, out),
+            }
         }
     }
 }
 
-/// The nearest codes under one scale.
+/// A list of numbers with `pad` behind it.
 #[inline(always)]
-pub(super) fn nearest_run<L: Lanes>(values: &[f32], scale: f32, table: &Table, out: &mut [u8]) {
-    // SAFETY: the kernels are used on processors that have the instructions.
-    unsafe {
-        if table.midpoints.len() <= 15 {
-            L::count(values, &thresholds(table, scale), out);
-            return;
-        }
-        // Thresholds do not decrease, as rounding is monotonic.
-        let mut many = [f32::INFINITY; 256];
-        for (threshold, mid) in many.iter_mut().zip(&table.midpoints) {
-            *threshold = mid * scale;
-        }
-        L::count_many(values, &many, out);
-    }
+fn padded<const N: usize>(values: &[f32], pad: f32) -> [f32; N] {
+    std::array::from_fn(|i| values.get(i).copied().unwrap_or(pad))
 }
 
 /// The nearest codes, each under a scale of its own.
 #[inline(always)]
-pub(super) fn nearest_scaled<L: Lanes>(
-    values: &[f32],
-    scales: &[f32],
-    table: &Table,
-    out: &mut [u8],
-) {
-    if table.midpoints.len() <= 15 {
-        // SAFETY: as above. Times 1, the midpoints are themselves.
-        unsafe { L::count_scaled(values, scales, &thresholds(table, 1.0), out) };
-        return;
-    }
-    for ((x, scale), out) in values.iter().zip(scales).zip(out) {
-        let mut code = 0;
-        for step in [128, 64, 32, 16, 8, 4, 2, 1] {
-            let mid = table.midpoints.get(code + step - 1);
-            let above = mid.is_some_and(|mid| *x > mid * scale);
-            code += if above { step } else { 0 };
+fn nearest_scaled<L: Lanes>(values: &[f32], scales: &Chunk, table: &Table, out: &mut [u8]) {
+    let subnormal = |scale: &f32| scale.is_subnormal();
+    // SAFETY: the kernels are used on processors that have the instructions.
+    unsafe {
+        if let Some(levels) = table.linear
+            && !scales.iter().fold(false, |any, scale| any | subnormal(scale))
+        {
+            L::count_linear(values, &**scales, levels, out);
+        } else if table.midpoints.len() <= 15 {
+            let thresholds = padded(&table.midpoints, f32::INFINITY);
+            L::count_scaled::<false>(values, &**scales, &thresholds, out);
+        } else {
+            for ((x, scale), out) in values.iter().zip(&**scales).zip(out) {
+                *out = find(&table.midpoints, |mid| *x > mid * scale);
+            }
         }
-        *out = code as u8;
     }
 }
 
-/// Randomly rounded codes.
+/// The number of values from the first on that are passed, by halving.
 #[inline(always)]
-pub(super) fn stochastic_run(
+fn find(values: &[f32], passed: impl Fn(f32) -> bool) -> u8 {
+    let mut code = 0;
+    for step in [128, 64, 32, 16, 8, 4, 2, 1] {
+        let value = values.get(code + step - 1);
+        code += if value.is_some_and(|value| passed(*value)) {
+            step
+        } else {
+            0
+        };
+    }
+    code as u8
+}
+
+/// Randomly rounded codes: [`quant::stochastic`] for a run of at most a chunk.
+#[inline(always)]
+fn round_randomly<L: Lanes>(
     call: &TensorCall<'_>,
     state: usize,
     codes: &Codes,
     run: Run,
-    values: &[f32],
-    scale: impl Fn(usize) -> f32,
-    out: &mut [u8],
+    values: &Chunk,
+    scales: &Chunk,
+    out: &mut [u8; CHUNK],
 ) {
-    let mut draws = Draws::new(call, Purpose::State(state), run);
-    for (i, (x, out)) in values.iter().zip(out).enumerate() {
-        let u = uniform(draws.next());
-        let (table, rounding) = (&codes.table, codes.rounding);
-        *out = stochastic(*x, scale(i), table, rounding, call.preconditioner, u);
+    let mut random = [0; CHUNK];
+    draws(call, Purpose::State(state), run, &mut random);
+    let table = &codes.table;
+    if largest(&**scales) >= INF_BITS.cast_signed() {
+        // Products with an infinite scale have no order that a search could rely on.
+        for (i, out) in out[..run.len].iter_mut().enumerate() {
+            let u = uniform(random[i]);
+            let (rounding, preconditioner) = (codes.rounding, call.preconditioner);
+            *out = quant::stochastic(values[i], scales[i], table, rounding, preconditioner, u);
+        }
+        return;
+    }
+    let mut low = Chunk::ZERO;
+    let mut high = Chunk::ZERO;
+    // Above the highest level there is nothing: every comparison with NaN is false.
+    // SAFETY: the kernels are used on processors that have the instructions.
+    unsafe {
+        if table.levels.len() <= 16 {
+            let above: [f32; 16] = padded(&table.levels[1..], f32::NAN);
+            L::count_scaled::<true>(&**values, &**scales, &above, out);
+            L::select(out, &padded(&table.levels, f32::NAN), &mut *low);
+            L::select(out, &above, &mut *high);
+        } else {
+            for ((x, scale), out) in values.iter().zip(&**scales).zip(&mut *out) {
+                *out = find(&table.levels[1..], |level| *x >= level * scale);
+            }
+            L::select_of_256(out, &table.by_code, &mut *low);
+            let above = padded(&table.levels[1..], f32::NAN);
+            L::select_of_256(out, &above, &mut *high);
+        }
+    }
+    for ((low, high), scale) in low.iter_mut().zip(&mut *high).zip(&**scales) {
+        *low *= scale;
+        *high *= scale;
+    }
+    let mut up = [0; CHUNK];
+    let mut decide = |parts: &dyn Fn(usize) -> (f32, f32)| {
+        for (i, up) in up.iter_mut().enumerate() {
+            let (part, whole) = parts(i);
+            *up = u8::from(uniform(random[i]) * whole < part);
+        }
+    };
+    match codes.rounding {
+        Rounding::StochasticLog => {
+            let (base, x, top) = (map(&low, log2), map(values, log2), map(&high, log2));
+            decide(&|i| (x[i] - base[i], top[i] - base[i]));
+        }
+        Rounding::StochasticPreconditioner => {
+            let of = |x| Preconditioner::of(call.preconditioner, x);
+            let (base, x, top) = (map(&low, of), map(values, of), map(&high, of));
+            decide(&|i| (base[i] - x[i], base[i] - top[i]));
+        }
+        Rounding::Nearest | Rounding::Stochastic => {
+            decide(&|i| (values[i] - low[i], high[i] - low[i]));
+        }
+    }
+    for ((out, up), scale) in out.iter_mut().zip(up).zip(&**scales) {
+        *out = if *scale > 0.0 { *out + up } else { 0 };
     }
 }
 
-/// Packs codes. A run begins with a byte's first code and ends with its last, or with the row's,
-/// whose pad bits become 0.
 #[inline(always)]
-pub(super) unsafe fn store_codes<L: Lanes>(
+fn map(values: &Chunk, of: impl Fn(f32) -> f32) -> Chunk {
+    Chunk(values.map(of))
+}
+
+/// Stores a run of at most a chunk of codes. It begins with a byte's first code and ends with its
+/// last, or with the row's, whose pad bits become 0.
+#[inline(always)]
+unsafe fn store_codes<L: Lanes>(
     call: &TensorCall<'_>,
     codes: &Codes,
     buffer: Buffer,
     run: Run,
-    values: &[u8],
+    values: &mut [u8; CHUNK],
 ) {
+    values[run.len..].fill(0);
+    let per_byte = index(codes.per_byte);
+    let mut bytes = [0; CHUNK];
+    match per_byte {
+        4 => {
+            for (byte, codes) in bytes.iter_mut().zip(values.as_chunks::<4>().0) {
+                *byte = codes[0] | codes[1] << 2 | codes[2] << 4 | codes[3] << 6;
+            }
+        }
+        // SAFETY: the kernels are used on processors that have the instructions.
+        2 => unsafe { L::pack(values, &mut bytes[..CHUNK / 2]) },
+        _ => bytes = *values,
+    }
     // SAFETY: the columns lie in the row.
     unsafe {
-        let row = code_row(call.tensor, codes, buffer, run.row).cast_mut();
-        macro_rules! pack {
-            ($per_byte:literal) => {
-                for (i, group) in values.chunks($per_byte).enumerate() {
-                    let mut byte = 0;
-                    for (k, code) in group.iter().enumerate() {
-                        byte |= code << (k * 8 / $per_byte);
-                    }
-                    *row.add(run.col / $per_byte + i) = byte;
-                }
-            };
-        }
-        match codes.per_byte {
-            4 => pack!(4),
-            2 => L::pack(values, row.add(run.col / 2)),
-            _ => pack!(1),
+        let to = code_row(call.tensor, codes, buffer, run.row).add(run.col / per_byte);
+        if run.len == CHUNK && per_byte == 2 {
+            // Of a known length, so that this is two stores.
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, CHUNK / 2);
+        } else {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, run.len.div_ceil(per_byte));
         }
     }
 }

@@ -1,9 +1,9 @@
-//! The threaded CPU kernels: the reference's arithmetic over short runs of elements, in loops
-//! that the compiler turns into vectors, and in the few of `lanes/` that it does not. Instantiated
-//! for the processor's baseline, for AVX2 with FMA and F16C (without a hardware `fma` every
-//! multiply-add is a library call), and for AVX-512.
+//! The threaded CPU kernels: the reference's arithmetic over chunks of elements, in loops that the
+//! compiler turns into vectors, and in the few of `lanes/` that it does not. Instantiated for the
+//! processor's baseline, for AVX2 with FMA and F16C (without a hardware `fma` every multiply-add is
+//! a library call), and for AVX-512.
 //!
-//! The unit of work is one block of one row (`Grid::unit`): its states are decoded into arrays on
+//! The unit of work is one block of one row (`Grid::unit`): its states are decoded into chunks on
 //! the stack, updated by the rules of `optimizer/`, and coded again.
 
 #![expect(unsafe_code, reason = "reads and writes the caller's raw buffers")]
@@ -11,33 +11,29 @@
 mod collect;
 mod decode;
 mod encode;
+mod maxima;
 mod run;
+mod sums;
+mod weights;
 
 use std::ops::Range;
 
 use super::call::TensorCall;
-use super::lanes::{Lanes, Portable};
+use super::lanes::{CHUNK, Chunk, Lanes, Portable};
 use crate::dtype::Dtype;
 use crate::layout::index;
 use crate::optimizer::{Input, MAX_STATES, Rule, Update, with_rule};
 use crate::plan::Pass;
 
 use collect::collect;
-pub(super) use collect::{refresh, store_statistics};
-use decode::{Factors, decode_run};
-use encode::encode_run;
-use run::{
-    Run, Source, any_non_finite, fill_zero, load_run, load_weights, store_run, store_weights,
-};
+pub(super) use collect::{STATS_COLUMNS, refresh, store_statistics};
+use decode::{Factors, Source, decode_run};
+use encode::encode_unit;
+use run::{Run, any_non_finite, fill_zero, load_run, store_run};
+use weights::{load_weights, store_weights};
 
-/// The largest block; arrays on the stack have this many elements.
-const LONGEST: usize = 4096;
-
-/// Elements of one coding run: short enough for the thresholds' loop to stay in registers and L1.
-const RUN: usize = 128;
-
-/// Columns of one task of [`collect()`].
-pub(super) const STATS_COLUMNS: i64 = LONGEST as i64;
+/// Chunks of the largest block.
+const MOST_CHUNKS: usize = 4096 / CHUNK;
 
 /// The kernels of one instantiation.
 #[derive(Clone, Copy, Debug)]
@@ -53,7 +49,7 @@ pub(super) struct Kernels {
 pub(super) const BASELINE: Kernels = Kernels {
     apply: apply::<Portable>,
     collect: collect::<Portable>,
-    scan,
+    scan: scan::<Portable>,
     compress: compress::<Portable>,
     decompress: decompress::<Portable>,
 };
@@ -82,7 +78,7 @@ macro_rules! instantiate {
             #[target_feature(enable = $features)]
             unsafe fn scan(call: &TensorCall<'_>, elements: Range<i64>) -> bool {
                 // SAFETY: the caller's promise.
-                unsafe { super::scan(call, elements) }
+                unsafe { super::scan::<$lanes>(call, elements) }
             }
             #[target_feature(enable = $features)]
             unsafe fn compress(call: &TensorCall<'_>, state: usize, units: Range<i64>) {
@@ -121,8 +117,21 @@ mod instantiated {
     );
 }
 
-/// One array per state, on the stack.
-type States = [[f32; LONGEST]; MAX_STATES];
+/// The chunks of one unit, on the stack.
+struct Unit<const CHUNKS: usize> {
+    p: [Chunk; CHUNKS],
+    /// The gradient, then the update.
+    g: [Chunk; CHUNKS],
+    states: [[Chunk; CHUNKS]; MAX_STATES],
+}
+
+impl<const CHUNKS: usize> Unit<CHUNKS> {
+    const ZERO: Self = Self {
+        p: [Chunk::ZERO; CHUNKS],
+        g: [Chunk::ZERO; CHUNKS],
+        states: [[Chunk::ZERO; CHUNKS]; MAX_STATES],
+    };
+}
 
 /// Updates the units of one tensor; returns how many were skipped for a non-finite gradient.
 ///
@@ -131,64 +140,93 @@ type States = [[f32; LONGEST]; MAX_STATES];
 /// works on these units.
 #[inline(always)]
 unsafe fn apply<L: Lanes>(call: &TensorCall<'_>, units: Range<i64>) -> i64 {
+    // Most blocks are one chunk, and their arrays stay in the nearest cache.
+    // SAFETY: the caller's promise.
+    unsafe {
+        if index(call.tensor.grid.block) <= CHUNK {
+            apply_units::<L, 1>(call, units)
+        } else {
+            apply_units::<L, MOST_CHUNKS>(call, units)
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn apply_units<L: Lanes, const CHUNKS: usize>(
+    call: &TensorCall<'_>,
+    units: Range<i64>,
+) -> i64 {
     let tensor = call.tensor;
-    let (mut p, mut g) = ([0.0_f32; LONGEST], [0.0_f32; LONGEST]);
-    let mut states: States = [[0.0; LONGEST]; MAX_STATES];
+    let states = tensor.states.len();
+    let mut work = Unit::<CHUNKS>::ZERO;
     let mut skipped = 0;
-    for unit in units {
-        let run = Run::of(&tensor.grid, unit);
-        let (p, g) = (&mut p[..run.len], &mut g[..run.len]);
-        // SAFETY: the run lies in the tensor.
-        unsafe { load_run(call.grad, tensor.info.grad_dtype, run.first, g) };
-        g.iter_mut().for_each(|g| *g *= call.grad_scale); // R1
-        if call.skip_blocks && any_non_finite(g) {
-            skipped += 1;
-            if !call.in_place() {
-                // SAFETY: the run lies in the tensor.
-                unsafe { fill_zero(call.update, tensor.info.param_dtype, run) };
-            }
-            continue;
-        }
-        // SAFETY: the run lies in the tensor.
+    for unit in Run::of_units(&tensor.grid, units) {
+        let chunks = if CHUNKS == 1 { 1 } else { unit.len.div_ceil(CHUNK) };
+        // SAFETY: the runs lie in the tensor.
         unsafe {
-            load_weights(call, run.first, p);
-            for (state, values) in states.iter_mut().enumerate().take(tensor.states.len()) {
-                decode_run::<L>(call, state, run, Factors::Fresh, &mut values[..run.len]);
+            for (run, g) in unit.parts(CHUNK).zip(&mut work.g) {
+                load_gradient::<L>(call, run, g);
             }
-        }
-        // From here g holds the update, and the states are the new ones.
-        let plain = match &call.rule {
-            Update::Adamw(rule) => rule.plain(),
-            _ => None,
-        };
-        match plain {
-            Some(rule) => update(&rule, p, g, &mut states),
-            None => with_rule!(&call.rule, rule => update(rule, p, g, &mut states)),
-        }
-        // SAFETY: the run lies in the tensor; the gradient was read before its update is written.
-        unsafe {
-            if call.in_place() {
-                p.iter_mut().zip(&*g).for_each(|(p, u)| *p += u); // R8
-                store_weights(call, run, p);
-            } else {
-                store_run(call.update, tensor.info.param_dtype, run.first, g);
+            if call.skip_blocks && work.g[..chunks].iter().any(|g| any_non_finite(&**g)) {
+                skipped += 1;
+                if !call.in_place() {
+                    fill_zero(call.update, tensor.info.param_dtype, unit);
+                }
+                continue;
             }
-            for (state, values) in states.iter().enumerate().take(tensor.states.len()) {
-                encode_run::<L>(call, state, run, &values[..run.len], Source::Statistics);
+            for (c, run) in unit.parts(CHUNK).enumerate() {
+                let (p, g) = (&mut work.p[c], &mut work.g[c]);
+                load_weights::<L>(call, run, p);
+                for (state, values) in work.states.iter_mut().enumerate().take(states) {
+                    decode_run::<L>(call, state, run, Factors::Fresh, &mut values[c]);
+                }
+                update(&call.rule, p, g, work.states.each_mut().map(|state| &mut state[c]));
+                // The gradient was read before its update is written.
+                if call.in_place() {
+                    p.iter_mut().zip(&**g).for_each(|(p, u)| *p += u); // R8
+                    store_weights::<L>(call, run, p);
+                } else {
+                    store_run::<L>(call.update, tensor.info.param_dtype, run, g);
+                }
+                if run.len < CHUNK {
+                    let ends = work.states.iter_mut().take(states);
+                    ends.for_each(|values| values[c][run.len..].fill(0.0));
+                }
+            }
+            for (state, values) in work.states.iter().enumerate().take(states) {
+                encode_unit::<L>(call, state, unit, &values[..chunks], Source::Statistics);
             }
         }
     }
     skipped
 }
 
-/// The rule on a run: `g` becomes the update, the states the new ones.
+/// The scaled gradient of a run of at most a chunk.
 #[inline(always)]
-fn update<R: Rule>(rule: &R, p: &[f32], g: &mut [f32], states: &mut States) {
-    let n = p.len();
+unsafe fn load_gradient<L: Lanes>(call: &TensorCall<'_>, run: Run, g: &mut Chunk) {
+    // SAFETY: the caller's run lies in the tensor.
+    unsafe { load_run::<L>(call.grad, call.tensor.info.grad_dtype, run, g) };
+    g.iter_mut().for_each(|g| *g *= call.grad_scale); // R1
+}
+
+/// The rule on a chunk: `g` becomes the update, the states the new ones.
+#[inline(always)]
+fn update(rule: &Update, p: &Chunk, g: &mut Chunk, states: [&mut Chunk; MAX_STATES]) {
+    let plain = match rule {
+        Update::Adamw(rule) => rule.plain(),
+        _ => None,
+    };
+    match plain {
+        Some(rule) => update_by(&rule, p, g, states),
+        None => with_rule!(rule, rule => update_by(rule, p, g, states)),
+    }
+}
+
+#[inline(always)]
+fn update_by<R: Rule>(rule: &R, p: &Chunk, g: &mut Chunk, states: [&mut Chunk; MAX_STATES]) {
     let [a, b, c] = states;
-    let (g, a, b, c) = (&mut g[..n], &mut a[..n], &mut b[..n], &mut c[..n]);
     // The comparisons are known when the loop is compiled.
-    for i in 0..n {
+    for i in 0..CHUNK {
         let new = rule.element(Input {
             p: p[i],
             g: g[i],
@@ -214,32 +252,26 @@ fn update<R: Rule>(rule: &R, p: &[f32], g: &mut [f32], states: &mut States) {
 /// # Safety
 /// `call.update` is valid for the plan.
 pub(super) unsafe fn zero_update(call: &TensorCall<'_>, units: Range<i64>) {
-    for unit in units {
-        let run = Run::of(&call.tensor.grid, unit);
+    for run in Run::of_units(&call.tensor.grid, units) {
         // SAFETY: the run lies in the tensor.
         unsafe { fill_zero(call.update, call.tensor.info.param_dtype, run) };
     }
 }
 
-/// Whether any gradient among the elements is non-finite.
+/// Whether any gradient of the units is non-finite.
 ///
 /// # Safety
 /// `call.grad` is valid for the plan.
 #[inline(always)]
-unsafe fn scan(call: &TensorCall<'_>, elements: Range<i64>) -> bool {
-    let mut g = [0.0_f32; LONGEST];
-    let (mut first, end) = (index(elements.start), index(elements.end));
-    while first < end {
-        let g = &mut g[..LONGEST.min(end - first)];
-        // SAFETY: the elements lie in the tensor.
-        unsafe { load_run(call.grad, call.tensor.info.grad_dtype, first, g) };
-        g.iter_mut().for_each(|g| *g *= call.grad_scale); // R1
-        if any_non_finite(g) {
-            return true;
-        }
-        first += g.len();
-    }
-    false
+unsafe fn scan<L: Lanes>(call: &TensorCall<'_>, units: Range<i64>) -> bool {
+    let mut g = Chunk::ZERO;
+    Run::of_units(&call.tensor.grid, units).any(|unit| {
+        unit.parts(CHUNK).any(|run| {
+            // SAFETY: the run lies in the tensor.
+            unsafe { load_gradient::<L>(call, run, &mut g) };
+            any_non_finite(&*g)
+        })
+    })
 }
 
 /// Quantizes the f32 values of `call.weight`; maxima are in the state's buffers.
@@ -248,14 +280,15 @@ unsafe fn scan(call: &TensorCall<'_>, elements: Range<i64>) -> bool {
 /// As for [`apply`].
 #[inline(always)]
 unsafe fn compress<L: Lanes>(call: &TensorCall<'_>, state: usize, units: Range<i64>) {
-    let mut values = [0.0_f32; LONGEST];
-    for unit in units {
-        let run = Run::of(&call.tensor.grid, unit);
-        let values = &mut values[..run.len];
-        // SAFETY: the run lies in the tensor.
+    let mut values = [Chunk::ZERO; MOST_CHUNKS];
+    for unit in Run::of_units(&call.tensor.grid, units) {
+        // SAFETY: the runs lie in the tensor.
         unsafe {
-            load_run(call.weight.data, Dtype::F32, run.first, values);
-            encode_run::<L>(call, state, run, values, Source::Stored);
+            for (run, values) in unit.parts(CHUNK).zip(&mut values) {
+                load_run::<L>(call.weight.data, Dtype::F32, run, values);
+            }
+            let values = &values[..unit.len.div_ceil(CHUNK)];
+            encode_unit::<L>(call, state, unit, values, Source::Stored);
         }
     }
 }
@@ -266,14 +299,14 @@ unsafe fn compress<L: Lanes>(call: &TensorCall<'_>, state: usize, units: Range<i
 /// As for [`apply`].
 #[inline(always)]
 unsafe fn decompress<L: Lanes>(call: &TensorCall<'_>, state: usize, units: Range<i64>) {
-    let mut values = [0.0_f32; LONGEST];
-    for unit in units {
-        let run = Run::of(&call.tensor.grid, unit);
-        let values = &mut values[..run.len];
-        // SAFETY: the run lies in the tensor.
-        unsafe {
-            decode_run::<L>(call, state, run, Factors::Stored, values);
-            store_run(call.weight.data, Dtype::F32, run.first, values);
+    let mut values = Chunk::ZERO;
+    for unit in Run::of_units(&call.tensor.grid, units) {
+        for run in unit.parts(CHUNK) {
+            // SAFETY: the run lies in the tensor.
+            unsafe {
+                decode_run::<L>(call, state, run, Factors::Stored, &mut values);
+                store_run::<L>(call.weight.data, Dtype::F32, run, &values);
+            }
         }
     }
 }

@@ -1,16 +1,19 @@
-//! Runs of elements, and the memory they lie in: parameters, scales of slices, random numbers.
+//! Runs of elements inside one row of the grid, and the memory they lie in.
 
 #![expect(unsafe_code, reason = "reads and writes the caller's raw buffers")]
 
+use std::ops::Range;
+
+use half::{bf16, f16};
+
 use super::super::call::TensorCall;
-use super::super::memory::{load, store};
+use super::super::lanes::{CHUNK, Chunk, Lanes};
 use crate::dtype::Dtype;
 use crate::layout::{Grid, div_ceil, index};
-use crate::numerics::{INF_BITS, canonical_magnitude, magnitude};
-use crate::plan::{Codes, MAX_AXES, Maxima, TensorPlan};
+use crate::numerics::{INF_BITS, canonical, magnitude};
+use crate::plan::{Codes, MAX_AXES, TensorPlan};
 use crate::rng::Purpose;
 use crate::step::Buffer;
-use crate::weights::Weights;
 
 /// A run of elements inside one row of the grid.
 #[derive(Clone, Copy)]
@@ -23,9 +26,9 @@ pub(super) struct Run {
 }
 
 impl Run {
+    /// The run of `len` elements from a place on.
     #[inline(always)]
-    pub(super) fn of(grid: &Grid, unit: i64) -> Self {
-        let (row, col, len) = grid.unit(unit);
+    pub(super) fn at(grid: &Grid, row: i64, col: i64, len: i64) -> Self {
         Self {
             first: index(row * grid.cols + col),
             row: index(row),
@@ -34,15 +37,22 @@ impl Run {
         }
     }
 
+    /// The runs of consecutive units.
     #[inline(always)]
-    pub(super) fn new(grid: &Grid, first: i64, len: usize) -> Self {
-        let (row, col) = (index(first / grid.cols), index(first % grid.cols));
-        Self {
-            first: index(first),
-            row,
-            col,
-            len,
-        }
+    pub(super) fn of_units(grid: &Grid, units: Range<i64>) -> impl Iterator<Item = Self> {
+        let (mut row, mut col, _) = if units.is_empty() {
+            (0, 0, 0)
+        } else {
+            grid.unit(units.start)
+        };
+        units.map(move |_| {
+            let run = Self::at(grid, row, col, grid.block.min(grid.cols - col));
+            col += grid.block;
+            if col >= grid.cols {
+                (row, col) = (row + 1, 0);
+            }
+            run
+        })
     }
 
     /// The run from `at` on, at most `len` elements.
@@ -55,107 +65,108 @@ impl Run {
             ..self
         }
     }
-}
 
-#[inline(always)]
-pub(super) unsafe fn load_run(data: *const u8, dtype: Dtype, first: usize, out: &mut [f32]) {
-    // The dtype is matched outside the loop, so that each loop is a vector loop.
-    macro_rules! each {
-        ($dtype:expr) => {
-            for (i, out) in out.iter_mut().enumerate() {
-                // SAFETY: the caller's run lies in the tensor.
-                *out = unsafe { load(data, $dtype, first + i) };
-            }
-        };
-    }
-    match dtype {
-        Dtype::Bf16 => each!(Dtype::Bf16),
-        Dtype::F16 => each!(Dtype::F16),
-        _ => each!(Dtype::F32),
-    }
-}
-
-#[inline(always)]
-pub(super) unsafe fn store_run(data: *mut u8, dtype: Dtype, first: usize, values: &[f32]) {
-    macro_rules! each {
-        ($dtype:expr) => {
-            for (i, value) in values.iter().enumerate() {
-                // SAFETY: the caller's run lies in the tensor.
-                unsafe { store(data, $dtype, first + i, *value) };
-            }
-        };
-    }
-    match dtype {
-        Dtype::Bf16 => each!(Dtype::Bf16),
-        Dtype::F16 => each!(Dtype::F16),
-        _ => each!(Dtype::F32),
-    }
-}
-
-/// The f32 values of a run of parameters.
-#[inline(always)]
-pub(super) unsafe fn load_weights(call: &TensorCall<'_>, first: usize, out: &mut [f32]) {
-    let weight = call.weight;
-    if weight.beside.is_null() {
-        // SAFETY: the caller's run lies in the tensor.
-        return unsafe { load_run(weight.data, weight.dtype, first, out) };
-    }
-    for (i, out) in out.iter_mut().enumerate() {
-        // SAFETY: as above.
-        *out = unsafe { weight.load(first + i) };
-    }
-}
-
-/// Stores the f32 values of a run of parameters in their form.
-#[inline(always)]
-pub(super) unsafe fn store_weights(call: &TensorCall<'_>, run: Run, values: &[f32]) {
-    let weight = call.weight;
-    if weight.form == Weights::Plain {
-        // SAFETY: the caller's run lies in the tensor.
-        return unsafe { store_run(weight.data, weight.dtype, run.first, values) };
-    }
-    let mut draws = Draws::new(call, Purpose::Weight, run);
-    for (i, value) in values.iter().enumerate() {
-        let draw = if weight.form == Weights::Stochastic {
-            draws.next()
-        } else {
-            0
-        };
-        // SAFETY: as above.
-        unsafe { weight.store(run.first + i, *value, draw) };
-    }
-}
-
-/// The random numbers of a run, in the order of its elements.
-pub(super) struct Draws<'a> {
-    call: &'a TensorCall<'a>,
-    purpose: Purpose,
-    row: usize,
-    col: usize,
-    eight: [u16; 8],
-}
-
-impl<'a> Draws<'a> {
-    pub(super) fn new(call: &'a TensorCall<'a>, purpose: Purpose, run: Run) -> Self {
-        let (row, col) = global(call, run);
-        Self {
-            call,
-            purpose,
-            row,
-            col,
-            eight: call.rng.eight(purpose, row, col / 8),
-        }
-    }
-
+    /// The run in pieces of at most `len` elements, at most one chunk.
     #[inline(always)]
-    pub(super) fn next(&mut self) -> u16 {
-        if self.col.is_multiple_of(8) {
-            self.eight = self.call.rng.eight(self.purpose, self.row, self.col / 8);
-        }
-        let draw = self.eight[self.col % 8];
-        self.col += 1;
-        draw
+    pub(super) fn parts(self, len: usize) -> impl Iterator<Item = Self> {
+        (0..self.len)
+            .step_by(len)
+            .map(move |at| self.part(at, len))
     }
+}
+
+/// The elements of a run of at most a chunk as f32, zeros behind them.
+#[inline(always)]
+pub(super) unsafe fn load_run<L: Lanes>(data: *const u8, dtype: Dtype, run: Run, out: &mut Chunk) {
+    // SAFETY: the caller's run lies in the tensor.
+    unsafe {
+        let data = data.add(run.first * dtype.size());
+        if run.len == CHUNK {
+            return load_chunk::<L>(data, dtype, out);
+        }
+        let mut copy = [0_u32; CHUNK];
+        std::ptr::copy_nonoverlapping(data, copy.as_mut_ptr().cast(), run.len * dtype.size());
+        load_chunk::<L>(copy.as_ptr().cast(), dtype, out);
+    }
+}
+
+#[inline(always)]
+unsafe fn load_chunk<L: Lanes>(data: *const u8, dtype: Dtype, out: &mut Chunk) {
+    // SAFETY: the caller's memory has a chunk's elements; the dtype is matched outside the loops,
+    // so that each is one of vectors.
+    unsafe {
+        match dtype {
+            Dtype::Bf16 => {
+                let data = data.cast::<bf16>();
+                for (i, out) in out.iter_mut().enumerate() {
+                    *out = f32::from_bits(u32::from((*data.add(i)).to_bits()) << 16);
+                }
+            }
+            Dtype::F16 => L::load_f16(data.cast(), out),
+            _ => **out = *data.cast::<[f32; CHUNK]>(),
+        }
+    }
+}
+
+/// Stores a run of at most a chunk in its dtype, NaN in canonical form.
+#[inline(always)]
+pub(super) unsafe fn store_run<L: Lanes>(data: *mut u8, dtype: Dtype, run: Run, values: &Chunk) {
+    // SAFETY: the caller's run lies in the tensor.
+    unsafe {
+        let data = data.add(run.first * dtype.size());
+        if run.len == CHUNK {
+            return store_chunk::<L>(data, dtype, values);
+        }
+        let mut copy = [0_u32; CHUNK];
+        store_chunk::<L>(copy.as_mut_ptr().cast(), dtype, values);
+        std::ptr::copy_nonoverlapping(copy.as_ptr().cast(), data, run.len * dtype.size());
+    }
+}
+
+#[inline(always)]
+unsafe fn store_chunk<L: Lanes>(data: *mut u8, dtype: Dtype, values: &Chunk) {
+    // SAFETY: the caller's memory has room for a chunk.
+    unsafe {
+        match dtype {
+            Dtype::Bf16 => {
+                let data = data.cast::<bf16>();
+                for (i, value) in values.iter().enumerate() {
+                    *data.add(i) = narrow_bf16(*value);
+                }
+            }
+            Dtype::F16 => {
+                let mut copy = Chunk::ZERO;
+                for (copy, value) in copy.iter_mut().zip(&**values) {
+                    *copy = canonical(*value);
+                }
+                L::store_f16(&copy, data.cast::<f16>());
+            }
+            _ => {
+                let data = data.cast::<f32>();
+                for (i, value) in values.iter().enumerate() {
+                    *data.add(i) = canonical(*value);
+                }
+            }
+        }
+    }
+}
+
+/// `bf16::from_f32` of the canonical value, without a branch.
+#[inline(always)]
+pub(super) fn narrow_bf16(x: f32) -> bf16 {
+    let bits = x.to_bits();
+    // To nearest: a carry into the upper half, on ties only where that is odd.
+    let rounded = (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16;
+    bf16::from_bits(if x.is_nan() { 0x7fff } else { rounded })
+}
+
+/// The random numbers of a run of at most a chunk.
+#[inline(always)]
+pub(super) fn draws(call: &TensorCall<'_>, purpose: Purpose, run: Run, out: &mut [u16; CHUNK]) {
+    let (row, col) = global(call, run);
+    // Rows are cut between blocks, and blocks begin where a group of eight does.
+    debug_assert!(col.is_multiple_of(8), "column {col}");
+    call.rng.groups(purpose, row, col / 8, out);
 }
 
 /// Row and column, in the grid of the global tensor, of a run's first element.
@@ -188,34 +199,13 @@ pub(super) fn largest(values: &[f32]) -> i32 {
         .fold(0, |largest, x| magnitude(*x).max(largest))
 }
 
-/// Index along every axis of element `first`; axes beyond the tensor's are 0.
-#[inline(always)]
-pub(super) fn position(shape: &[i64], first: usize) -> [i64; MAX_AXES] {
-    let mut position = [0; MAX_AXES];
-    let mut rest = first as i64;
-    for (slot, extent) in position.iter_mut().zip(shape).rev() {
-        *slot = rest % extent;
-        rest /= extent;
-    }
-    position
-}
-
-/// Where the maxima of a state are.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Source {
-    /// In the statistics of this step.
-    Statistics,
-    /// In the state's buffers.
-    Stored,
-}
-
 #[inline(always)]
 pub(super) unsafe fn code_row(
     tensor: &TensorPlan,
     codes: &Codes,
     buffer: Buffer,
     row: usize,
-) -> *const u8 {
+) -> *mut u8 {
     let bytes = index(tensor.grid.code_bytes(codes.per_byte));
     // SAFETY: the row lies in the tensor.
     unsafe { buffer.data.cast::<u8>().add(row * bytes) }
@@ -227,7 +217,7 @@ pub(super) unsafe fn scale_row(
     scales: Buffer,
     block: usize,
     row: usize,
-) -> *const f32 {
+) -> *mut f32 {
     // SAFETY: the row lies in the tensor.
     unsafe {
         scales
@@ -241,63 +231,36 @@ pub(super) unsafe fn scale_row(
 /// index of their first elements.
 #[inline(always)]
 pub(super) fn for_each_stretch(
-    call: &TensorCall<'_>,
+    shape: &[i64],
     run: Run,
     mut body: impl FnMut(usize, usize, &[i64]),
 ) {
-    let shape = &call.tensor.info.shape;
-    let width = shape.last().map_or(1, |extent| index(*extent));
-    let mut at = 0;
-    while at < run.len {
-        let first = run.first + at;
-        let len = (width - first % width).min(run.len - at);
-        body(at, len, &position(shape, first)[..shape.len()]);
-        at += len;
+    let Some((&width, lead)) = shape.split_last() else {
+        return body(0, run.len, &[]);
+    };
+    let mut position = [0; MAX_AXES];
+    let position = &mut position[..shape.len()];
+    let mut rest = run.first as i64;
+    for (slot, extent) in position.iter_mut().zip(shape).rev() {
+        *slot = rest % extent;
+        rest /= extent;
     }
-}
-
-/// For every element of a run the smallest of its slices' maxima.
-#[inline(always)]
-pub(super) unsafe fn smallest(
-    call: &TensorCall<'_>,
-    maxima: &[Maxima],
-    buffers: &[Buffer],
-    run: Run,
-    source: Source,
-    out: &mut [f32],
-) {
-    for_each_stretch(call, run, |at, len, position| {
-        let out = &mut out[at..at + len];
-        // As integers, so that NaN is the largest.
-        out.fill(f32::from_bits(i32::MAX.cast_unsigned()));
-        let lower = |out: &mut f32, bits: i32| {
-            let bits = canonical_magnitude(bits).min(out.to_bits().cast_signed());
-            *out = f32::from_bits(bits.cast_unsigned());
-        };
-        for (maxima, buffer) in maxima.iter().zip(buffers) {
-            let projection = &maxima.projection;
-            // SAFETY: the positions lie in the buffers. No statistic changes while it is read.
-            unsafe {
-                let values = match source {
-                    Source::Stored => {
-                        let values = buffer.data.cast_const().cast::<i32>();
-                        values.add(projection.position(position))
-                    }
-                    Source::Statistics => {
-                        let words = call.scratch[0].cast_const().cast::<i32>();
-                        let at = projection.global_position(position, call.offset);
-                        words.add(maxima.word + at)
-                    }
-                };
-                if projection.varies() {
-                    for (i, out) in out.iter_mut().enumerate() {
-                        lower(out, *values.add(i));
-                    }
-                } else {
-                    let value = *values;
-                    out.iter_mut().for_each(|out| lower(out, value));
-                }
-            }
+    let last = lead.len();
+    let mut at = 0;
+    loop {
+        let len = index(width - position[last]).min(run.len - at);
+        body(at, len, position);
+        at += len;
+        if at >= run.len {
+            return;
         }
-    });
+        position[last] = 0;
+        for (slot, extent) in position.iter_mut().zip(lead).rev() {
+            *slot += 1;
+            if *slot < *extent {
+                break;
+            }
+            *slot = 0;
+        }
+    }
 }

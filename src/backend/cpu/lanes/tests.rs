@@ -1,0 +1,212 @@
+//! Every implementation against the trait's words, one element at a time.
+
+use half::f16;
+
+use super::*;
+use crate::quant::{Mapping, Table};
+
+/// A list as long as the implementations want, with more zeros behind it.
+fn padded<T: Copy + Default>(mut list: Vec<T>) -> Vec<T> {
+    list.resize(list.len().next_multiple_of(STEP), T::default());
+    list
+}
+
+/// Values around every threshold up to two last places away, signed zeros, infinities, NaN,
+/// subnormals.
+fn values(thresholds: &[f32]) -> Vec<f32> {
+    let near = thresholds.iter().flat_map(|x| {
+        let (below, above) = (x.next_down(), x.next_up());
+        [below.next_down(), below, *x, above, above.next_up()]
+    });
+    let special = [
+        0.0,
+        -0.0,
+        f32::NAN,
+        -f32::NAN,
+        f32::INFINITY,
+        -f32::INFINITY,
+        1e-45,
+    ];
+    padded(near.chain(special).collect())
+}
+
+fn counts(values: &[f32], above: impl Fn(f32) -> usize) -> Vec<u8> {
+    values.iter().map(|x| above(*x) as u8).collect()
+}
+
+const SCALES: [f32; 12] = [
+    1.0,
+    0.3,
+    1.999_999_9,
+    3e38,
+    1.3e-38,
+    f32::MIN_POSITIVE,
+    1e-40,
+    1e-45,
+    0.0,
+    f32::INFINITY,
+    f32::NAN,
+    7.7e-12,
+];
+
+fn check_counts<L: Lanes>(name: &str) {
+    for (mapping, bits, signed) in [
+        (Mapping::De, 4, true),
+        (Mapping::Linear, 4, false),
+        (Mapping::De0, 4, false),
+        (Mapping::Linear, 3, true),
+        (Mapping::Linear, 2, false),
+        (Mapping::Linear, 8, false),
+        (Mapping::De, 8, true),
+        (Mapping::Nf4, 4, true),
+    ] {
+        let table = Table::of(mapping, bits, signed, &[]).unwrap();
+        for scale in SCALES {
+            let thresholds: Vec<f32> = table.midpoints.iter().map(|mid| mid * scale).collect();
+            let values = values(&thresholds);
+            let want = counts(&values, |x| thresholds.iter().filter(|t| x > **t).count());
+            let context = format!("{name} {mapping:?} {bits} {scale:e}");
+            let mut out = vec![99; values.len()];
+            let scales = vec![scale; values.len()];
+            let pad = |list: &[f32], i: usize| list.get(i).copied().unwrap_or(f32::INFINITY);
+            // SAFETY: the caller's processor has the instructions.
+            unsafe {
+                if thresholds.len() <= 15 {
+                    let first: [f32; 16] = std::array::from_fn(|i| pad(&thresholds, i));
+                    L::count(&values, &first, &mut out);
+                    assert_eq!(out, want, "{context}");
+                    let first: [f32; 16] = std::array::from_fn(|i| pad(&table.midpoints, i));
+                    L::count_scaled::<false>(&values, &scales, &first, &mut out);
+                    assert_eq!(out, want, "{context}, scaled");
+                    if scale.is_finite() {
+                        let want = counts(&values, |x| {
+                            thresholds.iter().filter(|t| x >= **t).count()
+                        });
+                        let first = first.map(|t| if t.is_finite() { t } else { f32::NAN });
+                        L::count_scaled::<true>(&values, &scales, &first, &mut out);
+                        assert_eq!(out, want, "{context}, or equal");
+                    }
+                } else {
+                    let all: [f32; 256] = std::array::from_fn(|i| pad(&thresholds, i));
+                    L::count_of_256(&values, &all, &mut out);
+                    assert_eq!(out, want, "{context}");
+                }
+                if let Some(levels) = table.linear
+                    && !scale.is_subnormal()
+                {
+                    L::count_linear(&values, &scales, levels, &mut out);
+                    assert_eq!(out, want, "{context}, linear");
+                    L::count_linear_block(&values, scale, levels, &mut out);
+                    assert_eq!(out, want, "{context}, linear block");
+                }
+            }
+        }
+    }
+}
+
+/// All values of a linear table's range, in steps of about 2^-13 of it.
+fn check_linear_everywhere<L: Lanes>(name: &str) {
+    for levels in [4.0, 16.0, 256.0] {
+        let thresholds: Vec<f32> = (0..levels as u16 - 1)
+            .map(|k| (f32::from(k) + 1.5) / levels)
+            .collect();
+        for scale in [1.0_f32, 1.7e-20, 3.3e38, f32::MIN_POSITIVE] {
+            let values: Vec<f32> = (0..8192_u16)
+                .map(|i| scale * (f32::from(i) / 8191.0))
+                .collect();
+            let want = counts(&values, |x| {
+                thresholds.iter().filter(|t| x > **t * scale).count()
+            });
+            let mut out = vec![0; values.len()];
+            // SAFETY: the caller's processor has the instructions.
+            unsafe { L::count_linear_block(&values, scale, levels, &mut out) };
+            assert_eq!(out, want, "{name} {levels} {scale:e}");
+        }
+    }
+}
+
+fn check_tables<L: Lanes>(name: &str) {
+    let bytes: Vec<u8> = (0..=255).map(|i: u8| i.wrapping_mul(37)).collect();
+    let levels: [f32; 16] = std::array::from_fn(|i| i as f32 * 1.5 - 3.0);
+    let many: [f32; 256] = std::array::from_fn(|i| i as f32 * 0.5 - 3.0);
+    for len in [0, 32, 64, 96, 128] {
+        let codes: Vec<u8> = bytes[..len].iter().map(|byte| byte & 15).collect();
+        let mut out = vec![0.0; len];
+        let mut packed = vec![0; len / 2];
+        // SAFETY: the caller's processor has the instructions.
+        unsafe {
+            L::lookup(&bytes[..len / 2], &levels, &mut out);
+            for (i, out) in out.iter().enumerate() {
+                let code = bytes[i / 2] >> (4 * (i % 2)) & 15;
+                assert_eq!(*out, levels[usize::from(code)], "{name} {i}");
+            }
+            L::select(&codes, &levels, &mut out);
+            let want: Vec<f32> = codes.iter().map(|c| levels[usize::from(*c)]).collect();
+            assert_eq!(out, want, "{name}");
+            L::select_of_256(&bytes[..len], &many, &mut out);
+            let want: Vec<f32> = bytes[..len].iter().map(|c| many[usize::from(*c)]).collect();
+            assert_eq!(out, want, "{name}");
+            L::pack(&codes, &mut packed);
+        }
+        for (byte, pair) in packed.iter().zip(codes.chunks(2)) {
+            assert_eq!(*byte, pair[0] | pair[1] << 4, "{name} {len}");
+        }
+    }
+}
+
+/// f16 against the crate's conversions: all f16, and f32 around each of them.
+fn check_f16<L: Lanes>(name: &str) {
+    let all: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
+    let mut chunk = Chunk::ZERO;
+    for halves in all.chunks(CHUNK) {
+        // SAFETY: a chunk of f16; the caller's processor has the instructions.
+        unsafe { L::load_f16(halves.as_ptr(), &mut chunk) };
+        for (half, x) in halves.iter().zip(&*chunk) {
+            assert!(
+                half.is_nan() && x.is_nan() || half.to_f32().to_bits() == x.to_bits(),
+                "{name} {half:?} {x:e}"
+            );
+        }
+    }
+    let ties = all.iter().filter(|half| half.is_finite()).flat_map(|half| {
+        let (x, up) = (half.to_f32(), f16::from_bits(half.to_bits() + 1).to_f32());
+        let tie = if up.is_finite() { (x + up) * 0.5 } else { 65520.0 };
+        [tie.next_down(), tie, tie.next_up(), x]
+    });
+    let special = [f32::INFINITY, f32::from_bits(crate::numerics::NAN_BITS), 1e-45, 3e38];
+    let values: Vec<f32> = ties.chain(special).collect();
+    for values in values.chunks(CHUNK) {
+        chunk[..values.len()].copy_from_slice(values);
+        let mut halves = [f16::ZERO; CHUNK];
+        // SAFETY: as above.
+        unsafe { L::store_f16(&chunk, halves.as_mut_ptr()) };
+        for (half, x) in halves.iter().zip(values) {
+            assert_eq!(half.to_bits(), f16::from_f32(*x).to_bits(), "{name} {x:e}");
+        }
+    }
+}
+
+fn check<L: Lanes>(name: &str) {
+    check_counts::<L>(name);
+    check_linear_everywhere::<L>(name);
+    check_tables::<L>(name);
+    check_f16::<L>(name);
+}
+
+#[test]
+fn every_implementation_gives_the_same_values() {
+    check::<Portable>("portable");
+    #[cfg(target_arch = "x86_64")]
+    {
+        if std::arch::is_x86_feature_detected!("avx2") {
+            check::<Avx2>("avx2");
+        } else {
+            println!("not run here: this processor lacks AVX2");
+        }
+        if std::arch::is_x86_feature_detected!("avx512bw") {
+            check::<Avx512>("avx512");
+        } else {
+            println!("not run here: this processor lacks AVX-512");
+        }
+    }
+}

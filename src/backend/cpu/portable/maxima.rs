@@ -1,0 +1,256 @@
+//! The first pass of a step: non-finite flags, and the maxima of whatever has one.
+
+#![expect(unsafe_code, reason = "reads the caller's raw buffers")]
+
+use std::sync::atomic::Ordering;
+
+use super::collect::{Part, SEGMENT, STATS_COLUMNS, flat};
+use super::decode::{Factors, decode_run};
+use super::run::{Run, any_non_finite, for_each_stretch, largest};
+use super::weights::load_weights;
+use super::{load_gradient, update};
+use crate::backend::cpu::call::TensorCall;
+use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes};
+use crate::layout::index;
+use crate::numerics::magnitude;
+use crate::optimizer::{MAX_STATES, Update};
+use crate::plan::{Format, Maxima, TensorPlan};
+
+/// The chunks of a segment whose maxima are wanted.
+struct Segment {
+    p: [Chunk; SEGMENT],
+    states: [[Chunk; SEGMENT]; MAX_STATES],
+    /// What a factored v averages.
+    squares: [Chunk; SEGMENT],
+}
+
+/// # Safety
+/// As for [`super::collect()`].
+#[inline(always)]
+pub(super) unsafe fn collect_maxima<L: Lanes>(call: &TensorCall<'_>, of: &Part) {
+    let tensor = call.tensor;
+    let wanted = Wanted::of(call);
+    let mut segment = Segment {
+        p: [Chunk::ZERO; SEGMENT],
+        states: [[Chunk::ZERO; SEGMENT]; MAX_STATES],
+        squares: [Chunk::ZERO; SEGMENT],
+    };
+    let mut g = Chunk::ZERO;
+    let mut all_finite = true;
+    let last_axis = of.last_axis(tensor);
+    let mut columns = Columns::new(index(last_axis.start));
+    for run in of.segments(tensor) {
+        for (c, part) in run.parts(CHUNK).enumerate() {
+            // SAFETY: the run lies in the tensor.
+            unsafe {
+                load_gradient::<L>(call, part, &mut g);
+                all_finite &= !any_non_finite(&*g);
+                if wanted.weights {
+                    load_weights::<L>(call, part, &mut segment.p[c]);
+                }
+                new_states::<L>(call, wanted, part, c, &mut g, &mut segment);
+            }
+        }
+        for_each_stretch(&tensor.info.shape, run, |at, len, position| {
+            raise(call, at, len, position, &segment, &mut columns);
+        });
+    }
+    columns.flush(call, index(last_axis.end - last_axis.start));
+    if !all_finite {
+        call.flag().store(1, Ordering::Relaxed);
+    }
+}
+
+/// What the maxima of a tensor depend on.
+#[derive(Clone, Copy)]
+struct Wanted {
+    /// The parameters: one read less of the tensor in most steps.
+    weights: bool,
+    squares: bool,
+    states: States,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum States {
+    None,
+    /// The second moment alone, as in the paper's 4-bit AdamW.
+    SecondMoment,
+    All,
+}
+
+impl Wanted {
+    fn of(call: &TensorCall<'_>) -> Self {
+        let tensor = call.tensor;
+        let has = |state: usize| {
+            let state = tensor.states.get(state);
+            state.is_some_and(|state| !state.maxima().is_empty())
+        };
+        let states = match &call.rule {
+            _ if !(0..MAX_STATES).any(has) => States::None,
+            Update::Adamw(_) if has(1) && !has(0) && !has(2) => States::SecondMoment,
+            _ => States::All,
+        };
+        Self {
+            weights: call.needs_weights() || states == States::All,
+            squares: tensor.factored().is_some(),
+            states,
+        }
+    }
+}
+
+/// The states after the step of chunk `c` of a segment, as far as their maxima are needed. `g` is
+/// used up.
+///
+/// # Safety
+/// As for [`super::collect()`].
+#[inline(always)]
+unsafe fn new_states<L: Lanes>(
+    call: &TensorCall<'_>,
+    wanted: Wanted,
+    run: Run,
+    c: usize,
+    g: &mut Chunk,
+    segment: &mut Segment,
+) {
+    let p = &segment.p[c];
+    if wanted.squares {
+        for ((w, p), g) in segment.squares[c].iter_mut().zip(&**p).zip(&**g) {
+            *w = call.rule.square(*p, *g);
+        }
+    }
+    // SAFETY: the run lies in the tensor.
+    unsafe {
+        match (&call.rule, wanted.states) {
+            (_, States::None) => {}
+            (Update::Adamw(rule), States::SecondMoment) => {
+                let v = &mut segment.states[1][c];
+                decode_run::<L>(call, 1, run, Factors::Stored, v);
+                for ((v, g), p) in v.iter_mut().zip(&**g).zip(&**p) {
+                    *v = rule.second_moment(rule.gradient(*p, *g), *v);
+                }
+            }
+            _ => {
+                for (state, plan) in call.tensor.states.iter().enumerate() {
+                    // A factored state's maxima are its squares'; no other state depends on it.
+                    if !matches!(plan.format, Format::Factored(_)) {
+                        let values = &mut segment.states[state][c];
+                        decode_run::<L>(call, state, run, Factors::Stored, values);
+                    }
+                }
+                let states = segment.states.each_mut().map(|state| &mut state[c]);
+                update(&call.rule, p, g, states);
+            }
+        }
+    }
+}
+
+/// What is reduced to a maximum.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Of {
+    State(usize),
+    Squares,
+}
+
+/// All maxima of a tensor but its RMS's, in a fixed order.
+#[inline(always)]
+fn for_each_maxima(tensor: &TensorPlan, mut body: impl FnMut(Of, &Maxima)) {
+    for (state, plan) in tensor.states.iter().enumerate() {
+        for maxima in plan.maxima() {
+            body(Of::State(state), maxima);
+        }
+    }
+    if let Some((_, factors)) = tensor.factored() {
+        for factor in factors {
+            body(Of::Squares, &factor.maxima);
+        }
+    }
+}
+
+/// Raises all maxima by a stretch of the last axis that begins at `position`, `at` in the segment.
+#[inline(always)]
+fn raise(
+    call: &TensorCall<'_>,
+    at: usize,
+    len: usize,
+    position: &[i64],
+    segment: &Segment,
+    columns: &mut Columns,
+) {
+    let column = position.last().map_or(0, |column| index(*column));
+    columns.used = 0;
+    for_each_maxima(call.tensor, |of, maxima| {
+        let chunks = match of {
+            Of::State(state) => &segment.states[state],
+            Of::Squares => &segment.squares,
+        };
+        let values = &flat(chunks)[at..at + len];
+        if maxima.projection.is_last_axis()
+            && let Some(slots) = columns.next(column)
+        {
+            for (slot, value) in slots.iter_mut().zip(values) {
+                *slot = magnitude(*value).max(*slot);
+            }
+            return;
+        }
+        let first = maxima.word + maxima.projection.global_position(position, call.offset);
+        if maxima.projection.varies() {
+            for (i, value) in values.iter().enumerate() {
+                call.raise(first + i, magnitude(*value));
+            }
+        } else {
+            call.raise(first, largest(values));
+        }
+    });
+    if let Some(rms) = call.tensor.rms {
+        call.raise(rms.param_max, largest(&flat(&segment.p)[at..at + len]));
+    }
+}
+
+/// Maxima of the columns of a box, for the projections that keep the last axis alone: raised here
+/// row by row, and in the shared statistics once.
+struct Columns {
+    maxima: [[i32; STATS_COLUMNS as usize]; Self::COUNT],
+    /// The index along the last axis that comes first.
+    start: usize,
+    used: usize,
+}
+
+impl Columns {
+    /// As many projections as v and m under rank-1 have.
+    const COUNT: usize = 2;
+
+    #[inline(always)]
+    fn new(start: usize) -> Self {
+        Self {
+            maxima: [[0; STATS_COLUMNS as usize]; Self::COUNT],
+            start,
+            used: 0,
+        }
+    }
+
+    /// The next array from a column on, as long as there is one; callers ask in the same order for
+    /// every stretch.
+    #[inline(always)]
+    fn next(&mut self, column: usize) -> Option<&mut [i32]> {
+        let array = self.maxima.get_mut(self.used);
+        self.used += 1;
+        array.map(|array| &mut array[column - self.start..])
+    }
+
+    /// Brings what was collected to the shared statistics.
+    #[inline(always)]
+    fn flush(&mut self, call: &TensorCall<'_>, width: usize) {
+        self.used = 0;
+        let start = self.start;
+        for_each_maxima(call.tensor, |_, maxima| {
+            if maxima.projection.is_last_axis()
+                && let Some(slots) = self.next(start)
+            {
+                let first = maxima.word + call.on_last_axis(&maxima.projection, start);
+                for (i, largest) in slots[..width].iter().enumerate() {
+                    call.raise(first + i, *largest);
+                }
+            }
+        });
+    }
+}
