@@ -113,7 +113,14 @@ impl Rule for Adamw {
 }
 
 /// AdamW itself, without options: the same bits, and a loop without branches.
+#[derive(Clone, Copy)]
 pub(crate) struct Plain<'a>(&'a Adamw);
+
+impl Plain<'_> {
+    pub(crate) fn scalars(&self) -> &Scalars {
+        &self.0.s
+    }
+}
 
 impl Rule for Plain<'_> {
     const STATES: usize = 2;

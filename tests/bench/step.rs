@@ -1,4 +1,4 @@
-//! Time of one optimizer step on the CPU, per preset, with the memory bandwidth of the same run:
+//! Time of one optimizer step on the CPU, with the memory bandwidth of the same run:
 //! `cargo bench --bench step`. `README.md` says how to read it.
 
 #![allow(
@@ -12,37 +12,107 @@
 #[path = "../common/mod.rs"]
 mod common;
 
-use common::Model;
+use std::sync::Arc;
+
+use common::{Memory, Model};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use lowbit::Variant;
 use lowbit::dtype::Dtype;
-use lowbit::plan::TensorInfo;
+use lowbit::plan::{Plan, TensorInfo};
 use lowbit::spec::Spec;
+use lowbit::weights::Weights;
+use lowbit::{Context, CpuContext, Variant};
 
 /// 64 Mi elements: 512 MiB of parameters and gradients in f32.
 const SHAPE: [i64; 2] = [8192, 8192];
+
+/// Name, preset, dtype of parameters and gradients, weight form.
+const CASES: [(&str, &str, Dtype, Weights); 12] = [
+    ("adamw32", "adamw32", Dtype::F32, Weights::Plain),
+    ("adamw4-block", "adamw4-block", Dtype::F32, Weights::Plain),
+    ("adamw4", "adamw4", Dtype::F32, Weights::Plain),
+    ("adamw8", "adamw8", Dtype::F32, Weights::Plain),
+    ("factor4", "factor4", Dtype::F32, Weights::Plain),
+    ("sgdm4", "sgdm4", Dtype::F32, Weights::Plain),
+    ("lion4", "lion4", Dtype::F32, Weights::Plain),
+    ("adamw4-block bf16", "adamw4-block", Dtype::Bf16, Weights::Plain),
+    ("adamw4-block f16", "adamw4-block", Dtype::F16, Weights::Plain),
+    ("adamw4-block bf16 stochastic", "adamw4-block", Dtype::Bf16, Weights::Stochastic),
+    ("adamw4-block bf16 remainder16", "adamw4-block", Dtype::Bf16, Weights::Remainder16),
+    ("adamw4-block bf16 correction8", "adamw4-block", Dtype::Bf16, Weights::Correction8),
+];
+
+/// Values that repeat: making as many random ones would take longer than the measurement.
+fn fill(memory: &mut Memory, dtype: Dtype, value: impl Fn(u64, u64) -> f32) {
+    let pattern = common::bytes((0..65_521).map(|i| value(1, i)), dtype);
+    for chunk in memory.as_mut().chunks_mut(pattern.len()) {
+        chunk.copy_from_slice(&pattern[..chunk.len()]);
+    }
+}
+
+/// The yardsticks: memory read and written in place, and copied.
+fn bandwidth(
+    group: &mut criterion::BenchmarkGroup<'_, criterion::measurement::WallTime>,
+    threads: usize,
+    elements: usize,
+) {
+    let mut memory = vec![1.0_f32; elements];
+    let (from, to) = memory.split_at_mut(elements / 2);
+    let part = elements / 2 / threads;
+    // What is moved is counted as for a step.
+    group.throughput(Throughput::Bytes(8 * elements as u64));
+    group.bench_function(format!("in place, {threads} threads"), |bencher| {
+        bencher.iter(|| {
+            std::thread::scope(|scope| {
+                for (from, to) in from.chunks_mut(part).zip(to.chunks_mut(part)) {
+                    scope.spawn(|| {
+                        from.iter_mut().for_each(|x| *x *= 0.999);
+                        to.iter_mut().for_each(|x| *x *= 0.999);
+                    });
+                }
+            });
+        });
+    });
+    group.throughput(Throughput::Bytes(4 * elements as u64));
+    group.bench_function(format!("copy, {threads} threads"), |bencher| {
+        bencher.iter(|| {
+            std::thread::scope(|scope| {
+                for (from, to) in from.chunks(part).zip(to.chunks_mut(part)) {
+                    scope.spawn(|| to.copy_from_slice(from));
+                }
+            });
+        });
+    });
+}
 
 fn step(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("step");
     group.sample_size(15);
     let elements = SHAPE.iter().product::<i64>().unsigned_abs();
-    // Read and written: what the yardstick moves is counted like what a step moves.
-    group.throughput(Throughput::Bytes(8 * elements));
-    let mut memory = vec![1.0_f32; usize::try_from(elements).unwrap()];
-    group.bench_function("in-place read-modify-write, one thread", |bencher| {
-        bencher.iter(|| memory.iter_mut().for_each(|x| *x *= 0.999));
-    });
     for threads in [1, 2] {
-        for preset in ["adamw32", "adamw4", "adamw4-block"] {
-            let tensor = TensorInfo::new("w", &SHAPE, Dtype::F32);
+        bandwidth(&mut group, threads, usize::try_from(elements).unwrap());
+        for (name, preset, dtype, weights) in CASES {
+            let tensor = TensorInfo {
+                weights,
+                ..TensorInfo::new("w", &SHAPE, dtype)
+            };
             let spec = Spec::preset(preset).unwrap();
-            let mut model = Model::new(Variant::Auto, threads, &spec, vec![tensor]);
-            model.fill_params();
-            model.fill_grads(1);
+            let context = CpuContext::new(threads, Variant::Auto).unwrap();
+            let context = Arc::new(Context::Cpu(context));
+            let plan = Plan::new(context, &spec, vec![tensor]).unwrap();
             // Parameter read and written, gradient read, states read and written.
-            let state = model.plan.state_bytes().unsigned_abs();
-            group.throughput(Throughput::Bytes(12 * elements + 2 * state));
-            group.bench_function(format!("{preset}, {threads} threads"), |bencher| {
+            let state = plan.state_bytes().unsigned_abs();
+            let bytes = 3 * dtype.size() as u64 * elements + 2 * state;
+            group.throughput(Throughput::Bytes(bytes));
+            // Memory is filled when it is measured, so that a filter saves time.
+            let mut plan = Some(plan);
+            let mut model = None;
+            group.bench_function(format!("{name}, {threads} threads"), |bencher| {
+                let model = model.get_or_insert_with(|| {
+                    let mut model = Model::of(plan.take().unwrap());
+                    fill(&mut model.params[0], dtype, common::param);
+                    fill(&mut model.grads[0], dtype, common::grad);
+                    model
+                });
                 bencher.iter(|| model.run().unwrap());
             });
         }

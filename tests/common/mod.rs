@@ -148,14 +148,17 @@ impl Model {
     }
 
     pub fn in_context(cpu: CpuContext, spec: &Spec, tensors: Vec<TensorInfo>) -> Result<Self> {
-        let plan = Plan::new(Arc::new(Context::Cpu(cpu)), spec, tensors)?;
+        Plan::new(Arc::new(Context::Cpu(cpu)), spec, tensors).map(Self::of)
+    }
+
+    pub fn of(plan: Plan) -> Self {
         let sized = |dtype: fn(&TensorInfo) -> Dtype| -> Vec<Memory> {
             let tensors = plan.tensors().iter();
             tensors
                 .map(|t| Memory::zeroed(usize::try_from(t.numel).unwrap() * dtype(&t.info).size()))
                 .collect()
         };
-        Ok(Self {
+        Self {
             params: sized(|info| info.param_dtype),
             grads: sized(|info| info.grad_dtype),
             updates: None,
@@ -170,7 +173,7 @@ impl Model {
             nonfinite: NonFinite::Default,
             skipped: [0; 2],
             plan,
-        })
+        }
     }
 
     /// Fills the parameters of every tensor from its stream.

@@ -6,12 +6,15 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-use super::{Chunk, Lanes};
+use super::{Chunk, Lanes, Vector};
+use crate::numerics::NAN_BITS;
 
 /// For processors with AVX2, FMA and F16C.
 pub(in crate::backend::cpu) struct Avx2;
 
 impl Lanes for Avx2 {
+    type Vector = __m256;
+
     #[inline(always)]
     unsafe fn lookup(codes: &[u8], values: &[f32; 16], out: &mut [f32]) {
         // SAFETY: the caller's promise.
@@ -60,6 +63,12 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch(address: *const u8) {
+        // SAFETY: a hint; no access takes place.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+    }
+
+    #[inline(always)]
     unsafe fn load_f16(from: *const f16, out: &mut Chunk) {
         // SAFETY: the caller's promise.
         unsafe { load_f16(from, out) }
@@ -74,7 +83,7 @@ impl Lanes for Avx2 {
 
 /// A table of 16 in two registers.
 #[derive(Clone, Copy)]
-struct Halves(__m256, __m256);
+pub(in crate::backend::cpu) struct Halves(__m256, __m256);
 
 impl Halves {
     #[inline]
@@ -107,15 +116,21 @@ impl Halves {
 #[target_feature(enable = "avx2,fma,f16c")]
 fn lookup(codes: &[u8], values: &[f32; 16], out: &mut [f32]) {
     let table = Halves::new(values);
-    let shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
-    // Four bytes are eight codes: each lane shifts its own down.
     let groups = codes.as_chunks::<4>().0;
     for (bytes, out) in groups.iter().zip(out.as_chunks_mut::<8>().0) {
-        let word = _mm256_set1_epi32(i32::from_le_bytes(*bytes));
-        let values = table.at(_mm256_srlv_epi32(word, shifts));
+        let values = decode(table, i32::from_le_bytes(*bytes));
         // SAFETY: eight floats.
         unsafe { _mm256_storeu_ps(out.as_mut_ptr(), values) };
     }
+}
+
+/// The values of eight codes.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn decode(table: Halves, codes: i32) -> __m256 {
+    let shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+    // Each lane shifts its own code down.
+    table.at(_mm256_srlv_epi32(_mm256_set1_epi32(codes), shifts))
 }
 
 /// Eight bytes as integers.
@@ -152,19 +167,20 @@ fn select_of_256(codes: &[u8], values: &[f32; 256], out: &mut [f32]) {
 
 /// The thresholds that each of four comparisons chooses from, by the bits found before it.
 #[derive(Clone, Copy)]
-struct Levels([__m256; 4]);
+pub(in crate::backend::cpu) struct Levels([__m256; 4]);
 
 impl Levels {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     fn new(thresholds: &[f32; 16]) -> Self {
-        Self([8, 4, 2, 1].map(|step| {
-            // With the bits j found, the thresholds above j 2 step and below (j + 1) 2 step are left.
-            let table: [f32; 8] =
-                std::array::from_fn(|j| thresholds[((2 * j + 1) * step - 1).min(15)]);
-            // SAFETY: eight floats.
-            unsafe { _mm256_loadu_ps(table.as_ptr()) }
-        }))
+        // With the bits j found, the thresholds above j 2 step and below (j + 1) 2 step are left.
+        let t = thresholds;
+        Self([
+            _mm256_set1_ps(t[7]),
+            _mm256_setr_ps(t[3], t[11], t[3], t[11], t[3], t[11], t[3], t[11]),
+            _mm256_setr_ps(t[1], t[5], t[9], t[13], t[1], t[5], t[9], t[13]),
+            _mm256_setr_ps(t[0], t[2], t[4], t[6], t[8], t[10], t[12], t[14]),
+        ])
     }
 
     /// The number of thresholds, each times `scale` if there is one, that x is above.
@@ -238,7 +254,10 @@ fn count_scaled<const OR_EQUAL: bool>(
 #[target_feature(enable = "avx2,fma,f16c")]
 fn count_of_256(values: &[f32], thresholds: &[f32; 256], out: &mut [u8]) {
     // Every sixteenth threshold decides the upper four bits in registers.
-    let coarse: [f32; 16] = std::array::from_fn(|i| thresholds[16 * i + 15]);
+    let mut coarse = [0.0; 16];
+    for (coarse, group) in coarse.iter_mut().zip(thresholds.as_chunks::<16>().0) {
+        *coarse = group[15];
+    }
     let levels = Levels::new(&coarse);
     let groups = values.as_chunks::<8>().0;
     for (values, out) in groups.iter().zip(out.as_chunks_mut::<8>().0) {
@@ -297,5 +316,163 @@ unsafe fn store_f16(values: &Chunk, to: *mut f16) {
             let halves = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(values);
             _mm_storeu_si128(to.add(8 * i).cast(), halves);
         }
+    }
+}
+
+#[expect(
+    unsafe_op_in_unsafe_fn,
+    reason = "each function is an instruction or a few, which the caller's processor has"
+)]
+impl Vector for __m256 {
+    const WIDTH: usize = 8;
+    type Registers = [Self; 16];
+    // SAFETY: zero bits are zeros.
+    const ZEROS: [Self; 16] = [unsafe { std::mem::zeroed() }; 16];
+    type Table = Halves;
+    type Thresholds = Levels;
+    type Codes = __m256i;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        _mm256_set1_ps(x)
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        _mm256_loadu_ps(from)
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        _mm256_storeu_ps(to, self);
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        _mm256_add_ps(self, other)
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        _mm256_mul_ps(self, other)
+    }
+
+    #[inline(always)]
+    unsafe fn div(self, other: Self) -> Self {
+        _mm256_div_ps(self, other)
+    }
+
+    #[inline(always)]
+    unsafe fn sqrt(self) -> Self {
+        _mm256_sqrt_ps(self)
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(self, a: Self, b: Self) -> Self {
+        _mm256_fmadd_ps(self, a, b)
+    }
+
+    #[inline(always)]
+    unsafe fn neg_mul_add(self, a: Self, b: Self) -> Self {
+        // Not by fnmsub: where the sum is +0, so is that.
+        _mm256_xor_ps(_mm256_fmadd_ps(self, a, b), _mm256_set1_ps(-0.0))
+    }
+
+    #[inline(always)]
+    unsafe fn canonical(self) -> Self {
+        let nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(self, self);
+        let canonical = _mm256_set1_epi32(NAN_BITS.cast_signed());
+        _mm256_blendv_ps(self, _mm256_castsi256_ps(canonical), nan)
+    }
+
+    #[inline(always)]
+    unsafe fn largest(self, other: Self) -> Self {
+        let bits = _mm256_castps_si256(other);
+        let magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(i32::MAX));
+        let larger = _mm256_max_epi32(_mm256_castps_si256(self), magnitude);
+        _mm256_castsi256_ps(larger)
+    }
+
+    #[inline(always)]
+    unsafe fn smallest(self, other: Self) -> Self {
+        let (a, b) = (_mm256_castps_si256(self), _mm256_castps_si256(other));
+        _mm256_castsi256_ps(_mm256_min_epi32(a, b))
+    }
+
+    #[inline(always)]
+    unsafe fn reduce_largest(self) -> i32 {
+        let bits = _mm256_castps_si256(self);
+        let upper = _mm256_extracti128_si256::<1>(bits);
+        let four = _mm_max_epi32(_mm256_castsi256_si128(bits), upper);
+        let two = _mm_max_epi32(four, _mm_shuffle_epi32::<0b1110>(four));
+        _mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32::<1>(two)))
+    }
+
+    #[inline(always)]
+    unsafe fn any_nan(self) -> bool {
+        _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_UNORD_Q>(self, self)) != 0
+    }
+
+    #[inline(always)]
+    unsafe fn any_subnormal(self) -> bool {
+        let zero = _mm256_setzero_ps();
+        let magnitude = _mm256_andnot_ps(_mm256_set1_ps(-0.0), self);
+        let small = _mm256_cmp_ps::<_CMP_LT_OQ>(magnitude, _mm256_set1_ps(f32::MIN_POSITIVE));
+        let nonzero = _mm256_cmp_ps::<_CMP_NEQ_OQ>(magnitude, zero);
+        _mm256_movemask_ps(_mm256_and_ps(small, nonzero)) != 0
+    }
+
+    #[inline(always)]
+    unsafe fn table(values: &[f32; 16]) -> Halves {
+        Halves::new(values)
+    }
+
+    #[inline(always)]
+    unsafe fn scale(table: Halves, scale: Self) -> Halves {
+        Halves(_mm256_mul_ps(table.0, scale), _mm256_mul_ps(table.1, scale))
+    }
+
+    #[inline(always)]
+    unsafe fn decode(table: Halves, codes: *const u8) -> Self {
+        decode(table, codes.cast::<i32>().read_unaligned())
+    }
+
+    #[inline(always)]
+    unsafe fn thresholds(table: Halves) -> Levels {
+        let mut thresholds = [0.0; 16];
+        _mm256_storeu_ps(thresholds.as_mut_ptr(), table.0);
+        _mm256_storeu_ps(thresholds.as_mut_ptr().add(8), table.1);
+        Levels::new(&thresholds)
+    }
+
+    #[inline(always)]
+    unsafe fn search(self, thresholds: &Levels) -> __m256i {
+        thresholds.search::<false>(self, None)
+    }
+
+    #[inline(always)]
+    unsafe fn decide(self, q: Self, midpoints: Halves, scale: Self) -> __m256i {
+        let most = _mm256_set1_ps(15.0);
+        // The second operand is taken where q is NaN.
+        let q = _mm256_min_ps(_mm256_max_ps(q, _mm256_setzero_ps()), most);
+        let floor = _mm256_cvttps_epi32(q);
+        let threshold = _mm256_mul_ps(midpoints.at(floor), scale);
+        let above = _mm256_cmp_ps::<_CMP_GT_OQ>(self, threshold);
+        // The comparison is 0 or -1.
+        _mm256_sub_epi32(floor, _mm256_castps_si256(above))
+    }
+
+    #[inline(always)]
+    unsafe fn store_codes(codes: __m256i, to: *mut u8) {
+        // In each 64 bits, the odd code comes above the even one.
+        let pairs = _mm256_or_si256(codes, _mm256_srli_epi64::<28>(codes));
+        let first = _mm256_setr_epi8(
+            0, 8, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, //
+            -1, -1, 0, 8, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
+        );
+        let bytes = _mm256_shuffle_epi8(pairs, first);
+        let upper = _mm256_extracti128_si256::<1>(bytes);
+        let bytes = _mm_or_si128(_mm256_castsi256_si128(bytes), upper);
+        to.cast::<i32>().write_unaligned(_mm_cvtsi128_si32(bytes));
     }
 }

@@ -6,12 +6,15 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-use super::{Avx2, Chunk, Lanes, Portable};
+use super::{Avx2, Chunk, Lanes, Portable, Vector};
+use crate::numerics::NAN_BITS;
 
 /// For processors with AVX-512 F, BW, VL and DQ.
 pub(in crate::backend::cpu) struct Avx512;
 
 impl Lanes for Avx512 {
+    type Vector = __m512;
+
     #[inline(always)]
     unsafe fn lookup(codes: &[u8], values: &[f32; 16], out: &mut [f32]) {
         // SAFETY: the caller's promise.
@@ -72,6 +75,12 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn prefetch(address: *const u8) {
+        // SAFETY: a hint; no access takes place.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+    }
+
+    #[inline(always)]
     unsafe fn load_f16(from: *const f16, out: &mut Chunk) {
         // SAFETY: as above.
         unsafe { Avx2::load_f16(from, out) }
@@ -110,16 +119,21 @@ fn store_bytes(codes: __m512i, out: &mut [u8; 16]) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
 fn lookup(codes: &[u8], values: &[f32; 16], out: &mut [f32]) {
     let table = load(values);
-    let shifts = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
-    // Eight bytes are 16 codes: each lane shifts its own down, and a permutation looks at the lowest
-    // four bits of an index.
     let groups = codes.as_chunks::<8>().0;
     for (bytes, out) in groups.iter().zip(out.as_chunks_mut::<16>().0) {
-        let [low, high] = [0, 4].map(|at| i32::from_le_bytes([0, 1, 2, 3].map(|i| bytes[at + i])));
-        let words = _mm512_mask_set1_epi32(_mm512_set1_epi32(low), 0xff00, high);
-        let codes = _mm512_srlv_epi32(words, shifts);
-        store(_mm512_permutexvar_ps(codes, table), out);
+        store(decode(table, i64::from_le_bytes(*bytes)), out);
     }
+}
+
+/// The values of 16 codes.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+fn decode(table: __m512, codes: i64) -> __m512 {
+    let shifts = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
+    // Each lane shifts its own code down, and a permutation looks at the lowest four bits.
+    let low = _mm512_set1_epi32(codes as i32);
+    let words = _mm512_mask_set1_epi32(low, 0xff00, (codes >> 32) as i32);
+    _mm512_permutexvar_ps(_mm512_srlv_epi32(words, shifts), table)
 }
 
 /// 16 bytes as integers.
@@ -156,7 +170,7 @@ fn select_of_256(codes: &[u8], values: &[f32; 256], out: &mut [f32]) {
 /// A binary search in registers: the thresholds that each of four comparisons chooses from, at the
 /// index that the comparisons before it have found.
 #[derive(Clone, Copy)]
-struct Levels {
+pub(in crate::backend::cpu) struct Levels {
     middle: __m512,
     quarters: [__m512; 2],
     eighths: __m512,
@@ -166,13 +180,16 @@ struct Levels {
 impl Levels {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
-    fn new(thresholds: &[f32; 16]) -> Self {
-        let ahead = |by: usize| std::array::from_fn(|i| thresholds[(i + by).min(15)]);
+    fn new(sixteenths: __m512) -> Self {
+        let ahead = _mm512_setr_epi32(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 15);
         Self {
-            middle: _mm512_set1_ps(thresholds[7]),
-            quarters: [3, 11].map(|i| _mm512_set1_ps(thresholds[i])),
-            eighths: load(&ahead(1)),
-            sixteenths: load(thresholds),
+            middle: _mm512_permutexvar_ps(_mm512_set1_epi32(7), sixteenths),
+            quarters: [
+                _mm512_permutexvar_ps(_mm512_set1_epi32(3), sixteenths),
+                _mm512_permutexvar_ps(_mm512_set1_epi32(11), sixteenths),
+            ],
+            eighths: _mm512_permutexvar_ps(ahead, sixteenths),
+            sixteenths,
         }
     }
 
@@ -180,33 +197,39 @@ impl Levels {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
     fn search<const OR_EQUAL: bool>(&self, x: __m512, scale: Option<__m512>) -> __m512i {
-        let above = |threshold: __m512| {
-            let threshold = match scale {
-                Some(scale) => _mm512_mul_ps(threshold, scale),
-                None => threshold,
-            };
-            if OR_EQUAL {
-                _mm512_cmp_ps_mask::<_CMP_GE_OQ>(x, threshold)
-            } else {
-                _mm512_cmp_ps_mask::<_CMP_GT_OQ>(x, threshold)
-            }
-        };
-        let bit = |code: __m512i, above: __mmask16, bit: i32| {
-            _mm512_mask_or_epi32(code, above, code, _mm512_set1_epi32(bit))
-        };
-        let upper = above(self.middle);
+        let upper = above::<OR_EQUAL>(x, self.middle, scale);
         let code = _mm512_maskz_set1_epi32(upper, 8);
         let quarter = _mm512_mask_blend_ps(upper, self.quarters[0], self.quarters[1]);
-        let code = bit(code, above(quarter), 4);
-        let code = bit(code, above(_mm512_permutexvar_ps(code, self.eighths)), 2);
-        bit(code, above(_mm512_permutexvar_ps(code, self.sixteenths)), 1)
+        let bit = above::<OR_EQUAL>(x, quarter, scale);
+        let code = _mm512_mask_or_epi32(code, bit, code, _mm512_set1_epi32(4));
+        let eighth = _mm512_permutexvar_ps(code, self.eighths);
+        let bit = above::<OR_EQUAL>(x, eighth, scale);
+        let code = _mm512_mask_or_epi32(code, bit, code, _mm512_set1_epi32(2));
+        let sixteenth = _mm512_permutexvar_ps(code, self.sixteenths);
+        let bit = above::<OR_EQUAL>(x, sixteenth, scale);
+        _mm512_mask_or_epi32(code, bit, code, _mm512_set1_epi32(1))
+    }
+}
+
+/// Where x is above a threshold, times `scale` if there is one.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+fn above<const OR_EQUAL: bool>(x: __m512, threshold: __m512, scale: Option<__m512>) -> __mmask16 {
+    let threshold = match scale {
+        Some(scale) => _mm512_mul_ps(threshold, scale),
+        None => threshold,
+    };
+    if OR_EQUAL {
+        _mm512_cmp_ps_mask::<_CMP_GE_OQ>(x, threshold)
+    } else {
+        _mm512_cmp_ps_mask::<_CMP_GT_OQ>(x, threshold)
     }
 }
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
 fn count(values: &[f32], thresholds: &[f32; 16], out: &mut [u8]) {
-    let levels = Levels::new(thresholds);
+    let levels = Levels::new(load(thresholds));
     let groups = values.as_chunks::<16>().0;
     for (values, out) in groups.iter().zip(out.as_chunks_mut::<16>().0) {
         store_bytes(levels.search::<false>(load(values), None), out);
@@ -221,7 +244,7 @@ fn count_scaled<const OR_EQUAL: bool>(
     thresholds: &[f32; 16],
     out: &mut [u8],
 ) {
-    let levels = Levels::new(thresholds);
+    let levels = Levels::new(load(thresholds));
     let groups = values.as_chunks::<16>().0.iter();
     let groups = groups.zip(scales.as_chunks::<16>().0);
     for ((values, scales), out) in groups.zip(out.as_chunks_mut::<16>().0) {
@@ -234,8 +257,11 @@ fn count_scaled<const OR_EQUAL: bool>(
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
 fn count_of_256(values: &[f32], thresholds: &[f32; 256], out: &mut [u8]) {
     // Every sixteenth threshold decides the upper four bits in registers.
-    let coarse: [f32; 16] = std::array::from_fn(|i| thresholds[16 * i + 15]);
-    let levels = Levels::new(&coarse);
+    let mut coarse = [0.0; 16];
+    for (coarse, group) in coarse.iter_mut().zip(thresholds.as_chunks::<16>().0) {
+        *coarse = group[15];
+    }
+    let levels = Levels::new(load(&coarse));
     let groups = values.as_chunks::<16>().0;
     for (values, out) in groups.iter().zip(out.as_chunks_mut::<16>().0) {
         let x = load(values);
@@ -293,5 +319,144 @@ fn count_linear_block(values: &[f32], scale: f32, levels: f32, out: &mut [u8]) {
         let x = load(values);
         let q = _mm512_fmadd_ps(x, factor, minus_one);
         store_bytes(decide(x, q, _mm512_set1_ps(scale), levels), out);
+    }
+}
+
+#[expect(
+    unsafe_op_in_unsafe_fn,
+    reason = "each function is an instruction or a few, which the caller's processor has"
+)]
+impl Vector for __m512 {
+    const WIDTH: usize = 16;
+    type Registers = [Self; 8];
+    // SAFETY: zero bits are zeros.
+    const ZEROS: [Self; 8] = [unsafe { std::mem::zeroed() }; 8];
+    type Table = Self;
+    type Thresholds = Levels;
+    type Codes = __m512i;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        _mm512_set1_ps(x)
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        _mm512_loadu_ps(from)
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        _mm512_storeu_ps(to, self);
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        _mm512_add_ps(self, other)
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        _mm512_mul_ps(self, other)
+    }
+
+    #[inline(always)]
+    unsafe fn div(self, other: Self) -> Self {
+        _mm512_div_ps(self, other)
+    }
+
+    #[inline(always)]
+    unsafe fn sqrt(self) -> Self {
+        _mm512_sqrt_ps(self)
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(self, a: Self, b: Self) -> Self {
+        _mm512_fmadd_ps(self, a, b)
+    }
+
+    #[inline(always)]
+    unsafe fn neg_mul_add(self, a: Self, b: Self) -> Self {
+        // Not by fnmsub: where the sum is +0, so is that.
+        _mm512_xor_ps(_mm512_fmadd_ps(self, a, b), _mm512_set1_ps(-0.0))
+    }
+
+    #[inline(always)]
+    unsafe fn canonical(self) -> Self {
+        let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(self, self);
+        let bits = _mm512_castps_si512(self);
+        let bits = _mm512_mask_set1_epi32(bits, nan, NAN_BITS.cast_signed());
+        _mm512_castsi512_ps(bits)
+    }
+
+    #[inline(always)]
+    unsafe fn largest(self, other: Self) -> Self {
+        let magnitude = _mm512_castps_si512(_mm512_abs_ps(other));
+        let larger = _mm512_max_epi32(_mm512_castps_si512(self), magnitude);
+        _mm512_castsi512_ps(larger)
+    }
+
+    #[inline(always)]
+    unsafe fn smallest(self, other: Self) -> Self {
+        let (a, b) = (_mm512_castps_si512(self), _mm512_castps_si512(other));
+        _mm512_castsi512_ps(_mm512_min_epi32(a, b))
+    }
+
+    #[inline(always)]
+    unsafe fn reduce_largest(self) -> i32 {
+        _mm512_reduce_max_epi32(_mm512_castps_si512(self))
+    }
+
+    #[inline(always)]
+    unsafe fn any_nan(self) -> bool {
+        _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(self, self) != 0
+    }
+
+    #[inline(always)]
+    unsafe fn any_subnormal(self) -> bool {
+        _mm512_fpclass_ps_mask::<0x20>(self) != 0
+    }
+
+    #[inline(always)]
+    unsafe fn table(values: &[f32; 16]) -> Self {
+        load(values)
+    }
+
+    #[inline(always)]
+    unsafe fn scale(table: Self, scale: Self) -> Self {
+        _mm512_mul_ps(table, scale)
+    }
+
+    #[inline(always)]
+    unsafe fn decode(table: Self, codes: *const u8) -> Self {
+        decode(table, codes.cast::<i64>().read_unaligned())
+    }
+
+    #[inline(always)]
+    unsafe fn thresholds(table: Self) -> Levels {
+        Levels::new(table)
+    }
+
+    #[inline(always)]
+    unsafe fn search(self, thresholds: &Levels) -> __m512i {
+        thresholds.search::<false>(self, None)
+    }
+
+    #[inline(always)]
+    unsafe fn decide(self, q: Self, midpoints: Self, scale: Self) -> __m512i {
+        let most = _mm512_set1_ps(15.0);
+        // The second operand is taken where q is NaN.
+        let q = _mm512_min_ps(_mm512_max_ps(q, _mm512_setzero_ps()), most);
+        let floor = _mm512_cvttps_epi32(q);
+        let threshold = _mm512_mul_ps(_mm512_permutexvar_ps(floor, midpoints), scale);
+        let above = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(self, threshold);
+        _mm512_mask_add_epi32(floor, above, floor, _mm512_set1_epi32(1))
+    }
+
+    #[inline(always)]
+    unsafe fn store_codes(codes: __m512i, to: *mut u8) {
+        // In each 64 bits, the odd code comes above the even one.
+        let pairs = _mm512_or_si512(codes, _mm512_srli_epi64::<28>(codes));
+        _mm_storel_epi64(to.cast(), _mm512_cvtepi64_epi8(pairs));
     }
 }

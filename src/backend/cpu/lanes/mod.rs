@@ -11,12 +11,14 @@ mod avx512;
 mod portable;
 #[cfg(test)]
 mod tests;
+mod vector;
 
 #[cfg(target_arch = "x86_64")]
 pub(super) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(super) use avx512::Avx512;
 pub(super) use portable::Portable;
+pub(super) use vector::{Vector, registers};
 
 use std::ops::{Deref, DerefMut};
 
@@ -59,6 +61,9 @@ impl DerefMut for Chunk {
 /// # Safety
 /// Every function needs a processor with the implementation's instructions.
 pub(super) trait Lanes {
+    /// Registers, for kernels that keep a chunk in them.
+    type Vector: Vector;
+
     /// `out[i] = values[code i]` for two codes a byte, the even one in the low nibble.
     unsafe fn lookup(codes: &[u8], values: &[f32; 16], out: &mut [f32]);
 
@@ -136,6 +141,12 @@ pub(super) trait Lanes {
         for (pair, out) in codes.as_chunks::<2>().0.iter().zip(out) {
             *out = pair[0] | (pair[1] << 4);
         }
+    }
+
+    /// Asks for the cache line of an address, which may lie anywhere.
+    #[inline(always)]
+    fn prefetch(address: *const u8) {
+        let _ = address;
     }
 
     /// A chunk of f16 from memory, aligned for it.

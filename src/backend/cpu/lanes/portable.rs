@@ -2,12 +2,15 @@
 
 #![expect(unsafe_code, reason = "the trait's functions are unsafe")]
 
-use super::{CHUNK, Lanes};
+use super::{CHUNK, Lanes, Vector};
+use crate::numerics::{canonical, magnitude};
 
 /// See the module's page.
 pub(in crate::backend::cpu) struct Portable;
 
 impl Lanes for Portable {
+    type Vector = [f32; 8];
+
     #[inline(always)]
     unsafe fn lookup(codes: &[u8], values: &[f32; 16], out: &mut [f32]) {
         for (pair, byte) in out.as_chunks_mut::<2>().0.iter_mut().zip(codes) {
@@ -70,5 +73,174 @@ impl Lanes for Portable {
 fn narrow(counts: &[i32; CHUNK], out: &mut [u8]) {
     for (out, count) in out.iter_mut().zip(counts) {
         *out = *count as u8;
+    }
+}
+
+/// Element by element of two arrays.
+#[inline(always)]
+fn zip<T: Copy + Default>(a: [f32; 8], b: [f32; 8], of: impl Fn(f32, f32) -> T) -> [T; 8] {
+    let mut out = [T::default(); 8];
+    for i in 0..8 {
+        out[i] = of(a[i], b[i]);
+    }
+    out
+}
+
+impl Vector for [f32; 8] {
+    const WIDTH: usize = 8;
+    type Registers = [Self; 16];
+    const ZEROS: [Self; 16] = [[0.0; 8]; 16];
+    type Table = [f32; 16];
+    type Thresholds = [f32; 16];
+    type Codes = [u8; 8];
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        [x; 8]
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { *from.cast() }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe { *to.cast() = self };
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        zip(self, other, |a, b| a + b)
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        zip(self, other, |a, b| a * b)
+    }
+
+    #[inline(always)]
+    unsafe fn div(self, other: Self) -> Self {
+        zip(self, other, |a, b| a / b)
+    }
+
+    #[inline(always)]
+    unsafe fn sqrt(self) -> Self {
+        zip(self, self, |a, _| a.sqrt())
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(self, a: Self, b: Self) -> Self {
+        let mut out = b;
+        for i in 0..8 {
+            out[i] = self[i].mul_add(a[i], b[i]);
+        }
+        out
+    }
+
+    #[inline(always)]
+    unsafe fn neg_mul_add(self, a: Self, b: Self) -> Self {
+        let mut out = b;
+        for i in 0..8 {
+            out[i] = -self[i].mul_add(a[i], b[i]);
+        }
+        out
+    }
+
+    #[inline(always)]
+    unsafe fn canonical(self) -> Self {
+        zip(self, self, |a, _| canonical(a))
+    }
+
+    #[inline(always)]
+    unsafe fn largest(self, other: Self) -> Self {
+        zip(self, other, |a, b| {
+            f32::from_bits(magnitude(b).max(a.to_bits().cast_signed()).cast_unsigned())
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn smallest(self, other: Self) -> Self {
+        zip(self, other, |a, b| {
+            let bits = a.to_bits().cast_signed().min(b.to_bits().cast_signed());
+            f32::from_bits(bits.cast_unsigned())
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn reduce_largest(self) -> i32 {
+        self.iter().fold(0, |largest, x| magnitude(*x).max(largest))
+    }
+
+    #[inline(always)]
+    unsafe fn any_nan(self) -> bool {
+        self.iter().fold(false, |any, x| any | x.is_nan())
+    }
+
+    #[inline(always)]
+    unsafe fn any_subnormal(self) -> bool {
+        self.iter().fold(false, |any, x| any | x.is_subnormal())
+    }
+
+    #[inline(always)]
+    unsafe fn table(values: &[f32; 16]) -> [f32; 16] {
+        *values
+    }
+
+    #[inline(always)]
+    unsafe fn scale(mut table: [f32; 16], scale: Self) -> [f32; 16] {
+        table.iter_mut().for_each(|x| *x *= scale[0]);
+        table
+    }
+
+    #[inline(always)]
+    unsafe fn decode(table: [f32; 16], codes: *const u8) -> Self {
+        let mut out = [0.0; 8];
+        // SAFETY: the caller's promise.
+        let bytes = unsafe { *codes.cast::<[u8; 4]>() };
+        for (i, out) in out.iter_mut().enumerate() {
+            *out = table[usize::from(bytes[i / 2] >> (4 * (i % 2)) & 15)];
+        }
+        out
+    }
+
+    #[inline(always)]
+    unsafe fn thresholds(table: [f32; 16]) -> [f32; 16] {
+        table
+    }
+
+    #[inline(always)]
+    unsafe fn search(self, thresholds: &[f32; 16]) -> [u8; 8] {
+        let mut counts = [0_i32; 8];
+        for threshold in thresholds {
+            for (count, x) in counts.iter_mut().zip(&self) {
+                *count += i32::from(x > threshold);
+            }
+        }
+        counts.map(|count| count as u8)
+    }
+
+    #[inline(always)]
+    unsafe fn decide(self, q: Self, midpoints: [f32; 16], scale: Self) -> [u8; 8] {
+        let mut codes = [0; 8];
+        for (i, code) in codes.iter_mut().enumerate() {
+            // NaN becomes 0.
+            let floor = (q[i] as u8).min(15);
+            let threshold = midpoints[usize::from(floor)] * scale[i];
+            *code = floor + u8::from(self[i] > threshold);
+        }
+        codes
+    }
+
+    #[inline(always)]
+    unsafe fn store_codes(codes: [u8; 8], to: *mut u8) {
+        let mut bytes = [0; 4];
+        for (byte, pair) in bytes.iter_mut().zip(codes.as_chunks::<2>().0) {
+            *byte = pair[0] | pair[1] << 4;
+        }
+        // SAFETY: the caller's promise.
+        unsafe { *to.cast() = bytes };
     }
 }

@@ -82,7 +82,8 @@ unsafe fn decode_blocks<L: Lanes>(
         let scales = scale_row(call.tensor, buffers[1], block, run.row).cast_const();
         if codes.per_byte == 2 && block >= CHUNK {
             let scale = *scales.add(run.col / block);
-            let values = first_levels(&codes.table).map(|level| level * scale);
+            let mut values = first_levels(&codes.table);
+            values.iter_mut().for_each(|level| *level *= scale);
             let mut copy = [0; CHUNK / 2];
             L::lookup(code_bytes(call, codes, buffers[0], run, &mut copy), &values, &mut **out);
         } else {
@@ -107,7 +108,9 @@ unsafe fn decode_blocks<L: Lanes>(
 /// The first 16 levels of a table, with the highest in place of those it does not have.
 #[inline(always)]
 fn first_levels(table: &Table) -> [f32; 16] {
-    std::array::from_fn(|code| table.by_code[code])
+    let mut levels = [0.0; 16];
+    levels.copy_from_slice(&table.by_code[..16]);
+    levels
 }
 
 /// The bytes with a run's codes: where they are, or, for part of a chunk, a copy with zeros behind.

@@ -161,10 +161,10 @@ impl Nearest {
         {
             Self::Linear(levels, scale)
         } else if table.midpoints.len() <= 15 {
-            Self::Few(padded(&table.midpoints, f32::INFINITY).map(|mid| mid * scale))
+            Self::Few(padded(&table.midpoints, f32::INFINITY, scale))
         } else {
             // Thresholds do not decrease, as rounding is monotonic.
-            Self::Many(padded(&table.midpoints, f32::INFINITY).map(|mid| mid * scale))
+            Self::Many(padded(&table.midpoints, f32::INFINITY, scale))
         }
     }
 
@@ -181,10 +181,14 @@ impl Nearest {
     }
 }
 
-/// A list of numbers with `pad` behind it.
+/// A list of numbers times a scale, with `pad` behind it.
 #[inline(always)]
-fn padded<const N: usize>(values: &[f32], pad: f32) -> [f32; N] {
-    std::array::from_fn(|i| values.get(i).copied().unwrap_or(pad))
+fn padded<const N: usize>(values: &[f32], pad: f32, scale: f32) -> [f32; N] {
+    let mut list = [pad; N];
+    for (slot, value) in list.iter_mut().zip(values) {
+        *slot = value * scale;
+    }
+    list
 }
 
 /// The nearest codes, each under a scale of its own.
@@ -198,7 +202,7 @@ fn nearest_scaled<L: Lanes>(values: &[f32], scales: &Chunk, table: &Table, out: 
         {
             L::count_linear(values, &**scales, levels, out);
         } else if table.midpoints.len() <= 15 {
-            let thresholds = padded(&table.midpoints, f32::INFINITY);
+            let thresholds = padded(&table.midpoints, f32::INFINITY, 1.0);
             L::count_scaled::<false>(values, &**scales, &thresholds, out);
         } else {
             for ((x, scale), out) in values.iter().zip(&**scales).zip(out) {
@@ -252,16 +256,16 @@ fn round_randomly<L: Lanes>(
     // SAFETY: the kernels are used on processors that have the instructions.
     unsafe {
         if table.levels.len() <= 16 {
-            let above: [f32; 16] = padded(&table.levels[1..], f32::NAN);
+            let above: [f32; 16] = padded(&table.levels[1..], f32::NAN, 1.0);
             L::count_scaled::<true>(&**values, &**scales, &above, out);
-            L::select(out, &padded(&table.levels, f32::NAN), &mut *low);
+            L::select(out, &padded(&table.levels, f32::NAN, 1.0), &mut *low);
             L::select(out, &above, &mut *high);
         } else {
             for ((x, scale), out) in values.iter().zip(&**scales).zip(&mut *out) {
                 *out = find(&table.levels[1..], |level| *x >= level * scale);
             }
             L::select_of_256(out, &table.by_code, &mut *low);
-            let above = padded(&table.levels[1..], f32::NAN);
+            let above = padded(&table.levels[1..], f32::NAN, 1.0);
             L::select_of_256(out, &above, &mut *high);
         }
     }
@@ -297,7 +301,11 @@ fn round_randomly<L: Lanes>(
 
 #[inline(always)]
 fn map(values: &Chunk, of: impl Fn(f32) -> f32) -> Chunk {
-    Chunk(values.map(of))
+    let mut out = Chunk::ZERO;
+    for (out, x) in out.iter_mut().zip(&**values) {
+        *out = of(*x);
+    }
+    out
 }
 
 /// Stores a run of at most a chunk of codes. It begins with a byte's first code and ends with its

@@ -8,6 +8,7 @@
 
 #![expect(unsafe_code, reason = "reads and writes the caller's raw buffers")]
 
+mod adamw;
 mod collect;
 mod decode;
 mod encode;
@@ -140,65 +141,98 @@ impl<const CHUNKS: usize> Unit<CHUNKS> {
 /// works on these units.
 #[inline(always)]
 unsafe fn apply<L: Lanes>(call: &TensorCall<'_>, units: Range<i64>) -> i64 {
+    let grid = &call.tensor.grid;
     // Most blocks are one chunk, and their arrays stay in the nearest cache.
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller's promise; the units lie in the tensor.
     unsafe {
-        if index(call.tensor.grid.block) <= CHUNK {
-            apply_units::<L, 1>(call, units)
+        if index(grid.block) <= CHUNK {
+            let mut work = Unit::<1>::ZERO;
+            let registers = adamw::in_registers::<L>(call, units.clone(), |run| {
+                apply_unit::<L, 1>(call, run, &mut work)
+            });
+            registers.unwrap_or_else(|| {
+                let runs = Run::of_units(grid, units);
+                runs.map(|run| apply_unit::<L, 1>(call, run, &mut work)).sum()
+            })
         } else {
-            apply_units::<L, MOST_CHUNKS>(call, units)
+            let mut work = Unit::<MOST_CHUNKS>::ZERO;
+            let runs = Run::of_units(grid, units);
+            runs.map(|run| apply_unit::<L, MOST_CHUNKS>(call, run, &mut work)).sum()
         }
     }
 }
 
+/// Updates one unit; returns 1 if it was skipped.
 #[inline(always)]
-unsafe fn apply_units<L: Lanes, const CHUNKS: usize>(
+unsafe fn apply_unit<L: Lanes, const CHUNKS: usize>(
     call: &TensorCall<'_>,
-    units: Range<i64>,
+    unit: Run,
+    work: &mut Unit<CHUNKS>,
 ) -> i64 {
     let tensor = call.tensor;
     let states = tensor.states.len();
-    let mut work = Unit::<CHUNKS>::ZERO;
-    let mut skipped = 0;
-    for unit in Run::of_units(&tensor.grid, units) {
-        let chunks = if CHUNKS == 1 { 1 } else { unit.len.div_ceil(CHUNK) };
-        // SAFETY: the runs lie in the tensor.
-        unsafe {
-            for (run, g) in unit.parts(CHUNK).zip(&mut work.g) {
-                load_gradient::<L>(call, run, g);
+    let chunks = if CHUNKS == 1 { 1 } else { unit.len.div_ceil(CHUNK) };
+    prefetch::<L>(call, unit);
+    // SAFETY: the runs lie in the tensor.
+    unsafe {
+        for (run, g) in unit.parts(CHUNK).zip(&mut work.g) {
+            load_gradient::<L>(call, run, g);
+        }
+        if call.skip_blocks && work.g[..chunks].iter().any(|g| any_non_finite(&**g)) {
+            skip(call, unit);
+            return 1;
+        }
+        for (c, run) in unit.parts(CHUNK).enumerate() {
+            let (p, g) = (&mut work.p[c], &mut work.g[c]);
+            load_weights::<L>(call, run, p);
+            for (state, values) in work.states.iter_mut().enumerate().take(states) {
+                decode_run::<L>(call, state, run, Factors::Fresh, &mut values[c]);
             }
-            if call.skip_blocks && work.g[..chunks].iter().any(|g| any_non_finite(&**g)) {
-                skipped += 1;
-                if !call.in_place() {
-                    fill_zero(call.update, tensor.info.param_dtype, unit);
-                }
-                continue;
+            update(&call.rule, p, g, work.states.each_mut().map(|state| &mut state[c]));
+            // The gradient was read before its update is written.
+            if call.in_place() {
+                p.iter_mut().zip(&**g).for_each(|(p, u)| *p += u); // R8
+                store_weights::<L>(call, run, p);
+            } else {
+                store_run::<L>(call.update, tensor.info.param_dtype, run, g);
             }
-            for (c, run) in unit.parts(CHUNK).enumerate() {
-                let (p, g) = (&mut work.p[c], &mut work.g[c]);
-                load_weights::<L>(call, run, p);
-                for (state, values) in work.states.iter_mut().enumerate().take(states) {
-                    decode_run::<L>(call, state, run, Factors::Fresh, &mut values[c]);
-                }
-                update(&call.rule, p, g, work.states.each_mut().map(|state| &mut state[c]));
-                // The gradient was read before its update is written.
-                if call.in_place() {
-                    p.iter_mut().zip(&**g).for_each(|(p, u)| *p += u); // R8
-                    store_weights::<L>(call, run, p);
-                } else {
-                    store_run::<L>(call.update, tensor.info.param_dtype, run, g);
-                }
-                if run.len < CHUNK {
-                    let ends = work.states.iter_mut().take(states);
-                    ends.for_each(|values| values[c][run.len..].fill(0.0));
-                }
-            }
-            for (state, values) in work.states.iter().enumerate().take(states) {
-                encode_unit::<L>(call, state, unit, &values[..chunks], Source::Statistics);
+            if run.len < CHUNK {
+                let ends = work.states.iter_mut().take(states);
+                ends.for_each(|values| values[c][run.len..].fill(0.0));
             }
         }
+        for (state, values) in work.states.iter().enumerate().take(states) {
+            encode_unit::<L>(call, state, unit, &values[..chunks], Source::Statistics);
+        }
     }
-    skipped
+    0
+}
+
+/// Leaves a unit as it is: its update, where one is wanted, is zero.
+#[inline(always)]
+unsafe fn skip(call: &TensorCall<'_>, unit: Run) {
+    if !call.in_place() {
+        // SAFETY: the unit lies in the tensor.
+        unsafe { fill_zero(call.update, call.tensor.info.param_dtype, unit) };
+    }
+}
+
+/// Asks for the parameters and gradients of elements to come: a chunk's instructions are more than a
+/// processor looks ahead, and its own prefetching ends with a page.
+#[inline(always)]
+fn prefetch<L: Lanes>(call: &TensorCall<'_>, run: Run) {
+    const AHEAD: usize = 4 * CHUNK;
+    const LINE: usize = 64;
+    let info = &call.tensor.info;
+    for (data, dtype) in [
+        (call.weight.data.cast_const(), info.param_dtype),
+        (call.grad, info.grad_dtype),
+    ] {
+        let first = (run.first + AHEAD) * dtype.size();
+        for at in (0..run.len * dtype.size()).step_by(LINE) {
+            L::prefetch(data.wrapping_add(first + at));
+        }
+    }
 }
 
 /// The scaled gradient of a run of at most a chunk.

@@ -1,0 +1,66 @@
+//! Registers of f32, for the kernels that keep a chunk in them from load to store.
+
+use super::CHUNK;
+
+/// A register of [`Vector::WIDTH`] f32, with the operations that [`crate::numerics`] allows.
+///
+/// # Safety
+/// Every function needs a processor with the implementation's instructions; pointers are to
+/// [`Vector::WIDTH`] elements, aligned for one.
+pub(in crate::backend::cpu) trait Vector: Copy {
+    const WIDTH: usize;
+
+    /// A chunk in registers.
+    type Registers: AsRef<[Self]> + AsMut<[Self]>;
+    const ZEROS: Self::Registers;
+
+    /// A table of 16.
+    type Table: Copy;
+
+    /// What [`Vector::search`] needs of 15 thresholds, in whatever order it looks at them.
+    type Thresholds: Copy;
+
+    /// An integer for each element.
+    type Codes: Copy;
+
+    unsafe fn splat(x: f32) -> Self;
+    unsafe fn load(from: *const f32) -> Self;
+    unsafe fn store(self, to: *mut f32);
+    unsafe fn add(self, other: Self) -> Self;
+    unsafe fn mul(self, other: Self) -> Self;
+    unsafe fn div(self, other: Self) -> Self;
+    unsafe fn sqrt(self) -> Self;
+    /// `RN(self a + b)`.
+    unsafe fn mul_add(self, a: Self, b: Self) -> Self;
+    /// `-RN(self a + b)`.
+    unsafe fn neg_mul_add(self, a: Self, b: Self) -> Self;
+    /// With every NaN made the canonical one.
+    unsafe fn canonical(self) -> Self;
+    /// The larger magnitudes, as integers, so that NaN is the largest.
+    unsafe fn largest(self, other: Self) -> Self;
+    /// The smaller of numbers that are not negative, as integers, so that NaN is the largest.
+    unsafe fn smallest(self, other: Self) -> Self;
+    /// The bits of the largest of the register's magnitudes.
+    unsafe fn reduce_largest(self) -> i32;
+    unsafe fn any_nan(self) -> bool;
+    unsafe fn any_subnormal(self) -> bool;
+
+    unsafe fn table(values: &[f32; 16]) -> Self::Table;
+    /// A table with every value times a scale.
+    unsafe fn scale(table: Self::Table, scale: Self) -> Self::Table;
+    /// The values of [`Vector::WIDTH`] codes of four bits, the even ones in the low nibbles.
+    unsafe fn decode(table: Self::Table, codes: *const u8) -> Self;
+    unsafe fn thresholds(table: Self::Table) -> Self::Thresholds;
+    /// The number of thresholds that are passed; the sixteenth of the table is infinite.
+    unsafe fn search(self, thresholds: &Self::Thresholds) -> Self::Codes;
+    /// The code whose thresholds, `midpoints` times `scale`, are those of a linear table of 16:
+    /// `floor(q)` or one more. Where q is NaN it counts as 0.
+    unsafe fn decide(self, q: Self, midpoints: Self::Table, scale: Self) -> Self::Codes;
+    /// Stores codes of four bits, the even ones in the low nibbles.
+    unsafe fn store_codes(codes: Self::Codes, to: *mut u8);
+}
+
+/// Registers of a chunk.
+pub(in crate::backend::cpu) const fn registers<V: Vector>() -> usize {
+    CHUNK / V::WIDTH
+}

@@ -1,0 +1,509 @@
+//! AdamW without options on whole chunks, in registers from load to store, for the states that most
+//! parameters have: f32, and 4 bits rounded to nearest in blocks of a chunk or under rank-1 scales.
+//! What else there is takes the way of [`super::apply_unit`], to the same bits.
+//!
+//! Rounding steps are numbered as in `optimizer/adamw.rs`.
+
+#![expect(unsafe_code, reason = "reads and writes the caller's raw buffers")]
+
+use std::ops::Range;
+
+use super::decode::Source;
+use super::encode::encode_unit;
+use super::run::{Run, code_row, load_run, scale_row, store_run};
+use super::weights::{load_weights, store_weights};
+use super::{prefetch, skip};
+use crate::backend::cpu::call::TensorCall;
+use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, Vector, registers};
+use crate::backend::cpu::reference::block_scale;
+use crate::dtype::Dtype;
+use crate::numerics::Scalars;
+use crate::optimizer::Update;
+use crate::plan::{Codes, Format, MAX_AXES, Maxima, Scales};
+use crate::quant::Rounding;
+use crate::step::Buffer;
+use crate::weights::Weights;
+
+/// Updates units of at most a chunk, `other` those that are not whole chunks; returns how many were
+/// skipped, or `None` for a tensor that this is not for.
+///
+/// # Safety
+/// As for [`super::apply`].
+#[inline(always)]
+pub(super) unsafe fn in_registers<L: Lanes>(
+    call: &TensorCall<'_>,
+    units: Range<i64>,
+    other: impl FnMut(Run) -> i64,
+) -> Option<i64> {
+    let Update::Adamw(rule) = &call.rule else {
+        return None;
+    };
+    let scalars = rule.plain()?;
+    let scalars = scalars.scalars();
+    let [m, v] = call.tensor.states.as_slice() else {
+        return None;
+    };
+    // SAFETY: the caller's promise; the formats are the states'.
+    unsafe {
+        match (&m.format, &v.format) {
+            (Format::F32, Format::F32) => {
+                let (m, v) = (Plain::of(call, 0), Plain::of(call, 1));
+                Some(step::<L, _, _>(call, scalars, units, m, v, other))
+            }
+            (Format::Codes(m), Format::Codes(v)) => {
+                let m = Blocks::<L::Vector>::of(call, 0, m)?;
+                if let Some(v) = Blocks::of(call, 1, v) {
+                    return Some(step::<L, _, _>(call, scalars, units, m, v, other));
+                }
+                let v = RankOne::of(call, 1, v)?;
+                Some(step::<L, _, _>(call, scalars, units, m, v, other))
+            }
+            _ => None,
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn step<L: Lanes, M: Moment<L>, V: Moment<L>>(
+    call: &TensorCall<'_>,
+    scalars: &Scalars,
+    units: Range<i64>,
+    mut m: M,
+    mut v: V,
+    mut other: impl FnMut(Run) -> i64,
+) -> i64 {
+    let (mut p, mut g) = (Chunk::ZERO, Chunk::ZERO);
+    let mut skipped = 0;
+    let mut row = usize::MAX;
+    for run in Run::of_units(&call.tensor.grid, units) {
+        // SAFETY: the run is a chunk in the tensor.
+        skipped += unsafe {
+            if run.len != CHUNK {
+                other(run)
+            } else {
+                if run.row != row {
+                    m.enter(call, run);
+                    v.enter(call, run);
+                    row = run.row;
+                }
+                chunk::<L, M, V>(call, scalars, run, &m, &v, &mut p, &mut g)
+            }
+        };
+    }
+    skipped
+}
+
+#[inline(always)]
+unsafe fn chunk<L: Lanes, M: Moment<L>, V: Moment<L>>(
+    call: &TensorCall<'_>,
+    scalars: &Scalars,
+    run: Run,
+    m: &M,
+    v: &V,
+    p: &mut Chunk,
+    g: &mut Chunk,
+) -> i64 {
+    let info = &call.tensor.info;
+    prefetch::<L>(call, run);
+    // SAFETY: the run is a chunk in the tensor.
+    unsafe {
+        // f32 are read and written where they are, the rest by way of a chunk on the stack.
+        let plain = info.param_dtype == Dtype::F32 && call.weight.form == Weights::Plain;
+        let gradient = if info.grad_dtype == Dtype::F32 {
+            call.grad.cast::<f32>().add(run.first)
+        } else {
+            load_run::<L>(call.grad, info.grad_dtype, run, g);
+            g.as_ptr()
+        };
+        let grad_scale = L::Vector::splat(call.grad_scale);
+        let gradient = |at: usize| L::Vector::load(gradient.add(at)).mul(grad_scale); // R1
+        if call.skip_blocks {
+            // Zero, or NaN if a square is not finite.
+            let zero = L::Vector::splat(0.0);
+            let mut sum = zero;
+            for j in 0..registers::<L::Vector>() {
+                let g = gradient(j * L::Vector::WIDTH);
+                sum = g.mul(g).mul_add(zero, sum);
+            }
+            if sum.any_nan() {
+                skip(call, run);
+                return 1;
+            }
+        }
+        let from = if plain {
+            call.weight.data.cast::<f32>().add(run.first).cast_const()
+        } else {
+            load_weights::<L>(call, run, p);
+            p.as_ptr()
+        };
+        let to = match (call.in_place(), plain) {
+            (true, true) => call.weight.data.cast::<f32>().add(run.first),
+            (false, true) => call.update.cast::<f32>().add(run.first),
+            (_, false) => p.as_mut_ptr(),
+        };
+
+        let splat = |x| L::Vector::splat(x);
+        let (beta1, one_minus_beta1) = (splat(scalars.beta1), splat(scalars.one_minus_beta1));
+        let (beta2, one_minus_beta2) = (splat(scalars.beta2), splat(scalars.one_minus_beta2));
+        let (inv_sqrt_bc2, eps) = (splat(scalars.inv_sqrt_bc2), splat(scalars.eps));
+        let (lr_bc1, lr_wd) = (splat(scalars.lr_bc1), splat(scalars.lr_wd));
+        let (old_m, old_v) = (m.open(run), v.open(run));
+        let (mut new_m, mut new_v) = (L::Vector::ZEROS, L::Vector::ZEROS);
+        let (mut largest_m, mut largest_v) = (splat(0.0), splat(0.0));
+        for j in 0..registers::<L::Vector>() {
+            let at = j * L::Vector::WIDTH;
+            let (p, g) = (L::Vector::load(from.add(at)), gradient(at));
+            let w = g.mul(g); // R2
+            let m = beta1.mul_add(m.decode(old_m, run, at), one_minus_beta1.mul(g)); // R3
+            let v = beta2.mul_add(v.decode(old_v, run, at), one_minus_beta2.mul(w)); // R4
+            let d = v.sqrt().mul_add(inv_sqrt_bc2, eps); // R5
+            let q = m.div(d); // R6
+            let u = lr_bc1.neg_mul_add(q, lr_wd.mul(p)); // R7
+            let result = if call.in_place() { p.add(u) } else { u }; // R8
+            result.canonical().store(to.add(at));
+            new_m.as_mut()[j] = m;
+            new_v.as_mut()[j] = v;
+            largest_m = largest_m.largest(m);
+            largest_v = largest_v.largest(v);
+        }
+        if !plain {
+            if call.in_place() {
+                store_weights::<L>(call, run, p);
+            } else {
+                store_run::<L>(call.update, info.param_dtype, run, p);
+            }
+        }
+        m.close(call, run, &new_m, largest_m);
+        v.close(call, run, &new_v, largest_v);
+    }
+    0
+}
+
+/// A state of the tensor as a kernel sees it.
+///
+/// # Safety
+/// Runs are chunks in the tensor.
+trait Moment<L: Lanes> {
+    /// What decoding a chunk needs.
+    type Open: Copy;
+
+    /// Called for the first run of each row.
+    unsafe fn enter(&mut self, call: &TensorCall<'_>, run: Run);
+    unsafe fn open(&self, run: Run) -> Self::Open;
+    /// The values of a register from element `at` of the run on.
+    unsafe fn decode(&self, open: Self::Open, run: Run, at: usize) -> L::Vector;
+    /// Stores the new values, whose largest magnitudes are known.
+    unsafe fn close(
+        &self,
+        call: &TensorCall<'_>,
+        run: Run,
+        values: &<L::Vector as Vector>::Registers,
+        largest: L::Vector,
+    );
+}
+
+/// A state in f32.
+struct Plain(*mut f32);
+
+impl Plain {
+    fn of(call: &TensorCall<'_>, state: usize) -> Self {
+        Self(call.state_buffers(state)[0].data.cast())
+    }
+}
+
+impl<L: Lanes> Moment<L> for Plain {
+    type Open = ();
+
+    #[inline(always)]
+    unsafe fn enter(&mut self, _: &TensorCall<'_>, _: Run) {}
+
+    #[inline(always)]
+    unsafe fn open(&self, _: Run) {}
+
+    #[inline(always)]
+    unsafe fn decode(&self, (): (), run: Run, at: usize) -> L::Vector {
+        // SAFETY: the caller's run lies in the tensor.
+        unsafe { L::Vector::load(self.0.add(run.first + at)) }
+    }
+
+    #[inline(always)]
+    unsafe fn close(
+        &self,
+        _: &TensorCall<'_>,
+        run: Run,
+        values: &<L::Vector as Vector>::Registers,
+        _: L::Vector,
+    ) {
+        for (j, value) in values.as_ref().iter().enumerate() {
+            // SAFETY: as above.
+            unsafe {
+                let to = self.0.add(run.first + j * L::Vector::WIDTH);
+                value.canonical().store(to);
+            }
+        }
+    }
+}
+
+/// The codes of a row, and what they stand for.
+#[derive(Clone, Copy)]
+struct Row<V: Vector> {
+    codes: *mut u8,
+    levels: V::Table,
+    midpoints: V::Table,
+}
+
+impl<V: Vector> Row<V> {
+    /// `None` unless the codes are of four bits and rounded to nearest without more.
+    #[inline(always)]
+    unsafe fn of(codes: &Codes) -> Option<Self> {
+        if codes.per_byte != 2
+            || codes.rounding != Rounding::Nearest
+            || codes.scale_correction
+            || codes.dither.is_some()
+        {
+            return None;
+        }
+        let (mut levels, mut midpoints) = ([0.0; 16], [f32::INFINITY; 16]);
+        levels.copy_from_slice(&codes.table.by_code[..16]);
+        midpoints[..codes.table.midpoints.len()].copy_from_slice(&codes.table.midpoints);
+        // SAFETY: the kernels are used on processors that have the instructions.
+        unsafe {
+            Some(Self {
+                codes: std::ptr::null_mut(),
+                levels: V::table(&levels),
+                midpoints: V::table(&midpoints),
+            })
+        }
+    }
+
+    /// Where the codes of elements from `at` of a run on are.
+    #[inline(always)]
+    unsafe fn at(&self, run: Run, at: usize) -> *mut u8 {
+        // SAFETY: the caller's run lies in the row.
+        unsafe { self.codes.add((run.col + at) / 2) }
+    }
+}
+
+/// A state of four bits in blocks of a chunk.
+struct Blocks<'a, V: Vector> {
+    codes: &'a Codes,
+    state: usize,
+    row: Row<V>,
+    scales: *mut f32,
+}
+
+impl<'a, V: Vector> Blocks<'a, V> {
+    #[inline(always)]
+    unsafe fn of(_: &TensorCall<'_>, state: usize, codes: &'a Codes) -> Option<Self> {
+        if codes.scales != Scales::Block(CHUNK as i64) {
+            return None;
+        }
+        Some(Self {
+            codes,
+            state,
+            // SAFETY: the caller's promise.
+            row: unsafe { Row::of(codes) }?,
+            scales: std::ptr::null_mut(),
+        })
+    }
+}
+
+impl<L: Lanes> Moment<L> for Blocks<'_, L::Vector> {
+    type Open = <L::Vector as Vector>::Table;
+
+    #[inline(always)]
+    unsafe fn enter(&mut self, call: &TensorCall<'_>, run: Run) {
+        let buffers = call.state_buffers(self.state);
+        // SAFETY: the caller's run lies in the tensor.
+        unsafe {
+            self.row.codes = code_row(call.tensor, self.codes, buffers[0], run.row);
+            self.scales = scale_row(call.tensor, buffers[1], CHUNK, run.row);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn open(&self, run: Run) -> Self::Open {
+        // SAFETY: the caller's run lies in the row.
+        unsafe {
+            let scale = L::Vector::splat(*self.scales.add(run.col / CHUNK));
+            L::Vector::scale(self.row.levels, scale)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn decode(&self, levels: Self::Open, run: Run, at: usize) -> L::Vector {
+        // SAFETY: as above.
+        unsafe { L::Vector::decode(levels, self.row.at(run, at)) }
+    }
+
+    #[inline(always)]
+    unsafe fn close(
+        &self,
+        _: &TensorCall<'_>,
+        run: Run,
+        values: &<L::Vector as Vector>::Registers,
+        largest: L::Vector,
+    ) {
+        // SAFETY: as above.
+        unsafe {
+            let scale = block_scale(largest.reduce_largest());
+            *self.scales.add(run.col / CHUNK) = scale;
+            let scale_all = L::Vector::splat(scale);
+            let factor = 16.0 / scale;
+            if self.codes.table.linear == Some(16.0) && factor.is_finite() {
+                // As `Lanes::count_linear`: a finite factor means a scale that is not subnormal.
+                let (factor, minus_one) = (L::Vector::splat(factor), L::Vector::splat(-1.0));
+                for (j, x) in values.as_ref().iter().enumerate() {
+                    let q = x.mul_add(factor, minus_one);
+                    let codes = x.decide(q, self.row.midpoints, scale_all);
+                    L::Vector::store_codes(codes, self.row.at(run, j * L::Vector::WIDTH));
+                }
+            } else {
+                let scaled = L::Vector::scale(self.row.midpoints, scale_all);
+                let thresholds = L::Vector::thresholds(scaled);
+                for (j, x) in values.as_ref().iter().enumerate() {
+                    let codes = x.search(&thresholds);
+                    L::Vector::store_codes(codes, self.row.at(run, j * L::Vector::WIDTH));
+                }
+            }
+        }
+    }
+}
+
+/// A state of four bits under a linear table and the maxima of the slices along every axis, where
+/// rows of the grid are rows of the last axis.
+struct RankOne<'a, V: Vector> {
+    codes: &'a Codes,
+    maxima: &'a [Maxima],
+    state: usize,
+    row: Row<V>,
+    /// The smallest of the other axes' maxima, in the state and in the statistics.
+    rest: [f32; 2],
+    /// The last axis's.
+    columns: [*const f32; 2],
+}
+
+impl<'a, V: Vector> RankOne<'a, V> {
+    #[inline(always)]
+    unsafe fn of(call: &TensorCall<'_>, state: usize, codes: &'a Codes) -> Option<Self> {
+        let tensor = call.tensor;
+        let Scales::Maxima(maxima) = &codes.scales else {
+            return None;
+        };
+        let (last, others) = maxima.split_last()?;
+        let rows = tensor.info.shape.last() == Some(&tensor.grid.cols)
+            && last.projection.is_last_axis()
+            && others.iter().all(|maxima| !maxima.projection.varies());
+        if !rows || others.is_empty() || codes.table.linear != Some(16.0) {
+            return None;
+        }
+        Some(Self {
+            codes,
+            maxima,
+            state,
+            // SAFETY: the caller's promise.
+            row: unsafe { Row::of(codes) }?,
+            rest: [0.0; 2],
+            columns: [std::ptr::null(); 2],
+        })
+    }
+}
+
+impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
+    type Open = ();
+
+    #[inline(always)]
+    unsafe fn enter(&mut self, call: &TensorCall<'_>, run: Run) {
+        let shape = &call.tensor.info.shape;
+        let mut position = [0; MAX_AXES];
+        let mut row = run.row as i64;
+        for (slot, extent) in position.iter_mut().zip(shape).rev().skip(1) {
+            *slot = row % extent;
+            row /= extent;
+        }
+        let position = &position[..shape.len()];
+        let buffers = call.state_buffers(self.state);
+        // As integers, so that NaN is the largest.
+        let mut rest = [i32::MAX; 2];
+        // SAFETY: the caller's run lies in the tensor; positions lie in buffers and statistics, which
+        // no one writes now.
+        unsafe {
+            self.row.codes = code_row(call.tensor, self.codes, buffers[0], run.row);
+            for (maxima, buffer) in self.maxima.iter().zip(&buffers[1..]) {
+                let places = places(call, maxima, *buffer, position);
+                if maxima.projection.is_last_axis() {
+                    self.columns = places.map(<*const i32>::cast);
+                } else {
+                    rest[0] = rest[0].min(*places[0]);
+                    rest[1] = rest[1].min(*places[1]);
+                }
+            }
+        }
+        self.rest = rest.map(|bits| f32::from_bits(bits.cast_unsigned()));
+    }
+
+    #[inline(always)]
+    unsafe fn open(&self, _: Run) {}
+
+    #[inline(always)]
+    unsafe fn decode(&self, (): (), run: Run, at: usize) -> L::Vector {
+        // SAFETY: the caller's run lies in the row.
+        unsafe {
+            let columns = L::Vector::load(self.columns[0].add(run.col + at));
+            let scale = L::Vector::splat(self.rest[0]).smallest(columns);
+            L::Vector::decode(self.row.levels, self.row.at(run, at)).mul(scale)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn close(
+        &self,
+        call: &TensorCall<'_>,
+        run: Run,
+        values: &<L::Vector as Vector>::Registers,
+        _: L::Vector,
+    ) {
+        // SAFETY: as above.
+        unsafe {
+            let (levels, minus_one) = (L::Vector::splat(16.0), L::Vector::splat(-1.0));
+            let rest = L::Vector::splat(self.rest[1]);
+            let mut subnormal = false;
+            for (j, x) in values.as_ref().iter().enumerate() {
+                let at = j * L::Vector::WIDTH;
+                let columns = L::Vector::load(self.columns[1].add(run.col + at));
+                let scale = rest.smallest(columns);
+                subnormal |= scale.any_subnormal();
+                // As `Lanes::count_linear`.
+                let q = x.div(scale).mul_add(levels, minus_one);
+                let codes = x.decide(q, self.row.midpoints, scale);
+                L::Vector::store_codes(codes, self.row.at(run, at));
+            }
+            if subnormal {
+                let mut chunk = Chunk::ZERO;
+                for (j, x) in values.as_ref().iter().enumerate() {
+                    x.store(chunk.as_mut_ptr().add(j * L::Vector::WIDTH));
+                }
+                let chunk = std::slice::from_ref(&chunk);
+                encode_unit::<L>(call, self.state, run, chunk, Source::Statistics);
+            }
+        }
+    }
+}
+
+/// Where the maximum of a position is in the state and in the statistics.
+#[inline(always)]
+unsafe fn places(
+    call: &TensorCall<'_>,
+    maxima: &Maxima,
+    buffer: Buffer,
+    position: &[i64],
+) -> [*const i32; 2] {
+    let projection = &maxima.projection;
+    let new = maxima.word + projection.global_position(position, call.offset);
+    // SAFETY: the caller's position lies in both.
+    unsafe {
+        let stored = buffer.data.cast_const().cast::<i32>();
+        let words = call.scratch[0].cast_const().cast::<i32>();
+        [stored.add(projection.position(position)), words.add(new)]
+    }
+}
