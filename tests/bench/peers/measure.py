@@ -10,6 +10,7 @@ import math
 import os
 import pathlib
 import random
+import resource
 import sys
 import time
 
@@ -42,13 +43,13 @@ class Memory:
 def main():
     torch.set_num_threads(JOB["threads"])
     case = cases.cases(JOB["quick"])[JOB["case"]]
-    result = load(case)
     wanted = {
         name: entry
         for name, entry in contestants.ENTRIES.items()
         if not JOB["only"] or any(part in name for part in JOB["only"])
     }
-    if finished(result, wanted):
+    result = load(case, wanted)
+    if finished(result):
         return
     fill = Fill(case)
     running = {}
@@ -63,8 +64,10 @@ def main():
             # A peer that cannot be had here is a result, lowbit failing is not.
             if entry.peer == "lowbit":
                 raise
-            info["reason"] = first_cause(error)
+            info["reason"] = explain(error)
             say(f"{name} does not run: {info['reason']}")
+    if JOB["prepare"]:
+        return
     spare = torch.ones(case.numel)
     grads = [p.grad for p in fill.params(torch.float32)]
     for operation in (IN_PLACE, COPY):
@@ -72,8 +75,9 @@ def main():
         memory.step()
     while len(result["rounds"]) < JOB["rounds"] and time.time() < JOB["deadline"]:
         round_of(result, running, case.numel)
-    done = finished(result, wanted)
-    say(f"{len(result['rounds'])} of {JOB['rounds']} rounds{'' if done else ': run again to go on'}")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    again = "" if finished(result) else ": run again to go on"
+    say(f"{len(result['rounds'])} of {JOB['rounds']} rounds, at most {peak:.1f} GiB{again}")
 
 
 class Fill:
@@ -123,14 +127,16 @@ def prepare(name, entry, info, fill):
     return contestant
 
 
-def first_cause(error):
-    """What went wrong first, in a line."""
-    while error.__cause__:
+def explain(error):
+    """What went wrong, in a line: of a compiler's output the first error, else what came first."""
+    texts = []
+    while error:
+        texts.append(f"{type(error).__name__}: {error}".replace(f"{sys.prefix}/", ""))
         error = error.__cause__
-    lines = f"{type(error).__name__}: {error}".splitlines()
-    # Of a compiler's output, the line that matters.
-    found = [line for line in lines[1:] if "error:" in line]
-    return " ".join(lines[:1] + found[:1])[:300]
+    lines = [line for text in texts for line in text.splitlines()]
+    compiler = [line for line in lines if " error: " in line]
+    causes = compiler[:1] or [text.splitlines()[0] for text in texts[:0:-1]][:1]
+    return ": ".join([lines[0], *causes])[:300]
 
 
 def round_of(result, running, numel):
@@ -160,13 +166,14 @@ def round_of(result, running, numel):
     )
 
 
-def load(case):
+def load(case, wanted):
     """What an earlier process has measured, if it was of the same things on the same machine."""
     path = pathlib.Path(JOB["out"])
     settings = {
         key: JOB[key]
         for key in ("case", "threads", "quick", "rounds", "slow_rounds", "machine", "library")
     }
+    settings["contestants"] = list(wanted)
     if path.exists():
         result = json.loads(path.read_text())
         if result["settings"] == settings:
@@ -182,8 +189,8 @@ def load(case):
     }
 
 
-def finished(result, wanted):
-    return len(result["rounds"]) >= JOB["rounds"] and wanted.keys() <= result["contestants"].keys()
+def finished(result):
+    return len(result["rounds"]) >= JOB["rounds"]
 
 
 def save(result):

@@ -30,6 +30,9 @@ def arguments():
     parser.add_argument("--rounds", type=int, help="of the quick contestants (15)")
     parser.add_argument("--slow-rounds", type=int, help="of the slow ones (5)")
     parser.add_argument("--minutes", type=float, help="start no round after this time")
+    parser.add_argument(
+        "--prepare", action="store_true", help="only have the peers compile what they will run"
+    )
     parser.add_argument("--report", action="store_true", help="only write the tables and the plot")
     given = parser.parse_args()
     given.case = given.case or list(cases.cases())
@@ -45,6 +48,8 @@ def main():
     raw = ROOT / "target/peers" / (kind if not given.only else "only")
     if not given.report:
         measure(given, raw)
+    if given.prepare:
+        return
     import report
 
     report.write(raw, publish=not given.quick and not given.only)
@@ -61,6 +66,7 @@ def measure(given, raw):
         "rounds": given.rounds,
         "slow_rounds": given.slow_rounds,
         "deadline": time.time() + 60 * given.minutes if given.minutes else 1e18,
+        "prepare": given.prepare,
         "machine": machine.describe(),
         "library": machine.digest(os.environ["LOWBIT_LIBRARY"]),
         "commit": machine.commit(),
@@ -71,7 +77,9 @@ def measure(given, raw):
                 sys.exit("the time is over: run again to go on")
             out = raw / f"{case}-{threads}.json"
             job |= {"case": case, "threads": threads, "only": given.only, "out": str(out)}
-            subprocess.run([sys.executable, HERE / "measure.py", json.dumps(job)], check=True)
+            done = subprocess.run([sys.executable, HERE / "measure.py", json.dumps(job)])
+            if done.returncode:
+                sys.exit(f"{case} on {threads} threads ended with status {done.returncode}")
 
 
 if __name__ == "__main__":
