@@ -49,7 +49,9 @@ def build(name, versions, folder):
     names = sorted(set().union(*versions.values()))
     with tempfile.TemporaryDirectory() as scratch:
         source, script = pathlib.Path(scratch, "stub.c"), pathlib.Path(scratch, "stub.map")
-        source.write_text("".join(f"int {symbol}(void) {{ return {NO_DEVICE}; }}\n" for symbol in names))
+        source.write_text(
+            "".join(f"int {symbol}(void) {{ return {NO_DEVICE}; }}\n" for symbol in names)
+        )
         script.write_text(
             "".join(
                 f"{version} {{ global: {' '.join(f'{s};' for s in sorted(members))} }};\n"
@@ -65,8 +67,8 @@ def build(name, versions, folder):
 
 
 def main(folder):
-    # torch opens libcaffe2_nvrtc only to compile for a GPU. A stub of the driver that it needs would
-    # pass for a driver.
+    # torch opens libcaffe2_nvrtc only to compile for a GPU, and a stub of the driver that it needs
+    # would pass for a driver.
     libraries = sorted(set(folder.glob("*.so*")) - {folder / "libcaffe2_nvrtc.so"})
     present = {library.name for library in libraries} | set(
         re.findall(r"^\s+(\S+) \(", read("ldconfig", "-p"), re.MULTILINE)

@@ -103,7 +103,9 @@ class Optax:
         self._jax = jax
         self._compiled = jax.jit(step, donate_argnums=(0, 1))
         self._grads = [jax.numpy.from_dlpack(p.grad) for p in params]
-        self._params = [jax.numpy.array(jax.numpy.from_dlpack(p.detach()), copy=True) for p in params]
+        self._params = [
+            jax.numpy.array(jax.numpy.from_dlpack(p.detach()), copy=True) for p in params
+        ]
         self._state = transform.init(self._params)
 
     def step(self):
@@ -197,7 +199,7 @@ ENTRIES = {
     "torch fused": Entry("torch", _fused, _F32),
     "torch foreach": Entry("torch", _foreach, _F32),
     "DeepSpeed CPUAdam": Entry("deepspeed", _deepspeed, _F32),
-    "optax jit": Entry("optax", lambda params: Optax(params), _F32),
+    "optax jit": Entry("optax", Optax, _F32),
     "torchao AdamW4bit": Entry("torchao", _torchao("AdamW4bit"), _4BIT, slow=True),
     "torchao AdamW8bit": Entry("torchao", _torchao("AdamW8bit"), _8BIT, slow=True),
     "bitsandbytes AdamW8bit": Entry("bitsandbytes", _bitsandbytes, _8BIT, slow=True),

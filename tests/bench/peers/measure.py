@@ -1,7 +1,7 @@
 """Measures one case with one number of threads, in this process. Started by `run.py`.
 
 Round after round, every contestant takes one step, in an order drawn anew for each round, and in
-between the memory itself is measured: so whatever slows the machine down for a while slows all down.
+between the memory itself is measured: so what slows the machine down for a while slows all down.
 The results are written after each round, and a later process goes on from them.
 """
 

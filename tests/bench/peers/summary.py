@@ -62,7 +62,9 @@ def row(result, name):
         "rate": rate,
         "fraction": rate / bandwidth(result, IN_PLACE, 8 * numel),
         "speedup": ratio(result, BASELINE, name),
-        "cores": statistics.median(r["cores"][name] for r in result["rounds"] if name in r["cores"]),
+        "cores": statistics.median(
+            r["cores"][name] for r in result["rounds"] if name in r["cores"]
+        ),
         "runs": len(seconds),
         "error": info["error"],
     }
@@ -73,7 +75,13 @@ def case_table(results):
     some = next(iter(results.values()))
     head = ["", "state B/param", "counted B/param"]
     for threads in results:
-        head += [f"{_threads(threads)}: ns/param", "GB/s", "of in-place", "torch fused / it", "cores"]
+        head += [
+            f"{_threads(threads)}: ns/param",
+            "GB/s",
+            "of in-place",
+            "torch fused / it",
+            "cores",
+        ]
     lines, missing = [], {}
     for name in some["contestants"]:
         rows = [row(result, name) for result in results.values()]
@@ -93,12 +101,13 @@ def case_table(results):
         names = [n for n in some["contestants"] if (r := row(some, n)) and r["runs"] == min(slow)]
         notes.append(f"{', '.join(names)}: {min(slow)} runs.")
     for threads, result in results.items():
-        rates = [bandwidth(result, name, 8 * result["numel"]) / 1e9 for name in (IN_PLACE, COPY)]
+        moved = 8 * result["numel"]
+        place, copy = (bandwidth(result, name, moved) / 1e9 for name in (IN_PLACE, COPY))
         notes.append(
-            f"Memory on {_threads(threads)}: {rates[0]:.1f} GB/s in place, {rates[1]:.1f} GB/s copied."
+            f"Memory on {_threads(threads)}: {place:.1f} GB/s in place, {copy:.1f} copied."
         )
     notes.append(cache_note(some))
-    return f"{text}\n\n" + "\n".join(notes)
+    return f"{text}\n\n" + "\n".join(f"- {note}" for note in notes)
 
 
 def cache_note(result):
@@ -110,7 +119,8 @@ def cache_note(result):
         for info in result["contestants"].values()
         if "working_set" in info
     ]
-    return f"Working sets: {min(sets):.1f} to {max(sets):.1f} times the {size / 2**20:.0f} MiB of {name}."
+    least, most = min(sets), max(sets)
+    return f"Working sets: {least:.1f} to {most:.1f} times the {size / 2**20:.0f} MiB of {name}."
 
 
 def ratio_table(results):
