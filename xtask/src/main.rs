@@ -12,6 +12,7 @@ mod env;
 mod error;
 mod gpu_bundle;
 mod header;
+mod peers;
 mod shell;
 mod steps;
 mod test;
@@ -30,6 +31,7 @@ usage: cargo xtask <command>
                 where they are
   gpu-bundle    collect what a machine with a GPU but no Rust needs to run the GPU checks
   header        write the C header
+  peers         time the CPU code against PyTorch, torchao, bitsandbytes, DeepSpeed and optax
 
 Tools that are not on the machine are installed into target/env.
 ";
@@ -62,6 +64,7 @@ fn dispatch(args: &[String]) -> Result<()> {
         "env" => env::run,
         "gpu-bundle" => gpu_bundle::run,
         "header" => header::run,
+        "peers" => peers::run,
         "help" | "-h" | "--help" => {
             print!("{USAGE}");
             return Ok(());

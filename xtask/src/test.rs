@@ -29,6 +29,7 @@ pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
     };
     if wanted("rust") {
         rust(sh, &mut steps);
+        bench_report(sh, &mut steps);
     }
     if wanted("cpp") {
         cpp(sh, &mut steps);
@@ -66,6 +67,15 @@ fn rust(sh: &Shell, steps: &mut Steps) {
                 .arg(sh.path("bindings/generate.py"))
                 .arg("--check"),
         )
+    });
+}
+
+/// What makes tables of the measurements of `cargo xtask peers`; nothing is measured here.
+fn bench_report(sh: &Shell, steps: &mut Steps) {
+    steps.run("figures and tables of the benchmarks", || {
+        let mut python = Command::new("python3");
+        python.current_dir(sh.path("tests/bench/peers"));
+        sh.run(python.args(["-m", "unittest", "--verbose"]))
     });
 }
 

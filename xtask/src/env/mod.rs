@@ -6,6 +6,7 @@
 mod apt;
 pub(crate) mod julia;
 pub(crate) mod nvrtc;
+pub(crate) mod peers;
 pub(crate) mod python;
 pub(crate) mod valgrind;
 
