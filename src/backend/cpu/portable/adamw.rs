@@ -8,11 +8,13 @@
 
 use std::ops::Range;
 
+use super::collect::Part;
 use super::decode::Source;
 use super::encode::encode_unit;
+use super::maxima::Columns;
 use super::run::{Run, code_row, load_run, scale_row, store_run};
 use super::weights::{load_weights, store_weights};
-use super::{prefetch, skip};
+use super::{prefetch, prefetch_gradient, skip};
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, Vector, registers};
 use crate::backend::cpu::reference::block_scale;
@@ -51,8 +53,8 @@ pub(super) unsafe fn in_registers<L: Lanes>(
                 Some(step::<L, _, _>(call, scalars, units, m, v, other))
             }
             (Format::Codes(m), Format::Codes(v)) => {
-                let m = Blocks::<L::Vector>::of(call, 0, m)?;
-                if let Some(v) = Blocks::of(call, 1, v) {
+                let m = Blocks::<L::Vector>::of(0, m)?;
+                if let Some(v) = Blocks::of(1, v) {
                     return Some(step::<L, _, _>(call, scalars, units, m, v, other));
                 }
                 let v = RankOne::of(call, 1, v)?;
@@ -179,6 +181,74 @@ unsafe fn chunk<L: Lanes, M: Moment<L>, V: Moment<L>>(
     0
 }
 
+/// Raises the maxima of v's slices by whole chunks of a part of the grid, and `other` by the rest:
+/// those of the last axis in `columns`, the others in the statistics. Returns whether all gradients are finite, or `None` for a tensor that this is not
+/// for.
+///
+/// # Safety
+/// As for [`super::collect()`].
+#[inline(always)]
+pub(super) unsafe fn maxima_in_registers<L: Lanes>(
+    call: &TensorCall<'_>,
+    part: &Part,
+    columns: &mut Columns,
+    mut other: impl FnMut(Run, &mut Columns),
+) -> Option<bool> {
+    let Update::Adamw(rule) = &call.rule else {
+        return None;
+    };
+    let scalars = rule.plain()?;
+    let scalars = scalars.scalars();
+    let [_, state] = call.tensor.states.as_slice() else {
+        return None;
+    };
+    let Format::Codes(codes) = &state.format else {
+        return None;
+    };
+    // SAFETY: the caller's promise; the runs are chunks in the tensor.
+    unsafe {
+        let mut v = RankOne::<L::Vector>::of(call, 1, codes)?;
+        let info = &call.tensor.info;
+        let splat = |x| L::Vector::splat(x);
+        let (beta2, one_minus_beta2) = (splat(scalars.beta2), splat(scalars.one_minus_beta2));
+        let (grad_scale, zero) = (splat(call.grad_scale), splat(0.0));
+        let mut finite = zero;
+        let mut copy = Chunk::ZERO;
+        for row in part.rows(call.tensor) {
+            Moment::<L>::enter(&mut v, call, row);
+            let mut largest = zero;
+            for run in row.parts(CHUNK) {
+                if run.len < CHUNK {
+                    other(run, columns);
+                    continue;
+                }
+                prefetch_gradient::<L>(call, run);
+                let gradient = if info.grad_dtype == Dtype::F32 {
+                    call.grad.cast::<f32>().add(run.first)
+                } else {
+                    load_run::<L>(call.grad, info.grad_dtype, run, &mut copy);
+                    copy.as_ptr()
+                };
+                let columns = &mut columns.first()[run.col - row.col..][..CHUNK];
+                let columns = columns.as_mut_ptr().cast::<f32>();
+                for j in 0..registers::<L::Vector>() {
+                    let at = j * L::Vector::WIDTH;
+                    let g = L::Vector::load(gradient.add(at)).mul(grad_scale); // R1
+                    let w = g.mul(g); // R2
+                    let old = Moment::<L>::decode(&v, (), run, at);
+                    let new = beta2.mul_add(old, one_minus_beta2.mul(w)); // R4
+                    finite = w.mul_add(zero, finite);
+                    largest = largest.largest(new);
+                    let column = columns.add(at);
+                    L::Vector::load(column).largest(new).store(column);
+                }
+            }
+            v.raise(call, row, largest.reduce_largest());
+        }
+        Some(!finite.any_nan())
+    }
+}
+
 /// A state of the tensor as a kernel sees it.
 ///
 /// # Safety
@@ -294,7 +364,7 @@ struct Blocks<'a, V: Vector> {
 
 impl<'a, V: Vector> Blocks<'a, V> {
     #[inline(always)]
-    unsafe fn of(_: &TensorCall<'_>, state: usize, codes: &'a Codes) -> Option<Self> {
+    unsafe fn of(state: usize, codes: &'a Codes) -> Option<Self> {
         if codes.scales != Scales::Block(CHUNK as i64) {
             return None;
         }
@@ -409,19 +479,41 @@ impl<'a, V: Vector> RankOne<'a, V> {
     }
 }
 
+impl<V: Vector> RankOne<'_, V> {
+    /// Index of a row's first element.
+    #[inline(always)]
+    fn position(call: &TensorCall<'_>, run: Run) -> [i64; MAX_AXES] {
+        let mut position = [0; MAX_AXES];
+        let mut row = run.row as i64;
+        let shape = call.tensor.info.shape.iter();
+        for (slot, extent) in position.iter_mut().zip(shape).rev().skip(1) {
+            *slot = row % extent;
+            row /= extent;
+        }
+        position
+    }
+
+    /// Raises the statistics of a row by the bits of its largest value.
+    #[inline(always)]
+    fn raise(&self, call: &TensorCall<'_>, run: Run, largest: i32) {
+        let position = Self::position(call, run);
+        let position = &position[..call.tensor.info.shape.len()];
+        for maxima in self.maxima {
+            if !maxima.projection.is_last_axis() {
+                let at = maxima.projection.global_position(position, call.offset);
+                call.raise(maxima.word + at, largest);
+            }
+        }
+    }
+}
+
 impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
     type Open = ();
 
     #[inline(always)]
     unsafe fn enter(&mut self, call: &TensorCall<'_>, run: Run) {
-        let shape = &call.tensor.info.shape;
-        let mut position = [0; MAX_AXES];
-        let mut row = run.row as i64;
-        for (slot, extent) in position.iter_mut().zip(shape).rev().skip(1) {
-            *slot = row % extent;
-            row /= extent;
-        }
-        let position = &position[..shape.len()];
+        let position = Self::position(call, run);
+        let position = &position[..call.tensor.info.shape.len()];
         let buffers = call.state_buffers(self.state);
         // As integers, so that NaN is the largest.
         let mut rest = [i32::MAX; 2];

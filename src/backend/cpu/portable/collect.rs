@@ -66,6 +66,13 @@ impl Part {
         })
     }
 
+    /// Its rows.
+    #[inline(always)]
+    pub(super) fn rows<'a>(&self, tensor: &'a TensorPlan) -> impl Iterator<Item = Run> + use<'a> {
+        let (col, len) = (self.columns.start, self.columns.end - self.columns.start);
+        self.rows.clone().map(move |row| Run::at(&tensor.grid, row, col, len))
+    }
+
     /// The part of the last axis that its elements lie in. Rows of several axes have whole ones,
     /// shorter than a block.
     #[inline(always)]

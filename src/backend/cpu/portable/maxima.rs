@@ -4,6 +4,7 @@
 
 use std::sync::atomic::Ordering;
 
+use super::adamw::maxima_in_registers;
 use super::collect::{Part, SEGMENT, STATS_COLUMNS, flat};
 use super::decode::{Factors, decode_run};
 use super::run::{Run, any_non_finite, for_each_stretch, largest};
@@ -39,7 +40,7 @@ pub(super) unsafe fn collect_maxima<L: Lanes>(call: &TensorCall<'_>, of: &Part) 
     let mut all_finite = true;
     let last_axis = of.last_axis(tensor);
     let mut columns = Columns::new(index(last_axis.start));
-    for run in of.segments(tensor) {
+    let mut collect = |run: Run, columns: &mut Columns| {
         for (c, part) in run.parts(CHUNK).enumerate() {
             // SAFETY: the run lies in the tensor.
             unsafe {
@@ -52,8 +53,18 @@ pub(super) unsafe fn collect_maxima<L: Lanes>(call: &TensorCall<'_>, of: &Part) 
             }
         }
         for_each_stretch(&tensor.info.shape, run, |at, len, position| {
-            raise(call, at, len, position, &segment, &mut columns);
+            raise(call, at, len, position, &segment, columns);
         });
+    };
+    let registers = if wanted.states == States::SecondMoment {
+        // SAFETY: the caller's promise.
+        unsafe { maxima_in_registers::<L>(call, of, &mut columns, &mut collect) }
+    } else {
+        None
+    };
+    match registers {
+        Some(finite) => all_finite &= finite,
+        None => of.segments(tensor).for_each(|run| collect(run, &mut columns)),
     }
     columns.flush(call, index(last_axis.end - last_axis.start));
     if !all_finite {
@@ -208,7 +219,7 @@ fn raise(
 
 /// Maxima of the columns of a box, for the projections that keep the last axis alone: raised here
 /// row by row, and in the shared statistics once.
-struct Columns {
+pub(super) struct Columns {
     maxima: [[i32; STATS_COLUMNS as usize]; Self::COUNT],
     /// The index along the last axis that comes first.
     start: usize,
@@ -226,6 +237,12 @@ impl Columns {
             start,
             used: 0,
         }
+    }
+
+    /// The first array, from the box's first column on.
+    #[inline(always)]
+    pub(super) fn first(&mut self) -> &mut [i32] {
+        &mut self.maxima[0]
     }
 
     /// The next array from a column on, as long as there is one; callers ask in the same order for

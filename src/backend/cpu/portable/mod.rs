@@ -221,17 +221,22 @@ unsafe fn skip(call: &TensorCall<'_>, unit: Run) {
 /// processor looks ahead, and its own prefetching ends with a page.
 #[inline(always)]
 fn prefetch<L: Lanes>(call: &TensorCall<'_>, run: Run) {
+    prefetch_ahead::<L>(call.weight.data, call.tensor.info.param_dtype, run);
+    prefetch_gradient::<L>(call, run);
+}
+
+#[inline(always)]
+fn prefetch_gradient<L: Lanes>(call: &TensorCall<'_>, run: Run) {
+    prefetch_ahead::<L>(call.grad, call.tensor.info.grad_dtype, run);
+}
+
+#[inline(always)]
+fn prefetch_ahead<L: Lanes>(data: *const u8, dtype: Dtype, run: Run) {
     const AHEAD: usize = 4 * CHUNK;
     const LINE: usize = 64;
-    let info = &call.tensor.info;
-    for (data, dtype) in [
-        (call.weight.data.cast_const(), info.param_dtype),
-        (call.grad, info.grad_dtype),
-    ] {
-        let first = (run.first + AHEAD) * dtype.size();
-        for at in (0..run.len * dtype.size()).step_by(LINE) {
-            L::prefetch(data.wrapping_add(first + at));
-        }
+    let first = (run.first + AHEAD) * dtype.size();
+    for at in (0..run.len * dtype.size()).step_by(LINE) {
+        L::prefetch(data.wrapping_add(first + at));
     }
 }
 
