@@ -72,21 +72,25 @@ impl Stream {
         draws: &mut [u16; 128],
     ) {
         let mut counter = [
-            std::array::from_fn(|lane| (group as u32).wrapping_add(lane as u32)),
+            [0; 16],
             [row as u32; 16],
             [self.step; 16],
             [self.tensor | purpose.bits(); 16],
         ];
+        for (lane, first) in counter[0].iter_mut().enumerate() {
+            *first = (group as u32).wrapping_add(lane as u32);
+        }
         let mut key = self.key;
         for _ in 0..10 {
-            let [a, b, c, d] = counter;
-            let product = |by: u32, x: u32| u64::from(by) * u64::from(x);
-            counter = [
-                std::array::from_fn(|i| (product(MULTIPLIERS[1], c[i]) >> 32) as u32 ^ b[i] ^ key[0]),
-                c.map(|c| MULTIPLIERS[1].wrapping_mul(c)),
-                std::array::from_fn(|i| (product(MULTIPLIERS[0], a[i]) >> 32) as u32 ^ d[i] ^ key[1]),
-                a.map(|a| MULTIPLIERS[0].wrapping_mul(a)),
-            ];
+            let [a, b, c, d] = &mut counter;
+            for i in 0..16 {
+                let first = u64::from(a[i]) * u64::from(MULTIPLIERS[0]);
+                let second = u64::from(c[i]) * u64::from(MULTIPLIERS[1]);
+                a[i] = (second >> 32) as u32 ^ b[i] ^ key[0];
+                b[i] = second as u32;
+                c[i] = (first >> 32) as u32 ^ d[i] ^ key[1];
+                d[i] = first as u32;
+            }
             key = [
                 key[0].wrapping_add(WEYL[0]),
                 key[1].wrapping_add(WEYL[1]),

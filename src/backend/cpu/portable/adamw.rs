@@ -14,7 +14,7 @@ use super::encode::encode_unit;
 use super::maxima::Columns;
 use super::run::{Run, code_row, load_run, scale_row, store_run};
 use super::weights::{load_weights, store_weights};
-use super::{prefetch, prefetch_gradient, skip};
+use super::{Unit, apply_unit, prefetch, prefetch_gradient, skip};
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, Vector, registers};
 use crate::backend::cpu::reference::block_scale;
@@ -26,8 +26,8 @@ use crate::quant::Rounding;
 use crate::step::Buffer;
 use crate::weights::Weights;
 
-/// Updates units of at most a chunk, `other` those that are not whole chunks; returns how many were
-/// skipped, or `None` for a tensor that this is not for.
+/// Updates units of at most a chunk, those that are not whole ones by way of `work`; returns how many
+/// were skipped, or `None` for a tensor that this is not for.
 ///
 /// # Safety
 /// As for [`super::apply`].
@@ -35,7 +35,7 @@ use crate::weights::Weights;
 pub(super) unsafe fn in_registers<L: Lanes>(
     call: &TensorCall<'_>,
     units: Range<i64>,
-    other: impl FnMut(Run) -> i64,
+    work: &mut Unit<1>,
 ) -> Option<i64> {
     let Update::Adamw(rule) = &call.rule else {
         return None;
@@ -50,15 +50,15 @@ pub(super) unsafe fn in_registers<L: Lanes>(
         match (&m.format, &v.format) {
             (Format::F32, Format::F32) => {
                 let (m, v) = (Plain::of(call, 0), Plain::of(call, 1));
-                Some(step::<L, _, _>(call, scalars, units, m, v, other))
+                Some(step::<L, _, _>(call, scalars, units, m, v, work))
             }
             (Format::Codes(m), Format::Codes(v)) => {
                 let m = Blocks::<L::Vector>::of(0, m)?;
                 if let Some(v) = Blocks::of(1, v) {
-                    return Some(step::<L, _, _>(call, scalars, units, m, v, other));
+                    return Some(step::<L, _, _>(call, scalars, units, m, v, work));
                 }
                 let v = RankOne::of(call, 1, v)?;
-                Some(step::<L, _, _>(call, scalars, units, m, v, other))
+                Some(step::<L, _, _>(call, scalars, units, m, v, work))
             }
             _ => None,
         }
@@ -72,7 +72,7 @@ unsafe fn step<L: Lanes, M: Moment<L>, V: Moment<L>>(
     units: Range<i64>,
     mut m: M,
     mut v: V,
-    mut other: impl FnMut(Run) -> i64,
+    work: &mut Unit<1>,
 ) -> i64 {
     let (mut p, mut g) = (Chunk::ZERO, Chunk::ZERO);
     let mut skipped = 0;
@@ -81,7 +81,7 @@ unsafe fn step<L: Lanes, M: Moment<L>, V: Moment<L>>(
         // SAFETY: the run is a chunk in the tensor.
         skipped += unsafe {
             if run.len != CHUNK {
-                other(run)
+                apply_unit::<L, 1>(call, run, work)
             } else {
                 if run.row != row {
                     m.enter(call, run);
@@ -181,8 +181,8 @@ unsafe fn chunk<L: Lanes, M: Moment<L>, V: Moment<L>>(
     0
 }
 
-/// Raises the maxima of v's slices by whole chunks of a part of the grid, and `other` by the rest:
-/// those of the last axis in `columns`, the others in the statistics. Returns whether all gradients are finite, or `None` for a tensor that this is not
+/// Raises the maxima of v's slices by the whole chunks of a part of the grid: those of the last axis
+/// in `columns`, the others in the statistics. Returns whether all gradients are finite, or `None` for a tensor that this is not
 /// for.
 ///
 /// # Safety
@@ -192,7 +192,6 @@ pub(super) unsafe fn maxima_in_registers<L: Lanes>(
     call: &TensorCall<'_>,
     part: &Part,
     columns: &mut Columns,
-    mut other: impl FnMut(Run, &mut Columns),
 ) -> Option<bool> {
     let Update::Adamw(rule) = &call.rule else {
         return None;
@@ -219,8 +218,7 @@ pub(super) unsafe fn maxima_in_registers<L: Lanes>(
             let mut largest = zero;
             for run in row.parts(CHUNK) {
                 if run.len < CHUNK {
-                    other(run, columns);
-                    continue;
+                    break;
                 }
                 prefetch_gradient::<L>(call, run);
                 let gradient = if info.grad_dtype == Dtype::F32 {

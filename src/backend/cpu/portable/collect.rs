@@ -7,12 +7,12 @@ use std::ops::Range;
 use super::decode::{Factors, decode_run};
 use super::load_gradient;
 use super::maxima::collect_maxima;
-use super::run::Run;
+use super::run::{Run, largest};
 use super::sums::{collect_sums, sum_of_squares};
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes};
 use crate::layout::index;
-use crate::numerics::{canonical_magnitude, magnitude};
+use crate::numerics::canonical_magnitude;
 use crate::optimizer::Update;
 use crate::plan::{Format, Pass, TensorPlan};
 
@@ -118,8 +118,7 @@ unsafe fn collect_updates<L: Lanes>(call: &TensorCall<'_>, pass: Pass, of: &Part
             }
             let updates = &g[..run.len];
             if pass == Pass::UpdateMaxima {
-                let largest = updates.iter().map(|q| magnitude(*q)).fold(0, i32::max);
-                call.raise_update(rms.update_max, largest);
+                call.raise_update(rms.update_max, largest(updates));
             } else if let Some(exponent) = call.update_exponent(rms.update_max) {
                 call.add_update(rms.update_sum, sum_of_squares(exponent, updates));
             }

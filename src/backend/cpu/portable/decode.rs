@@ -3,7 +3,7 @@
 #![expect(unsafe_code, reason = "reads and writes the caller's raw buffers")]
 
 use super::collect::fresh_values;
-use super::run::{Run, code_row, for_each_stretch, global, load_run, scale_row};
+use super::run::{Run, Stretch, Stretches, code_row, global, load_run, scale_row};
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes};
 use crate::backend::cpu::reference::factored;
@@ -55,7 +55,9 @@ pub(super) unsafe fn decode_run<L: Lanes>(
                         let mut scales = Chunk::ZERO;
                         smallest(call, maxima, &buffers[1..], run, Source::Stored, &mut scales);
                         levels::<L>(call, codes, buffers[0], run, out);
-                        out.iter_mut().zip(&*scales).for_each(|(x, s)| *x *= s);
+                        for (x, scale) in out.iter_mut().zip(&*scales) {
+                            *x *= scale;
+                        }
                     }
                 }
                 out[run.len..].fill(0.0);
@@ -83,7 +85,9 @@ unsafe fn decode_blocks<L: Lanes>(
         if codes.per_byte == 2 && block >= CHUNK {
             let scale = *scales.add(run.col / block);
             let mut values = first_levels(&codes.table);
-            values.iter_mut().for_each(|level| *level *= scale);
+            for level in &mut values {
+                *level *= scale;
+            }
             let mut copy = [0; CHUNK / 2];
             L::lookup(code_bytes(call, codes, buffers[0], run, &mut copy), &values, &mut **out);
         } else {
@@ -91,7 +95,9 @@ unsafe fn decode_blocks<L: Lanes>(
             for part in run.parts(block.min(CHUNK)) {
                 let scale = *scales.add(part.col / block);
                 let at = part.col - run.col;
-                out[at..at + part.len].iter_mut().for_each(|x| *x *= scale);
+                for x in &mut out[at..at + part.len] {
+                    *x *= scale;
+                }
             }
         }
         if let Some(spacing) = codes.dither {
@@ -99,7 +105,9 @@ unsafe fn decode_blocks<L: Lanes>(
                 let scale = *scales.add(part.col / block);
                 let offset = dither(call, state, part, block, spacing, scale);
                 let at = part.col - run.col;
-                out[at..at + part.len].iter_mut().for_each(|x| *x -= offset);
+                for x in &mut out[at..at + part.len] {
+                    *x -= offset;
+                }
             }
         }
     }
@@ -179,7 +187,8 @@ unsafe fn decode_factors(
     out: &mut Chunk,
 ) {
     **out = [0.0; CHUNK];
-    for_each_stretch(&call.tensor.info.shape, run, |at, len, position| {
+    let shape = &call.tensor.info.shape;
+    for Stretch { at, len, position } in Stretches::of(shape, run) {
         let [rows, columns, means] = [0, 1, 2].map(|f| {
             let projection = &all[f].maxima.projection;
             // SAFETY: the positions lie in the buffers, which no one writes now.
@@ -188,7 +197,7 @@ unsafe fn decode_factors(
                     Factors::Fresh => fresh_values(call).add(all[f].fresh).cast_const(),
                     Factors::Stored => buffers[f].data.cast_const().cast::<f32>(),
                 };
-                let first = values.add(projection.position(position));
+                let first = values.add(projection.position(&position[..shape.len()]));
                 (first, projection.varies())
             }
         });
@@ -203,16 +212,15 @@ unsafe fn decode_factors(
                     }
                 }
                 _ => {
-                    let value = |(values, varies): (*const f32, bool), i| {
-                        *values.add(if varies { i } else { 0 })
-                    };
                     for (i, out) in out.iter_mut().enumerate() {
-                        *out = factored(value(rows, i), value(columns, i), value(means, i));
+                        let [row, column, mean] = [rows, columns, means]
+                            .map(|(values, varies)| *values.add(if varies { i } else { 0 }));
+                        *out = factored(row, column, mean);
                     }
                 }
             }
         }
-    });
+    }
 }
 
 /// For every element of a run of at most a chunk the smallest of its slices' maxima, zeros behind.
@@ -227,7 +235,9 @@ pub(super) unsafe fn smallest(
 ) {
     // As integers, so that NaN is the largest.
     let mut least = [i32::MAX; CHUNK];
-    for_each_stretch(&call.tensor.info.shape, run, |at, len, position| {
+    let shape = &call.tensor.info.shape;
+    for Stretch { at, len, position } in Stretches::of(shape, run) {
+        let position = &position[..shape.len()];
         let least = &mut least[at..at + len];
         for (maxima, buffer) in maxima.iter().zip(buffers) {
             let projection = &maxima.projection;
@@ -250,11 +260,13 @@ pub(super) unsafe fn smallest(
                     }
                 } else {
                     let value = *values;
-                    least.iter_mut().for_each(|least| *least = value.min(*least));
+                    for least in least.iter_mut() {
+                        *least = value.min(*least);
+                    }
                 }
             }
         }
-    });
+    }
     for (out, bits) in out.iter_mut().zip(least) {
         let bits = crate::numerics::canonical_magnitude(bits);
         *out = f32::from_bits(bits.cast_unsigned());

@@ -12,7 +12,7 @@ use crate::dtype::Dtype;
 use crate::layout::index;
 use crate::numerics::{INF_BITS, log2};
 use crate::plan::{Codes, Format, Scales};
-use crate::quant::{self, Preconditioner, Rounding, Table, corrected_scale, uniform};
+use crate::quant::{self, Rounding, Table, corrected_scale, uniform};
 use crate::rng::Purpose;
 use crate::step::Buffer;
 
@@ -76,10 +76,11 @@ unsafe fn encode_blocks<L: Lanes>(
         let chunks = &values[at / CHUNK..(at + run.len).div_ceil(CHUNK)];
         let whole = block >= CHUNK;
         let inside = at % CHUNK..at % CHUNK + block.min(CHUNK);
-        let maxima = chunks
-            .iter()
-            .map(|chunk| largest(if whole { &**chunk } else { &chunk[inside.clone()] }));
-        let maximum = maxima.fold(0, i32::max);
+        let mut maximum = 0;
+        for chunk in chunks {
+            let values = if whole { &**chunk } else { &chunk[inside.clone()] };
+            maximum = largest(values).max(maximum);
+        }
         let scale = block_scale(maximum);
         // SAFETY: the unit lies in the tensor, so its codes and scales lie in the buffers.
         unsafe {
@@ -137,7 +138,9 @@ unsafe fn encode_part<L: Lanes>(
     } else {
         if let Some(spacing) = codes.dither {
             let offset = dither(call, state, run, block, spacing, scale);
-            values.iter_mut().for_each(|x| *x += offset);
+            for x in values.iter_mut() {
+                *x += offset;
+            }
         }
         Nearest::new(&codes.table, scale).find::<L>(&**values, &mut out);
     }
@@ -194,11 +197,14 @@ fn padded<const N: usize>(values: &[f32], pad: f32, scale: f32) -> [f32; N] {
 /// The nearest codes, each under a scale of its own.
 #[inline(always)]
 fn nearest_scaled<L: Lanes>(values: &[f32], scales: &Chunk, table: &Table, out: &mut [u8]) {
-    let subnormal = |scale: &f32| scale.is_subnormal();
+    let mut any_subnormal = false;
+    for scale in &**scales {
+        any_subnormal |= scale.is_subnormal();
+    }
     // SAFETY: the kernels are used on processors that have the instructions.
     unsafe {
         if let Some(levels) = table.linear
-            && !scales.iter().fold(false, |any, scale| any | subnormal(scale))
+            && !any_subnormal
         {
             L::count_linear(values, &**scales, levels, out);
         } else if table.midpoints.len() <= 15 {
@@ -273,39 +279,32 @@ fn round_randomly<L: Lanes>(
         *low *= scale;
         *high *= scale;
     }
-    let mut up = [0; CHUNK];
-    let mut decide = |parts: &dyn Fn(usize) -> (f32, f32)| {
-        for (i, up) in up.iter_mut().enumerate() {
-            let (part, whole) = parts(i);
-            *up = u8::from(uniform(random[i]) * whole < part);
-        }
-    };
+    // How far a value is from the lower level, and how far the upper one is.
+    let (mut part, mut whole) = (Chunk::ZERO, Chunk::ZERO);
     match codes.rounding {
         Rounding::StochasticLog => {
-            let (base, x, top) = (map(&low, log2), map(values, log2), map(&high, log2));
-            decide(&|i| (x[i] - base[i], top[i] - base[i]));
+            for i in 0..CHUNK {
+                let base = log2(low[i]);
+                (part[i], whole[i]) = (log2(values[i]) - base, log2(high[i]) - base);
+            }
         }
         Rounding::StochasticPreconditioner => {
-            let of = |x| Preconditioner::of(call.preconditioner, x);
-            let (base, x, top) = (map(&low, of), map(values, of), map(&high, of));
-            decide(&|i| (base[i] - x[i], base[i] - top[i]));
+            let to = call.preconditioner;
+            for i in 0..CHUNK {
+                let base = to.of(low[i]);
+                (part[i], whole[i]) = (base - to.of(values[i]), base - to.of(high[i]));
+            }
         }
         Rounding::Nearest | Rounding::Stochastic => {
-            decide(&|i| (values[i] - low[i], high[i] - low[i]));
+            for i in 0..CHUNK {
+                (part[i], whole[i]) = (values[i] - low[i], high[i] - low[i]);
+            }
         }
     }
-    for ((out, up), scale) in out.iter_mut().zip(up).zip(&**scales) {
-        *out = if *scale > 0.0 { *out + up } else { 0 };
+    for i in 0..CHUNK {
+        let up = u8::from(uniform(random[i]) * whole[i] < part[i]);
+        out[i] = if scales[i] > 0.0 { out[i] + up } else { 0 };
     }
-}
-
-#[inline(always)]
-fn map(values: &Chunk, of: impl Fn(f32) -> f32) -> Chunk {
-    let mut out = Chunk::ZERO;
-    for (out, x) in out.iter_mut().zip(&**values) {
-        *out = of(*x);
-    }
-    out
 }
 
 /// Stores a run of at most a chunk of codes. It begins with a byte's first code and ends with its

@@ -7,9 +7,9 @@ use std::sync::atomic::Ordering;
 use super::adamw::maxima_in_registers;
 use super::collect::{Part, SEGMENT, STATS_COLUMNS, flat};
 use super::decode::{Factors, decode_run};
-use super::run::{Run, any_non_finite, for_each_stretch, largest};
+use super::run::{Run, Stretch, Stretches, any_non_finite, largest};
 use super::weights::load_weights;
-use super::{load_gradient, update};
+use super::{load_gradient, prefetch_gradient, update};
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes};
 use crate::layout::index;
@@ -36,40 +36,67 @@ pub(super) unsafe fn collect_maxima<L: Lanes>(call: &TensorCall<'_>, of: &Part) 
         states: [[Chunk::ZERO; SEGMENT]; MAX_STATES],
         squares: [Chunk::ZERO; SEGMENT],
     };
-    let mut g = Chunk::ZERO;
     let mut all_finite = true;
     let last_axis = of.last_axis(tensor);
     let mut columns = Columns::new(index(last_axis.start));
-    let mut collect = |run: Run, columns: &mut Columns| {
-        for (c, part) in run.parts(CHUNK).enumerate() {
-            // SAFETY: the run lies in the tensor.
-            unsafe {
-                load_gradient::<L>(call, part, &mut g);
-                all_finite &= !any_non_finite(&*g);
-                if wanted.weights {
-                    load_weights::<L>(call, part, &mut segment.p[c]);
+    // SAFETY: the caller's promise; the runs lie in the tensor.
+    unsafe {
+        let registers = if wanted.states == States::SecondMoment {
+            maxima_in_registers::<L>(call, of, &mut columns)
+        } else {
+            None
+        };
+        if let Some(finite) = registers {
+            all_finite &= finite;
+            for row in of.rows(tensor) {
+                let end = row.part(row.len / CHUNK * CHUNK, CHUNK);
+                if end.len > 0 {
+                    all_finite &= collect_run::<L>(call, wanted, end, &mut segment, &mut columns);
                 }
-                new_states::<L>(call, wanted, part, c, &mut g, &mut segment);
+            }
+        } else {
+            for run in of.segments(tensor) {
+                all_finite &= collect_run::<L>(call, wanted, run, &mut segment, &mut columns);
             }
         }
-        for_each_stretch(&tensor.info.shape, run, |at, len, position| {
-            raise(call, at, len, position, &segment, columns);
-        });
-    };
-    let registers = if wanted.states == States::SecondMoment {
-        // SAFETY: the caller's promise.
-        unsafe { maxima_in_registers::<L>(call, of, &mut columns, &mut collect) }
-    } else {
-        None
-    };
-    match registers {
-        Some(finite) => all_finite &= finite,
-        None => of.segments(tensor).for_each(|run| collect(run, &mut columns)),
     }
     columns.flush(call, index(last_axis.end - last_axis.start));
     if !all_finite {
         call.flag().store(1, Ordering::Relaxed);
     }
+}
+
+/// Raises the maxima by a run of at most a segment; returns whether all gradients are finite.
+///
+/// # Safety
+/// As for [`super::collect()`].
+#[inline(always)]
+unsafe fn collect_run<L: Lanes>(
+    call: &TensorCall<'_>,
+    wanted: Wanted,
+    run: Run,
+    segment: &mut Segment,
+    columns: &mut Columns,
+) -> bool {
+    let mut g = Chunk::ZERO;
+    let mut all_finite = true;
+    for (c, part) in run.parts(CHUNK).enumerate() {
+        prefetch_gradient::<L>(call, part);
+        // SAFETY: the run lies in the tensor.
+        unsafe {
+            load_gradient::<L>(call, part, &mut g);
+            all_finite &= !any_non_finite(&*g);
+            if wanted.weights {
+                load_weights::<L>(call, part, &mut segment.p[c]);
+            }
+            new_states::<L>(call, wanted, part, c, &mut g, segment);
+        }
+    }
+    let shape = &call.tensor.info.shape;
+    for Stretch { at, len, position } in Stretches::of(shape, run) {
+        raise(call, at, len, &position[..shape.len()], segment, columns);
+    }
+    all_finite
 }
 
 /// What the maxima of a tensor depend on.
@@ -164,17 +191,14 @@ enum Of {
 
 /// All maxima of a tensor but its RMS's, in a fixed order.
 #[inline(always)]
-fn for_each_maxima(tensor: &TensorPlan, mut body: impl FnMut(Of, &Maxima)) {
-    for (state, plan) in tensor.states.iter().enumerate() {
-        for maxima in plan.maxima() {
-            body(Of::State(state), maxima);
-        }
-    }
-    if let Some((_, factors)) = tensor.factored() {
-        for factor in factors {
-            body(Of::Squares, &factor.maxima);
-        }
-    }
+fn all_maxima(tensor: &TensorPlan) -> impl Iterator<Item = (Of, &Maxima)> {
+    let states = tensor.states.iter().enumerate().flat_map(|(state, plan)| {
+        let maxima = plan.maxima().iter();
+        maxima.map(move |maxima| (Of::State(state), maxima))
+    });
+    let factors = tensor.factored().into_iter();
+    let factors = factors.flat_map(|(_, factors)| factors.iter());
+    states.chain(factors.map(|factor| (Of::Squares, &factor.maxima)))
 }
 
 /// Raises all maxima by a stretch of the last axis that begins at `position`, `at` in the segment.
@@ -189,7 +213,7 @@ fn raise(
 ) {
     let column = position.last().map_or(0, |column| index(*column));
     columns.used = 0;
-    for_each_maxima(call.tensor, |of, maxima| {
+    for (of, maxima) in all_maxima(call.tensor) {
         let chunks = match of {
             Of::State(state) => &segment.states[state],
             Of::Squares => &segment.squares,
@@ -201,7 +225,7 @@ fn raise(
             for (slot, value) in slots.iter_mut().zip(values) {
                 *slot = magnitude(*value).max(*slot);
             }
-            return;
+            continue;
         }
         let first = maxima.word + maxima.projection.global_position(position, call.offset);
         if maxima.projection.varies() {
@@ -211,7 +235,7 @@ fn raise(
         } else {
             call.raise(first, largest(values));
         }
-    });
+    }
     if let Some(rms) = call.tensor.rms {
         call.raise(rms.param_max, largest(&flat(&segment.p)[at..at + len]));
     }
@@ -259,7 +283,7 @@ impl Columns {
     fn flush(&mut self, call: &TensorCall<'_>, width: usize) {
         self.used = 0;
         let start = self.start;
-        for_each_maxima(call.tensor, |_, maxima| {
+        for (_, maxima) in all_maxima(call.tensor) {
             if maxima.projection.is_last_axis()
                 && let Some(slots) = self.next(start)
             {
@@ -268,6 +292,6 @@ impl Columns {
                     call.raise(first + i, *largest);
                 }
             }
-        });
+        }
     }
 }

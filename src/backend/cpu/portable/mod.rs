@@ -142,24 +142,27 @@ impl<const CHUNKS: usize> Unit<CHUNKS> {
 #[inline(always)]
 unsafe fn apply<L: Lanes>(call: &TensorCall<'_>, units: Range<i64>) -> i64 {
     let grid = &call.tensor.grid;
+    let mut skipped = 0;
     // Most blocks are one chunk, and their arrays stay in the nearest cache.
     // SAFETY: the caller's promise; the units lie in the tensor.
     unsafe {
         if index(grid.block) <= CHUNK {
             let mut work = Unit::<1>::ZERO;
-            let registers = adamw::in_registers::<L>(call, units.clone(), |run| {
-                apply_unit::<L, 1>(call, run, &mut work)
-            });
-            registers.unwrap_or_else(|| {
-                let runs = Run::of_units(grid, units);
-                runs.map(|run| apply_unit::<L, 1>(call, run, &mut work)).sum()
-            })
+            let registers = adamw::in_registers::<L>(call, units.clone(), &mut work);
+            if let Some(skipped) = registers {
+                return skipped;
+            }
+            for run in Run::of_units(grid, units) {
+                skipped += apply_unit::<L, 1>(call, run, &mut work);
+            }
         } else {
             let mut work = Unit::<MOST_CHUNKS>::ZERO;
-            let runs = Run::of_units(grid, units);
-            runs.map(|run| apply_unit::<L, MOST_CHUNKS>(call, run, &mut work)).sum()
+            for run in Run::of_units(grid, units) {
+                skipped += apply_unit::<L, MOST_CHUNKS>(call, run, &mut work);
+            }
         }
     }
+    skipped
 }
 
 /// Updates one unit; returns 1 if it was skipped.
@@ -178,9 +181,13 @@ unsafe fn apply_unit<L: Lanes, const CHUNKS: usize>(
         for (run, g) in unit.parts(CHUNK).zip(&mut work.g) {
             load_gradient::<L>(call, run, g);
         }
-        if call.skip_blocks && work.g[..chunks].iter().any(|g| any_non_finite(&**g)) {
-            skip(call, unit);
-            return 1;
+        if call.skip_blocks {
+            for g in &work.g[..chunks] {
+                if any_non_finite(&**g) {
+                    skip(call, unit);
+                    return 1;
+                }
+            }
         }
         for (c, run) in unit.parts(CHUNK).enumerate() {
             let (p, g) = (&mut work.p[c], &mut work.g[c]);
@@ -191,14 +198,17 @@ unsafe fn apply_unit<L: Lanes, const CHUNKS: usize>(
             update(&call.rule, p, g, work.states.each_mut().map(|state| &mut state[c]));
             // The gradient was read before its update is written.
             if call.in_place() {
-                p.iter_mut().zip(&**g).for_each(|(p, u)| *p += u); // R8
+                for (p, u) in p.iter_mut().zip(&**g) {
+                    *p += u; // R8
+                }
                 store_weights::<L>(call, run, p);
             } else {
                 store_run::<L>(call.update, tensor.info.param_dtype, run, g);
             }
             if run.len < CHUNK {
-                let ends = work.states.iter_mut().take(states);
-                ends.for_each(|values| values[c][run.len..].fill(0.0));
+                for values in work.states.iter_mut().take(states) {
+                    values[c][run.len..].fill(0.0);
+                }
             }
         }
         for (state, values) in work.states.iter().enumerate().take(states) {
@@ -245,7 +255,9 @@ fn prefetch_ahead<L: Lanes>(data: *const u8, dtype: Dtype, run: Run) {
 unsafe fn load_gradient<L: Lanes>(call: &TensorCall<'_>, run: Run, g: &mut Chunk) {
     // SAFETY: the caller's run lies in the tensor.
     unsafe { load_run::<L>(call.grad, call.tensor.info.grad_dtype, run, g) };
-    g.iter_mut().for_each(|g| *g *= call.grad_scale); // R1
+    for g in g.iter_mut() {
+        *g *= call.grad_scale; // R1
+    }
 }
 
 /// The rule on a chunk: `g` becomes the update, the states the new ones.
@@ -304,13 +316,16 @@ pub(super) unsafe fn zero_update(call: &TensorCall<'_>, units: Range<i64>) {
 #[inline(always)]
 unsafe fn scan<L: Lanes>(call: &TensorCall<'_>, units: Range<i64>) -> bool {
     let mut g = Chunk::ZERO;
-    Run::of_units(&call.tensor.grid, units).any(|unit| {
-        unit.parts(CHUNK).any(|run| {
+    for unit in Run::of_units(&call.tensor.grid, units) {
+        for run in unit.parts(CHUNK) {
             // SAFETY: the run lies in the tensor.
             unsafe { load_gradient::<L>(call, run, &mut g) };
-            any_non_finite(&*g)
-        })
-    })
+            if any_non_finite(&*g) {
+                return true;
+            }
+        }
+    }
+    false
 }
 
 /// Quantizes the f32 values of `call.weight`; maxima are in the state's buffers.

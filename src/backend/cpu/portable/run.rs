@@ -16,6 +16,9 @@ use crate::rng::Purpose;
 use crate::step::Buffer;
 
 /// A run of elements inside one row of the grid.
+///
+/// Loops over elements are `for` loops throughout this module: a closure is a function of its own,
+/// and where it is not inlined it has none of the instructions that its caller was compiled for.
 #[derive(Clone, Copy)]
 pub(super) struct Run {
     /// Counted from the tensor's first element.
@@ -187,16 +190,21 @@ pub(super) unsafe fn fill_zero(data: *mut u8, dtype: Dtype, run: Run) {
 /// A gradient is non-finite when its square is.
 #[inline(always)]
 pub(super) fn any_non_finite(g: &[f32]) -> bool {
-    let largest = g.iter().fold(0, |largest, g| magnitude(g * g).max(largest));
+    let mut largest = 0;
+    for g in g {
+        largest = magnitude(g * g).max(largest);
+    }
     largest >= INF_BITS.cast_signed()
 }
 
 /// The largest magnitude.
 #[inline(always)]
 pub(super) fn largest(values: &[f32]) -> i32 {
-    values
-        .iter()
-        .fold(0, |largest, x| magnitude(*x).max(largest))
+    let mut largest = 0;
+    for x in values {
+        largest = magnitude(*x).max(largest);
+    }
+    largest
 }
 
 #[inline(always)]
@@ -227,40 +235,66 @@ pub(super) unsafe fn scale_row(
     }
 }
 
-/// Calls `body` with place and length, in a run, of its parts that lie along the last axis, and the
-/// index of their first elements.
-#[inline(always)]
-pub(super) fn for_each_stretch(
-    shape: &[i64],
-    run: Run,
-    mut body: impl FnMut(usize, usize, &[i64]),
-) {
-    let Some((&width, lead)) = shape.split_last() else {
-        return body(0, run.len, &[]);
-    };
-    let mut position = [0; MAX_AXES];
-    let position = &mut position[..shape.len()];
-    let mut rest = run.first as i64;
-    for (slot, extent) in position.iter_mut().zip(shape).rev() {
-        *slot = rest % extent;
-        rest /= extent;
-    }
-    let last = lead.len();
-    let mut at = 0;
-    loop {
-        let len = index(width - position[last]).min(run.len - at);
-        body(at, len, position);
-        at += len;
-        if at >= run.len {
-            return;
+/// The parts of a run that lie along the last axis.
+pub(super) struct Stretches<'a> {
+    shape: &'a [i64],
+    len: usize,
+    /// Where the next one begins in the run.
+    at: usize,
+    /// Index of its first element.
+    position: [i64; MAX_AXES],
+}
+
+/// A part of a run that lies along the last axis.
+pub(super) struct Stretch {
+    /// Where it begins in the run.
+    pub(super) at: usize,
+    pub(super) len: usize,
+    /// Index of its first element; axes beyond the tensor's are 0.
+    pub(super) position: [i64; MAX_AXES],
+}
+
+impl<'a> Stretches<'a> {
+    #[inline(always)]
+    pub(super) fn of(shape: &'a [i64], run: Run) -> Self {
+        let mut position = [0; MAX_AXES];
+        let mut rest = run.first as i64;
+        for axis in (0..shape.len()).rev() {
+            position[axis] = rest % shape[axis];
+            rest /= shape[axis];
         }
-        position[last] = 0;
-        for (slot, extent) in position.iter_mut().zip(lead).rev() {
-            *slot += 1;
-            if *slot < *extent {
+        Self {
+            shape,
+            len: run.len,
+            at: 0,
+            position,
+        }
+    }
+}
+
+impl Iterator for Stretches<'_> {
+    type Item = Stretch;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Stretch> {
+        if self.at >= self.len {
+            return None;
+        }
+        let (at, position) = (self.at, self.position);
+        let last = self.shape.len().wrapping_sub(1);
+        let rest = match self.shape.last() {
+            Some(width) => index(width - position[last]),
+            None => 1,
+        };
+        let len = rest.min(self.len - at);
+        self.at += len;
+        for axis in (0..self.shape.len()).rev() {
+            self.position[axis] += if axis == last { len as i64 } else { 1 };
+            if self.position[axis] < self.shape[axis] {
                 break;
             }
-            *slot = 0;
+            self.position[axis] = 0;
         }
+        Some(Stretch { at, len, position })
     }
 }

@@ -4,7 +4,7 @@
 
 use super::collect::{Part, SEGMENT, STATS_COLUMNS, flat};
 use super::load_gradient;
-use super::run::for_each_stretch;
+use super::run::{Stretch, Stretches};
 use super::weights::load_weights;
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes};
@@ -37,9 +37,11 @@ pub(super) unsafe fn collect_sums<L: Lanes>(call: &TensorCall<'_>, of: &Part) {
             }
         }
         if tensor.factored().is_some() {
-            for_each_stretch(&tensor.info.shape, segment, |at, len, position| {
+            let shape = &tensor.info.shape;
+            for Stretch { at, len, position } in Stretches::of(shape, segment) {
+                let position = &position[..shape.len()];
                 add(call, &flat(&squares)[at..at + len], position, &mut columns);
-            });
+            }
         }
         if let Some(rms) = tensor.rms
             && let Some(exponent) = call.exponent(rms.param_max)
@@ -55,15 +57,11 @@ pub(super) unsafe fn collect_sums<L: Lanes>(call: &TensorCall<'_>, of: &Part) {
 #[inline(always)]
 pub(super) fn sum_of_squares(exponent: Exponent, values: &[f32]) -> Limbs {
     let unit = exponent.squared().unit();
-    total(values, |x| unit.limbs(f64::from(x) * f64::from(x)))
-}
-
-#[inline(always)]
-fn total(values: &[f32], limbs: impl Fn(f32) -> Limbs) -> Limbs {
-    values.iter().fold(Limbs::default(), |mut sum, x| {
-        sum.add(limbs(*x));
-        sum
-    })
+    let mut sum = Limbs::default();
+    for x in values {
+        sum.add(unit.limbs(f64::from(*x) * f64::from(*x)));
+    }
+    sum
 }
 
 /// Adds a stretch of the last axis that begins at `position` to all sums.
@@ -88,7 +86,10 @@ fn add(call: &TensorCall<'_>, squares: &[f32], position: &[i64], columns: &mut C
             }
         } else if let Some(exponent) = call.exponent(factor.maxima.word + first) {
             let unit = exponent.unit();
-            let sum = total(squares, |w| unit.limbs(f64::from(w)));
+            let mut sum = Limbs::default();
+            for w in squares {
+                sum.add(unit.limbs(f64::from(*w)));
+            }
             call.add(factor.sum + 2 * first, sum);
         }
     }
@@ -113,12 +114,12 @@ impl Columns {
             start,
             width,
         };
-        for_each_on_last_axis(call, start, |word, _| {
+        if let Some((word, _)) = on_last_axis(call, start) {
             for (i, unit) in columns.units[..width].iter_mut().enumerate() {
                 let exponent = call.exponent(word + i);
                 *unit = exponent.map_or(Unit::NONE, Exponent::unit);
             }
-        });
+        }
         columns
     }
 
@@ -134,23 +135,20 @@ impl Columns {
     /// Brings what was collected to the shared statistics.
     #[inline(always)]
     fn flush(&self, call: &TensorCall<'_>) {
-        for_each_on_last_axis(call, self.start, |_, first| {
+        if let Some((_, first)) = on_last_axis(call, self.start) {
             for (i, sum) in self.sums[..self.width].iter().enumerate() {
                 call.add(first + 2 * i, *sum);
             }
-        });
+        }
     }
 }
 
-/// Calls `body` with the first word and the first sum, for a column, of the factor that keeps the
-/// last axis alone, if there is one.
+/// The first word and the first sum, for a column, of the factor that keeps the last axis alone.
 #[inline(always)]
-fn for_each_on_last_axis(call: &TensorCall<'_>, column: usize, mut body: impl FnMut(usize, usize)) {
-    let factors = call.tensor.factored().map(|(_, factors)| factors.iter());
-    for factor in factors.into_iter().flatten() {
-        if factor.maxima.projection.is_last_axis() {
-            let first = call.on_last_axis(&factor.maxima.projection, column);
-            body(factor.maxima.word + first, factor.sum + 2 * first);
-        }
-    }
+fn on_last_axis(call: &TensorCall<'_>, column: usize) -> Option<(usize, usize)> {
+    let (_, factors) = call.tensor.factored()?;
+    let mut factors = factors.iter();
+    let factor = factors.find(|factor| factor.maxima.projection.is_last_axis())?;
+    let first = call.on_last_axis(&factor.maxima.projection, column);
+    Some((factor.maxima.word + first, factor.sum + 2 * first))
 }

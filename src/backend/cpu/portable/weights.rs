@@ -87,14 +87,15 @@ pub(super) unsafe fn store_weights<L: Lanes>(call: &TensorCall<'_>, run: Run, va
                 let mut random = [0; CHUNK];
                 draws(call, Purpose::Weight, run, &mut random);
                 let mut rounded = Chunk::ZERO;
-                let elements = rounded.iter_mut().zip(&**values).zip(random);
                 if weight.dtype == Dtype::F16 {
-                    elements.for_each(|((out, x), draw)| *out = round_f16(*x, draw));
+                    for i in 0..CHUNK {
+                        rounded[i] = round_f16(values[i], random[i]);
+                    }
                 } else {
-                    elements.for_each(|((out, x), draw)| {
-                        let b = stochastic_bf16(*x, draw);
-                        *out = f32::from_bits(u32::from(b.to_bits()) << 16);
-                    });
+                    for i in 0..CHUNK {
+                        let b = stochastic_bf16(values[i], random[i]);
+                        rounded[i] = f32::from_bits(u32::from(b.to_bits()) << 16);
+                    }
                 }
                 store_run::<L>(weight.data, weight.dtype, run, &rounded);
             }
