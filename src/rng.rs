@@ -71,34 +71,33 @@ impl Stream {
         group: usize,
         draws: &mut [u16; 128],
     ) {
-        let mut counter = [
-            [0; 16],
-            [row as u32; 16],
-            [self.step; 16],
-            [self.tensor | purpose.bits(); 16],
-        ];
-        for (lane, first) in counter[0].iter_mut().enumerate() {
-            *first = (group as u32).wrapping_add(lane as u32);
+        // Words in 64 bits, of which the lower 32 count: products need no widening.
+        let word = |x: u64| x & 0xffff_ffff;
+        let mut a = [0; 16];
+        for (lane, first) in a.iter_mut().enumerate() {
+            *first = group as u64 + lane as u64;
         }
+        let mut b = [row as u64; 16];
+        let mut c = [u64::from(self.step); 16];
+        let mut d = [u64::from(self.tensor | purpose.bits()); 16];
         let mut key = self.key;
         for _ in 0..10 {
-            let [a, b, c, d] = &mut counter;
             for i in 0..16 {
-                let first = u64::from(a[i]) * u64::from(MULTIPLIERS[0]);
-                let second = u64::from(c[i]) * u64::from(MULTIPLIERS[1]);
-                a[i] = (second >> 32) as u32 ^ b[i] ^ key[0];
-                b[i] = second as u32;
-                c[i] = (first >> 32) as u32 ^ d[i] ^ key[1];
-                d[i] = first as u32;
+                let first = word(a[i]) * u64::from(MULTIPLIERS[0]);
+                let second = word(c[i]) * u64::from(MULTIPLIERS[1]);
+                a[i] = (second >> 32) ^ b[i] ^ u64::from(key[0]);
+                b[i] = second;
+                c[i] = (first >> 32) ^ d[i] ^ u64::from(key[1]);
+                d[i] = first;
             }
-            key = [
-                key[0].wrapping_add(WEYL[0]),
-                key[1].wrapping_add(WEYL[1]),
-            ];
+            key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
         }
         for (lane, draws) in draws.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-            for (pair, words) in draws.as_chunks_mut::<2>().0.iter_mut().zip(&counter) {
-                *pair = [words[lane] as u16, (words[lane] >> 16) as u16];
+            let low = word(a[lane]) | b[lane] << 32;
+            let high = word(c[lane]) | d[lane] << 32;
+            for (i, draw) in draws.iter_mut().enumerate() {
+                let four = if i < 4 { low } else { high };
+                *draw = (four >> (16 * (i % 4))) as u16;
             }
         }
     }

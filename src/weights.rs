@@ -86,10 +86,14 @@ impl Weights {
 /// `x` rounded to bf16 by a draw: the mean over all draws is `x`.
 #[inline(always)]
 pub(crate) fn stochastic_bf16(x: f32, draw: u16) -> bf16 {
-    if x.is_nan() || x.is_infinite() {
-        return bf16::from_f32(canonical(x));
-    }
-    bf16::from_bits(((x.to_bits() + u32::from(draw)) >> 16) as u16)
+    let bits = x.to_bits();
+    let added = if x.is_finite() { u32::from(draw) } else { 0 };
+    let rounded = (bits.wrapping_add(added) >> 16) as u16;
+    bf16::from_bits(if x.is_nan() {
+        (NAN_BITS >> 16) as u16
+    } else {
+        rounded
+    })
 }
 
 /// `x` rounded to f16 by a draw.

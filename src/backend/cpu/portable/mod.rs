@@ -231,20 +231,21 @@ unsafe fn skip(call: &TensorCall<'_>, unit: Run) {
 /// processor looks ahead, and its own prefetching ends with a page.
 #[inline(always)]
 fn prefetch<L: Lanes>(call: &TensorCall<'_>, run: Run) {
-    prefetch_ahead::<L>(call.weight.data, call.tensor.info.param_dtype, run);
-    prefetch_gradient::<L>(call, run);
+    let info = &call.tensor.info;
+    prefetch_chunks::<L>(call.weight.data, info.param_dtype, run, 4);
+    prefetch_chunks::<L>(call.grad, info.grad_dtype, run, 4);
 }
 
+/// The same for gradients alone, where a chunk takes a fifth of the time.
 #[inline(always)]
 fn prefetch_gradient<L: Lanes>(call: &TensorCall<'_>, run: Run) {
-    prefetch_ahead::<L>(call.grad, call.tensor.info.grad_dtype, run);
+    prefetch_chunks::<L>(call.grad, call.tensor.info.grad_dtype, run, 16);
 }
 
 #[inline(always)]
-fn prefetch_ahead<L: Lanes>(data: *const u8, dtype: Dtype, run: Run) {
-    const AHEAD: usize = 4 * CHUNK;
+fn prefetch_chunks<L: Lanes>(data: *const u8, dtype: Dtype, run: Run, ahead: usize) {
     const LINE: usize = 64;
-    let first = (run.first + AHEAD) * dtype.size();
+    let first = (run.first + ahead * CHUNK) * dtype.size();
     for at in (0..run.len * dtype.size()).step_by(LINE) {
         L::prefetch(data.wrapping_add(first + at));
     }

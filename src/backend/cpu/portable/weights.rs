@@ -34,21 +34,51 @@ pub(super) unsafe fn load_weights<L: Lanes>(call: &TensorCall<'_>, run: Run, out
                     *out = from_master(*b, *out, *rounded);
                 }
             }
-            Weights::Remainder16 | Weights::Correction8 => {
-                let b = weight.data.cast::<bf16>().add(run.first);
-                **out = [0.0; CHUNK];
-                if weight.form == Weights::Remainder16 {
-                    let low = weight.beside.cast::<u16>().add(run.first);
-                    for (i, out) in out[..run.len].iter_mut().enumerate() {
-                        *out = join_remainder(*b.add(i), *low.add(i));
-                    }
-                } else {
-                    let correction = weight.beside.cast::<i8>().add(run.first);
-                    for (i, out) in out[..run.len].iter_mut().enumerate() {
-                        *out = join_correction(*b.add(i), *correction.add(i));
-                    }
+            Weights::Remainder16 => {
+                let b: [bf16; CHUNK] = copy(weight.data, run);
+                let low: [u16; CHUNK] = copy(weight.beside, run);
+                for i in 0..CHUNK {
+                    out[i] = join_remainder(b[i], low[i]);
                 }
             }
+            Weights::Correction8 => {
+                let b: [bf16; CHUNK] = copy(weight.data, run);
+                let correction: [i8; CHUNK] = copy(weight.beside, run);
+                for i in 0..CHUNK {
+                    out[i] = join_correction(b[i], correction[i]);
+                }
+            }
+        }
+    }
+}
+
+/// The elements of a run of at most a chunk, zeros behind them.
+#[inline(always)]
+unsafe fn copy<T: Copy + Default>(from: *const u8, run: Run) -> [T; CHUNK] {
+    let mut out = [T::default(); CHUNK];
+    // SAFETY: the caller's run lies in the tensor, whose elements are of this type.
+    unsafe {
+        let from = from.cast::<T>().add(run.first);
+        if run.len == CHUNK {
+            // Of a known length, so that these are moves of vectors.
+            std::ptr::copy_nonoverlapping(from, out.as_mut_ptr(), CHUNK);
+        } else {
+            std::ptr::copy_nonoverlapping(from, out.as_mut_ptr(), run.len);
+        }
+    }
+    out
+}
+
+/// Stores the elements of a run of at most a chunk.
+#[inline(always)]
+unsafe fn put<T: Copy>(values: &[T; CHUNK], to: *mut u8, run: Run) {
+    // SAFETY: the caller's run lies in the tensor, whose elements are of this type.
+    unsafe {
+        let to = to.cast::<T>().add(run.first);
+        if run.len == CHUNK {
+            std::ptr::copy_nonoverlapping(values.as_ptr(), to, CHUNK);
+        } else {
+            std::ptr::copy_nonoverlapping(values.as_ptr(), to, run.len);
         }
     }
 }
@@ -86,36 +116,39 @@ pub(super) unsafe fn store_weights<L: Lanes>(call: &TensorCall<'_>, run: Run, va
             Weights::Stochastic => {
                 let mut random = [0; CHUNK];
                 draws(call, Purpose::Weight, run, &mut random);
-                let mut rounded = Chunk::ZERO;
                 if weight.dtype == Dtype::F16 {
+                    let mut rounded = Chunk::ZERO;
                     for i in 0..CHUNK {
                         rounded[i] = round_f16(values[i], random[i]);
                     }
+                    store_run::<L>(weight.data, weight.dtype, run, &rounded);
                 } else {
+                    let mut rounded = [bf16::ZERO; CHUNK];
                     for i in 0..CHUNK {
-                        let b = stochastic_bf16(values[i], random[i]);
-                        rounded[i] = f32::from_bits(u32::from(b.to_bits()) << 16);
+                        rounded[i] = stochastic_bf16(values[i], random[i]);
                     }
+                    put(&rounded, weight.data, run);
                 }
-                store_run::<L>(weight.data, weight.dtype, run, &rounded);
             }
             Weights::Master => {
                 store_run::<L>(weight.data, weight.dtype, run, values);
                 store_run::<L>(weight.beside, Dtype::F32, run, values);
             }
             Weights::Remainder16 => {
-                let b = weight.data.cast::<bf16>().add(run.first);
-                let low = weight.beside.cast::<u16>().add(run.first);
-                for (i, value) in values[..run.len].iter().enumerate() {
-                    (*b.add(i), *low.add(i)) = split_remainder(*value);
+                let (mut b, mut low) = ([bf16::ZERO; CHUNK], [0; CHUNK]);
+                for i in 0..CHUNK {
+                    (b[i], low[i]) = split_remainder(values[i]);
                 }
+                put(&b, weight.data, run);
+                put(&low, weight.beside, run);
             }
             Weights::Correction8 => {
-                let b = weight.data.cast::<bf16>().add(run.first);
-                let correction = weight.beside.cast::<i8>().add(run.first);
-                for (i, value) in values[..run.len].iter().enumerate() {
-                    (*b.add(i), *correction.add(i)) = split_correction(*value);
+                let (mut b, mut correction) = ([bf16::ZERO; CHUNK], [0; CHUNK]);
+                for i in 0..CHUNK {
+                    (b[i], correction[i]) = split_correction(values[i]);
                 }
+                put(&b, weight.data, run);
+                put(&correction, weight.beside, run);
             }
         }
     }
