@@ -83,6 +83,19 @@ impl Weights {
     }
 }
 
+/// `x` rounded to the nearest bf16, NaN in canonical form, without a branch.
+#[inline(always)]
+pub(crate) fn narrow_bf16(x: f32) -> bf16 {
+    let bits = x.to_bits();
+    // A carry into the upper half, on ties only where that is odd.
+    let rounded = (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16;
+    bf16::from_bits(if x.is_nan() {
+        (NAN_BITS >> 16) as u16
+    } else {
+        rounded
+    })
+}
+
 /// `x` rounded to bf16 by a draw: the mean over all draws is `x`.
 #[inline(always)]
 pub(crate) fn stochastic_bf16(x: f32, draw: u16) -> bf16 {
@@ -160,11 +173,14 @@ pub(crate) fn join_remainder(b: bf16, low: u16) -> f32 {
 /// b and the correction `RNE(254 (theta - b) / U)`, where U is the last place of b.
 #[inline(always)]
 pub(crate) fn split_correction(theta: f32) -> (bf16, i8) {
-    let b = bf16::from_f32(canonical(theta));
-    let error = theta - b.to_f32();
+    let b = narrow_bf16(theta);
+    let error = theta - f32::from_bits(u32::from(b.to_bits()) << 16);
     let correction = (254.0 * (error / last_place(b))).round_ties_even();
-    // |error| <= U / 2. Where b is not finite the error is NaN or infinite.
-    (b, if b.is_finite() { correction as i8 } else { 0 })
+    // Where b is not finite the error is NaN or infinite.
+    let finite = b.to_bits() & 0x7f80 != 0x7f80;
+    let correction = if finite { correction } else { 0.0 };
+    // From -127 to 127: the lowest bits of its sum with 1.5 2^23.
+    (b, (correction + 12_582_912.0).to_bits() as i8)
 }
 
 /// `RN(b + RN(correction RN(U / 254)))`.
@@ -194,6 +210,13 @@ fn last_place(b: bf16) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn narrowing_is_the_crates() {
+        for x in values() {
+            assert_eq!(narrow_bf16(x), bf16::from_f32(canonical(x)), "{x:e}");
+        }
+    }
 
     /// Bit patterns of all magnitudes, ties and their neighbours among them.
     fn values() -> impl Iterator<Item = f32> {

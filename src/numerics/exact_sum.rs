@@ -76,8 +76,6 @@ impl Unit {
     pub(crate) fn limbs(self, term: f64) -> Limbs {
         let scaled = (term * self.0).round_ties_even();
         let scaled = if scaled < f64::INFINITY { scaled } else { 0.0 };
-        // Both below 2^52, where a number is the lowest bits of its sum with 2^52.
-        let whole = |x: f64| ((x + INTEGERS).to_bits() & INTEGERS_MASK).cast_signed();
         let high = (scaled * (1.0 / (1_u64 << LOW) as f64)).floor();
         Limbs {
             high: whole(high),
@@ -86,9 +84,11 @@ impl Unit {
     }
 }
 
-/// 2^52: from here to 2^53, f64 are the integers.
-const INTEGERS: f64 = (1_u64 << 52) as f64;
-const INTEGERS_MASK: u64 = (1 << 52) - 1;
+/// A whole number from 0 to 2^52 as an integer: from 2^52 to 2^53, f64 are the integers.
+#[inline(always)]
+fn whole(x: f64) -> i64 {
+    ((x + (1_u64 << 52) as f64).to_bits() & ((1 << 52) - 1)).cast_signed()
+}
 
 /// A term, or a sum of up to 2^32 terms: `high 2^31 + low` units.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -416,10 +416,13 @@ fn vector_kernels() -> (Option<Kernels>, Option<Kernels>) {
     (None, None)
 }
 
-/// Zeroed host memory, aligned like an arena.
+/// Zeroed host memory, aligned like an arena. Large ones are not touched before they are used, so
+/// that on a machine with several memory nodes each page comes to lie near the thread that steps it.
 #[derive(Debug)]
 pub(crate) struct HostArena {
     data: *mut u8,
+    /// What was allocated, which `data` lies in.
+    whole: *mut u8,
     layout: std::alloc::Layout,
 }
 
@@ -430,20 +433,26 @@ unsafe impl Sync for HostArena {}
 
 impl HostArena {
     pub(crate) fn zeroed(bytes: i64) -> Result<Self> {
-        let size = index(bytes).max(1);
-        let layout = std::alloc::Layout::from_size_align(size, crate::plan::ARENA_ALIGN as usize)
-            .map_err(|error| {
-            Error::new(Status::OutOfMemory, format!("{size} bytes: {error}"))
-        })?;
+        let refused = |reason: &dyn std::fmt::Display| {
+            let message = format!("the state's {bytes} bytes could not be allocated: {reason}");
+            Error::new(Status::OutOfMemory, message)
+        };
+        let align = crate::plan::ARENA_ALIGN as usize;
+        // Aligned here: an allocator that is asked for more than its own alignment writes the zeros.
+        let size = index(bytes).saturating_add(align);
+        let layout = std::alloc::Layout::from_size_align(size, size_of::<u128>())
+            .map_err(|error| refused(&error))?;
         // SAFETY: the size is not zero.
-        let data = unsafe { std::alloc::alloc_zeroed(layout) };
-        if data.is_null() {
-            return Err(Error::new(
-                Status::OutOfMemory,
-                format!("the state's {size} bytes could not be allocated"),
-            ));
+        let whole = unsafe { std::alloc::alloc_zeroed(layout) };
+        if whole.is_null() {
+            return Err(refused(&"out of memory"));
         }
-        Ok(Self { data, layout })
+        let data = whole.wrapping_add(whole.align_offset(align));
+        Ok(Self {
+            data,
+            whole,
+            layout,
+        })
     }
 
     pub(crate) fn data(&self) -> *mut c_void {
@@ -454,6 +463,6 @@ impl HostArena {
 impl Drop for HostArena {
     fn drop(&mut self) {
         // SAFETY: allocated with this layout.
-        unsafe { std::alloc::dealloc(self.data, self.layout) };
+        unsafe { std::alloc::dealloc(self.whole, self.layout) };
     }
 }

@@ -21,7 +21,7 @@ use crate::step::{HyperSource, NonFinite};
 pub(super) const TASK_ELEMENTS: i64 = 1 << 16;
 
 /// Elements of one task of the statistics, which begins and ends with a row of column maxima.
-const STATS_ELEMENTS: i64 = 1 << 17;
+const STATS_ELEMENTS: i64 = 1 << 18;
 
 /// Elements of tensors whose passes follow each other before the next tensors' first: enough for
 /// many small tensors to share the threads, and few enough for what one pass has read to be found

@@ -14,7 +14,7 @@ use super::encode::encode_unit;
 use super::maxima::Columns;
 use super::run::{Run, code_row, load_run, scale_row, store_run};
 use super::weights::{load_weights, store_weights};
-use super::{Unit, apply_unit, prefetch, prefetch_gradient, skip};
+use super::{Unit, apply_unit, prefetch, skip};
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, Vector, registers};
 use crate::backend::cpu::reference::block_scale;
@@ -220,7 +220,6 @@ pub(super) unsafe fn maxima_in_registers<L: Lanes>(
                 if run.len < CHUNK {
                     break;
                 }
-                prefetch_gradient::<L>(call, run);
                 let gradient = if info.grad_dtype == Dtype::F32 {
                     call.grad.cast::<f32>().add(run.first)
                 } else {

@@ -16,13 +16,14 @@ use crate::numerics::canonical_magnitude;
 use crate::optimizer::Update;
 use crate::plan::{Format, Pass, TensorPlan};
 
-/// The most columns of a box of [`collect`].
-pub(in crate::backend::cpu) const STATS_COLUMNS: i64 = 4096;
+/// The most columns of a part of [`collect`]: as many maxima as the nearest cache holds, for the
+/// longest runs of memory.
+pub(in crate::backend::cpu) const STATS_COLUMNS: i64 = 8192;
 
 /// Chunks that are collected at a time, so that what is done once for them counts little.
 pub(super) const SEGMENT: usize = 8;
 
-/// Collects the statistics of a box: `rows` and `columns` of the grid, at most [`STATS_COLUMNS`]
+/// Collects the statistics of a part of a tensor: `rows` and `columns` of the grid, at most [`STATS_COLUMNS`]
 /// columns from the beginning of a chunk on.
 ///
 /// # Safety

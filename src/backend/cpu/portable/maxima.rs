@@ -9,7 +9,7 @@ use super::collect::{Part, SEGMENT, STATS_COLUMNS, flat};
 use super::decode::{Factors, decode_run};
 use super::run::{Run, Stretch, Stretches, any_non_finite, largest};
 use super::weights::load_weights;
-use super::{load_gradient, prefetch_gradient, update};
+use super::{load_gradient, update};
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes};
 use crate::layout::index;
@@ -81,7 +81,6 @@ unsafe fn collect_run<L: Lanes>(
     let mut g = Chunk::ZERO;
     let mut all_finite = true;
     for (c, part) in run.parts(CHUNK).enumerate() {
-        prefetch_gradient::<L>(call, part);
         // SAFETY: the run lies in the tensor.
         unsafe {
             load_gradient::<L>(call, part, &mut g);

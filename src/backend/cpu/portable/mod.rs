@@ -231,23 +231,17 @@ unsafe fn skip(call: &TensorCall<'_>, unit: Run) {
 /// processor looks ahead, and its own prefetching ends with a page.
 #[inline(always)]
 fn prefetch<L: Lanes>(call: &TensorCall<'_>, run: Run) {
-    let info = &call.tensor.info;
-    prefetch_chunks::<L>(call.weight.data, info.param_dtype, run, 4);
-    prefetch_chunks::<L>(call.grad, info.grad_dtype, run, 4);
-}
-
-/// The same for gradients alone, where a chunk takes a fifth of the time.
-#[inline(always)]
-fn prefetch_gradient<L: Lanes>(call: &TensorCall<'_>, run: Run) {
-    prefetch_chunks::<L>(call.grad, call.tensor.info.grad_dtype, run, 16);
-}
-
-#[inline(always)]
-fn prefetch_chunks<L: Lanes>(data: *const u8, dtype: Dtype, run: Run, ahead: usize) {
+    const AHEAD: usize = 4 * CHUNK;
     const LINE: usize = 64;
-    let first = (run.first + ahead * CHUNK) * dtype.size();
-    for at in (0..run.len * dtype.size()).step_by(LINE) {
-        L::prefetch(data.wrapping_add(first + at));
+    let info = &call.tensor.info;
+    for (data, dtype) in [
+        (call.weight.data.cast_const(), info.param_dtype),
+        (call.grad, info.grad_dtype),
+    ] {
+        let first = (run.first + AHEAD) * dtype.size();
+        for at in (0..run.len * dtype.size()).step_by(LINE) {
+            L::prefetch(data.wrapping_add(first + at));
+        }
     }
 }
 

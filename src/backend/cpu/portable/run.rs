@@ -14,6 +14,7 @@ use crate::numerics::{INF_BITS, canonical, magnitude};
 use crate::plan::{Codes, MAX_AXES, TensorPlan};
 use crate::rng::Purpose;
 use crate::step::Buffer;
+use crate::weights::narrow_bf16;
 
 /// A run of elements inside one row of the grid.
 ///
@@ -152,15 +153,6 @@ unsafe fn store_chunk<L: Lanes>(data: *mut u8, dtype: Dtype, values: &Chunk) {
             }
         }
     }
-}
-
-/// `bf16::from_f32` of the canonical value, without a branch.
-#[inline(always)]
-pub(super) fn narrow_bf16(x: f32) -> bf16 {
-    let bits = x.to_bits();
-    // To nearest: a carry into the upper half, on ties only where that is odd.
-    let rounded = (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16;
-    bf16::from_bits(if x.is_nan() { 0x7fff } else { rounded })
 }
 
 /// The random numbers of a run of at most a chunk.

@@ -4,15 +4,15 @@
 
 use half::bf16;
 
-use super::run::{Run, draws, load_run, narrow_bf16, store_run};
+use super::run::{Run, draws, load_run, store_run};
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes};
 use crate::dtype::Dtype;
 use crate::numerics::canonical;
 use crate::rng::Purpose;
 use crate::weights::{
-    Weights, from_master, join_correction, join_remainder, round_f16, split_correction,
-    split_remainder, stochastic_bf16,
+    Weights, from_master, join_correction, join_remainder, narrow_bf16, round_f16,
+    split_correction, split_remainder, stochastic_bf16,
 };
 
 /// The f32 values of a run of at most a chunk of parameters, zeros behind them.
