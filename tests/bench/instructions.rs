@@ -1,0 +1,102 @@
+//! Instructions that a step executes per element, for four kernels and every variant that this
+//! processor can run: `cargo bench --bench instructions`. They do not depend on the machine's load,
+//! as times do. Linux only: a child process does one step, and its parent counts by single steps.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark")]
+#![allow(unsafe_code, reason = "ptrace")]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+use common::Model;
+use lowbit::Variant;
+use lowbit::dtype::Dtype;
+use lowbit::plan::TensorInfo;
+use lowbit::spec::Spec;
+use lowbit::weights::Weights;
+
+const KERNELS: [(&str, &str, Dtype, Weights); 4] = [
+    ("adamw32, f32", "adamw32", Dtype::F32, Weights::Plain),
+    ("adamw4-block, f32", "adamw4-block", Dtype::F32, Weights::Plain),
+    ("adamw4, f32", "adamw4", Dtype::F32, Weights::Plain),
+    (
+        "adamw4-block, bf16 rounded at random",
+        "adamw4-block",
+        Dtype::Bf16,
+        Weights::Stochastic,
+    ),
+];
+
+/// Rows of the small tensor, just large enough to be quantized, and of the large one; what a step does
+/// once is in both counts.
+const ROWS: [i64; 2] = [5, 9];
+const COLUMNS: i64 = 1024;
+
+/// Instructions of the second step of a tensor with so many rows.
+fn count(variant: Variant, preset: &str, dtype: Dtype, weights: Weights, rows: i64) -> u64 {
+    let tensor = TensorInfo {
+        weights,
+        ..TensorInfo::new("w", &[rows, COLUMNS], dtype)
+    };
+    let mut model = Model::new(variant, 1, &Spec::preset(preset).unwrap(), vec![tensor]);
+    model.fill_params();
+    model.fill_grads(1);
+    model.run().unwrap();
+    model.fill_grads(2);
+    // SAFETY: the child, of a process with one thread, computes, stops twice and ends; the parent
+    // waits for it.
+    unsafe {
+        let child = libc::fork();
+        assert!(child >= 0, "fork: {}", std::io::Error::last_os_error());
+        if child == 0 {
+            let traced = libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0);
+            libc::raise(libc::SIGSTOP);
+            let stepped = model.run().is_ok();
+            libc::raise(libc::SIGSTOP);
+            libc::_exit(i32::from(traced != 0 || !stepped));
+        }
+        let wait = || {
+            let mut status = 0;
+            assert_eq!(libc::waitpid(child, &raw mut status, 0), child);
+            assert!(libc::WIFSTOPPED(status), "the child ended: {status:#x}");
+            libc::WSTOPSIG(status)
+        };
+        assert_eq!(wait(), libc::SIGSTOP);
+        let mut instructions = 0;
+        loop {
+            assert_eq!(libc::ptrace(libc::PTRACE_SINGLESTEP, child, 0, 0), 0);
+            if wait() == libc::SIGSTOP {
+                break;
+            }
+            instructions += 1;
+        }
+        libc::ptrace(libc::PTRACE_CONT, child, 0, 0);
+        let mut status = 0;
+        libc::waitpid(child, &raw mut status, 0);
+        assert_eq!(status, 0, "the child's step failed");
+        instructions
+    }
+}
+
+fn main() {
+    let variants = [
+        ("AVX-512", Variant::Avx512),
+        ("AVX2", Variant::Avx2),
+        ("portable", Variant::Portable),
+    ];
+    println!("| instructions per element | AVX-512 | AVX2 | portable |\n|---|--:|--:|--:|");
+    for (name, preset, dtype, weights) in KERNELS {
+        let mut line = format!("| {name} |");
+        for (_, variant) in variants {
+            if common::variants().contains(&variant) {
+                let [small, large] = ROWS.map(|rows| count(variant, preset, dtype, weights, rows));
+                let elements = (ROWS[1] - ROWS[0]) * COLUMNS;
+                let each = (large - small) as f64 / elements as f64;
+                line += &format!(" {each:.2} |");
+            } else {
+                line += " not here |";
+            }
+        }
+        println!("{line}");
+    }
+}
