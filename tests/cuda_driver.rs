@@ -56,6 +56,7 @@ static DRIVER: LazyLock<PathBuf> = LazyLock::new(|| {
         "-ffp-contract=off",
         "-fno-strict-aliasing",
         "-U_FORTIFY_SOURCE",
+        "-Wno-unknown-pragmas",
         &include,
     ];
     mock(
@@ -381,7 +382,7 @@ fn step() -> lowbit::error::Result<()> {
             done?;
             expect_calls(
                 &made,
-                "cuCtxPushCurrent_v2 cuLaunchKernel cuLaunchKernel cuCtxPopCurrent_v2",
+                "cuCtxPushCurrent_v2 cuLaunchKernel cuCtxPopCurrent_v2",
             );
             // SAFETY: as above.
             let (done, made) = calls(|| unsafe { plan.step(&args, Stage::Collect(0), stream()) });
@@ -390,19 +391,9 @@ fn step() -> lowbit::error::Result<()> {
                 &made,
                 "cuCtxPushCurrent_v2 cuMemsetD8Async cuCtxPopCurrent_v2",
             );
-            // SAFETY: a function of the mock.
-            assert_eq!(unsafe { (MOCK.last_stream)() }, stream());
-
-            let refused = StepArgs {
-                nonfinite: NonFinite::SkipStep,
-                ..args
-            };
-            // SAFETY: as above.
-            let (done, made) =
-                calls(|| unsafe { plan.step(&refused, Stage::Collect(0), stream()) });
             if on_device {
-                assert_eq!(done.unwrap_err().status(), Status::Unsupported);
-                assert_eq!(made, "");
+                // SAFETY: a function of the mock.
+                assert_eq!(unsafe { (MOCK.last_stream)() }, stream());
             }
         }
         let bytes: Vec<u8> = state

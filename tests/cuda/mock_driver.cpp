@@ -167,8 +167,8 @@ Result cuLaunchKernel(Handle function, unsigned grid, unsigned, unsigned, unsign
                       unsigned, unsigned, unsigned, Handle stream, Handle* params, Handle*) {
   return call(__func__, [=] {
     last_stream = stream;
-    const auto kernel = reinterpret_cast<void (*)(AdamwParams)>(function);
-    shim::launch(kernel, grid, threads, *static_cast<const AdamwParams*>(params[0]), 1);
+    const auto kernel = reinterpret_cast<void (*)(const Launch&)>(function);
+    shim::launch(kernel, grid, threads, *static_cast<const Launch*>(params[0]), 1);
   });
 }
 

@@ -32,7 +32,8 @@
 #define __global__
 #define __device__
 #define __constant__
-#define __grid_constant__
+// Kernels have large parameters; on the host they are given by reference.
+#define __grid_constant__ &
 #define __launch_bounds__(...)
 #define __forceinline__ inline
 // One thread block at a time runs on an OS thread.
@@ -65,7 +66,7 @@ struct Dim {
 };
 
 // What the lanes of a warp do together; all must do the same.
-enum class Operation { none, shuffle, vote, reduce };
+enum class Operation { none, shuffle, vote, reduce, barrier };
 
 struct Fiber {
   Dim thread{};
@@ -167,10 +168,10 @@ inline void run_block(unsigned index, const std::vector<unsigned>& order) {
 
 // Runs a whole grid; `Params` is what the kernel takes.
 template <typename Params>
-void launch(void (*kernel)(Params), unsigned grid, unsigned threads, const Params& params,
+void launch(void (*kernel)(const Params&), unsigned grid, unsigned threads, const Params& params,
             uint64_t seed) {
   struct Call {
-    void (*kernel)(Params);
+    void (*kernel)(const Params&);
     const Params* params;
   } call{kernel, &params};
   if (threads % LANES != 0) {
@@ -253,6 +254,19 @@ inline void __syncthreads() {
   }
 }
 
+// Whether `predicate` holds for any thread of the block.
+inline int __syncthreads_or(int predicate) {
+  static thread_local bool any;
+  __syncthreads();
+  any = false;
+  __syncthreads();
+  any = any || predicate != 0;
+  __syncthreads();
+  return any;
+}
+
+inline void __syncwarp() { shim::exchange(shim::Operation::barrier, shim::ALL, 0); }
+
 template <typename T>
 T __shfl_sync(unsigned mask, T value, int lane) {
   const uint32_t* all = shim::exchange(shim::Operation::shuffle, mask, shim::to_bits(value));
@@ -270,8 +284,16 @@ inline unsigned __reduce_max_sync(unsigned mask, unsigned value) {
 }
 
 inline unsigned long long atomicAdd(unsigned long long* at, unsigned long long value) {
-  const unsigned long long old = *at;
-  *at += value;
+  return __atomic_fetch_add(at, value, __ATOMIC_RELAXED);
+}
+
+inline int atomicAdd(int* at, int value) { return __atomic_fetch_add(at, value, __ATOMIC_RELAXED); }
+
+inline int atomicMax(int* at, int value) {
+  int old = __atomic_load_n(at, __ATOMIC_RELAXED);
+  while (old < value && !__atomic_compare_exchange_n(at, &old, value, false, __ATOMIC_RELAXED,
+                                                     __ATOMIC_RELAXED)) {
+  }
   return old;
 }
 
@@ -289,6 +311,7 @@ inline float __fmul_rn(float a, float b) { return shim::as_gpu(a * b); }
 inline float __fdiv_rn(float a, float b) { return shim::as_gpu(a / b); }
 inline float __fsqrt_rn(float a) { return shim::as_gpu(std::sqrt(a)); }
 inline float __fmaf_rn(float a, float b, float c) { return shim::as_gpu(std::fma(a, b, c)); }
+inline int __float2int_rn(float a) { return static_cast<int>(std::lrint(a)); }
 inline float __double2float_rn(double a) { return shim::as_gpu(static_cast<float>(a)); }
 inline double __dadd_rn(double a, double b) { return a + b; }
 inline double __dmul_rn(double a, double b) { return a * b; }

@@ -370,14 +370,14 @@ impl Active<'_> {
     /// # Safety
     /// `params` is what the kernel takes, its pointers are valid until the work is done, and
     /// `stream` belongs to the device's primary context.
-    pub(super) unsafe fn launch<P: Copy>(
+    pub(super) unsafe fn launch<P>(
         &self,
         kernel: Kernel,
         grid: u32,
-        mut params: P,
+        params: &P,
         stream: *mut c_void,
     ) -> Result<()> {
-        let mut pointers = [(&raw mut params).cast::<c_void>()];
+        let mut pointers = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
         // SAFETY: the driver copies the parameters before it returns; the caller's promise.
         let result = unsafe {
             sys::cuLaunchKernel(

@@ -1,9 +1,10 @@
 //! The CUDA backend: one device's primary context, its kernels, work enqueued on the caller's
 //! stream.
 //!
-//! `driver.rs` speaks to the driver, `kernels.rs` decides what is launched, `params.rs` is what a
-//! kernel is told; the kernels are in `cuda/`. A step launches and returns: it never allocates,
-//! copies, waits, loads or changes the caller's current context, so it can be captured in a graph.
+//! `driver.rs` speaks to the driver; `kernels.rs` knows the kernels, `table.rs` what a plan prepares
+//! for them, `launch.rs` what a call launches, `params.rs` what a kernel is told; the kernels are in
+//! `cuda/`. A step launches and returns: it never allocates, copies, waits, loads or changes the
+//! caller's current context, so it can be captured in a graph.
 
 #![expect(unsafe_code, reason = "calls the driver with device pointers")]
 
@@ -11,20 +12,22 @@ mod driver;
 #[cfg(test)]
 mod emulation;
 mod kernels;
+mod launch;
 mod params;
+mod table;
 
 use std::ffi::c_void;
+use std::sync::Arc;
 
-use crate::error::{Error, Result, Status, unsupported};
+use crate::error::{Error, Result, Status};
 use crate::layout::index;
-use crate::numerics::{FpEnv, Hyper, Scalars};
-use crate::plan::{Pass, TensorPlan};
-use crate::spec::{Optimizer, Spec};
-use crate::step::HyperSource;
+use crate::plan::TensorPlan;
+use crate::spec::Spec;
 
 use super::Call;
 use driver::Device;
-use kernels::Launch;
+use launch::Work;
+use table::Lists;
 
 /// Whether a device can be used; does not make a context on it.
 ///
@@ -37,13 +40,26 @@ pub(crate) fn probe(device: i32) -> Result<()> {
 /// One CUDA device.
 #[derive(Debug)]
 pub struct CudaContext {
-    device: Device,
+    device: Arc<Device>,
 }
 
-/// One launch per tensor.
+/// What a plan has prepared: its launches, and the table that their kernels read.
 #[derive(Debug)]
 pub(crate) struct Schedule {
-    launches: Vec<Launch>,
+    device: Arc<Device>,
+    table: DeviceArena,
+    lists: Lists,
+}
+
+impl Drop for Schedule {
+    fn drop(&mut self) {
+        // Freeing waits for whatever still runs. A failure is dropped: the device is then beyond
+        // use anyway.
+        let _ = self.device.with(|active| {
+            // SAFETY: allocated for this plan, of which no step is in flight.
+            unsafe { active.free(self.table.data, std::ptr::null_mut()) }
+        });
+    }
 }
 
 /// Device memory, freed by [`CudaContext::free`].
@@ -69,37 +85,52 @@ impl CudaContext {
     /// # Errors
     /// `CudaUnavailable` with the reason; `InvalidArgument` for a device that does not exist.
     pub fn new(device: i32) -> Result<Self> {
-        Device::open(device).map(|device| Self { device })
+        let device = Arc::new(Device::open(device)?);
+        Ok(Self { device })
     }
 
     pub(crate) fn schedule(&self, spec: &Spec, tensors: &[TensorPlan]) -> Result<Schedule> {
-        schedule(spec, tensors, |kernel| self.device.resident(kernel))
+        let (bytes, lists) = table::build(spec, tensors, &|kernel| self.device.resident(kernel))?;
+        // Plans are made outside of captures, so the legacy stream will do.
+        let stream = std::ptr::null_mut();
+        let schedule = Schedule {
+            device: Arc::clone(&self.device),
+            table: self.allocate(bytes.len() as i64, stream)?,
+            lists,
+        };
+        // SAFETY: as many bytes on both sides.
+        unsafe {
+            self.write(
+                bytes.as_ptr(),
+                schedule.table.data.cast(),
+                bytes.len(),
+                stream,
+            )?
+        };
+        Ok(schedule)
     }
 
     /// # Safety
     /// The call was validated; its buffers are valid device memory, its stream belongs to the
     /// device's primary context.
     pub(crate) unsafe fn step(&self, call: &Call<'_>) -> Result<()> {
-        let (plan, args) = (call.plan, call.args);
-        kernels::check(args)?;
-        let super::Schedule::Cuda(schedule) = &plan.schedule else {
+        let super::Schedule::Cuda(schedule) = &call.plan.schedule else {
             return Err(Error::new(Status::Internal, "the plan has a CPU schedule"));
         };
-        let scalars = scalars(&args.hyper);
         self.device.with(|active| {
-            if call.pass == Some(Pass::Maxima) {
-                // No kernel reads the statistics, but a trainer that reduces them does.
-                // SAFETY: the size was checked; the caller's promise.
-                return unsafe {
-                    active.zero(args.scratch.data, 4 * plan.scratch.maxima, call.stream)
-                };
-            }
-            for (i, (launch, tensor)) in schedule.launches.iter().zip(&plan.tensors).enumerate() {
-                let params = launch.params(tensor, i, args, &scalars);
-                // SAFETY: every AdamW kernel takes these parameters; the caller's promise.
-                unsafe { active.launch(launch.kernel, launch.grid, params, call.stream) }?;
-            }
-            Ok(())
+            launch::step(call, &schedule.lists, schedule.table.data, |work| {
+                // SAFETY: every kernel takes a `Launch`; the caller's promise.
+                unsafe {
+                    match work {
+                        Work::Zero { data, bytes } => active.zero(data, bytes, call.stream),
+                        Work::Kernel {
+                            kernel,
+                            grid,
+                            launch,
+                        } => active.launch(kernel, grid, launch, call.stream),
+                    }
+                }
+            })
         })
     }
 
@@ -152,39 +183,5 @@ impl CudaContext {
         // SAFETY: the caller's promise.
         self.device
             .with(|active| unsafe { active.write(from, to, bytes, stream) })
-    }
-}
-
-fn schedule(
-    spec: &Spec,
-    tensors: &[TensorPlan],
-    resident: impl Fn(kernels::Kernel) -> u32,
-) -> Result<Schedule> {
-    if spec.optimizer != Optimizer::Adamw || spec.amsgrad || spec.maximize {
-        return Err(unsupported(format!(
-            "this version has CUDA kernels for adamw without amsgrad and maximize, none for {}{}{}",
-            spec.optimizer.name(),
-            if spec.amsgrad { " with amsgrad" } else { "" },
-            if spec.maximize { " with maximize" } else { "" },
-        )));
-    }
-    if tensors.iter().any(|tensor| tensor.info.group > 0) {
-        return Err(unsupported(
-            "this version's CUDA kernels take one group of hyper-parameters",
-        ));
-    }
-    let launches = tensors
-        .iter()
-        .map(|tensor| Launch::new(tensor, &resident))
-        .collect::<Result<_>>()?;
-    Ok(Schedule { launches })
-}
-
-/// The scalars of a step by value; what it says is not used where they are in device memory.
-fn scalars(source: &HyperSource<'_>) -> Scalars {
-    let _env = FpEnv::ieee();
-    match *source {
-        HyperSource::Host(groups, step) => Scalars::new(&groups[0], step),
-        HyperSource::Memory { .. } => Scalars::new(&Hyper::default(), 1),
     }
 }
