@@ -4,6 +4,7 @@
 #pragma once
 
 #include "numerics.cuh"
+#include "ptx.cuh"
 
 namespace lowbit {
 
@@ -23,6 +24,9 @@ struct Bf16 {
     const unsigned bits = __float_as_uint(x);
     return magnitude(x) > INF_BITS ? NAN_BITS >> 16
                                    : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  }
+  __device__ static __forceinline__ unsigned pack(float low, float high) {
+    return pack_bf16(low, high);
   }
 };
 
@@ -106,8 +110,7 @@ __device__ __forceinline__ void store(void* tensor, long long at, int count, con
     *reinterpret_cast<uint4*>(to) = make_uint4(Dtype::encode(x[0]), Dtype::encode(x[1]),
                                                Dtype::encode(x[2]), Dtype::encode(x[3]));
   } else if constexpr (Wide) {
-    *reinterpret_cast<uint2*>(to) = make_uint2(Dtype::encode(x[0]) | Dtype::encode(x[1]) << 16,
-                                               Dtype::encode(x[2]) | Dtype::encode(x[3]) << 16);
+    *reinterpret_cast<uint2*>(to) = make_uint2(Dtype::pack(x[0], x[1]), Dtype::pack(x[2], x[3]));
   } else {
     for (int i = 0; i < 4; ++i) {
       if (i < count) {

@@ -5,6 +5,8 @@
 #include <cstddef>
 
 #include "adamw_any.cu"
+#include "adamw_block4.cu"
+#include "adamw_f32.cu"
 
 using namespace lowbit;
 
@@ -35,3 +37,82 @@ extern "C" const size_t shim_layout[] = {
     AT(Launch, statistics), AT(Launch, tickets), AT(Launch, seed), AT(Launch, step),
     AT(Launch, flags), AT(Launch, groups), AT(Launch, tensor_count), AT(Launch, words),
 };
+
+// ---- parts of kernels --------------------------------------------------------------------------
+
+// The codes alone: 128 values for each scale, coded; and the 16 levels of each scale.
+struct CodesParams {
+  const Codebook* m_book;
+  const Codebook* v_book;
+  const float* values;  // [scales][128]
+  const float* scales;
+  unsigned char* codes;  // [2][scales][128]: m, v
+  float* levels;         // [2][scales][16]
+  size_t count;          // of scales
+};
+
+static void code_values(const CodesParams& a) {
+  SignedTable m;
+  LinearTable v;
+  m.fill(*a.m_book);
+  v.fill(*a.v_book);
+  const size_t lane = threadIdx.x;
+  for (size_t block = 0; block < a.count; ++block) {
+    const float scale = a.scales[block];
+    float values[4];
+    std::memcpy(values, a.values + 128 * block + 4 * lane, sizeof values);
+    unsigned m_codes = m.encode(values, scale), v_codes = v.encode(values, scale);
+    bool negative = false;
+    for (float x : values) {
+      negative = negative || x < 0.0f;
+    }
+    if (!is_usual_scale(scale)) {
+      m_codes = count_midpoints(values, scale, *a.m_book);
+    }
+    if (!is_usual_scale(scale) || negative) {
+      v_codes = count_midpoints(values, scale, *a.v_book);
+    }
+    for (size_t i = 0; i < 4; ++i) {
+      const size_t at = 128 * block + 4 * lane + i;
+      a.codes[at] = m_codes >> 4 * i & 15;
+      a.codes[128 * a.count + at] = v_codes >> 4 * i & 15;
+    }
+    const unsigned code = lane % 16;
+    const unsigned all = code * 0x1111;
+    float m_levels[4], v_levels[4];
+    decode_nibbles(all, m.scaled_levels(scale), m_levels);
+    decode_nibbles(all, v.scaled_levels(scale), v_levels);
+    if (lane < 16) {
+      a.levels[16 * block + code] = m_levels[3];
+      a.levels[16 * (a.count + block) + code] = v_levels[0];
+    }
+  }
+}
+
+extern "C" void shim_codes(const CodesParams* params) {
+  shim::launch(code_values, 1, shim::LANES, *params, 0);
+}
+
+// How many roots, of every significand and both parities of the exponent, differ from the host's.
+extern "C" size_t shim_wrong_roots() {
+  size_t wrong = 0;
+  for (uint32_t bits = 0x3f800000; bits < 0x40800000; ++bits) {
+    const float x = shim::from_bits<float>(bits);
+    wrong += root_in_range(x) != std::sqrt(x);
+  }
+  return wrong;
+}
+
+// The same for `count` random quotients.
+extern "C" size_t shim_wrong_quotients(size_t count) {
+  std::mt19937_64 random(3);
+  size_t wrong = 0;
+  for (size_t i = 0; i < count; ++i) {
+    const uint64_t bits = random();
+    const float n = shim::from_bits<float>(static_cast<uint32_t>(0x3f800000 | (bits & 0x7fffff)));
+    const float d =
+        shim::from_bits<float>(static_cast<uint32_t>(0x3f800000 | (bits >> 32 & 0x7fffff)));
+    wrong += quotient_in_range(n, d) != n / d;
+  }
+  return wrong;
+}

@@ -18,6 +18,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <cfenv>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -28,6 +29,8 @@
 #include <vector>
 
 // ---- language ----------------------------------------------------------------------------------
+
+#define LOWBIT_SHIM
 
 #define __global__
 #define __device__
@@ -267,10 +270,12 @@ inline int __syncthreads_or(int predicate) {
 
 inline void __syncwarp() { shim::exchange(shim::Operation::barrier, shim::ALL, 0); }
 
+// Reads lane `lane` of the caller's group of `width` lanes.
 template <typename T>
-T __shfl_sync(unsigned mask, T value, int lane) {
+T __shfl_sync(unsigned mask, T value, int lane, unsigned width = shim::LANES) {
   const uint32_t* all = shim::exchange(shim::Operation::shuffle, mask, shim::to_bits(value));
-  return shim::from_bits<T>(all[static_cast<unsigned>(lane) % shim::LANES]);
+  const unsigned group = shim::current_thread().x % shim::LANES / width * width;
+  return shim::from_bits<T>(all[group + static_cast<unsigned>(lane) % width]);
 }
 
 inline int __any_sync(unsigned mask, bool predicate) {
@@ -318,4 +323,52 @@ inline double __dmul_rn(double a, double b) { return a * b; }
 inline double __ddiv_rn(double a, double b) { return a / b; }
 inline double __dsqrt_rn(double a) { return std::sqrt(a); }
 
-inline unsigned max(unsigned a, unsigned b) { return a < b ? b : a; }
+// Rounded towards zero.
+inline float __fmaf_rz(float a, float b, float c) {
+  const int before = std::fegetround();
+  std::fesetround(FE_TOWARDZERO);
+  volatile float x = a, y = b, z = c;
+  volatile float result = std::fma(x, y, z);
+  std::fesetround(before);
+  return shim::as_gpu(result);
+}
+
+namespace shim {
+// A value near `x`, by at most `units` in its last place: what an approximation may be. Which one,
+// the bits of `x` decide, so that all are tried.
+inline float near(float x, int units) {
+  if (!std::isnormal(x)) {
+    return x;
+  }
+  const uint32_t bits = to_bits(x);
+  const int range = 2 * units + 1;
+  const int off = static_cast<int>((bits * 2654435761u >> 16) % static_cast<unsigned>(range));
+  const float moved = from_bits<float>(bits + static_cast<uint32_t>(off - units));
+  return std::isnormal(moved) ? moved : x;
+}
+}  // namespace shim
+
+namespace lowbit {
+// What is asm on the device (`cuda/ptx.cuh`).
+inline float approximate_reciprocal(float x) {
+  return shim::as_gpu(shim::near(static_cast<float>(1.0 / static_cast<double>(x)), 1));
+}
+inline float approximate_reciprocal_root(float x) {
+  // Not moved: for a few significands the root would be wrong by a unit. The device's approximation
+  // is good enough for all of them, or its own sqrt.rn, the same operations, would be wrong too.
+  return shim::as_gpu(static_cast<float>(1.0 / std::sqrt(static_cast<double>(x))));
+}
+inline float max_nan(float a, float b) {
+  return std::isnan(a) || std::isnan(b) ? shim::from_bits<float>(0x7fffffff) : std::max(a, b);
+}
+inline unsigned add_if_greater(unsigned sum, unsigned more, float x, float y) {
+  return x > y ? sum + more : sum;
+}
+inline unsigned pack_bf16(float low, float high) {
+  const auto round = [](float x) {
+    const uint32_t bits = shim::to_bits(x);
+    return std::isnan(x) ? 0x7fffu : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  };
+  return round(low) | round(high) << 16;
+}
+}  // namespace lowbit

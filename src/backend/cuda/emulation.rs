@@ -18,7 +18,7 @@ use crate::dtype::Dtype;
 use crate::error::{Result, Status};
 use crate::numerics::{self, Hyper};
 use crate::plan::{Pass, Plan, TensorInfo};
-use crate::quant::{Mapping, Rounding};
+use crate::quant::{Mapping, Rounding, Table};
 use crate::spec::{FactorAxes, Normalization, Optimizer, Override, Quantizer, Spec};
 use crate::step::{Buffer, HyperSource, NonFinite, Stage, StepArgs};
 use crate::weights::Weights;
@@ -29,6 +29,9 @@ type KernelFn = unsafe extern "C" fn(*const Launch);
 
 struct Shim {
     launch: unsafe extern "C" fn(KernelFn, u32, u32, *const Launch, u64),
+    codes: unsafe extern "C" fn(*const CodesParams),
+    wrong_roots: unsafe extern "C" fn() -> usize,
+    wrong_quotients: unsafe extern "C" fn(usize) -> usize,
     layout: *const usize,
     kernels: Vec<KernelFn>,
 }
@@ -84,6 +87,16 @@ impl Shim {
                     *mut c_void,
                     unsafe extern "C" fn(KernelFn, u32, u32, *const Launch, u64),
                 >(symbol(c"shim_launch")),
+                codes: std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*const CodesParams)>(
+                    symbol(c"shim_codes"),
+                ),
+                wrong_roots: std::mem::transmute::<*mut c_void, unsafe extern "C" fn() -> usize>(
+                    symbol(c"shim_wrong_roots"),
+                ),
+                wrong_quotients: std::mem::transmute::<
+                    *mut c_void,
+                    unsafe extern "C" fn(usize) -> usize,
+                >(symbol(c"shim_wrong_quotients")),
                 layout: symbol(c"shim_layout").cast(),
                 kernels: KERNELS
                     .iter()
@@ -1057,6 +1070,98 @@ fn models_of_many_tensors_are_cut_into_several_launches() {
     let host = Host::new(&case.plan(), 100).unwrap();
     assert_eq!(host.lists.apply.len(), 3);
     case.run();
+}
+
+#[test]
+fn roots_and_quotients_in_range_are_rounded_correctly() {
+    // SAFETY: functions without pointers.
+    unsafe {
+        assert_eq!((SHIM.wrong_roots)(), 0);
+        assert_eq!((SHIM.wrong_quotients)(20_000_000), 0);
+    }
+}
+
+#[repr(C)]
+struct CodesParams {
+    books: [*const Codebook; 2],
+    values: *const f32,
+    scales: *const f32,
+    codes: *mut u8,
+    levels: *mut f32,
+    count: usize,
+}
+
+/// Every midpoint and its neighbours, two steps to either side, for scales of every size.
+#[test]
+fn codes_at_every_midpoint_equal_their_definition() {
+    let mut random = Random(11);
+    let mut scales = vec![0.0, f32::from_bits(0x7fff_ffff), f32::MAX, 1.0, 3.0, 1e-30];
+    for exponent in 0..255_u32 {
+        for _ in 0..4 {
+            scales.push(f32::from_bits(
+                exponent << 23 | (random.bits() as u32 & 0x007f_ffff),
+            ));
+        }
+        scales.push(f32::from_bits(exponent << 23));
+        scales.push(f32::from_bits(exponent << 23 | 0x007f_ffff));
+    }
+    // The smallest, and both sides of where the estimates begin and end.
+    scales.extend((1..200).map(f32::from_bits));
+    for exponent in [-100, 100] {
+        let border = 2.0_f32.powi(exponent).to_bits();
+        scales.extend((border - 3..border + 3).map(f32::from_bits));
+    }
+
+    let tables = [(Mapping::De, true), (Mapping::Linear, false)]
+        .map(|(mapping, signed)| Table::of(mapping, 4, signed, &[]).unwrap());
+    let books = tables.each_ref().map(|table| table::codebook(table));
+    for (state, table) in tables.iter().enumerate() {
+        let mut values = Vec::new();
+        for scale in &scales {
+            let mut block = vec![0.0, -0.0, *scale, -scale];
+            for midpoint in &table.midpoints {
+                let middle = midpoint * scale;
+                let (down, up) = (middle.next_down(), middle.next_up());
+                block.extend([middle, down, up, down.next_down(), up.next_up()]);
+            }
+            // No value is larger than its block's scale.
+            block.retain(|x| scale.is_nan() || x.abs() <= *scale);
+            block.resize_with(128, || random.value() * scale);
+            values.extend(block);
+        }
+        let count = scales.len();
+        let (mut codes, mut levels) = (vec![0_u8; 256 * count], vec![0_f32; 32 * count]);
+        let params = CodesParams {
+            books: books.each_ref().map(std::ptr::from_ref),
+            values: values.as_ptr(),
+            scales: scales.as_ptr(),
+            codes: codes.as_mut_ptr(),
+            levels: levels.as_mut_ptr(),
+            count,
+        };
+        // SAFETY: buffers of the sizes that kernels.cpp says.
+        unsafe { (SHIM.codes)(&raw const params) };
+        for (i, x) in values.iter().enumerate() {
+            let scale = scales[i / 128];
+            let above = table.midpoints.iter().filter(|mid| *x > *mid * scale);
+            let (want, got) = (above.count(), codes[128 * count * state + i]);
+            assert_eq!(
+                usize::from(got),
+                want,
+                "state {state}, {x:e} at scale {scale:e}"
+            );
+        }
+        for (i, scale) in scales.iter().enumerate() {
+            for (code, level) in table.levels.iter().enumerate() {
+                let (want, got) = (level * scale, levels[16 * (count * state + i) + code]);
+                assert!(
+                    want.to_bits() == got.to_bits() || (want.is_nan() && got.is_nan()),
+                    "state {state}, code {code} at scale {scale:e}: {want:e}, {got:e}"
+                );
+            }
+        }
+    }
+    println!("{} values and scales per table", 128 * scales.len());
 }
 
 // ---- planning ----------------------------------------------------------------------------------

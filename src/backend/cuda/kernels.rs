@@ -2,9 +2,12 @@
 
 use std::ffi::CStr;
 
+use crate::dtype::Dtype;
 use crate::error::{Error, Result, Status};
-use crate::plan::TensorPlan;
-use crate::spec::Spec;
+use crate::plan::{Format, Scales, TensorPlan};
+use crate::quant::Mapping;
+use crate::spec::{Optimizer, Quantizer, Spec};
+use crate::weights::Weights;
 
 /// The kernels as `build.rs` compiled them.
 pub(super) struct Embedded {
@@ -24,16 +27,30 @@ pub(super) fn embedded() -> Result<Embedded> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Kernel(pub(super) usize);
 
-/// Module and symbol of every kernel.
-pub(super) const KERNELS: [(&str, &CStr); 3] = [
+/// Module and symbol of every kernel. Those for common tensors come in fours: parameters in f32 or
+/// bf16, then gradients.
+pub(super) const KERNELS: [(&str, &CStr); 11] = [
     ("adamw_any", c"lowbit_k_collect"),
     ("adamw_any", c"lowbit_k_finish"),
     ("adamw_any", c"lowbit_k_adamw_any"),
+    ("adamw_block4", c"lowbit_k_adamw_f32_f32_block4"),
+    ("adamw_block4", c"lowbit_k_adamw_f32_bf16_block4"),
+    ("adamw_block4", c"lowbit_k_adamw_bf16_f32_block4"),
+    ("adamw_block4", c"lowbit_k_adamw_bf16_bf16_block4"),
+    ("adamw_f32", c"lowbit_k_adamw_f32_f32_f32"),
+    ("adamw_f32", c"lowbit_k_adamw_f32_bf16_f32"),
+    ("adamw_f32", c"lowbit_k_adamw_bf16_f32_f32"),
+    ("adamw_f32", c"lowbit_k_adamw_bf16_bf16_f32"),
 ];
 
 pub(super) const COLLECT: Kernel = Kernel(0);
 pub(super) const FINISH: Kernel = Kernel(1);
-pub(super) const ANY: Kernel = Kernel(2);
+const ANY: Kernel = Kernel(2);
+const BLOCK4: Kernel = Kernel(3);
+const F32: Kernel = Kernel(7);
+
+/// The block that the kernels for common tensors are written for (`BLOCK` in adamw.cuh).
+const BLOCK: i64 = 128;
 
 /// Threads of a thread block (`THREADS` in tasks.cuh).
 pub(super) const THREADS: u32 = 256;
@@ -44,7 +61,46 @@ pub(super) fn all() -> impl Iterator<Item = Kernel> {
 
 impl Kernel {
     /// The kernel that steps a tensor.
-    pub(super) fn of(_spec: &Spec, _tensor: &TensorPlan) -> Self {
-        ANY
+    pub(super) fn of(spec: &Spec, tensor: &TensorPlan) -> Self {
+        let info = &tensor.info;
+        let narrow = |dtype| match dtype {
+            Dtype::F32 => Some(0),
+            Dtype::Bf16 => Some(1),
+            _ => None,
+        };
+        let common = spec.optimizer == Optimizer::Adamw
+            && !spec.amsgrad
+            && info.weights == Weights::Plain
+            && tensor.grid.block == BLOCK;
+        let (Some(param), Some(grad), true) =
+            (narrow(info.param_dtype), narrow(info.grad_dtype), common)
+        else {
+            return ANY;
+        };
+        // A one-axis tensor under rank-1 has blocks of 128 as well.
+        let coded = |state: usize, mapping| {
+            let state = &tensor.states[state];
+            let plain = Quantizer::block(128, mapping);
+            matches!(&state.format, Format::Codes(codes) if codes.scales == Scales::Block(BLOCK))
+                && state.quantizer.in_blocks() == plain
+        };
+        let first = if tensor
+            .states
+            .iter()
+            .all(|state| state.format == Format::F32)
+        {
+            F32
+        } else if coded(0, Mapping::De) && coded(1, Mapping::Linear) {
+            BLOCK4
+        } else {
+            return ANY;
+        };
+        Self(first.0 + 2 * param + grad)
+    }
+
+    /// Whether rows of whole blocks may be one row to it: nothing lies between them, and it asks
+    /// for no place in the global tensor.
+    pub(super) fn merges_rows(self) -> bool {
+        self.0 >= BLOCK4.0
     }
 }

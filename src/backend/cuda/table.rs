@@ -2,7 +2,6 @@
 //! the kernels everything that stays the same from step to step. Pure functions: the tests run the
 //! same lists on the host (`emulation.rs`).
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::kernels::{self, Kernel, THREADS};
@@ -60,7 +59,7 @@ pub(super) fn build(
     let mut builder = Builder {
         tensors,
         bytes: Vec::new(),
-        codebooks: HashMap::new(),
+        codebooks: Vec::new(),
         resident,
     };
     let mut lists = Lists::default();
@@ -111,8 +110,8 @@ fn check(spec: &Spec, tensors: &[TensorPlan]) -> Result<()> {
 struct Builder<'a> {
     tensors: &'a [TensorPlan],
     bytes: Vec<u8>,
-    /// Offsets, by the address of the table.
-    codebooks: HashMap<*const quant::Table, i64>,
+    /// With their offsets; equal ones are shared.
+    codebooks: Vec<(Arc<quant::Table>, i64)>,
     resident: &'a dyn Fn(Kernel) -> u32,
 }
 
@@ -158,7 +157,8 @@ impl Builder<'_> {
         for (number, &(i, words)) in members.iter().enumerate() {
             let group = self.tensors[i].info.group;
             let scalars = groups.iter().find(|(known, _)| *known == group);
-            entries.push(self.entry(i, words, scalars.map_or(0, |(_, word)| *word))?);
+            let scalars = scalars.map_or(0, |(_, word)| *word);
+            entries.push(self.entry(kernel, i, words, scalars)?);
             segments.push(Segment {
                 first: tasks,
                 tensor: narrow(number)?,
@@ -184,17 +184,22 @@ impl Builder<'_> {
         })
     }
 
-    fn entry(&mut self, i: usize, words: usize, scalars: usize) -> Result<Tensor> {
+    fn entry(&mut self, kernel: Kernel, i: usize, words: usize, scalars: usize) -> Result<Tensor> {
         let tensor = &self.tensors[i];
         let grid = &tensor.grid;
         let mut state = [State::default(); MAX_STATES];
         for (slot, plan) in state.iter_mut().zip(&tensor.states) {
             *slot = self.state(tensor, plan)?;
         }
+        let (rows, cols) = if kernel.merges_rows() && grid.cols % grid.block == 0 {
+            (1, grid.rows * grid.cols)
+        } else {
+            (grid.rows, grid.cols)
+        };
         Ok(Tensor {
-            rows: grid.rows,
-            cols: grid.cols,
-            units: grid.blocks,
+            rows,
+            cols,
+            units: div_ceil(cols, grid.block),
             // An empty tensor has no first column.
             first_col: if tensor.numel == 0 {
                 0
@@ -253,19 +258,15 @@ impl Builder<'_> {
     }
 
     fn codebook(&mut self, codes: &Codes) -> i64 {
-        let key = Arc::as_ptr(&codes.table);
-        if let Some(offset) = self.codebooks.get(&key) {
+        let known = self
+            .codebooks
+            .iter()
+            .find(|(table, _)| *table == codes.table);
+        if let Some((_, offset)) = known {
             return *offset;
         }
-        let mut book = Codebook {
-            by_code: codes.table.by_code,
-            midpoints: [f32::INFINITY; 256],
-            levels: codes.table.levels.len() as i32,
-            reserved: 0,
-        };
-        book.midpoints[..codes.table.midpoints.len()].copy_from_slice(&codes.table.midpoints);
-        let offset = self.append(&[book]);
-        self.codebooks.insert(key, offset);
+        let offset = self.append(&[codebook(&codes.table)]);
+        self.codebooks.push((Arc::clone(&codes.table), offset));
         offset
     }
 
@@ -279,6 +280,18 @@ impl Builder<'_> {
         self.bytes.extend_from_slice(bytes);
         offset
     }
+}
+
+/// A table as the kernels read it.
+pub(super) fn codebook(table: &quant::Table) -> Codebook {
+    let mut book = Codebook {
+        by_code: table.by_code,
+        midpoints: [f32::INFINITY; 256],
+        levels: table.levels.len() as i32,
+        reserved: 0,
+    };
+    book.midpoints[..table.midpoints.len()].copy_from_slice(&table.midpoints);
+    book
 }
 
 impl Kernel {

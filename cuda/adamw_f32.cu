@@ -1,0 +1,59 @@
+// AdamW with f32 moments: for small tensors, which keep them, and as the yardstick (`adamw32`).
+//
+//   m' = beta1 m + (1 - beta1) g        v' = beta2 v + (1 - beta2) g^2
+//   p' = p - lr (m' / (1 - beta1^t)) / (sqrt(v' / (1 - beta2^t)) + eps) - lr wd p
+//
+// Bytes moved per element: parameter read and written, gradient read, moments read and written
+// (4 x 4): 22 for bf16 parameters and gradients, 28 for f32.
+//
+// Launch, unit of work and rounding steps are those of adamw_block4.cu; blocks of 128 matter here
+// only to what a non-finite gradient holds back.
+
+#include "adamw.cuh"
+
+namespace lowbit {
+
+struct F32States {
+  // v may be infinite from before.
+  static constexpr bool V_SHOWS_NON_FINITE = false;
+
+  struct Tables {
+    __device__ __forceinline__ void fill(const Launch&, const Tensor&) {}
+  };
+
+  float* m_values;
+  float* v_values;
+
+  __device__ __forceinline__ F32States(const Launch& launch, const Tensor& t, const Tables&)
+      : m_values(pointer<float>(launch, t, t.state[0].buffer)),
+        v_values(pointer<float>(launch, t, t.state[1].buffer)) {}
+
+  __device__ __forceinline__ bool aligned() const {
+    return ((reinterpret_cast<unsigned long long>(m_values) |
+             reinterpret_cast<unsigned long long>(v_values)) & 15) == 0;
+  }
+
+  // Units, and lanes, of a single row on.
+  __device__ __forceinline__ void advance(long long units, int lanes) {
+    m_values += units * BLOCK + lanes * EACH;
+    v_values += units * BLOCK + lanes * EACH;
+  }
+
+  template <bool Wide>
+  __device__ __forceinline__ void load(const Place& place, float (&m)[EACH],
+                                       float (&v)[EACH]) const {
+    lowbit::load<F32, Wide>(m_values, place.element, place.count, m);
+    lowbit::load<F32, Wide>(v_values, place.element, place.count, v);
+  }
+
+  template <bool Wide>
+  __device__ __forceinline__ void store(const Place& place, const Quad& x, float, unsigned,
+                                        bool) const {
+    lowbit::store<F32, Wide>(m_values, place.element, place.count, x.m);
+    lowbit::store<F32, Wide>(v_values, place.element, place.count, x.v);
+  }
+};
+
+}  // namespace lowbit
+
+LOWBIT_ADAMW_KERNELS(f32, F32States)
