@@ -237,7 +237,7 @@ __device__ __forceinline__ void step_tensors(const Launch& launch) {
     memory.advance((first + warp_index()) * BLOCK + EACH * lane_index());
     states.advance(first + warp_index(), lane_index());
     const Place place{0, 0, 0, EACH};
-#pragma unroll 2
+#pragma unroll 1
     for (int unit = warp_index(); unit < full; unit += WARPS) {
       step_unit<P, G, States, true>(launch, shared, states, memory, place, in_range, skip_blocks);
       memory.advance(WARPS * BLOCK);

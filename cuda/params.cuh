@@ -134,7 +134,7 @@ constexpr int UPDATES = 128;     // the update is written instead of the paramet
 constexpr int SKIP_ALL = 256;    // no tensor changes
 constexpr int FUSED = 512;       // collects and applies in one launch, by tickets
 
-constexpr int LAUNCH_WORDS = 4064;
+constexpr int LAUNCH_WORDS = 4056;
 
 struct Launch {
   const unsigned char* table;
@@ -151,6 +151,14 @@ struct Launch {
   int flags;
   int groups;
   int tensor_count;  // of the plan
+  int state;         // of `compress` and `decompress`
+  float decay;       // of `ema`
+  float weight;
+  float grad_scale;  // of the norm
+  float max_norm;
+  int reserved;
+  float* norm;         // null, or where the norm goes
+  float* clip_factor;  // likewise
   unsigned long long words[LAUNCH_WORDS];
 };
 

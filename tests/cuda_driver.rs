@@ -19,7 +19,6 @@ use std::process::Command;
 use std::sync::{Arc, LazyLock};
 
 use lowbit::dtype::Dtype;
-use lowbit::error::Status;
 use lowbit::plan::{Plan, TensorInfo};
 use lowbit::spec::Spec;
 use lowbit::state::State;
@@ -382,7 +381,7 @@ fn step() -> lowbit::error::Result<()> {
             done?;
             expect_calls(
                 &made,
-                "cuCtxPushCurrent_v2 cuLaunchKernel cuCtxPopCurrent_v2",
+                "cuCtxPushCurrent_v2 cuLaunchKernel cuLaunchKernel cuCtxPopCurrent_v2",
             );
             // SAFETY: as above.
             let (done, made) = calls(|| unsafe { plan.step(&args, Stage::Collect(0), stream()) });

@@ -7,6 +7,8 @@
 #include "adamw_any.cu"
 #include "adamw_block4.cu"
 #include "adamw_f32.cu"
+#include "codec.cu"
+#include "norm.cu"
 
 using namespace lowbit;
 
@@ -35,7 +37,9 @@ extern "C" const size_t shim_layout[] = {
     sizeof(Launch), AT(Launch, table), AT(Launch, tensors), AT(Launch, segments),
     AT(Launch, tasks), AT(Launch, hyper), AT(Launch, step_number), AT(Launch, skipped),
     AT(Launch, statistics), AT(Launch, tickets), AT(Launch, seed), AT(Launch, step),
-    AT(Launch, flags), AT(Launch, groups), AT(Launch, tensor_count), AT(Launch, words),
+    AT(Launch, flags), AT(Launch, groups), AT(Launch, tensor_count), AT(Launch, state),
+    AT(Launch, decay), AT(Launch, weight), AT(Launch, grad_scale), AT(Launch, max_norm),
+    AT(Launch, norm), AT(Launch, clip_factor), AT(Launch, words),
 };
 
 // ---- parts of kernels --------------------------------------------------------------------------

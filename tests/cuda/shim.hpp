@@ -318,6 +318,13 @@ inline float __fsqrt_rn(float a) { return shim::as_gpu(std::sqrt(a)); }
 inline float __fmaf_rn(float a, float b, float c) { return shim::as_gpu(std::fma(a, b, c)); }
 inline int __float2int_rn(float a) { return static_cast<int>(std::lrint(a)); }
 inline float __double2float_rn(double a) { return shim::as_gpu(static_cast<float>(a)); }
+inline long long __double2ll_rn(double a) { return std::llrint(a); }
+inline double __longlong_as_double(long long bits) {
+  double value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+inline double __fma_rn(double a, double b, double c) { return std::fma(a, b, c); }
 inline double __dadd_rn(double a, double b) { return a + b; }
 inline double __dmul_rn(double a, double b) { return a * b; }
 inline double __ddiv_rn(double a, double b) { return a / b; }

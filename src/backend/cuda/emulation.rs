@@ -10,12 +10,14 @@ use std::process::Command;
 use std::sync::{Arc, LazyLock};
 
 use super::kernels::{KERNELS, THREADS};
-use super::launch::{self, Work};
+use super::launch::{self, Direction, Work};
 use super::params::{Codebook, Launch, Scalars, Segment, State, Tensor};
 use super::table::{self, Lists};
-use crate::backend::{Call, Context, CpuContext, Variant};
+use crate::backend::{Call, Codec, Context, CpuContext, Variant};
+use crate::codec::EmaArgs;
 use crate::dtype::Dtype;
 use crate::error::{Result, Status};
+use crate::norm::{self, NormArgs};
 use crate::numerics::{self, Hyper};
 use crate::plan::{Pass, Plan, TensorInfo};
 use crate::quant::{Mapping, Rounding, Table};
@@ -131,7 +133,7 @@ impl Host {
             pass,
             stream: std::ptr::null_mut(),
         };
-        launch::step(&call, &self.lists, self.table.data.cast(), |work| {
+        launch::step(&call, &self.lists, self.table.data.cast(), &mut |work| {
             run(&work, seed);
             Ok(())
         })
@@ -346,6 +348,8 @@ struct Case {
     paint: Paint,
     /// Hyper-parameters in memory.
     in_memory: bool,
+    /// And the step number counted there.
+    counted: bool,
     hyper: Hyper,
     first_step: i32,
     /// Stage by stage.
@@ -371,6 +375,7 @@ impl Default for Case {
             nonfinite: NonFinite::Default,
             paint: Paint::Plain,
             in_memory: false,
+            counted: false,
             hyper: Hyper::default(),
             first_step: 1,
             staged: false,
@@ -483,7 +488,12 @@ impl Side {
             updates: updates.as_deref(),
             state: &state,
             scratch: self.scratch.buffer(),
-            hyper: if case.in_memory {
+            hyper: if case.counted {
+                HyperSource::Counted {
+                    hyper: self.hyper.data.cast(),
+                    step: self.step.data.cast(),
+                }
+            } else if case.in_memory {
                 HyperSource::Memory {
                     hyper: self.hyper.data.cast(),
                     step: self.step.data.cast(),
@@ -506,7 +516,7 @@ impl Side {
             .chain(list("grads", &self.grads))
             .chain(list("updates", &self.updates))
             .chain(list("state", &self.state))
-            .chain([("skipped", 0, &self.skipped)])
+            .chain([("skipped", 0, &self.skipped), ("step", 0, &self.step)])
     }
 
     fn require_same(&self, got: &Self, what: impl Fn() -> String) {
@@ -652,7 +662,8 @@ fn layouts_are_those_of_the_kernels() {
             .collect::<Vec<_>>(),
         &layout!(Scalars: l2 inv_bc2)[1..],
         &layout!(Launch: table tensors segments tasks hyper step_number skipped statistics tickets
-            seed step flags groups tensor_count words),
+            seed step flags groups tensor_count state decay weight
+            grad_scale max_norm norm clip_factor words),
     ]
     .concat();
     // SAFETY: an array of as many numbers.
@@ -854,6 +865,7 @@ fn any_case(random: &mut Random) -> Case {
             &[Paint::Plain, Paint::Plain, Paint::Scales, Paint::NonFinite],
         ),
         in_memory: random.below(2) == 0,
+        counted: random.below(3) == 0,
         hyper: Hyper {
             clip_factor: any(random, &[1.0, 0.37]),
             beta2: any(random, &[0.999, 0.95]),
@@ -966,6 +978,149 @@ fn shards(name: &str, axis: usize) {
                 side.params[0].bytes() == expected,
                 "{name}, axis {axis}, step {t}"
             );
+        }
+    }
+}
+
+#[test]
+fn states_as_values_equal_the_reference() {
+    let mut random = Random(9);
+    for _ in 0..300 {
+        let case = any_case(&mut random);
+        let plan = case.plan();
+        let host = Host::new(&plan, 3).unwrap();
+        let state = random.below(plan.spec().states().len() as u64) as usize;
+        let numels = plan.tensors().iter().map(|tensor| tensor.numel);
+        let memory = |bytes: i64| Guarded::new(bytes as usize, case.at_end);
+        let floats = || {
+            numels
+                .clone()
+                .map(|numel| memory(4 * numel))
+                .collect::<Vec<_>>()
+        };
+        let buffers = || {
+            plan.buffers()
+                .iter()
+                .map(|b| memory(b.bytes))
+                .collect::<Vec<_>>()
+        };
+        let list = |of: &[Guarded]| of.iter().map(Guarded::buffer).collect::<Vec<_>>();
+        let mut values = floats();
+        let mut inputs: Vec<_> = (plan.tensors().iter())
+            .map(|tensor| memory(tensor.numel * tensor.info.grad_dtype.size() as i64))
+            .collect();
+        for values in &mut values {
+            let count = values.bytes / 4;
+            let painted = (0..count).map(|i| case.paint.grad(i, &mut random));
+            values.fill(&encode(
+                painted.map(|x| if state == 0 { x } else { x.abs() }),
+                Dtype::F32,
+            ));
+        }
+        for (input, tensor) in inputs.iter_mut().zip(plan.tensors()) {
+            let dtype = tensor.info.grad_dtype;
+            let count = input.bytes / dtype.size();
+            let painted = (0..count).map(|i| case.paint.grad(i, &mut random));
+            input.fill(&encode(painted.map(f32::abs), dtype));
+        }
+        let (want, got) = (buffers(), buffers());
+        let (want_values, got_values) = (floats(), floats());
+        let null = std::ptr::null_mut();
+        let args = |buffers, outputs| EmaArgs {
+            inputs: list(&inputs).leak(),
+            outputs,
+            state: buffers,
+            decay: 0.9,
+            weight: 0.1,
+            step: 3,
+        };
+        let of = |values, buffers| Codec {
+            plan: &plan,
+            state,
+            step: 0,
+            values,
+            buffers,
+        };
+        let table = host.table.data.cast();
+        let run = |codec: &Codec<'_>, direction, ema: Option<&EmaArgs<'_>>| {
+            launch::codec(codec, direction, ema, &host.lists, table, &mut |work| {
+                run(&work, 1);
+                Ok(())
+            })
+            .unwrap();
+        };
+        let (values, want_list, got_list) = (list(&values), list(&want), list(&got));
+        let (want_out, got_out) = (list(&want_values), list(&got_values));
+        // SAFETY: host memory of the sizes that the plan says.
+        unsafe {
+            plan.compress(state, &values, &want_list, null).unwrap();
+            run(&of(&values, &got_list), Direction::Compress, None);
+            plan.decompress(state, &want_list, &want_out, null).unwrap();
+            run(&of(&got_out, &got_list), Direction::Decompress, None);
+        }
+        let same = |what: &str| {
+            let pairs = want
+                .iter()
+                .zip(&got)
+                .chain(want_values.iter().zip(&got_values));
+            for (i, (want, got)) in pairs.enumerate() {
+                assert!(want.bytes() == got.bytes(), "{what}, buffer {i}: {case:?}");
+            }
+        };
+        same("codes and values");
+        // SAFETY: as above.
+        unsafe { plan.ema(state, &args(&want_list, &want_out), null).unwrap() };
+        let ema = args(&got_list, &got_out);
+        let averaged = Codec {
+            step: ema.step,
+            ..of(&got_out, &got_list)
+        };
+        run(&averaged, Direction::Decompress, Some(&ema));
+        run(&averaged, Direction::Compress, None);
+        same("averages");
+    }
+}
+
+#[test]
+fn norms_equal_the_reference() {
+    let mut random = Random(10);
+    for _ in 0..100 {
+        let case = any_case(&mut random);
+        let plan = case.plan();
+        let host = Host::new(&plan, 3).unwrap();
+        let (mut side, t) = (Side::new(&plan, &case), 1);
+        side.paint(&case, t);
+        let mut grads: Vec<_> = side.grads.iter().map(Guarded::buffer).collect();
+        if random.below(3) == 0 {
+            grads[0] = Buffer::NONE;
+        }
+        let (scratch, results) = (Guarded::new(24, true), Guarded::new(8, true));
+        let args = NormArgs {
+            grads: &grads,
+            scratch: scratch.buffer(),
+            grad_scale: 0.25,
+            max_norm: 1.0,
+        };
+        // SAFETY: host memory of the sizes that the plan says.
+        let want = unsafe { plan.norm(&args, std::ptr::null_mut()) }.unwrap();
+        let mut enqueue = |work: Work<'_>| {
+            run(&work, 1);
+            Ok(())
+        };
+        let table = host.table.data.cast();
+        for stage in [norm::Stage::Max, norm::Stage::Sum] {
+            launch::norm(&plan, &args, stage, &host.lists, table, &mut enqueue).unwrap();
+        }
+        let result: *mut f32 = results.data.cast();
+        launch::clip(&args, result, result.wrapping_add(1), &mut enqueue).unwrap();
+        // SAFETY: two results.
+        let got = unsafe { [*result, *result.add(1)] };
+        assert_eq!(
+            got.map(f32::is_nan),
+            [want.norm, want.clip_factor].map(f32::is_nan)
+        );
+        if !want.norm.is_nan() {
+            assert_eq!(got, [want.norm, want.clip_factor], "{case:?}");
         }
     }
 }
@@ -1225,7 +1380,8 @@ fn offsets_other_than_the_plans_are_refused() {
             pass: None,
             stream: std::ptr::null_mut(),
         };
-        let error = launch::step(&call, &host.lists, std::ptr::null(), |_| Ok(())).unwrap_err();
+        let error =
+            launch::step(&call, &host.lists, std::ptr::null(), &mut |_| Ok(())).unwrap_err();
         assert_eq!(error.status(), Status::Unsupported);
     });
 }

@@ -29,7 +29,7 @@ pub(super) struct Kernel(pub(super) usize);
 
 /// Module and symbol of every kernel. Those for common tensors come in fours: parameters in f32 or
 /// bf16, then gradients.
-pub(super) const KERNELS: [(&str, &CStr); 11] = [
+pub(super) const KERNELS: [(&str, &CStr); 19] = [
     ("adamw_any", c"lowbit_k_collect"),
     ("adamw_any", c"lowbit_k_finish"),
     ("adamw_any", c"lowbit_k_adamw_any"),
@@ -41,6 +41,14 @@ pub(super) const KERNELS: [(&str, &CStr); 11] = [
     ("adamw_f32", c"lowbit_k_adamw_f32_bf16_f32"),
     ("adamw_f32", c"lowbit_k_adamw_bf16_f32_f32"),
     ("adamw_f32", c"lowbit_k_adamw_bf16_bf16_f32"),
+    ("codec", c"lowbit_k_clear_maxima"),
+    ("codec", c"lowbit_k_raise_maxima"),
+    ("codec", c"lowbit_k_compress"),
+    ("codec", c"lowbit_k_decompress"),
+    ("norm", c"lowbit_k_norm_max"),
+    ("norm", c"lowbit_k_norm_sum"),
+    ("norm", c"lowbit_k_norm_finish"),
+    ("norm", c"lowbit_k_count_step"),
 ];
 
 pub(super) const COLLECT: Kernel = Kernel(0);
@@ -48,6 +56,14 @@ pub(super) const FINISH: Kernel = Kernel(1);
 const ANY: Kernel = Kernel(2);
 const BLOCK4: Kernel = Kernel(3);
 const F32: Kernel = Kernel(7);
+pub(super) const CLEAR_MAXIMA: Kernel = Kernel(11);
+pub(super) const RAISE_MAXIMA: Kernel = Kernel(12);
+pub(super) const COMPRESS: Kernel = Kernel(13);
+pub(super) const DECOMPRESS: Kernel = Kernel(14);
+pub(super) const NORM_MAX: Kernel = Kernel(15);
+pub(super) const NORM_SUM: Kernel = Kernel(16);
+pub(super) const NORM_FINISH: Kernel = Kernel(17);
+pub(super) const COUNT_STEP: Kernel = Kernel(18);
 
 /// The block that the kernels for common tensors are written for (`BLOCK` in adamw.cuh).
 const BLOCK: i64 = 128;
@@ -55,8 +71,9 @@ const BLOCK: i64 = 128;
 /// Threads of a thread block (`THREADS` in tasks.cuh).
 pub(super) const THREADS: u32 = 256;
 
-pub(super) fn all() -> impl Iterator<Item = Kernel> {
-    (0..KERNELS.len()).map(Kernel)
+/// Those that step tensors.
+pub(super) fn steps() -> impl Iterator<Item = Kernel> {
+    (ANY.0..CLEAR_MAXIMA.0).map(Kernel)
 }
 
 impl Kernel {
@@ -101,6 +118,6 @@ impl Kernel {
     /// Whether rows of whole blocks may be one row to it: nothing lies between them, and it asks
     /// for no place in the global tensor.
     pub(super) fn merges_rows(self) -> bool {
-        self.0 >= BLOCK4.0
+        (BLOCK4.0..CLEAR_MAXIMA.0).contains(&self.0)
     }
 }

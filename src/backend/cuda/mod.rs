@@ -19,14 +19,16 @@ mod table;
 use std::ffi::c_void;
 use std::sync::Arc;
 
+use crate::codec::EmaArgs;
 use crate::error::{Error, Result, Status};
 use crate::layout::index;
-use crate::plan::TensorPlan;
+use crate::norm::{self, NormArgs};
+use crate::plan::{Plan, TensorPlan};
 use crate::spec::Spec;
 
-use super::Call;
+use super::{Call, Codec};
 use driver::Device;
-use launch::Work;
+use launch::{Direction, Work};
 use table::Lists;
 
 /// Whether a device can be used; does not make a context on it.
@@ -114,20 +116,114 @@ impl CudaContext {
     /// The call was validated; its buffers are valid device memory, its stream belongs to the
     /// device's primary context.
     pub(crate) unsafe fn step(&self, call: &Call<'_>) -> Result<()> {
-        let super::Schedule::Cuda(schedule) = &call.plan.schedule else {
-            return Err(Error::new(Status::Internal, "the plan has a CPU schedule"));
+        let schedule = schedule_of(call.plan)?;
+        self.run(call.stream, |run| {
+            launch::step(call, &schedule.lists, schedule.table.data, run)
+        })
+    }
+
+    /// # Safety
+    /// As for [`CudaContext::step`].
+    pub(crate) unsafe fn compress(&self, codec: &Codec<'_>, stream: *mut c_void) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.codec(codec, Direction::Compress, None, stream) }
+    }
+
+    /// # Safety
+    /// As for [`CudaContext::step`].
+    pub(crate) unsafe fn decompress(&self, codec: &Codec<'_>, stream: *mut c_void) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.codec(codec, Direction::Decompress, None, stream) }
+    }
+
+    /// # Safety
+    /// As for [`CudaContext::step`].
+    pub(crate) unsafe fn ema(
+        &self,
+        plan: &Plan,
+        state: usize,
+        args: &EmaArgs<'_>,
+        stream: *mut c_void,
+    ) -> Result<()> {
+        let codec = Codec {
+            plan,
+            state,
+            step: args.step,
+            values: args.outputs,
+            buffers: args.state,
         };
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.codec(&codec, Direction::Decompress, Some(args), stream)?;
+            self.codec(&codec, Direction::Compress, None, stream)
+        }
+    }
+
+    /// # Safety
+    /// As for [`CudaContext::step`].
+    unsafe fn codec(
+        &self,
+        codec: &Codec<'_>,
+        direction: Direction,
+        ema: Option<&EmaArgs<'_>>,
+        stream: *mut c_void,
+    ) -> Result<()> {
+        let schedule = schedule_of(codec.plan)?;
+        self.run(stream, |run| {
+            let table = schedule.table.data;
+            launch::codec(codec, direction, ema, &schedule.lists, table, run)
+        })
+    }
+
+    /// One stage of the norm.
+    ///
+    /// # Safety
+    /// As for [`CudaContext::step`].
+    pub(crate) unsafe fn norm(
+        &self,
+        plan: &Plan,
+        args: &NormArgs<'_>,
+        stage: norm::Stage,
+        stream: *mut c_void,
+    ) -> Result<()> {
+        let schedule = schedule_of(plan)?;
+        self.run(stream, |run| {
+            launch::norm(plan, args, stage, &schedule.lists, schedule.table.data, run)
+        })
+    }
+
+    /// The norm's end, to device memory.
+    ///
+    /// # Safety
+    /// As for [`CudaContext::step`], also for the two outputs.
+    pub(crate) unsafe fn clip(
+        &self,
+        args: &NormArgs<'_>,
+        norm: *mut f32,
+        clip_factor: *mut f32,
+        stream: *mut c_void,
+    ) -> Result<()> {
+        self.run(stream, |run| launch::clip(args, norm, clip_factor, run))
+    }
+
+    /// Calls `body` with what enqueues work on `stream`.
+    fn run(
+        &self,
+        stream: *mut c_void,
+        body: impl FnOnce(&mut dyn FnMut(Work<'_>) -> Result<()>) -> Result<()>,
+    ) -> Result<()> {
         self.device.with(|active| {
-            launch::step(call, &schedule.lists, schedule.table.data, |work| {
-                // SAFETY: every kernel takes a `Launch`; the caller's promise.
+            body(&mut |work| {
+                // SAFETY: every kernel takes a `Launch`; the promise of whoever called with
+                // pointers and this stream.
                 unsafe {
                     match work {
-                        Work::Zero { data, bytes } => active.zero(data, bytes, call.stream),
+                        Work::Zero { data, bytes } => active.zero(data, bytes, stream),
                         Work::Kernel {
                             kernel,
                             grid,
                             launch,
-                        } => active.launch(kernel, grid, launch, call.stream),
+                        } => active.launch(kernel, grid, launch, stream),
                     }
                 }
             })
@@ -183,5 +279,12 @@ impl CudaContext {
         // SAFETY: the caller's promise.
         self.device
             .with(|active| unsafe { active.write(from, to, bytes, stream) })
+    }
+}
+
+fn schedule_of(plan: &Plan) -> Result<&Schedule> {
+    match &plan.schedule {
+        super::Schedule::Cuda(schedule) => Ok(schedule),
+        super::Schedule::Cpu(_) => Err(Error::new(Status::Internal, "the plan has a CPU schedule")),
     }
 }

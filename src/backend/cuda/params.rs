@@ -111,6 +111,14 @@ pub(super) struct Scalars {
 pub(super) const SCALARS_WORDS: usize = size_of::<Scalars>() / 8;
 
 impl Scalars {
+    /// What random rounding needs where there is no step: no bias correction, and the usual eps.
+    pub(super) fn outside_of_a_step() -> Self {
+        Self {
+            inv_bc2: 1.0,
+            ..Self::new(&Hyper::default(), 1, 0)
+        }
+    }
+
     pub(super) fn new(hyper: &Hyper, step: i32, flags: i32) -> Self {
         let mut common = numerics::Scalars::new(hyper, step);
         let adam = flags & ADAM != 0;
@@ -139,7 +147,7 @@ pub(super) const SKIP_STEP: i32 = 64;
 pub(super) const UPDATES: i32 = 128;
 pub(super) const SKIP_ALL: i32 = 256;
 
-pub(super) const LAUNCH_WORDS: usize = 4064;
+pub(super) const LAUNCH_WORDS: usize = 4056;
 
 /// The parameters of every kernel: 32 kB, most of it the words.
 #[derive(Clone, Copy)]
@@ -159,5 +167,44 @@ pub(super) struct Launch {
     pub(super) flags: i32,
     pub(super) groups: i32,
     pub(super) tensor_count: i32,
+    pub(super) state: i32,
+    pub(super) decay: f32,
+    pub(super) weight: f32,
+    pub(super) grad_scale: f32,
+    pub(super) max_norm: f32,
+    pub(super) reserved: i32,
+    pub(super) norm: *mut f32,
+    pub(super) clip_factor: *mut f32,
     pub(super) words: [u64; LAUNCH_WORDS],
+}
+
+impl Launch {
+    /// Nothing yet but the table.
+    pub(super) fn new(table: *const c_void) -> Self {
+        Self {
+            table,
+            tensors: 0,
+            segments: 0,
+            tasks: 0,
+            hyper: std::ptr::null(),
+            step_number: std::ptr::null(),
+            skipped: std::ptr::null_mut(),
+            statistics: std::ptr::null_mut(),
+            tickets: std::ptr::null_mut(),
+            seed: 0,
+            step: 0,
+            flags: 0,
+            groups: 0,
+            tensor_count: 0,
+            state: 0,
+            decay: 0.0,
+            weight: 0.0,
+            grad_scale: 0.0,
+            max_norm: 0.0,
+            reserved: 0,
+            norm: std::ptr::null_mut(),
+            clip_factor: std::ptr::null_mut(),
+            words: [0; LAUNCH_WORDS],
+        }
+    }
 }

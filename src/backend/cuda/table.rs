@@ -47,6 +47,12 @@ pub(super) struct Lists {
     pub(super) apply: Vec<List>,
     /// Brings maxima into the states.
     pub(super) finish: Vec<List>,
+    pub(super) clear_maxima: Vec<List>,
+    pub(super) raise_maxima: Vec<List>,
+    pub(super) compress: Vec<List>,
+    pub(super) decompress: Vec<List>,
+    pub(super) norm_max: Vec<List>,
+    pub(super) norm_sum: Vec<List>,
 }
 
 /// The table's bytes, and the launches that use it.
@@ -70,12 +76,23 @@ pub(super) fn build(
         lists.collect_rest = builder.lists(kernels::COLLECT, &without, COLLECT)?;
         lists.finish = builder.lists(kernels::FINISH, &with, APPLY)?;
         let chosen: Vec<_> = tensors.iter().map(|t| Kernel::of(spec, t)).collect();
-        for kernel in kernels::all() {
+        for kernel in kernels::steps() {
             let members: Vec<_> = (0..tensors.len())
                 .filter(|i| chosen[*i] == kernel)
                 .collect();
             lists.apply.extend(builder.lists(kernel, &members, APPLY)?);
         }
+    }
+    let all: Vec<_> = (0..tensors.len()).collect();
+    for (list, kernel) in [
+        (&mut lists.clear_maxima, kernels::CLEAR_MAXIMA),
+        (&mut lists.raise_maxima, kernels::RAISE_MAXIMA),
+        (&mut lists.compress, kernels::COMPRESS),
+        (&mut lists.decompress, kernels::DECOMPRESS),
+        (&mut lists.norm_max, kernels::NORM_MAX),
+        (&mut lists.norm_sum, kernels::NORM_SUM),
+    ] {
+        *list = builder.lists(kernel, &all, APPLY)?;
     }
     Ok((builder.bytes, lists))
 }
@@ -297,7 +314,7 @@ pub(super) fn codebook(table: &quant::Table) -> Codebook {
 impl Kernel {
     /// Tasks of one tensor: at least one, which counts it if it is skipped.
     fn tasks(self, tensor: &TensorPlan) -> i64 {
-        if self == kernels::FINISH {
+        if [kernels::FINISH, kernels::CLEAR_MAXIMA].contains(&self) {
             return 1;
         }
         let each = (TASK_ELEMENTS / tensor.grid.block).max(WARPS);
