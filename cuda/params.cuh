@@ -134,7 +134,7 @@ constexpr int UPDATES = 128;     // the update is written instead of the paramet
 constexpr int SKIP_ALL = 256;    // no tensor changes
 constexpr int FUSED = 512;       // collects and applies in one launch, by tickets
 
-constexpr int LAUNCH_WORDS = 4056;
+constexpr int LAUNCH_WORDS = 4055;
 
 struct Launch {
   const unsigned char* table;
@@ -145,7 +145,8 @@ struct Launch {
   const int* step_number;       // of `hyper`
   unsigned long long* skipped;  // null, or two counters: blocks, tensors
   int* statistics;              // the scratch: a flag for each tensor of the plan, then maxima
-  int* tickets;                 // of a fused launch: the next task, then tasks done by tensor
+  int* ticket;                  // of a fused launch: the next task
+  int* done;                    // and by tensor of the plan how many have collected
   unsigned long long seed;
   int step;  // without `hyper`
   int flags;

@@ -32,6 +32,16 @@ pub(crate) enum Schedule {
     Cuda(cuda::Schedule),
 }
 
+impl Schedule {
+    /// Bytes that the backend needs in a step's scratch behind the statistics.
+    pub(crate) fn scratch_bytes(&self, tensors: usize) -> usize {
+        match self {
+            Self::Cpu(_) => 0,
+            Self::Cuda(schedule) => schedule.scratch_bytes(tensors),
+        }
+    }
+}
+
 /// One validated call of `step`.
 #[derive(Clone, Copy)]
 pub(crate) struct Call<'a> {

@@ -7,6 +7,7 @@
 #include "adamw_any.cu"
 #include "adamw_block4.cu"
 #include "adamw_f32.cu"
+#include "adamw_rank1.cu"
 #include "codec.cu"
 #include "norm.cu"
 
@@ -14,7 +15,9 @@ using namespace lowbit;
 
 extern "C" void shim_launch(void (*kernel)(const Launch&), unsigned grid, unsigned threads,
                             const Launch* launch, uint64_t seed) {
-  shim::launch(kernel, grid, threads, *launch, seed);
+  // Thread blocks that wait for each other run at once.
+  const bool together = (launch->flags & FUSED) != 0;
+  shim::launch(kernel, grid, threads, *launch, seed, together);
 }
 
 // Sizes and offsets of what Rust mirrors, in the order of its fields.
@@ -36,7 +39,7 @@ extern "C" const size_t shim_layout[] = {
     AT(Scalars, inv_bc2),
     sizeof(Launch), AT(Launch, table), AT(Launch, tensors), AT(Launch, segments),
     AT(Launch, tasks), AT(Launch, hyper), AT(Launch, step_number), AT(Launch, skipped),
-    AT(Launch, statistics), AT(Launch, tickets), AT(Launch, seed), AT(Launch, step),
+    AT(Launch, statistics), AT(Launch, ticket), AT(Launch, done), AT(Launch, seed), AT(Launch, step),
     AT(Launch, flags), AT(Launch, groups), AT(Launch, tensor_count), AT(Launch, state),
     AT(Launch, decay), AT(Launch, weight), AT(Launch, grad_scale), AT(Launch, max_norm),
     AT(Launch, norm), AT(Launch, clip_factor), AT(Launch, words),

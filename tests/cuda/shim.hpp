@@ -1,7 +1,7 @@
 // Runs CUDA kernels on the host: the part of CUDA C++ that `cuda/` uses, as C++17.
 //
-// Every thread of a thread block is a fiber (a stack and a saved context); all run on the calling
-// OS thread, one at a time, and switch only where threads wait for each other: at barriers and at
+// Every thread of a thread block is a fiber (a stack and a saved context); all run on one OS thread
+// (the caller's, or where thread blocks wait for each other one for each), one at a time, and switch only where threads wait for each other: at barriers and at
 // warp-wide operations. Thread blocks run one after the other, in an order drawn from a seed, as
 // do the threads of each; no result may depend on it.
 //
@@ -26,6 +26,7 @@
 #include <cstring>
 #include <memory>
 #include <random>
+#include <thread>
 #include <vector>
 
 // ---- language ----------------------------------------------------------------------------------
@@ -169,10 +170,11 @@ inline void run_block(unsigned index, const std::vector<unsigned>& order) {
   }
 }
 
-// Runs a whole grid; `Params` is what the kernel takes.
+// Runs a whole grid; `Params` is what the kernel takes. Together: every thread block on an OS thread
+// of its own, for kernels whose thread blocks wait for each other.
 template <typename Params>
 void launch(void (*kernel)(const Params&), unsigned grid, unsigned threads, const Params& params,
-            uint64_t seed) {
+            uint64_t seed, bool together = false) {
   struct Call {
     void (*kernel)(const Params&);
     const Params* params;
@@ -180,27 +182,42 @@ void launch(void (*kernel)(const Params&), unsigned grid, unsigned threads, cons
   if (threads % LANES != 0) {
     std::abort();
   }
-  Block& b = block();
-  b.grid = {grid};
-  b.threads = {threads};
-  b.params = &call;
-  b.kernel = [](const void* data) {
-    const Call& made = *static_cast<const Call*>(data);
-    made.kernel(*made.params);
+  const auto run = [&call, grid, threads, seed](const std::vector<unsigned>& blocks) {
+    Block& b = block();
+    b.grid = {grid};
+    b.threads = {threads};
+    b.params = &call;
+    b.kernel = [](const void* data) {
+      const Call& made = *static_cast<const Call*>(data);
+      made.kernel(*made.params);
+    };
+    b.fibers.resize(threads);
+    std::mt19937_64 random(seed);
+    std::vector<unsigned> order(threads);
+    for (unsigned i = 0; i < threads; ++i) {
+      order[i] = i;
+    }
+    for (unsigned i : blocks) {
+      std::shuffle(order.begin(), order.end(), random);
+      run_block(i, order);
+    }
   };
-  b.fibers.resize(threads);
-  std::mt19937_64 random(seed);
-  std::vector<unsigned> blocks(grid), order(threads);
+  std::vector<unsigned> blocks(grid);
   for (unsigned i = 0; i < grid; ++i) {
     blocks[i] = i;
   }
-  for (unsigned i = 0; i < threads; ++i) {
-    order[i] = i;
-  }
+  std::mt19937_64 random(seed);
   std::shuffle(blocks.begin(), blocks.end(), random);
+  if (!together) {
+    run(blocks);
+    return;
+  }
+  std::vector<std::thread> all;
   for (unsigned i : blocks) {
-    std::shuffle(order.begin(), order.end(), random);
-    run_block(i, order);
+    all.emplace_back(run, std::vector<unsigned>{i});
+  }
+  for (std::thread& one : all) {
+    one.join();
   }
 }
 
@@ -291,6 +308,14 @@ inline unsigned __reduce_max_sync(unsigned mask, unsigned value) {
 inline unsigned long long atomicAdd(unsigned long long* at, unsigned long long value) {
   return __atomic_fetch_add(at, value, __ATOMIC_RELAXED);
 }
+
+// Reads past the L1 cache, which the host's caches do of themselves.
+template <typename T>
+T __ldcg(const T* at) {
+  return __atomic_load_n(at, __ATOMIC_ACQUIRE);
+}
+inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+inline void __nanosleep(unsigned) { std::this_thread::yield(); }
 
 inline int atomicAdd(int* at, int value) { return __atomic_fetch_add(at, value, __ATOMIC_RELAXED); }
 

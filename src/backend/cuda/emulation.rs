@@ -145,7 +145,7 @@ fn run(work: &Work<'_>, seed: u64) {
     // SAFETY: what the caller has promised of its buffers.
     unsafe {
         match work {
-            Work::Zero { data, bytes } => std::ptr::write_bytes(data.cast::<u8>(), 0, *bytes),
+            Work::Zero { data, bytes } => data.cast::<u8>().write_bytes(0, *bytes),
             Work::Kernel {
                 kernel,
                 grid,
@@ -422,7 +422,8 @@ impl Side {
                 Output::InPlace | Output::OverGrad => Vec::new(),
             },
             state: plan.buffers().iter().map(|b| memory(b.bytes)).collect(),
-            scratch: memory(plan.scratch_bytes()),
+            // Room for the tickets of fused launches, and something else before each step.
+            scratch: memory(plan.scratch_bytes() + 8 * plan.tensors().len() as i64),
             hyper: memory((4 * Hyper::COUNT * plan.groups()) as i64),
             step: memory(4),
             skipped: memory(16),
@@ -457,6 +458,10 @@ impl Side {
                 state.fill(&values);
             }
         }
+        let rubbish: Vec<u8> = (0..self.scratch.bytes)
+            .map(|_| random.bits() as u8)
+            .collect();
+        self.scratch.fill(&rubbish);
         let values = self.groups.iter().flat_map(|h| {
             [
                 h.lr,
@@ -634,6 +639,8 @@ fn shapes() -> Vec<Vec<i64>> {
         vec![64, 3, 3, 3],
         vec![300, 0],
         vec![0, 300],
+        vec![70, 1400],
+        vec![3, 35, 256],
     ]);
     shapes
 }
@@ -661,7 +668,7 @@ fn layouts_are_those_of_the_kernels() {
             .map(|at| common(*at))
             .collect::<Vec<_>>(),
         &layout!(Scalars: l2 inv_bc2)[1..],
-        &layout!(Launch: table tensors segments tasks hyper step_number skipped statistics tickets
+        &layout!(Launch: table tensors segments tasks hyper step_number skipped statistics ticket done
             seed step flags groups tensor_count state decay weight
             grad_scale max_norm norm clip_factor words),
     ]

@@ -29,7 +29,7 @@ pub(super) struct Kernel(pub(super) usize);
 
 /// Module and symbol of every kernel. Those for common tensors come in fours: parameters in f32 or
 /// bf16, then gradients.
-pub(super) const KERNELS: [(&str, &CStr); 19] = [
+pub(super) const KERNELS: [(&str, &CStr); 23] = [
     ("adamw_any", c"lowbit_k_collect"),
     ("adamw_any", c"lowbit_k_finish"),
     ("adamw_any", c"lowbit_k_adamw_any"),
@@ -41,6 +41,10 @@ pub(super) const KERNELS: [(&str, &CStr); 19] = [
     ("adamw_f32", c"lowbit_k_adamw_f32_bf16_f32"),
     ("adamw_f32", c"lowbit_k_adamw_bf16_f32_f32"),
     ("adamw_f32", c"lowbit_k_adamw_bf16_bf16_f32"),
+    ("adamw_rank1", c"lowbit_k_adamw_f32_f32_rank1"),
+    ("adamw_rank1", c"lowbit_k_adamw_f32_bf16_rank1"),
+    ("adamw_rank1", c"lowbit_k_adamw_bf16_f32_rank1"),
+    ("adamw_rank1", c"lowbit_k_adamw_bf16_bf16_rank1"),
     ("codec", c"lowbit_k_clear_maxima"),
     ("codec", c"lowbit_k_raise_maxima"),
     ("codec", c"lowbit_k_compress"),
@@ -56,14 +60,15 @@ pub(super) const FINISH: Kernel = Kernel(1);
 const ANY: Kernel = Kernel(2);
 const BLOCK4: Kernel = Kernel(3);
 const F32: Kernel = Kernel(7);
-pub(super) const CLEAR_MAXIMA: Kernel = Kernel(11);
-pub(super) const RAISE_MAXIMA: Kernel = Kernel(12);
-pub(super) const COMPRESS: Kernel = Kernel(13);
-pub(super) const DECOMPRESS: Kernel = Kernel(14);
-pub(super) const NORM_MAX: Kernel = Kernel(15);
-pub(super) const NORM_SUM: Kernel = Kernel(16);
-pub(super) const NORM_FINISH: Kernel = Kernel(17);
-pub(super) const COUNT_STEP: Kernel = Kernel(18);
+const RANK1: Kernel = Kernel(11);
+pub(super) const CLEAR_MAXIMA: Kernel = Kernel(15);
+pub(super) const RAISE_MAXIMA: Kernel = Kernel(16);
+pub(super) const COMPRESS: Kernel = Kernel(17);
+pub(super) const DECOMPRESS: Kernel = Kernel(18);
+pub(super) const NORM_MAX: Kernel = Kernel(19);
+pub(super) const NORM_SUM: Kernel = Kernel(20);
+pub(super) const NORM_FINISH: Kernel = Kernel(21);
+pub(super) const COUNT_STEP: Kernel = Kernel(22);
 
 /// The block that the kernels for common tensors are written for (`BLOCK` in adamw.cuh).
 const BLOCK: i64 = 128;
@@ -109,15 +114,25 @@ impl Kernel {
             F32
         } else if coded(0, Mapping::De) && coded(1, Mapping::Linear) {
             BLOCK4
+        } else if coded(0, Mapping::De)
+            && tensor.states[1].quantizer == Quantizer::rank1(Mapping::Linear)
+            && tensor.grid.lead.len() + 1 == info.shape.len()
+        {
+            RANK1
         } else {
             return ANY;
         };
         Self(first.0 + 2 * param + grad)
     }
 
+    /// Whether it collects statistics and applies them in one launch.
+    pub(super) fn is_fused(self) -> bool {
+        (RANK1.0..CLEAR_MAXIMA.0).contains(&self.0)
+    }
+
     /// Whether rows of whole blocks may be one row to it: nothing lies between them, and it asks
     /// for no place in the global tensor.
     pub(super) fn merges_rows(self) -> bool {
-        (BLOCK4.0..CLEAR_MAXIMA.0).contains(&self.0)
+        (BLOCK4.0..RANK1.0).contains(&self.0)
     }
 }

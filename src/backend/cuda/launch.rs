@@ -5,8 +5,8 @@ use std::ffi::c_void;
 
 use super::kernels::{self, Kernel};
 use super::params::{
-    ADAM, AMSGRAD, Launch, MAXIMIZE, SCALARS_WORDS, SKIP_ALL, SKIP_BLOCKS, SKIP_GLOBAL, SKIP_STEP,
-    SKIP_TENSORS, STATES, Scalars, UPDATES,
+    ADAM, AMSGRAD, FUSED, Launch, MAXIMIZE, SCALARS_WORDS, SKIP_ALL, SKIP_BLOCKS, SKIP_GLOBAL,
+    SKIP_STEP, SKIP_TENSORS, STATES, Scalars, UPDATES,
 };
 use super::table::{List, Lists};
 use crate::backend::{Call, Codec};
@@ -41,20 +41,31 @@ pub(super) fn step(
     let (plan, args) = (call.plan, call.args);
     check(plan, args)?;
     let scan = matches!(args.nonfinite, NonFinite::SkipTensor | NonFinite::SkipStep);
-    let global = !lists.collect_global.is_empty();
+    let fuse = call.pass.is_none() && !scan && !lists.fused.is_empty();
+    let global = fuse || !lists.collect_global.is_empty();
+    let none = Vec::new();
     let mut launch = Filled::new(plan, args, table);
     if call.pass == Some(Pass::Maxima) || (call.pass.is_none() && (scan || global)) {
+        let (all, statistics) = (plan.scratch.offsets()[5], 4 * plan.scratch.maxima);
+        let tickets = 4 * lists.ticket_words(plan.tensors.len());
         run(Work::Zero {
             data: args.scratch.data,
-            bytes: 4 * plan.scratch.maxima,
+            bytes: if fuse { all + tickets } else { statistics },
         })?;
-        let rest = if scan { &lists.collect_rest[..] } else { &[] };
-        for list in lists.collect_global.iter().chain(rest) {
+        let fusible = if fuse { &none } else { &lists.collect_fusible };
+        let rest = if scan { &lists.collect_rest } else { &none };
+        for list in lists.collect_global.iter().chain(fusible).chain(rest) {
             run(launch.of(list))?;
         }
     }
     if call.pass.is_none_or(|pass| pass == Pass::Apply) {
-        for list in lists.apply.iter().chain(&lists.finish) {
+        if fuse {
+            for (number, list) in lists.fused.iter().enumerate() {
+                run(launch.fused(list, number))?;
+            }
+        }
+        let fusible = if fuse { &none } else { &lists.apply_fusible };
+        for list in fusible.iter().chain(&lists.apply).chain(&lists.finish) {
             run(launch.of(list))?;
         }
         if matches!(args.hyper, HyperSource::Counted { .. }) {
@@ -279,7 +290,28 @@ impl<'a> Filled<'a> {
         }
     }
 
+    /// The launch of a list whose tasks are taken by tickets; `number` counts such launches.
+    fn fused(&mut self, list: &List, number: usize) -> Work<'_> {
+        let tickets = self
+            .args
+            .scratch
+            .data
+            .wrapping_byte_add(self.plan.scratch.offsets()[5]);
+        self.launch.done = tickets.cast();
+        self.launch.ticket = self
+            .launch
+            .done
+            .wrapping_add(self.plan.tensors.len() + number);
+        self.launch.flags |= FUSED;
+        self.fill(list)
+    }
+
     fn of(&mut self, list: &List) -> Work<'_> {
+        self.launch.flags &= !FUSED;
+        self.fill(list)
+    }
+
+    fn fill(&mut self, list: &List) -> Work<'_> {
         let _env = FpEnv::ieee();
         list.put(&mut self.launch);
         if let HyperSource::Host(groups, step) = self.args.hyper {

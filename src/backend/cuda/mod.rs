@@ -53,6 +53,13 @@ pub(crate) struct Schedule {
     lists: Lists,
 }
 
+impl Schedule {
+    /// Bytes of the scratch behind the statistics.
+    pub(crate) fn scratch_bytes(&self, tensors: usize) -> usize {
+        4 * self.lists.ticket_words(tensors)
+    }
+}
+
 impl Drop for Schedule {
     fn drop(&mut self) {
         // Freeing waits for whatever still runs. A failure is dropped: the device is then beyond

@@ -146,8 +146,9 @@ pub(super) const SKIP_TENSORS: i32 = 32;
 pub(super) const SKIP_STEP: i32 = 64;
 pub(super) const UPDATES: i32 = 128;
 pub(super) const SKIP_ALL: i32 = 256;
+pub(super) const FUSED: i32 = 512;
 
-pub(super) const LAUNCH_WORDS: usize = 4056;
+pub(super) const LAUNCH_WORDS: usize = 4055;
 
 /// The parameters of every kernel: 32 kB, most of it the words.
 #[derive(Clone, Copy)]
@@ -161,7 +162,8 @@ pub(super) struct Launch {
     pub(super) step_number: *const i32,
     pub(super) skipped: *mut i64,
     pub(super) statistics: *mut i32,
-    pub(super) tickets: *mut i32,
+    pub(super) ticket: *mut i32,
+    pub(super) done: *mut i32,
     pub(super) seed: u64,
     pub(super) step: i32,
     pub(super) flags: i32,
@@ -190,7 +192,8 @@ impl Launch {
             step_number: std::ptr::null(),
             skipped: std::ptr::null_mut(),
             statistics: std::ptr::null_mut(),
-            tickets: std::ptr::null_mut(),
+            ticket: std::ptr::null_mut(),
+            done: std::ptr::null_mut(),
             seed: 0,
             step: 0,
             flags: 0,

@@ -21,6 +21,13 @@ const WARPS: i64 = THREADS as i64 / 32;
 /// Elements of a task, but at least a unit for every warp (`units_per_task` in tasks.cuh).
 const TASK_ELEMENTS: i64 = 8192;
 
+/// Rows of a task of the fused kernels (`TILE_ROWS` in adamw_rank1.cu).
+const TILE_ROWS: i64 = 32;
+
+/// Elements that are collected before they are applied: two groups of gradients and codes fit the L2
+/// cache of the devices that this is for, and keep all of their multiprocessors busy.
+const GROUP_ELEMENTS: i64 = 1 << 22;
+
 /// One launch: some of the plan's tensors, in the plan's order.
 #[derive(Debug)]
 pub(super) struct List {
@@ -45,6 +52,10 @@ pub(super) struct Lists {
     /// Non-finite flags of all others, for the policies that want them.
     pub(super) collect_rest: Vec<List>,
     pub(super) apply: Vec<List>,
+    /// The same two for tensors whose kernel can do both in one launch, and those launches.
+    pub(super) collect_fusible: Vec<List>,
+    pub(super) apply_fusible: Vec<List>,
+    pub(super) fused: Vec<List>,
     /// Brings maxima into the states.
     pub(super) finish: Vec<List>,
     pub(super) clear_maxima: Vec<List>,
@@ -53,6 +64,18 @@ pub(super) struct Lists {
     pub(super) decompress: Vec<List>,
     pub(super) norm_max: Vec<List>,
     pub(super) norm_sum: Vec<List>,
+}
+
+impl Lists {
+    /// i32 words of the scratch behind the statistics: how many tasks of each tensor have collected,
+    /// and the next task of each fused launch.
+    pub(super) fn ticket_words(&self, tensors: usize) -> usize {
+        if self.fused.is_empty() {
+            0
+        } else {
+            (tensors + self.fused.len()).next_multiple_of(2)
+        }
+    }
 }
 
 /// The table's bytes, and the launches that use it.
@@ -70,17 +93,27 @@ pub(super) fn build(
     };
     let mut lists = Lists::default();
     if spec.optimizer != Optimizer::None {
-        let global = |i: &usize| tensors[*i].needs_statistics();
-        let (with, without): (Vec<_>, Vec<_>) = (0..tensors.len()).partition(global);
-        lists.collect_global = builder.lists(kernels::COLLECT, &with, COLLECT)?;
-        lists.collect_rest = builder.lists(kernels::COLLECT, &without, COLLECT)?;
-        lists.finish = builder.lists(kernels::FINISH, &with, APPLY)?;
         let chosen: Vec<_> = tensors.iter().map(|t| Kernel::of(spec, t)).collect();
+        let of = |wanted: &dyn Fn(usize) -> bool| -> Vec<usize> {
+            (0..tensors.len()).filter(|i| wanted(*i)).collect()
+        };
+        let global = |i: usize| tensors[i].needs_statistics();
+        let unfused = of(&|i| global(i) && !chosen[i].is_fused());
+        lists.collect_global = builder.lists(kernels::COLLECT, &unfused, &[COLLECT])?;
+        lists.collect_rest = builder.lists(kernels::COLLECT, &of(&|i| !global(i)), &[COLLECT])?;
+        lists.finish = builder.lists(kernels::FINISH, &of(&global), &[APPLY])?;
         for kernel in kernels::steps() {
-            let members: Vec<_> = (0..tensors.len())
-                .filter(|i| chosen[*i] == kernel)
-                .collect();
-            lists.apply.extend(builder.lists(kernel, &members, APPLY)?);
+            let members = of(&|i| chosen[i] == kernel);
+            let apply = builder.lists(kernel, &members, &[APPLY])?;
+            if kernel.is_fused() {
+                lists.apply_fusible.extend(apply);
+                let collect = builder.lists(kernel, &members, &[COLLECT])?;
+                lists.collect_fusible.extend(collect);
+                let fused = builder.lists(kernel, &members, &[COLLECT, APPLY])?;
+                lists.fused.extend(fused);
+            } else {
+                lists.apply.extend(apply);
+            }
         }
     }
     let all: Vec<_> = (0..tensors.len()).collect();
@@ -92,7 +125,7 @@ pub(super) fn build(
         (&mut lists.norm_max, kernels::NORM_MAX),
         (&mut lists.norm_sum, kernels::NORM_SUM),
     ] {
-        *list = builder.lists(kernel, &all, APPLY)?;
+        *list = builder.lists(kernel, &all, &[APPLY])?;
     }
     Ok((builder.bytes, lists))
 }
@@ -134,7 +167,7 @@ struct Builder<'a> {
 
 impl Builder<'_> {
     /// As few launches for `members` as the words of one allow.
-    fn lists(&mut self, kernel: Kernel, members: &[usize], kind: i32) -> Result<Vec<List>> {
+    fn lists(&mut self, kernel: Kernel, members: &[usize], kinds: &[i32]) -> Result<Vec<List>> {
         let mut lists = Vec::new();
         let mut rest = members;
         while !rest.is_empty() {
@@ -156,7 +189,7 @@ impl Builder<'_> {
                 words += scalars + pointers;
             }
             rest = &rest[taken.len()..];
-            lists.push(self.list(kernel, taken, groups, kind)?);
+            lists.push(self.list(kernel, taken, groups, kinds)?);
         }
         Ok(lists)
     }
@@ -166,22 +199,24 @@ impl Builder<'_> {
         kernel: Kernel,
         members: Vec<(usize, usize)>,
         groups: Vec<(usize, usize)>,
-        kind: i32,
+        kinds: &[i32],
     ) -> Result<List> {
         let mut entries = Vec::with_capacity(members.len());
-        let mut segments = Vec::with_capacity(members.len() + 1);
-        let mut tasks = 0;
-        for (number, &(i, words)) in members.iter().enumerate() {
+        for &(i, words) in &members {
             let group = self.tensors[i].info.group;
             let scalars = groups.iter().find(|(known, _)| *known == group);
             let scalars = scalars.map_or(0, |(_, word)| *word);
             entries.push(self.entry(kernel, i, words, scalars)?);
+        }
+        let mut segments = Vec::new();
+        let mut tasks = 0;
+        for (number, kind) in self.order(&members, kinds) {
             segments.push(Segment {
                 first: tasks,
                 tensor: narrow(number)?,
                 kind,
             });
-            tasks += kernel.tasks(&self.tensors[i]);
+            tasks += kernel.tasks(&self.tensors[members[number].0]);
         }
         segments.push(Segment {
             first: tasks,
@@ -199,6 +234,40 @@ impl Builder<'_> {
             members,
             groups,
         })
+    }
+
+    /// Which members come in which order, and what is done for them. What is collected shall still be
+    /// in the L2 cache when it is applied, but the last collecting tasks shall have ended: groups of
+    /// some million elements are collected one ahead of being applied.
+    fn order(&self, members: &[(usize, usize)], kinds: &[i32]) -> Vec<(usize, i32)> {
+        let &[first, second] = kinds else {
+            let all = 0..members.len();
+            return all
+                .flat_map(|i| kinds.iter().map(move |kind| (i, *kind)))
+                .collect();
+        };
+        let mut groups: Vec<Vec<usize>> = Vec::new();
+        let mut elements = GROUP_ELEMENTS;
+        for (number, &(i, _)) in members.iter().enumerate() {
+            if elements >= GROUP_ELEMENTS {
+                groups.push(Vec::new());
+                elements = 0;
+            }
+            elements += self.tensors[i].numel;
+            if let Some(group) = groups.last_mut() {
+                group.push(number);
+            }
+        }
+        let mut order = Vec::new();
+        for i in 0..=groups.len() {
+            if let Some(group) = groups.get(i) {
+                order.extend(group.iter().map(|number| (*number, first)));
+            }
+            if let Some(group) = i.checked_sub(1).and_then(|i| groups.get(i)) {
+                order.extend(group.iter().rev().map(|number| (*number, second)));
+            }
+        }
+        order
     }
 
     fn entry(&mut self, kernel: Kernel, i: usize, words: usize, scalars: usize) -> Result<Tensor> {
@@ -316,6 +385,12 @@ impl Kernel {
     fn tasks(self, tensor: &TensorPlan) -> i64 {
         if [kernels::FINISH, kernels::CLEAR_MAXIMA].contains(&self) {
             return 1;
+        }
+        if self.is_fused() {
+            let units = tensor.grid.blocks;
+            // As many blocks side by side as there are warps, or the power of two below.
+            let group = WARPS.min(1 << (63 - units.max(1).leading_zeros()));
+            return (div_ceil(units, group) * div_ceil(tensor.grid.rows, TILE_ROWS)).max(1);
         }
         let each = (TASK_ELEMENTS / tensor.grid.block).max(WARPS);
         div_ceil(tensor.grid.units(), each).max(1)
