@@ -63,8 +63,7 @@ fn modules() -> Vec<(String, String)> {
             .is_some_and(|extension| extension == "cu")
             && ptx.is_file()
         {
-            let text = std::fs::read_to_string(ptx).unwrap();
-            modules.push((name, text.trim_end_matches('\0').to_owned()));
+            modules.push((name, std::fs::read_to_string(ptx).unwrap()));
         }
     }
     modules.sort();

@@ -117,7 +117,7 @@ struct Host {
 
 impl Host {
     fn new(plan: &Plan, resident: u32) -> Result<Self> {
-        let (bytes, lists) = table::build(plan.spec(), plan.tensors(), &|_| resident)?;
+        let (bytes, lists) = table::build(plan.spec(), plan.tensors(), &|_| Ok(resident))?;
         let mut table = Guarded::new(bytes.len(), true);
         table.fill(&bytes);
         Ok(Self { table, lists })
@@ -1396,7 +1396,7 @@ fn offsets_other_than_the_plans_are_refused() {
 #[test]
 fn launches_of_huge_tensors_do_not_wrap() {
     let plan = plan(&preset("adamw4-block"), &[70_000, 70_001]);
-    let (_, lists) = table::build(plan.spec(), plan.tensors(), &|_| 1056).unwrap();
+    let (_, lists) = table::build(plan.spec(), plan.tensors(), &|_| Ok(1056)).unwrap();
     assert_eq!(lists.apply[0].grid, 1056);
     assert_eq!(lists.apply[0].tasks, 70_000 * 547 / 64 + 1);
 }

@@ -13,8 +13,35 @@ use crate::weights::Weights;
 pub(super) struct Embedded {
     /// CUDA version of the compiler, 12010 for 12.1: what the driver must at least be.
     pub(super) cuda: i32,
-    /// Name and PTX, NUL-terminated, of every `.cu` file.
-    pub(super) modules: &'static [(&'static str, &'static [u8])],
+    /// Every `.cu` file.
+    pub(super) modules: &'static [Module],
+}
+
+/// What was made of one `.cu` file, all of it deflated.
+#[derive(Clone, Copy)]
+pub(super) struct Module {
+    pub(super) name: &'static str,
+    /// NUL-terminated PTX for the oldest architecture.
+    pub(super) ptx: &'static [u8],
+    /// Code for architectures, 90 for 9.0.
+    pub(super) images: &'static [(u32, &'static [u8])],
+}
+
+impl Module {
+    /// What a device loads fastest: code for its own major architecture, the newest that is not
+    /// newer than it, else PTX, which its driver compiles.
+    pub(super) fn image(&self, capability: (i32, i32)) -> Result<Vec<u8>> {
+        let (major, minor) = (capability.0.unsigned_abs(), capability.1.unsigned_abs());
+        let fits = |number: &u32| number / 10 == major && number % 10 <= minor;
+        let images = self.images.iter().filter(|(number, _)| fits(number));
+        let deflated = images
+            .max_by_key(|(number, _)| number)
+            .map_or(self.ptx, |(_, image)| *image);
+        miniz_oxide::inflate::decompress_to_vec(deflated).map_err(|error| {
+            let text = format!("the embedded kernels {} are damaged: {error}", self.name);
+            Error::new(Status::Internal, text)
+        })
+    }
 }
 
 include!(concat!(env!("OUT_DIR"), "/cuda_kernels.rs"));
@@ -69,6 +96,9 @@ pub(super) const NORM_MAX: Kernel = Kernel(19);
 pub(super) const NORM_SUM: Kernel = Kernel(20);
 pub(super) const NORM_FINISH: Kernel = Kernel(21);
 pub(super) const COUNT_STEP: Kernel = Kernel(22);
+
+/// Those that plans launch without a list.
+pub(super) const WITHOUT_LISTS: [Kernel; 2] = [NORM_FINISH, COUNT_STEP];
 
 /// The block that the kernels for common tensors are written for (`BLOCK` in adamw.cuh).
 const BLOCK: i64 = 128;

@@ -62,8 +62,8 @@ impl Schedule {
 
 impl Drop for Schedule {
     fn drop(&mut self) {
-        // Freeing waits for whatever still runs. A failure is dropped: the device is then beyond
-        // use anyway.
+        // In the order of the legacy stream, behind whatever still runs. A failure is dropped: the
+        // device is then beyond use anyway.
         let _ = self.device.with(|active| {
             // SAFETY: allocated for this plan, of which no step is in flight.
             unsafe { active.free(self.table.data, std::ptr::null_mut()) }
@@ -89,7 +89,7 @@ impl DeviceArena {
 }
 
 impl CudaContext {
-    /// Opens a device: its primary context, with all kernels loaded.
+    /// Opens a device: its primary context. Kernels are loaded by the plans that need them.
     ///
     /// # Errors
     /// `CudaUnavailable` with the reason; `InvalidArgument` for a device that does not exist.
@@ -100,6 +100,9 @@ impl CudaContext {
 
     pub(crate) fn schedule(&self, spec: &Spec, tensors: &[TensorPlan]) -> Result<Schedule> {
         let (bytes, lists) = table::build(spec, tensors, &|kernel| self.device.resident(kernel))?;
+        for kernel in kernels::WITHOUT_LISTS {
+            self.device.resident(kernel)?;
+        }
         // Plans are made outside of captures, so the legacy stream will do.
         let stream = std::ptr::null_mut();
         let schedule = Schedule {
@@ -241,7 +244,8 @@ impl CudaContext {
     pub(crate) fn allocate(&self, bytes: i64, stream: *mut c_void) -> Result<DeviceArena> {
         let bytes = index(bytes).max(1);
         self.device.with(|active| {
-            let data = active.allocate(bytes)?;
+            // SAFETY: a stream of the caller's.
+            let data = unsafe { active.allocate(bytes, stream)? };
             // SAFETY: memory of this size, made just now.
             if let Err(error) = unsafe { active.zero(data, bytes, stream) } {
                 // SAFETY: nobody has the address yet.
@@ -252,7 +256,7 @@ impl CudaContext {
         })
     }
 
-    /// Synchronises `stream`. A failure is dropped: the device is then beyond use anyway.
+    /// In the order of `stream`. A failure is dropped: the device is then beyond use anyway.
     pub(crate) fn free(&self, arena: DeviceArena, stream: *mut c_void) {
         let _ = self.device.with(|active| {
             // SAFETY: the arena was made by `allocate` and is consumed here.

@@ -82,7 +82,7 @@ impl Lists {
 pub(super) fn build(
     spec: &Spec,
     tensors: &[TensorPlan],
-    resident: &dyn Fn(Kernel) -> u32,
+    resident: &dyn Fn(Kernel) -> Result<u32>,
 ) -> Result<(Vec<u8>, Lists)> {
     check(spec, tensors)?;
     let mut builder = Builder {
@@ -162,7 +162,7 @@ struct Builder<'a> {
     bytes: Vec<u8>,
     /// With their offsets; equal ones are shared.
     codebooks: Vec<(Arc<quant::Table>, i64)>,
-    resident: &'a dyn Fn(Kernel) -> u32,
+    resident: &'a dyn Fn(Kernel) -> Result<u32>,
 }
 
 impl Builder<'_> {
@@ -223,7 +223,7 @@ impl Builder<'_> {
             tensor: -1,
             kind: -1,
         });
-        let most = i64::from((self.resident)(kernel)).max(1);
+        let most = i64::from((self.resident)(kernel)?).max(1);
         let grid = u32::try_from(tasks.min(most)).map_err(|_| internal("a grid is too large"))?;
         Ok(List {
             kernel,
