@@ -29,7 +29,7 @@ pub enum Context {
 #[derive(Debug)]
 pub(crate) enum Schedule {
     Cpu(cpu::Schedule),
-    Cuda(cuda::Schedule),
+    Cuda(Box<cuda::Schedule>),
 }
 
 impl Schedule {
@@ -73,7 +73,10 @@ impl Context {
     pub(crate) fn schedule(&self, spec: &Spec, tensors: &[TensorPlan]) -> Result<Schedule> {
         match self {
             Self::Cpu(_) => Ok(Schedule::Cpu(cpu::Schedule::new(tensors))),
-            Self::Cuda(cuda) => cuda.schedule(spec, tensors).map(Schedule::Cuda),
+            Self::Cuda(cuda) => {
+                let schedule = cuda.schedule(spec, tensors)?;
+                Ok(Schedule::Cuda(Box::new(schedule)))
+            }
         }
     }
 
