@@ -1365,6 +1365,31 @@ fn what_has_no_kernel_is_refused_with_its_name() {
 }
 
 #[test]
+fn common_tensors_have_kernels_of_their_own() {
+    for (name, states) in [
+        ("adamw4-block", "block4"),
+        ("adamw4", "rank1"),
+        ("adamw32", "f32"),
+    ] {
+        for (param, grad) in DTYPES {
+            let case = Case {
+                shapes: vec![vec![40, 257], vec![3, 5, 256]],
+                param,
+                grad,
+                spec: preset(name),
+                ..Case::default()
+            };
+            let lists = Host::new(&case.plan(), 1).unwrap().lists;
+            let used = lists.apply.iter().chain(&lists.fused);
+            let used: Vec<_> = used.map(|list| KERNELS[list.kernel.0].1).collect();
+            let (param, grad) = (param.name(), grad.name());
+            let want = format!("lowbit_k_adamw_{param}_{grad}_{states}");
+            assert_eq!(used, [CString::new(want).unwrap().as_c_str()]);
+        }
+    }
+}
+
+#[test]
 fn offsets_other_than_the_plans_are_refused() {
     let case = Case {
         shapes: vec![vec![300, 257]],
