@@ -1467,7 +1467,7 @@ lowbit_status_t lowbit_context_create_cpu(const struct lowbit_cpu_info_t *info,
                                           struct lowbit_context_t **out);
 
 /**
- * Opens a CUDA device and loads the kernels.
+ * Opens a CUDA device; plans load the kernels that they need.
  *
  * # Parameters
  * - `info` (in, host): NULL means device 0.
@@ -2091,7 +2091,7 @@ void lowbit_report_destroy(struct lowbit_report_t *report);
  * - `stream` (in): ignored by CPU contexts.
  * # Returns
  * OK; NULL_POINTER, INVALID_ARGUMENT, BUFFER_SIZE, MISALIGNED, OVERLAP (nothing was written);
- * UNSUPPORTED (rank-1 state of a shard; CUDA contexts in this version).
+ * UNSUPPORTED (rank-1 state of a shard).
  * # Threads
  * As lowbit_step.
  * # Stream
