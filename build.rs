@@ -1,7 +1,7 @@
 //! Link settings of the shared library, and the CUDA kernels.
 //!
-//! The kernels (`cuda/*.cu`) are compiled to PTX by NVRTC or nvcc and embedded; no GPU, driver or
-//! toolkit header is needed for that. Where no compiler is found the library is built without
+//! The kernels (`cuda/*.cu`) are compiled to PTX by NVRTC or nvcc, that is assembled for the common
+//! architectures, and both are embedded, compressed; no GPU, driver or toolkit header is needed. Where no compiler is found the library is built without
 //! kernels, and its CUDA backend says so; `LOWBIT_REQUIRE_CUDA_KERNELS=1` makes it an error.
 //! The compiler is the first of:
 //!
@@ -12,6 +12,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs};
 
 /// The oldest architecture; drivers compile its PTX for all later ones.
@@ -19,6 +20,10 @@ const ARCH: &str = "compute_80";
 
 /// The kernels spell out every fused operation, so the compiler may not form others.
 const OPTIONS: [&str; 2] = ["--fmad=false", "--std=c++17"];
+
+/// The common architectures: what the assembler knows of them is embedded, so that their drivers need
+/// not compile.
+const ASSEMBLED: [u32; 6] = [80, 86, 89, 90, 100, 120];
 
 fn main() -> Result<(), String> {
     println!("cargo::rerun-if-changed=build.rs");
@@ -51,22 +56,20 @@ fn link_settings(out_dir: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// Writes one `.ptx` per `.cu`, and `cuda_kernels.rs`, which embeds them.
+/// Writes one `.ptx` per `.cu`, what is embedded of it, and `cuda_kernels.rs`, which embeds it.
 fn embed_kernels(out_dir: &Path) -> Result<(), String> {
     println!("cargo::rerun-if-changed=cuda");
     println!("cargo::rerun-if-env-changed=LOWBIT_REQUIRE_CUDA_KERNELS");
     let text = match Compiler::find()? {
         Ok(compiler) => {
-            let mut modules = String::new();
+            let mut modules = Vec::new();
             for source in sources()? {
                 let name = source.file_stem().unwrap_or_default().to_string_lossy();
                 let ptx = out_dir.join(format!("{name}.ptx"));
-                let mut bytes = compiler.compile(&source, &ptx)?;
-                // The driver takes a string.
-                bytes.push(0);
-                write(&ptx, &bytes)?;
-                modules += &format!("({name:?}, include_bytes!({ptx:?})), ");
+                write(&ptx, &compiler.compile(&source, &ptx)?)?;
+                modules.push(ptx);
             }
+            let modules = embed(&modules)?;
             let cuda = compiler.version()?;
             format!("Ok(Embedded {{ cuda: {cuda}, modules: &[{modules}] }})")
         }
@@ -83,6 +86,118 @@ fn embed_kernels(out_dir: &Path) -> Result<(), String> {
         &out_dir.join("cuda_kernels.rs"),
         format!("const EMBEDDED: std::result::Result<Embedded, &str> = {text};\n").as_bytes(),
     )
+}
+
+/// The Rust text of all modules: PTX, and one image for each architecture.
+fn embed(modules: &[PathBuf]) -> Result<String, String> {
+    let assembler = assembler();
+    let architectures = match &assembler {
+        Some(ptxas) => {
+            let known = run(Command::new(ptxas).arg("--help"))?;
+            let mut all = ASSEMBLED.to_vec();
+            all.retain(|number| known.contains(&format!("'sm_{number}'")));
+            all
+        }
+        None => {
+            println!(
+                "cargo::warning=no ptxas was found: the CUDA kernels are embedded as PTX alone, \
+                 which drivers compile when a plan is made"
+            );
+            Vec::new()
+        }
+    };
+    // Each file apart, on all processors.
+    let files: Vec<(&PathBuf, Option<u32>)> = modules
+        .iter()
+        .flat_map(|ptx| {
+            let images = architectures.iter().map(move |number| (ptx, Some(*number)));
+            std::iter::once((ptx, None)).chain(images)
+        })
+        .collect();
+    let next = AtomicUsize::new(0);
+    let work = || -> Result<(), String> {
+        while let Some((ptx, architecture)) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let image = image_of(ptx, *architecture);
+            if let (Some(number), Some(ptxas)) = (architecture, &assembler) {
+                assemble(ptxas, ptx, *number, &image)?;
+            }
+            let from = if architecture.is_some() { &image } else { *ptx };
+            let mut bytes =
+                fs::read(from).map_err(|error| format!("{}: {error}", from.display()))?;
+            if architecture.is_none() {
+                // The driver takes a string.
+                bytes.push(0);
+            }
+            write(
+                &compressed(&image),
+                &miniz_oxide::deflate::compress_to_vec(&bytes, 8),
+            )?;
+        }
+        Ok(())
+    };
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    std::thread::scope(|scope| {
+        let all: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        all.into_iter().try_for_each(|one| match one.join() {
+            Ok(result) => result,
+            Err(_) => Err("embedding the kernels ended in a panic".to_owned()),
+        })
+    })?;
+
+    let mut text = String::new();
+    for ptx in modules {
+        let name = ptx.file_stem().unwrap_or_default().to_string_lossy();
+        let images: String = architectures
+            .iter()
+            .map(|number| {
+                let file = compressed(&image_of(ptx, Some(*number)));
+                format!("({number}, include_bytes!({file:?})), ")
+            })
+            .collect();
+        let file = compressed(&image_of(ptx, None));
+        text += &format!(
+            "Module {{ name: {name:?}, ptx: include_bytes!({file:?}), images: &[{images}] }}, "
+        );
+    }
+    Ok(text)
+}
+
+/// `x.ptx` itself, or `x.80.cubin` beside it.
+fn image_of(ptx: &Path, architecture: Option<u32>) -> PathBuf {
+    match architecture {
+        Some(number) => ptx.with_extension(format!("{number}.cubin")),
+        None => ptx.to_owned(),
+    }
+}
+
+fn compressed(image: &Path) -> PathBuf {
+    let mut name = image.as_os_str().to_owned();
+    name.push(".z");
+    name.into()
+}
+
+/// Spills and any other local memory are errors.
+fn assemble(ptxas: &Path, ptx: &Path, architecture: u32, image: &Path) -> Result<(), String> {
+    run(Command::new(ptxas)
+        .args(["--warn-on-spills", "--warn-on-local-memory-usage"])
+        .args(["--warning-as-error", "--gpu-name"])
+        .arg(format!("sm_{architecture}"))
+        .arg("-o")
+        .args([image, ptx]))
+    .map(drop)
+}
+
+/// ptxas beside the compiler, or on `PATH`.
+fn assembler() -> Option<PathBuf> {
+    let variable = |key| env::var_os(key).map(PathBuf::from);
+    let installed = variable("CARGO_MANIFEST_DIR").map(|dir| dir.join("target/env/nvrtc"));
+    [variable("LOWBIT_NVRTC"), variable("CUDA_HOME"), installed]
+        .into_iter()
+        .flatten()
+        .map(|dir| dir.join("bin"))
+        .chain(env::split_paths(&env::var_os("PATH").unwrap_or_default()))
+        .map(|dir| dir.join("ptxas"))
+        .find(|file| file.is_file())
 }
 
 fn sources() -> Result<Vec<PathBuf>, String> {

@@ -11,61 +11,93 @@
 // for f32. Everything is read once and written once.
 //
 // Launch: 256 threads a thread block, one dimension, as many thread blocks as the device holds at
-// once (or fewer, if there is less work); each warp takes blocks of 128 in turn, four elements a
-// lane. 40 bytes of shared memory, for the step's scalars.
+// once (or fewer, if there is less work); a thread block takes tasks of 64 blocks of 128, each warp a
+// block at a time, four elements a lane. Shared memory for one tensor's description and scalars.
 //
-// Rounding steps: R1 in `scale_gradient`, R2 to R8 in `adamw` (numerics.cuh); the rounding of the
-// new parameter to its dtype in `store` (dtypes.cuh); codes as said in codes.cuh.
+// Rounding steps: R1 in `scale_gradient`, R2 to R4 in numerics.cuh, R5 to R7 in approx.cuh (and
+// numerics.cuh), R8 in adamw.cuh; the rounding of the new parameter in `store` (dtypes.cuh); codes in
+// nibbles.cuh.
 
 #include "adamw.cuh"
-#include "codes.cuh"
+#include "nibbles.cuh"
 
 namespace lowbit {
 
 struct Block4States {
-  LaneTable m_table{DE_SIGNED};
-  Linear v_table;
+  // The block's largest v says whether a gradient was not finite.
+  static constexpr bool V_SHOWS_NON_FINITE = true;
 
-  template <bool Wide>
-  __device__ __forceinline__ void load(const AdamwParams& a, const Place& place, float (&m)[4],
-                                       float (&v)[4]) const {
-    const unsigned m_codes = load_codes<Wide>(code_bytes(a.m, place), place.count);
-    const unsigned v_codes = load_codes<Wide>(code_bytes(a.v, place), place.count);
-    const float m_scale = a.m_scales[place.unit];
-    const float v_scale = a.v_scales[place.unit];
-    for (int i = 0; i < 4; ++i) {
-      m[i] = m_table.decode(m_codes >> 4 * i & 15, m_scale);
-      v[i] = v_table.decode(v_codes >> 4 * i & 15, v_scale);
+  struct Tables {
+    SignedTable m;
+    LinearTable v;
+
+    __device__ __forceinline__ void fill(const Launch& launch, const Tensor& t) {
+      m.fill(*in_table<Codebook>(launch, t.state[0].codebook));
+      v.fill(*in_table<Codebook>(launch, t.state[1].codebook));
     }
+  };
+
+  const Launch& launch;
+  const Tensor& tensor;
+  const Tables& tables;
+  unsigned char* m_codes;
+  float* m_scales;
+  unsigned char* v_codes;
+  float* v_scales;
+
+  __device__ __forceinline__ Block4States(const Launch& launch, const Tensor& t,
+                                          const Tables& tables)
+      : launch(launch),
+        tensor(t),
+        tables(tables),
+        m_codes(pointer<unsigned char>(launch, t, t.state[0].buffer)),
+        m_scales(pointer<float>(launch, t, t.state[0].buffer + 1)),
+        v_codes(pointer<unsigned char>(launch, t, t.state[1].buffer)),
+        v_scales(pointer<float>(launch, t, t.state[1].buffer + 1)) {}
+
+  // Units, and lanes, of a single row on.
+  __device__ __forceinline__ void advance(long long units, int lanes) {
+    const long long bytes = units * (BLOCK / 2) + lanes * (EACH / 2);
+    m_codes += bytes;
+    m_scales += units;
+    v_codes += bytes;
+    v_scales += units;
+  }
+
+  __device__ __forceinline__ bool aligned() const {
+    return ((reinterpret_cast<unsigned long long>(m_codes) |
+             reinterpret_cast<unsigned long long>(v_codes)) & 1) == 0;
   }
 
   template <bool Wide>
-  __device__ __forceinline__ void store(const AdamwParams& a, const Place& place,
-                                        const float (&m)[4], const float (&v)[4]) const {
-    unsigned m_maximum = 0;
-    unsigned v_maximum = 0;
-    for (int i = 0; i < 4; ++i) {
-      // What a lane computes beyond the end of a row has no part in the scale.
-      if (Wide || i < place.count) {
-        m_maximum = max(m_maximum, magnitude(m[i]));
-        v_maximum = max(v_maximum, magnitude(v[i]));
-      }
+  __device__ __forceinline__ void load(const Place& place, float (&m)[EACH],
+                                       float (&v)[EACH]) const {
+    const unsigned m_code = load_nibbles<Wide>(m_codes + place.byte, place.count);
+    const unsigned v_code = load_nibbles<Wide>(v_codes + place.byte, place.count);
+    decode_nibbles(m_code, tables.m.scaled_levels(m_scales[place.unit]), m);
+    decode_nibbles(v_code, tables.v.scaled_levels(v_scales[place.unit]), v);
+  }
+
+  template <bool Wide>
+  __device__ __forceinline__ void store(const Place& place, const Quad& x, float largest_m,
+                                        unsigned v_maximum, bool usual) const {
+    const float m_scale = block_scale(warp_max(__float_as_uint(largest_m)));
+    const float v_scale = block_scale(v_maximum);
+    unsigned m_code = tables.m.encode(x.m, m_scale);
+    unsigned v_code = tables.v.encode(x.v, v_scale);
+    if (!is_usual_scale(m_scale)) {
+      m_code = count_midpoints(x.m, m_scale, *in_table<Codebook>(launch, tensor.state[0].codebook));
     }
-    const float m_scale = block_scale(warp_max(m_maximum));
-    const float v_scale = block_scale(warp_max(v_maximum));
-    unsigned m_codes[4], v_codes[4];
-    m_table.encode(m, m_scale, m_codes);
-    v_table.encode(v, v_scale, v_codes);
-    store_codes<Wide>(code_bytes(a.m, place), place.count, m_codes);
-    store_codes<Wide>(code_bytes(a.v, place), place.count, v_codes);
+    // Decays beyond [0, 1], which nobody checks in device memory, may make v negative.
+    if (!is_usual_scale(v_scale) || !usual) {
+      v_code = count_midpoints(x.v, v_scale, *in_table<Codebook>(launch, tensor.state[1].codebook));
+    }
+    store_nibbles<Wide>(m_codes + place.byte, place.count, m_code);
+    store_nibbles<Wide>(v_codes + place.byte, place.count, v_code);
     if (lane_index() == 0) {
-      a.m_scales[place.unit] = m_scale;
-      a.v_scales[place.unit] = v_scale;
+      m_scales[place.unit] = m_scale;
+      v_scales[place.unit] = v_scale;
     }
-  }
-
-  __device__ static __forceinline__ unsigned char* code_bytes(void* codes, const Place& place) {
-    return static_cast<unsigned char*>(codes) + place.byte;
   }
 };
 

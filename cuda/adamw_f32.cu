@@ -14,18 +14,43 @@
 namespace lowbit {
 
 struct F32States {
-  template <bool Wide>
-  __device__ __forceinline__ void load(const AdamwParams& a, const Place& place, float (&m)[4],
-                                       float (&v)[4]) const {
-    lowbit::load<F32, Wide>(a.m, place.element, place.count, m);
-    lowbit::load<F32, Wide>(a.v, place.element, place.count, v);
+  // v may be infinite from before.
+  static constexpr bool V_SHOWS_NON_FINITE = false;
+
+  struct Tables {
+    __device__ __forceinline__ void fill(const Launch&, const Tensor&) {}
+  };
+
+  float* m_values;
+  float* v_values;
+
+  __device__ __forceinline__ F32States(const Launch& launch, const Tensor& t, const Tables&)
+      : m_values(pointer<float>(launch, t, t.state[0].buffer)),
+        v_values(pointer<float>(launch, t, t.state[1].buffer)) {}
+
+  __device__ __forceinline__ bool aligned() const {
+    return ((reinterpret_cast<unsigned long long>(m_values) |
+             reinterpret_cast<unsigned long long>(v_values)) & 15) == 0;
+  }
+
+  // Units, and lanes, of a single row on.
+  __device__ __forceinline__ void advance(long long units, int lanes) {
+    m_values += units * BLOCK + lanes * EACH;
+    v_values += units * BLOCK + lanes * EACH;
   }
 
   template <bool Wide>
-  __device__ __forceinline__ void store(const AdamwParams& a, const Place& place,
-                                        const float (&m)[4], const float (&v)[4]) const {
-    lowbit::store<F32, Wide>(a.m, place.element, place.count, m);
-    lowbit::store<F32, Wide>(a.v, place.element, place.count, v);
+  __device__ __forceinline__ void load(const Place& place, float (&m)[EACH],
+                                       float (&v)[EACH]) const {
+    lowbit::load<F32, Wide>(m_values, place.element, place.count, m);
+    lowbit::load<F32, Wide>(v_values, place.element, place.count, v);
+  }
+
+  template <bool Wide>
+  __device__ __forceinline__ void store(const Place& place, const Quad& x, float, unsigned,
+                                        bool) const {
+    lowbit::store<F32, Wide>(m_values, place.element, place.count, x.m);
+    lowbit::store<F32, Wide>(v_values, place.element, place.count, x.v);
   }
 };
 

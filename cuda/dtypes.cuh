@@ -1,16 +1,17 @@
-// Four consecutive elements of a tensor, to and from registers. Conversions are integer
-// arithmetic, so that no toolkit headers are needed.
+// Parameters and gradients to and from f32. Conversions are integer arithmetic, so that no toolkit
+// headers are needed; NaN leaves in canonical form.
 
 #pragma once
 
 #include "numerics.cuh"
+#include "ptx.cuh"
 
 namespace lowbit {
 
 struct F32 {
   using Storage = unsigned;
   __device__ static __forceinline__ float decode(unsigned bits) { return __uint_as_float(bits); }
-  __device__ static __forceinline__ unsigned encode(float x) { return __float_as_uint(x); }
+  __device__ static __forceinline__ unsigned encode(float x) { return __float_as_uint(canonical(x)); }
 };
 
 struct Bf16 {
@@ -18,13 +19,62 @@ struct Bf16 {
   __device__ static __forceinline__ float decode(unsigned bits) {
     return __uint_as_float(bits << 16);
   }
-  // To nearest, ties to even; the canonical NaN of the wider type becomes that of this one.
+  // To nearest, ties to even.
   __device__ static __forceinline__ unsigned encode(float x) {
     const unsigned bits = __float_as_uint(x);
     return magnitude(x) > INF_BITS ? NAN_BITS >> 16
                                    : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
   }
+  __device__ static __forceinline__ unsigned pack(float low, float high) {
+    return pack_bf16(low, high);
+  }
 };
+
+struct F16 {
+  using Storage = unsigned short;
+  // The exponent is moved by an exact multiplication, which also makes subnormals normal.
+  __device__ static __forceinline__ float decode(unsigned bits) {
+    const unsigned sign = (bits & 0x8000) << 16;
+    const unsigned rest = (bits & 0x7fff) << 13;
+    const float finite = __fmul_rn(__uint_as_float(rest), 0x1p112f);
+    const unsigned value = rest >= 0x0f800000 ? rest | INF_BITS : __float_as_uint(finite);
+    return __uint_as_float(sign | value);
+  }
+  // To nearest, ties to even.
+  __device__ static __forceinline__ unsigned encode(float x) {
+    const unsigned bits = magnitude(x);
+    const unsigned sign = __float_as_uint(x) >> 16 & 0x8000;
+    if (bits > INF_BITS) {
+      return 0x7fff;
+    }
+    if (bits >= 0x477ff000) {  // 65520, half-way beyond the largest
+      return sign | 0x7c00;
+    }
+    if (bits < 0x38800000) {  // below 2^-14: the last place of 0.5 is that of a subnormal
+      const float moved = __fadd_rn(__uint_as_float(bits), 0.5f);
+      return sign | (__float_as_uint(moved) - 0x3f000000);
+    }
+    return sign | ((bits + 0xfff + (bits >> 13 & 1)) - 0x38000000) >> 13;
+  }
+};
+
+// Element `at` of a tensor whose dtype is known when it runs.
+__device__ __forceinline__ float load_value(const void* tensor, int dtype, long long at) {
+  if (dtype == DTYPE_F32) {
+    return static_cast<const float*>(tensor)[at];
+  }
+  const unsigned bits = static_cast<const unsigned short*>(tensor)[at];
+  return dtype == DTYPE_BF16 ? Bf16::decode(bits) : F16::decode(bits);
+}
+
+__device__ __forceinline__ void store_value(void* tensor, int dtype, long long at, float x) {
+  if (dtype == DTYPE_F32) {
+    static_cast<float*>(tensor)[at] = canonical(x);
+  } else {
+    static_cast<unsigned short*>(tensor)[at] =
+        static_cast<unsigned short>(dtype == DTYPE_BF16 ? Bf16::encode(x) : F16::encode(x));
+  }
+}
 
 // Reads elements at .. at + 3 of a tensor. Wide: as one access, which `at` must be aligned for.
 // Else one by one, and those from `count` on are 0.
@@ -60,8 +110,7 @@ __device__ __forceinline__ void store(void* tensor, long long at, int count, con
     *reinterpret_cast<uint4*>(to) = make_uint4(Dtype::encode(x[0]), Dtype::encode(x[1]),
                                                Dtype::encode(x[2]), Dtype::encode(x[3]));
   } else if constexpr (Wide) {
-    *reinterpret_cast<uint2*>(to) = make_uint2(Dtype::encode(x[0]) | Dtype::encode(x[1]) << 16,
-                                               Dtype::encode(x[2]) | Dtype::encode(x[3]) << 16);
+    *reinterpret_cast<uint2*>(to) = make_uint2(Dtype::pack(x[0], x[1]), Dtype::pack(x[2], x[3]));
   } else {
     for (int i = 0; i < 4; ++i) {
       if (i < count) {

@@ -8,6 +8,7 @@ constexpr int LANES = 32;
 constexpr unsigned ALL_LANES = 0xffffffff;
 
 __device__ __forceinline__ int lane_index() { return static_cast<int>(threadIdx.x % LANES); }
+__device__ __forceinline__ int warp_index() { return static_cast<int>(threadIdx.x / LANES); }
 
 // The largest value of any lane, in every lane.
 __device__ __forceinline__ unsigned warp_max(unsigned value) {

@@ -90,6 +90,12 @@
 #define LOWBIT_ADAFACTOR_SCALE_PARAMETER 2
 
 /**
+ * Set in lowbit_step_args_t.flags: step_number rises by 1 when the work is done, unless the whole step
+ * was skipped (by a skip flag, or by LOWBIT_NONFINITE_SKIP_STEP).
+ */
+#define LOWBIT_STEP_COUNTED 1
+
+/**
  * Bytes of the scratch of lowbit_norm.
  */
 #define LOWBIT_NORM_SCRATCH 24
@@ -646,7 +652,7 @@ typedef struct lowbit_step_args_t {
    */
   size_t struct_size;
   /**
-   * Zero.
+   * LOWBIT_STEP_COUNTED or 0.
    */
   uint64_t flags;
   /**
@@ -725,7 +731,8 @@ typedef struct lowbit_step_args_t {
    */
   const float *hyper;
   /**
-   * NULL, or the step as one int32 in the tensors' own memory space.
+   * NULL, or the step as one int32 in the tensors' own memory space; written only under
+   * LOWBIT_STEP_COUNTED.
    */
   const int32_t *step_number;
   /**
@@ -1460,7 +1467,7 @@ lowbit_status_t lowbit_context_create_cpu(const struct lowbit_cpu_info_t *info,
                                           struct lowbit_context_t **out);
 
 /**
- * Opens a CUDA device and loads the kernels.
+ * Opens a CUDA device; plans load the kernels that they need.
  *
  * # Parameters
  * - `info` (in, host): NULL means device 0.
@@ -1861,13 +1868,13 @@ lowbit_status_t lowbit_step_apply(const struct lowbit_plan_t *plan,
  * # Parameters
  * - `plan` (in, not NULL).
  * - `args` (in, host, not NULL): start from LOWBIT_NORM_ARGS_INIT.
- * - `stream` (in): ignored by CPU contexts.
+ * - `stream` (in): a CUstream or cudaStream_t for CUDA contexts, ignored by CPU contexts.
  * - `norm` (out, host, not NULL): infinite or NaN if a gradient is.
  * - `clip_factor` (out, host, not NULL): min(1, max_norm / norm), and 1 if the norm is not finite:
  *   the step's own policy then decides.
  * # Returns
  * OK; NULL_POINTER, STRUCT_SIZE, UNKNOWN_FLAG, INVALID_ARGUMENT, BUFFER_SIZE, MISALIGNED;
- * UNSUPPORTED (CUDA contexts in this version).
+ * UNSUPPORTED on CUDA contexts, which would have to wait: lowbit_norm_clip leaves the results there.
  * # Threads
  * Several threads may use one plan at once with different scratch.
  * # Stream
@@ -1936,6 +1943,37 @@ lowbit_status_t lowbit_norm_finish(const struct lowbit_plan_t *plan,
                                    const struct lowbit_norm_args_t *args,
                                    float *norm,
                                    float *clip_factor);
+
+/**
+ * The end of lowbit_norm in the order of a stream, with the results in the plan's memory space, given
+ * the (reduced) statistics of both stages in the scratch: for CUDA contexts, captured or not, where
+ * the factor may go straight to the clip_factor of lowbit_step_args_t.hyper.
+ *
+ * # Parameters
+ * - `plan` (in, not NULL).
+ * - `args` (in, host, not NULL): as for lowbit_norm.
+ * - `stream` (in): as for lowbit_norm.
+ * - `norm` (out, memory space of the plan, may be NULL), `clip_factor` (out, memory space of the plan,
+ *   may be NULL): as for lowbit_norm.
+ * # Returns
+ * OK; NULL_POINTER, STRUCT_SIZE, UNKNOWN_FLAG, INVALID_ARGUMENT, BUFFER_SIZE, MISALIGNED; CUDA_ERROR.
+ * # Threads
+ * As lowbit_norm.
+ * # Stream
+ * The call returns when the work has been enqueued on `stream`. No allocation, copy, event or
+ * synchronisation. On a CPU context the work is done on return.
+ * # Ownership
+ * As lowbit_norm.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * As lowbit_norm.
+ */
+lowbit_status_t lowbit_norm_clip(const struct lowbit_plan_t *plan,
+                                 const struct lowbit_norm_args_t *args,
+                                 void *stream,
+                                 float *norm,
+                                 float *clip_factor);
 
 /**
  * What shards combine after a stage of lowbit_norm_stats, and how.
@@ -2053,7 +2091,7 @@ void lowbit_report_destroy(struct lowbit_report_t *report);
  * - `stream` (in): ignored by CPU contexts.
  * # Returns
  * OK; NULL_POINTER, INVALID_ARGUMENT, BUFFER_SIZE, MISALIGNED, OVERLAP (nothing was written);
- * UNSUPPORTED (rank-1 state of a shard; CUDA contexts in this version).
+ * UNSUPPORTED (rank-1 state of a shard).
  * # Threads
  * As lowbit_step.
  * # Stream

@@ -33,7 +33,7 @@ impl Plan {
     ///
     /// # Errors
     /// As for [`Plan::step`]; `Unsupported` for a state of a shard whose scales or factors belong
-    /// to the global tensor, and on CUDA contexts.
+    /// to the global tensor.
     ///
     /// # Safety
     /// As for [`Plan::step`].
@@ -57,7 +57,7 @@ impl Plan {
     /// The reverse of [`Plan::compress`].
     ///
     /// # Errors
-    /// As for [`Plan::step`]; `Unsupported` on CUDA contexts.
+    /// As for [`Plan::step`].
     ///
     /// # Safety
     /// As for [`Plan::step`].

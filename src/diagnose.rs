@@ -98,6 +98,9 @@ impl Plan {
                 HyperSource::Memory { hyper, step } => {
                     (hyper.cast::<Hyper>().add(tensor.info.group).read(), *step)
                 }
+                HyperSource::Counted { hyper, step } => {
+                    (hyper.cast::<Hyper>().add(tensor.info.group).read(), *step)
+                }
             };
             let end = tensor.first_buffer + tensor.buffer_count;
             let state = &args.state[tensor.first_buffer..end];

@@ -79,6 +79,7 @@ impl Plan {
     /// As for [`Plan::step`].
     #[expect(unsafe_code, reason = "works on the caller's raw buffers")]
     pub unsafe fn norm(&self, args: &NormArgs<'_>, stream: *mut c_void) -> Result<Norm> {
+        self.check_on_host()?;
         // SAFETY: the caller's promise.
         unsafe {
             self.collect_norm(args, Stage::Max, stream)?;
@@ -99,18 +100,63 @@ impl Plan {
         &self,
         args: &NormArgs<'_>,
         stage: Stage,
-        _stream: *mut c_void,
+        stream: *mut c_void,
     ) -> Result<()> {
         self.check_norm(args)?;
-        let Context::Cpu(cpu) = self.context.as_ref() else {
-            return Err(unsupported("norm has no CUDA kernel in this version"));
-        };
         // SAFETY: checked above; the caller's promise.
         unsafe {
-            Scratch(args.scratch.data.cast()).clear(stage);
-            cpu.norm(self, args, stage);
+            match self.context.as_ref() {
+                Context::Cpu(cpu) => {
+                    Scratch(args.scratch.data.cast()).clear(stage);
+                    cpu.norm(self, args, stage);
+                    Ok(())
+                }
+                Context::Cuda(cuda) => cuda.norm(self, args, stage, stream),
+            }
         }
-        Ok(())
+    }
+
+    /// [`Plan::finish_norm`] in the order of `stream`, with results in the context's memory: each
+    /// null or one f32, which may be a step's clip factor in memory.
+    ///
+    /// # Errors
+    /// As for [`Plan::norm`].
+    ///
+    /// # Safety
+    /// As for [`Plan::step`], also for the two results.
+    #[expect(unsafe_code, reason = "works on the caller's raw buffers")]
+    pub unsafe fn clip(
+        &self,
+        args: &NormArgs<'_>,
+        norm: *mut f32,
+        clip_factor: *mut f32,
+        stream: *mut c_void,
+    ) -> Result<()> {
+        self.check_norm(args)?;
+        for (name, result) in [("norm", norm), ("clip_factor", clip_factor)] {
+            if !result.is_aligned() {
+                return Err(Error::new(
+                    Status::Misaligned,
+                    format!("{name} is at {result:p}, which is not a multiple of 4"),
+                ));
+            }
+        }
+        // SAFETY: checked above; the caller's promise.
+        unsafe {
+            match self.context.as_ref() {
+                Context::Cpu(_) => {
+                    let found = self.finish_norm(args)?;
+                    if !norm.is_null() {
+                        *norm = found.norm;
+                    }
+                    if !clip_factor.is_null() {
+                        *clip_factor = found.clip_factor;
+                    }
+                    Ok(())
+                }
+                Context::Cuda(cuda) => cuda.clip(args, norm, clip_factor, stream),
+            }
+        }
     }
 
     /// Norm and clip factor, given the (reduced) statistics of both stages.
@@ -123,6 +169,7 @@ impl Plan {
     #[expect(unsafe_code, reason = "reads the caller's raw buffers")]
     pub unsafe fn finish_norm(&self, args: &NormArgs<'_>) -> Result<Norm> {
         self.check_norm(args)?;
+        self.check_on_host()?;
         let _env = FpEnv::ieee();
         let scratch = Scratch(args.scratch.data.cast());
         let norm = match Exponent::above(scratch.largest()) {
@@ -140,6 +187,17 @@ impl Plan {
             1.0
         };
         Ok(Norm { norm, clip_factor })
+    }
+
+    /// Results on the host would have to be waited for.
+    fn check_on_host(&self) -> Result<()> {
+        match self.context.as_ref() {
+            Context::Cpu(_) => Ok(()),
+            Context::Cuda(_) => Err(unsupported(
+                "the norm of a CUDA context is not brought to the host, which would have to wait; \
+                 collect both stages, and clip to device memory",
+            )),
+        }
     }
 
     fn check_norm(&self, args: &NormArgs<'_>) -> Result<()> {

@@ -74,6 +74,25 @@ pub enum HyperSource<'a> {
         /// The number of this step, from 1.
         step: *const i32,
     },
+    /// The same, and the number rises by 1 when the work is done, unless the whole step was
+    /// skipped: by a skip flag, or by [`NonFinite::SkipStep`].
+    Counted {
+        /// `Hyper::COUNT` values for each group.
+        hyper: *const f32,
+        /// The number of this step, from 1; then of the next.
+        step: *mut i32,
+    },
+}
+
+impl HyperSource<'_> {
+    /// Where in memory both are, if they are.
+    pub(crate) fn memory(&self) -> Option<(*const f32, *const i32)> {
+        match *self {
+            Self::Host(..) => None,
+            Self::Memory { hyper, step } => Some((hyper, step)),
+            Self::Counted { hyper, step } => Some((hyper, step.cast_const())),
+        }
+    }
 }
 
 /// Everything a step takes besides the plan and the stream. Slices are in the plan's order.
@@ -146,8 +165,36 @@ impl Plan {
         // SAFETY: the caller's promise; sizes, alignment and overlap were checked above.
         unsafe {
             match self.context.as_ref() {
-                Context::Cpu(cpu) => cpu.step(&call),
+                Context::Cpu(cpu) => {
+                    cpu.step(&call)?;
+                    if pass.is_none_or(|pass| pass == Pass::Apply) {
+                        self.count_step(args);
+                    }
+                    Ok(())
+                }
                 Context::Cuda(cuda) => cuda.step(&call),
+            }
+        }
+    }
+
+    /// Raises a step number in host memory, unless the whole step was skipped.
+    ///
+    /// # Safety
+    /// The memory of `args` is valid, its statistics are complete.
+    #[expect(unsafe_code, reason = "works on the caller's raw buffers")]
+    unsafe fn count_step(&self, args: &StepArgs<'_>) {
+        let HyperSource::Counted { hyper, step } = args.hyper else {
+            return;
+        };
+        // SAFETY: the caller's promise; a flag for each tensor comes first in the scratch.
+        unsafe {
+            let asked =
+                (0..self.groups).any(|group| (*hyper.cast::<Hyper>().add(group)).skip != 0.0);
+            let flags = args.scratch.data.cast::<i32>();
+            let found = args.nonfinite == NonFinite::SkipStep
+                && (0..self.tensors.len()).any(|i| *flags.add(i) != 0);
+            if !asked && !found {
+                *step = (*step).wrapping_add(1);
             }
         }
     }
@@ -240,7 +287,10 @@ impl Plan {
 
     fn check_hyper(&self, source: &HyperSource) -> Result<()> {
         match *source {
-            HyperSource::Memory { hyper, step } => {
+            HyperSource::Memory { .. } | HyperSource::Counted { .. } => {
+                let Some((hyper, step)) = source.memory() else {
+                    return Ok(());
+                };
                 for (name, address) in [("hyper", hyper as usize), ("step", step as usize)] {
                     if address == 0 {
                         return Err(Error::new(
@@ -458,7 +508,8 @@ impl OverlapCheck {
             push(&mut list, buffer, true, Role::State, i);
         }
         push(&mut list, args.scratch, true, Role::Scratch, 0);
-        if let HyperSource::Memory { hyper, step } = args.hyper {
+        if let Some((hyper, step)) = args.hyper.memory() {
+            let counted = matches!(args.hyper, HyperSource::Counted { .. });
             let at = |address: *const c_void, bytes| Buffer {
                 data: address.cast_mut(),
                 bytes,
@@ -470,7 +521,7 @@ impl OverlapCheck {
                 Role::Hyper,
                 0,
             );
-            push(&mut list, at(step.cast(), 4), false, Role::StepNumber, 0);
+            push(&mut list, at(step.cast(), 4), counted, Role::StepNumber, 0);
         }
         if !args.skipped.is_null() {
             push(

@@ -6,7 +6,7 @@ pub(crate) mod cuda;
 use std::ffi::c_void;
 
 use crate::codec::EmaArgs;
-use crate::error::{Result, unsupported};
+use crate::error::Result;
 use crate::plan::{Pass, Plan, TensorPlan};
 use crate::spec::Spec;
 use crate::step::StepArgs;
@@ -29,7 +29,17 @@ pub enum Context {
 #[derive(Debug)]
 pub(crate) enum Schedule {
     Cpu(cpu::Schedule),
-    Cuda(cuda::Schedule),
+    Cuda(Box<cuda::Schedule>),
+}
+
+impl Schedule {
+    /// Bytes that the backend needs in a step's scratch behind the statistics.
+    pub(crate) fn scratch_bytes(&self, tensors: usize) -> usize {
+        match self {
+            Self::Cpu(_) => 0,
+            Self::Cuda(schedule) => schedule.scratch_bytes(tensors),
+        }
+    }
 }
 
 /// One validated call of `step`.
@@ -63,7 +73,10 @@ impl Context {
     pub(crate) fn schedule(&self, spec: &Spec, tensors: &[TensorPlan]) -> Result<Schedule> {
         match self {
             Self::Cpu(_) => Ok(Schedule::Cpu(cpu::Schedule::new(tensors))),
-            Self::Cuda(cuda) => cuda.schedule(spec, tensors).map(Schedule::Cuda),
+            Self::Cuda(cuda) => {
+                let schedule = cuda.schedule(spec, tensors)?;
+                Ok(Schedule::Cuda(Box::new(schedule)))
+            }
         }
     }
 
@@ -84,28 +97,30 @@ impl Context {
     /// # Safety
     /// As for `Plan::compress`, which has checked the arguments.
     #[expect(unsafe_code, reason = "works on the caller's raw buffers")]
-    pub(crate) unsafe fn compress(&self, codec: &Codec<'_>, _stream: *mut c_void) -> Result<()> {
+    pub(crate) unsafe fn compress(&self, codec: &Codec<'_>, stream: *mut c_void) -> Result<()> {
         match self {
             Self::Cpu(cpu) => {
                 // SAFETY: the caller's promise.
                 unsafe { cpu.compress(codec) };
                 Ok(())
             }
-            Self::Cuda(_) => Err(unsupported("compress has no CUDA kernel in this version")),
+            // SAFETY: the caller's promise.
+            Self::Cuda(cuda) => unsafe { cuda.compress(codec, stream) },
         }
     }
 
     /// # Safety
     /// As for `Plan::decompress`, which has checked the arguments.
     #[expect(unsafe_code, reason = "works on the caller's raw buffers")]
-    pub(crate) unsafe fn decompress(&self, codec: &Codec<'_>, _stream: *mut c_void) -> Result<()> {
+    pub(crate) unsafe fn decompress(&self, codec: &Codec<'_>, stream: *mut c_void) -> Result<()> {
         match self {
             Self::Cpu(cpu) => {
                 // SAFETY: the caller's promise.
                 unsafe { cpu.decompress(codec) };
                 Ok(())
             }
-            Self::Cuda(_) => Err(unsupported("decompress has no CUDA kernel in this version")),
+            // SAFETY: the caller's promise.
+            Self::Cuda(cuda) => unsafe { cuda.decompress(codec, stream) },
         }
     }
 
@@ -117,7 +132,7 @@ impl Context {
         plan: &Plan,
         state: usize,
         args: &EmaArgs<'_>,
-        _stream: *mut c_void,
+        stream: *mut c_void,
     ) -> Result<()> {
         match self {
             Self::Cpu(cpu) => {
@@ -125,7 +140,8 @@ impl Context {
                 unsafe { cpu.ema(plan, state, args) };
                 Ok(())
             }
-            Self::Cuda(_) => Err(unsupported("ema has no CUDA kernel in this version")),
+            // SAFETY: the caller's promise.
+            Self::Cuda(cuda) => unsafe { cuda.ema(plan, state, args, stream) },
         }
     }
 

@@ -27,7 +27,7 @@ use crate::plan::Plan;
 /// - `stream` (in): ignored by CPU contexts.
 /// # Returns
 /// OK; NULL_POINTER, INVALID_ARGUMENT, BUFFER_SIZE, MISALIGNED, OVERLAP (nothing was written);
-/// UNSUPPORTED (rank-1 state of a shard; CUDA contexts in this version).
+/// UNSUPPORTED (rank-1 state of a shard).
 /// # Threads
 /// As lowbit_step.
 /// # Stream

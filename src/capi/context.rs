@@ -46,7 +46,7 @@ pub unsafe extern "C" fn lowbit_context_create_cpu(
     guard(|| unsafe { create(out, || Ok(Context::Cpu(cpu(info)?))) })
 }
 
-/// Opens a CUDA device and loads the kernels.
+/// Opens a CUDA device; plans load the kernels that they need.
 ///
 /// # Parameters
 /// - `info` (in, host): NULL means device 0.

@@ -20,13 +20,13 @@ use crate::step::Buffer;
 /// # Parameters
 /// - `plan` (in, not NULL).
 /// - `args` (in, host, not NULL): start from LOWBIT_NORM_ARGS_INIT.
-/// - `stream` (in): ignored by CPU contexts.
+/// - `stream` (in): a CUstream or cudaStream_t for CUDA contexts, ignored by CPU contexts.
 /// - `norm` (out, host, not NULL): infinite or NaN if a gradient is.
 /// - `clip_factor` (out, host, not NULL): min(1, max_norm / norm), and 1 if the norm is not finite:
 ///   the step's own policy then decides.
 /// # Returns
 /// OK; NULL_POINTER, STRUCT_SIZE, UNKNOWN_FLAG, INVALID_ARGUMENT, BUFFER_SIZE, MISALIGNED;
-/// UNSUPPORTED (CUDA contexts in this version).
+/// UNSUPPORTED on CUDA contexts, which would have to wait: lowbit_norm_clip leaves the results there.
 /// # Threads
 /// Several threads may use one plan at once with different scratch.
 /// # Stream
@@ -124,6 +124,45 @@ pub unsafe extern "C" fn lowbit_norm_finish(
             let found = with_args(args, |args| plan.plan.finish_norm(args))?;
             (*norm, *clip_factor) = (found.norm, found.clip_factor);
             Ok(())
+        })
+    }
+}
+
+/// The end of lowbit_norm in the order of a stream, with the results in the plan's memory space, given
+/// the (reduced) statistics of both stages in the scratch: for CUDA contexts, captured or not, where
+/// the factor may go straight to the clip_factor of lowbit_step_args_t.hyper.
+///
+/// # Parameters
+/// - `plan` (in, not NULL).
+/// - `args` (in, host, not NULL): as for lowbit_norm.
+/// - `stream` (in): as for lowbit_norm.
+/// - `norm` (out, memory space of the plan, may be NULL), `clip_factor` (out, memory space of the plan,
+///   may be NULL): as for lowbit_norm.
+/// # Returns
+/// OK; NULL_POINTER, STRUCT_SIZE, UNKNOWN_FLAG, INVALID_ARGUMENT, BUFFER_SIZE, MISALIGNED; CUDA_ERROR.
+/// # Threads
+/// As lowbit_norm.
+/// # Stream
+/// The call returns when the work has been enqueued on `stream`. No allocation, copy, event or
+/// synchronisation. On a CPU context the work is done on return.
+/// # Ownership
+/// As lowbit_norm.
+/// # Since
+/// ABI 0.1
+/// # Safety
+/// As lowbit_norm.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lowbit_norm_clip(
+    plan: *const lowbit_plan_t,
+    args: *const lowbit_norm_args_t,
+    stream: *mut c_void,
+    norm: *mut f32,
+    clip_factor: *mut f32,
+) -> lowbit_status_t {
+    // SAFETY: the caller's promise.
+    unsafe {
+        guard_handle(plan, |plan| {
+            with_args(args, |args| plan.plan.clip(args, norm, clip_factor, stream))
         })
     }
 }

@@ -135,9 +135,10 @@ pub(super) unsafe fn with_args<T>(
 ) -> Result<T> {
     // SAFETY: the caller's promise.
     let args = unsafe { read(args, "args") }?;
-    if args.flags != 0 {
+    if args.flags & !LOWBIT_STEP_COUNTED != 0 {
         return Err(unknown_flag("args.flags", args.flags));
     }
+    let counted = args.flags & LOWBIT_STEP_COUNTED != 0;
     let nonfinite = match args.nonfinite {
         LOWBIT_NONFINITE_DEFAULT => NonFinite::Default,
         LOWBIT_NONFINITE_SKIP_BLOCK => NonFinite::SkipBlock,
@@ -156,7 +157,12 @@ pub(super) unsafe fn with_args<T>(
         clip_factor: args.clip_factor,
         skip: args.skip,
     }];
-    let hyper = if args.hyper.is_null() && args.step_number.is_null() {
+    let hyper = if counted {
+        HyperSource::Counted {
+            hyper: args.hyper,
+            step: args.step_number.cast_mut(),
+        }
+    } else if args.hyper.is_null() && args.step_number.is_null() {
         HyperSource::Host(&hyper, args.step)
     } else {
         HyperSource::Memory {

@@ -491,13 +491,17 @@ pub struct lowbit_stage_info_t {
     pub count: i64,
 }
 
+/// Set in lowbit_step_args_t.flags: step_number rises by 1 when the work is done, unless the whole step
+/// was skipped (by a skip flag, or by LOWBIT_NONFINITE_SKIP_STEP).
+pub const LOWBIT_STEP_COUNTED: u64 = 1;
+
 /// One step. Arrays are in the plan's order and are read before the call returns.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct lowbit_step_args_t {
     /// sizeof of this struct.
     pub struct_size: usize,
-    /// Zero.
+    /// LOWBIT_STEP_COUNTED or 0.
     pub flags: u64,
     /// Length of params, grads and updates.
     pub tensor_count: i64,
@@ -538,7 +542,8 @@ pub struct lowbit_step_args_t {
     /// tensors' own memory space; they then replace the fields, cannot be checked, and step_number
     /// must be given too. Needed if the plan has more than one group.
     pub hyper: *const f32,
-    /// NULL, or the step as one int32 in the tensors' own memory space.
+    /// NULL, or the step as one int32 in the tensors' own memory space; written only under
+    /// LOWBIT_STEP_COUNTED.
     pub step_number: *const i32,
     /// NULL, or for each tensor NULL or its offset in the global tensor, instead of the plan's.
     pub offsets: *const *const i64,

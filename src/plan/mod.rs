@@ -242,7 +242,8 @@ impl Plan {
     /// Bytes of a step's scratch, aligned to 8.
     #[must_use]
     pub fn scratch_bytes(&self) -> i64 {
-        self.scratch.offsets()[5] as i64
+        let backend = self.schedule.scratch_bytes(self.tensors.len());
+        (self.scratch.offsets()[5] + backend) as i64
     }
 
     /// How many blocks of hyper-parameters a step takes.

@@ -390,7 +390,8 @@ static void step_pointers_and_sizes(void) {
         "stage is 1|1 collecting stages");
   FAILS(lowbit_step_stats(model.plan, &args, -1, NULL), INVALID_ARGUMENT, "stage is -1");
 
-  STEP_FAILS(c.args.flags = 1, UNKNOWN_FLAG, "args.flags|0x1");
+  STEP_FAILS(c.args.flags = 2, UNKNOWN_FLAG, "args.flags|0x2");
+  STEP_FAILS(c.args.flags = LOWBIT_STEP_COUNTED, NULL_POINTER, "hyper is null");
   STEP_FAILS(c.args.params = NULL, NULL_POINTER, "args.params is null");
   STEP_FAILS(c.args.grads = NULL, NULL_POINTER, "args.grads is null");
   STEP_FAILS(c.args.state = NULL, NULL_POINTER, "args.state is null");

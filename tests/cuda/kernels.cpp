@@ -4,48 +4,53 @@
 
 #include <cstddef>
 
+#include "adamw_any.cu"
 #include "adamw_block4.cu"
 #include "adamw_f32.cu"
+#include "adamw_rank1.cu"
+#include "codec.cu"
+#include "norm.cu"
 
-using lowbit::AdamwParams;
+using namespace lowbit;
 
-extern "C" void shim_adamw(void (*kernel)(AdamwParams), unsigned grid, unsigned threads,
-                           const AdamwParams* params, uint64_t seed) {
-  shim::launch(kernel, grid, threads, *params, seed);
+extern "C" void shim_launch(void (*kernel)(const Launch&), unsigned grid, unsigned threads,
+                            const Launch* launch, uint64_t seed) {
+  // Thread blocks that wait for each other run at once.
+  const bool together = (launch->flags & FUSED) != 0;
+  shim::launch(kernel, grid, threads, *launch, seed, together);
 }
 
 // Sizes and offsets of what Rust mirrors, in the order of its fields.
-extern "C" const size_t shim_adamw_layout[] = {
-    sizeof(AdamwParams),
-    offsetof(AdamwParams, param),
-    offsetof(AdamwParams, grad),
-    offsetof(AdamwParams, update),
-    offsetof(AdamwParams, m),
-    offsetof(AdamwParams, v),
-    offsetof(AdamwParams, m_scales),
-    offsetof(AdamwParams, v_scales),
-    offsetof(AdamwParams, hyper),
-    offsetof(AdamwParams, step),
-    offsetof(AdamwParams, skipped),
-    offsetof(AdamwParams, rows),
-    offsetof(AdamwParams, cols),
-    offsetof(AdamwParams, blocks),
-    offsetof(AdamwParams, scalars.beta1),
-    offsetof(AdamwParams, scalars.one_minus_beta1),
-    offsetof(AdamwParams, scalars.beta2),
-    offsetof(AdamwParams, scalars.one_minus_beta2),
-    offsetof(AdamwParams, scalars.eps),
-    offsetof(AdamwParams, scalars.lr_bc1),
-    offsetof(AdamwParams, scalars.lr_wd),
-    offsetof(AdamwParams, scalars.inv_sqrt_bc2),
-    offsetof(AdamwParams, scalars.grad_scale),
-    offsetof(AdamwParams, scalars.skip),
-    offsetof(AdamwParams, skip_blocks),
-    offsetof(AdamwParams, wide),
+#define AT(STRUCT, FIELD) offsetof(STRUCT, FIELD)
+extern "C" const size_t shim_layout[] = {
+    sizeof(Codebook), AT(Codebook, midpoints), AT(Codebook, levels),
+    sizeof(State), AT(State, kind), AT(State, per_byte), AT(State, scaling), AT(State, block),
+    AT(State, rounding), AT(State, dither), AT(State, spacing), AT(State, buffer),
+    AT(State, codebook), AT(State, word),
+    sizeof(Tensor), AT(Tensor, rows), AT(Tensor, cols), AT(Tensor, units), AT(Tensor, first_col),
+    AT(Tensor, block), AT(Tensor, param_dtype), AT(Tensor, grad_dtype), AT(Tensor, weights),
+    AT(Tensor, group), AT(Tensor, scalars), AT(Tensor, index), AT(Tensor, global),
+    AT(Tensor, states), AT(Tensor, axes), AT(Tensor, lead), AT(Tensor, hash), AT(Tensor, words),
+    AT(Tensor, shape), AT(Tensor, offset), AT(Tensor, global_shape), AT(Tensor, state),
+    sizeof(Segment), AT(Segment, first), AT(Segment, tensor), AT(Segment, kind),
+    sizeof(Scalars), AT(Scalars, beta1), AT(Scalars, one_minus_beta1), AT(Scalars, beta2),
+    AT(Scalars, one_minus_beta2), AT(Scalars, eps), AT(Scalars, lr_bc1), AT(Scalars, lr_wd),
+    AT(Scalars, inv_sqrt_bc2), AT(Scalars, grad_scale), AT(Scalars, skip), AT(Scalars, l2),
+    AT(Scalars, inv_bc2),
+    sizeof(Launch), AT(Launch, table), AT(Launch, tensors), AT(Launch, segments),
+    AT(Launch, tasks), AT(Launch, hyper), AT(Launch, step_number), AT(Launch, skipped),
+    AT(Launch, statistics), AT(Launch, ticket), AT(Launch, done), AT(Launch, seed), AT(Launch, step),
+    AT(Launch, flags), AT(Launch, groups), AT(Launch, tensor_count), AT(Launch, state),
+    AT(Launch, decay), AT(Launch, weight), AT(Launch, grad_scale), AT(Launch, max_norm),
+    AT(Launch, norm), AT(Launch, clip_factor), AT(Launch, words),
 };
+
+// ---- parts of kernels --------------------------------------------------------------------------
 
 // The codes alone: 128 values for each scale, coded; and the 16 levels of each scale.
 struct CodesParams {
+  const Codebook* m_book;
+  const Codebook* v_book;
   const float* values;  // [scales][128]
   const float* scales;
   unsigned char* codes;  // [2][scales][128]: m, v
@@ -53,31 +58,68 @@ struct CodesParams {
   size_t count;          // of scales
 };
 
-static void code_values(CodesParams a) {
-  const lowbit::LaneTable m{lowbit::DE_SIGNED};
-  const lowbit::Linear v{};
+static void code_values(const CodesParams& a) {
+  SignedTable m;
+  LinearTable v;
+  m.fill(*a.m_book);
+  v.fill(*a.v_book);
   const size_t lane = threadIdx.x;
   for (size_t block = 0; block < a.count; ++block) {
     const float scale = a.scales[block];
     float values[4];
     std::memcpy(values, a.values + 128 * block + 4 * lane, sizeof values);
-    unsigned m_codes[4], v_codes[4];
-    m.encode(values, scale, m_codes);
-    v.encode(values, scale, v_codes);
+    unsigned m_codes = m.encode(values, scale), v_codes = v.encode(values, scale);
+    bool negative = false;
+    for (float x : values) {
+      negative = negative || x < 0.0f;
+    }
+    if (!is_usual_scale(scale)) {
+      m_codes = count_midpoints(values, scale, *a.m_book);
+    }
+    if (!is_usual_scale(scale) || negative) {
+      v_codes = count_midpoints(values, scale, *a.v_book);
+    }
     for (size_t i = 0; i < 4; ++i) {
       const size_t at = 128 * block + 4 * lane + i;
-      a.codes[at] = static_cast<unsigned char>(m_codes[i]);
-      a.codes[128 * a.count + at] = static_cast<unsigned char>(v_codes[i]);
+      a.codes[at] = m_codes >> 4 * i & 15;
+      a.codes[128 * a.count + at] = v_codes >> 4 * i & 15;
     }
     const unsigned code = lane % 16;
-    const float m_level = m.decode(code, scale);
+    const unsigned all = code * 0x1111;
+    float m_levels[4], v_levels[4];
+    decode_nibbles(all, m.scaled_levels(scale), m_levels);
+    decode_nibbles(all, v.scaled_levels(scale), v_levels);
     if (lane < 16) {
-      a.levels[16 * block + code] = m_level;
-      a.levels[16 * (a.count + block) + code] = v.decode(code, scale);
+      a.levels[16 * block + code] = m_levels[3];
+      a.levels[16 * (a.count + block) + code] = v_levels[0];
     }
   }
 }
 
 extern "C" void shim_codes(const CodesParams* params) {
   shim::launch(code_values, 1, shim::LANES, *params, 0);
+}
+
+// How many roots, of every significand and both parities of the exponent, differ from the host's.
+extern "C" size_t shim_wrong_roots() {
+  size_t wrong = 0;
+  for (uint32_t bits = 0x3f800000; bits < 0x40800000; ++bits) {
+    const float x = shim::from_bits<float>(bits);
+    wrong += root_in_range(x) != std::sqrt(x);
+  }
+  return wrong;
+}
+
+// The same for `count` random quotients.
+extern "C" size_t shim_wrong_quotients(size_t count) {
+  std::mt19937_64 random(3);
+  size_t wrong = 0;
+  for (size_t i = 0; i < count; ++i) {
+    const uint64_t bits = random();
+    const float n = shim::from_bits<float>(static_cast<uint32_t>(0x3f800000 | (bits & 0x7fffff)));
+    const float d =
+        shim::from_bits<float>(static_cast<uint32_t>(0x3f800000 | (bits >> 32 & 0x7fffff)));
+    wrong += quotient_in_range(n, d) != n / d;
+  }
+  return wrong;
 }

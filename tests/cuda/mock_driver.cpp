@@ -10,6 +10,7 @@
 #include "kernels.cpp"
 
 #include <dlfcn.h>
+#include <elf.h>
 
 #include <string>
 #include <utility>
@@ -132,23 +133,34 @@ Result cuCtxPopCurrent_v2(Handle* context) {
   });
 }
 
-// A module is its PTX.
-Result cuModuleLoadDataEx(Handle* module, const char* ptx, unsigned count, const int* options,
+// How long an image is: code says so itself, PTX is a string.
+size_t size_of_image(const char* image) {
+  if (std::memcmp(image, "\x7f" "ELF", 4) != 0) {
+    return std::strlen(image) + 1;
+  }
+  Elf64_Ehdr header;
+  std::memcpy(&header, image, sizeof header);
+  return header.e_shoff + size_t{header.e_shnum} * header.e_shentsize;
+}
+
+// A module is a copy of its image.
+Result cuModuleLoadDataEx(Handle* module, const char* image, unsigned count, const int* options,
                           Handle* values) {
   const Result result = called(__func__);
   if (result != 0 && count > 0 && options[0] == 5) {  // CU_JIT_ERROR_LOG_BUFFER
     std::strcpy(static_cast<char*>(values[0]), "line 1; a message of the assembler\n");
   }
-  *module = const_cast<char*>(ptx);
+  *module = new std::string(image, size_of_image(image));
   return result;
 }
 
-Result cuModuleUnload(Handle) { return called(__func__); }
+Result cuModuleUnload(Handle module) {
+  return call(__func__, [=] { delete static_cast<std::string*>(module); });
+}
 
-// A function is the kernel's host form; its name must also be in the PTX.
+// A function is the kernel's host form; its name must also be in the image.
 Result cuModuleGetFunction(Handle* function, Handle module, const char* name) {
-  const std::string entry = std::string(".entry ") + name + "(";
-  if (std::strstr(static_cast<const char*>(module), entry.c_str()) == nullptr) {
+  if (static_cast<const std::string*>(module)->find(name) == std::string::npos) {
     return 500;
   }
   Handle self = dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
@@ -167,21 +179,25 @@ Result cuLaunchKernel(Handle function, unsigned grid, unsigned, unsigned, unsign
                       unsigned, unsigned, unsigned, Handle stream, Handle* params, Handle*) {
   return call(__func__, [=] {
     last_stream = stream;
-    const auto kernel = reinterpret_cast<void (*)(AdamwParams)>(function);
-    shim::launch(kernel, grid, threads, *static_cast<const AdamwParams*>(params[0]), 1);
+    const auto kernel = reinterpret_cast<void (*)(const Launch&)>(function);
+    shim::launch(kernel, grid, threads, *static_cast<const Launch*>(params[0]), 1);
   });
 }
 
-Result cuMemAlloc_v2(Handle* data, size_t bytes) {
+Result cuMemAllocAsync(Handle* data, size_t bytes, Handle stream) {
   return call(__func__, [=] {
+    last_stream = stream;
     *data = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
     // Not zero, so that who wants zeros must write them.
     std::memset(*data, 0xa5, bytes);
   });
 }
 
-Result cuMemFree_v2(Handle data) {
-  return call(__func__, [=] { std::free(data); });
+Result cuMemFreeAsync(Handle data, Handle stream) {
+  return call(__func__, [=] {
+    last_stream = stream;
+    std::free(data);
+  });
 }
 
 Result cuMemsetD8Async(Handle data, unsigned char value, size_t bytes, Handle stream) {

@@ -1,7 +1,7 @@
 // Runs CUDA kernels on the host: the part of CUDA C++ that `cuda/` uses, as C++17.
 //
-// Every thread of a thread block is a fiber (a stack and a saved context); all run on the calling
-// OS thread, one at a time, and switch only where threads wait for each other: at barriers and at
+// Every thread of a thread block is a fiber (a stack and a saved context); all run on one OS thread
+// (the caller's, or where thread blocks wait for each other one for each), one at a time, and switch only where threads wait for each other: at barriers and at
 // warp-wide operations. Thread blocks run one after the other, in an order drawn from a seed, as
 // do the threads of each; no result may depend on it.
 //
@@ -18,6 +18,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <cfenv>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -25,14 +26,18 @@
 #include <cstring>
 #include <memory>
 #include <random>
+#include <thread>
 #include <vector>
 
 // ---- language ----------------------------------------------------------------------------------
 
+#define LOWBIT_SHIM
+
 #define __global__
 #define __device__
 #define __constant__
-#define __grid_constant__
+// Kernels have large parameters; on the host they are given by reference.
+#define __grid_constant__ &
 #define __launch_bounds__(...)
 #define __forceinline__ inline
 // One thread block at a time runs on an OS thread.
@@ -65,7 +70,7 @@ struct Dim {
 };
 
 // What the lanes of a warp do together; all must do the same.
-enum class Operation { none, shuffle, vote, reduce };
+enum class Operation { none, shuffle, vote, reduce, barrier };
 
 struct Fiber {
   Dim thread{};
@@ -165,38 +170,54 @@ inline void run_block(unsigned index, const std::vector<unsigned>& order) {
   }
 }
 
-// Runs a whole grid; `Params` is what the kernel takes.
+// Runs a whole grid; `Params` is what the kernel takes. Together: every thread block on an OS thread
+// of its own, for kernels whose thread blocks wait for each other.
 template <typename Params>
-void launch(void (*kernel)(Params), unsigned grid, unsigned threads, const Params& params,
-            uint64_t seed) {
+void launch(void (*kernel)(const Params&), unsigned grid, unsigned threads, const Params& params,
+            uint64_t seed, bool together = false) {
   struct Call {
-    void (*kernel)(Params);
+    void (*kernel)(const Params&);
     const Params* params;
   } call{kernel, &params};
   if (threads % LANES != 0) {
     std::abort();
   }
-  Block& b = block();
-  b.grid = {grid};
-  b.threads = {threads};
-  b.params = &call;
-  b.kernel = [](const void* data) {
-    const Call& made = *static_cast<const Call*>(data);
-    made.kernel(*made.params);
+  const auto run = [&call, grid, threads, seed](const std::vector<unsigned>& blocks) {
+    Block& b = block();
+    b.grid = {grid};
+    b.threads = {threads};
+    b.params = &call;
+    b.kernel = [](const void* data) {
+      const Call& made = *static_cast<const Call*>(data);
+      made.kernel(*made.params);
+    };
+    b.fibers.resize(threads);
+    std::mt19937_64 random(seed);
+    std::vector<unsigned> order(threads);
+    for (unsigned i = 0; i < threads; ++i) {
+      order[i] = i;
+    }
+    for (unsigned i : blocks) {
+      std::shuffle(order.begin(), order.end(), random);
+      run_block(i, order);
+    }
   };
-  b.fibers.resize(threads);
-  std::mt19937_64 random(seed);
-  std::vector<unsigned> blocks(grid), order(threads);
+  std::vector<unsigned> blocks(grid);
   for (unsigned i = 0; i < grid; ++i) {
     blocks[i] = i;
   }
-  for (unsigned i = 0; i < threads; ++i) {
-    order[i] = i;
-  }
+  std::mt19937_64 random(seed);
   std::shuffle(blocks.begin(), blocks.end(), random);
+  if (!together) {
+    run(blocks);
+    return;
+  }
+  std::vector<std::thread> all;
   for (unsigned i : blocks) {
-    std::shuffle(order.begin(), order.end(), random);
-    run_block(i, order);
+    all.emplace_back(run, std::vector<unsigned>{i});
+  }
+  for (std::thread& one : all) {
+    one.join();
   }
 }
 
@@ -253,10 +274,25 @@ inline void __syncthreads() {
   }
 }
 
+// Whether `predicate` holds for any thread of the block.
+inline int __syncthreads_or(int predicate) {
+  static thread_local bool any;
+  __syncthreads();
+  any = false;
+  __syncthreads();
+  any = any || predicate != 0;
+  __syncthreads();
+  return any;
+}
+
+inline void __syncwarp() { shim::exchange(shim::Operation::barrier, shim::ALL, 0); }
+
+// Reads lane `lane` of the caller's group of `width` lanes.
 template <typename T>
-T __shfl_sync(unsigned mask, T value, int lane) {
+T __shfl_sync(unsigned mask, T value, int lane, unsigned width = shim::LANES) {
   const uint32_t* all = shim::exchange(shim::Operation::shuffle, mask, shim::to_bits(value));
-  return shim::from_bits<T>(all[static_cast<unsigned>(lane) % shim::LANES]);
+  const unsigned group = shim::current_thread().x % shim::LANES / width * width;
+  return shim::from_bits<T>(all[group + static_cast<unsigned>(lane) % width]);
 }
 
 inline int __any_sync(unsigned mask, bool predicate) {
@@ -270,8 +306,24 @@ inline unsigned __reduce_max_sync(unsigned mask, unsigned value) {
 }
 
 inline unsigned long long atomicAdd(unsigned long long* at, unsigned long long value) {
-  const unsigned long long old = *at;
-  *at += value;
+  return __atomic_fetch_add(at, value, __ATOMIC_RELAXED);
+}
+
+// Reads past the L1 cache, which the host's caches do of themselves.
+template <typename T>
+T __ldcg(const T* at) {
+  return __atomic_load_n(at, __ATOMIC_ACQUIRE);
+}
+inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+inline void __nanosleep(unsigned) { std::this_thread::yield(); }
+
+inline int atomicAdd(int* at, int value) { return __atomic_fetch_add(at, value, __ATOMIC_RELAXED); }
+
+inline int atomicMax(int* at, int value) {
+  int old = __atomic_load_n(at, __ATOMIC_RELAXED);
+  while (old < value && !__atomic_compare_exchange_n(at, &old, value, false, __ATOMIC_RELAXED,
+                                                     __ATOMIC_RELAXED)) {
+  }
   return old;
 }
 
@@ -289,10 +341,66 @@ inline float __fmul_rn(float a, float b) { return shim::as_gpu(a * b); }
 inline float __fdiv_rn(float a, float b) { return shim::as_gpu(a / b); }
 inline float __fsqrt_rn(float a) { return shim::as_gpu(std::sqrt(a)); }
 inline float __fmaf_rn(float a, float b, float c) { return shim::as_gpu(std::fma(a, b, c)); }
+inline int __float2int_rn(float a) { return static_cast<int>(std::lrint(a)); }
 inline float __double2float_rn(double a) { return shim::as_gpu(static_cast<float>(a)); }
+inline long long __double2ll_rn(double a) { return std::llrint(a); }
+inline double __longlong_as_double(long long bits) {
+  double value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+inline double __fma_rn(double a, double b, double c) { return std::fma(a, b, c); }
 inline double __dadd_rn(double a, double b) { return a + b; }
 inline double __dmul_rn(double a, double b) { return a * b; }
 inline double __ddiv_rn(double a, double b) { return a / b; }
 inline double __dsqrt_rn(double a) { return std::sqrt(a); }
 
-inline unsigned max(unsigned a, unsigned b) { return a < b ? b : a; }
+// Rounded towards zero.
+inline float __fmaf_rz(float a, float b, float c) {
+  const int before = std::fegetround();
+  std::fesetround(FE_TOWARDZERO);
+  volatile float x = a, y = b, z = c;
+  volatile float result = std::fma(x, y, z);
+  std::fesetround(before);
+  return shim::as_gpu(result);
+}
+
+namespace shim {
+// A value near `x`, by at most `units` in its last place: what an approximation may be. Which one,
+// the bits of `x` decide, so that all are tried.
+inline float near(float x, int units) {
+  if (!std::isnormal(x)) {
+    return x;
+  }
+  const uint32_t bits = to_bits(x);
+  const int range = 2 * units + 1;
+  const int off = static_cast<int>((bits * 2654435761u >> 16) % static_cast<unsigned>(range));
+  const float moved = from_bits<float>(bits + static_cast<uint32_t>(off - units));
+  return std::isnormal(moved) ? moved : x;
+}
+}  // namespace shim
+
+namespace lowbit {
+// What is asm on the device (`cuda/ptx.cuh`).
+inline float approximate_reciprocal(float x) {
+  return shim::as_gpu(shim::near(static_cast<float>(1.0 / static_cast<double>(x)), 1));
+}
+inline float approximate_reciprocal_root(float x) {
+  // Not moved: for a few significands the root would be wrong by a unit. The device's approximation
+  // is good enough for all of them, or its own sqrt.rn, the same operations, would be wrong too.
+  return shim::as_gpu(static_cast<float>(1.0 / std::sqrt(static_cast<double>(x))));
+}
+inline float max_nan(float a, float b) {
+  return std::isnan(a) || std::isnan(b) ? shim::from_bits<float>(0x7fffffff) : std::max(a, b);
+}
+inline unsigned add_if_greater(unsigned sum, unsigned more, float x, float y) {
+  return x > y ? sum + more : sum;
+}
+inline unsigned pack_bf16(float low, float high) {
+  const auto round = [](float x) {
+    const uint32_t bits = shim::to_bits(x);
+    return std::isnan(x) ? 0x7fffu : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  };
+  return round(low) | round(high) << 16;
+}
+}  // namespace lowbit

@@ -1,6 +1,7 @@
 """Steps in CUDA graphs: captured once, replayed with what device memory says by then."""
 
 import itertools
+import math
 
 import numpy as np
 from lowbit import Tensor
@@ -8,7 +9,8 @@ from lowbit import Tensor
 import inputs
 from device import DEVICE, ENVIRONMENT, DevicePlan, require_same, to_device, torch
 
-NUMELS = (1 << 18, 4097, 100)
+SHAPES = ((512, 512), (4097,), (100,))
+NUMELS = tuple(math.prod(shape) for shape in SHAPES)
 DTYPES = ("f32", "bf16")
 REPLAYS = 8
 
@@ -20,7 +22,7 @@ def run(report):
     report.environment.update(ENVIRONMENT)
     random = inputs.Random(report.seed)
     report.check("hyper-parameters in device memory, no graph", uncaptured, random)
-    for preset, p, g in itertools.product(("adamw32", "adamw4-block"), DTYPES, DTYPES):
+    for preset, p, g in itertools.product(("adamw32", "adamw4-block", "adamw4"), DTYPES, DTYPES):
         name = f"{preset}: parameters {p}, gradients {g}"
         report.check(f"capture and replay, {name}", captured, random, preset, p, g, False)
     report.check(
@@ -36,7 +38,7 @@ class Training:
         self.random = random
         self.grad_dtype = grad_dtype
         self.plan = DevicePlan(
-            preset, [Tensor(f"t{i}", (n,), param_dtype, grad_dtype) for i, n in enumerate(NUMELS)]
+            preset, [Tensor(f"t{i}", s, param_dtype, grad_dtype) for i, s in enumerate(SHAPES)]
         )
         self.params = [random.param(numel, param_dtype) for numel in NUMELS]
         self.updates = [np.zeros_like(array) for array in self.params] if as_update else None

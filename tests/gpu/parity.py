@@ -40,20 +40,30 @@ SHAPES = (
     (2, 3, 5, 7, 11),
     (1024, 512),
     (1031, 1021),
+    (3, 70, 640),
 )
 STEPS = 5
-DTYPES = ("f32", "bf16")
+DTYPES = ("f32", "bf16", "f16")
+#: weights of a tensor -> parameter dtype
+WEIGHTS = {"stochastic": "bf16", "master": "f16", "remainder16": "bf16", "correction8": "bf16"}
 #: nonfinite of the step -> where its gradients come from
 POLICIES = {
     "default": inputs.Random.grad,
     "skip_block": inputs.Random.bad_grad,
+    "skip_tensor": inputs.Random.bad_grad,
+    "skip_step": inputs.Random.bad_grad,
     "propagate": inputs.Random.bad_grad,
 }
 
 
-def coded():
-    """adamw4-block in 4 bits also for the small tensors, whose blocks are short."""
-    return {**json.loads(Spec("adamw4-block").json), "threshold": 0}
+def coded(preset="adamw4-block", **changes):
+    """A preset with codes also for the small tensors, whose blocks are short."""
+    return {**json.loads(Spec(preset).json), "threshold": 0, **changes}
+
+
+STOCHASTIC_M = {
+    "bits": 4, "normalization": "block", "block": 64, "mapping": "nf4", "rounding": "stochastic"
+}
 
 
 def run(report):
@@ -63,12 +73,23 @@ def run(report):
         "adamw32": "adamw32",
         "adamw4-block": "adamw4-block",
         "adamw4-block, threshold 0": coded(),
+        "adamw4, threshold 0": coded("adamw4"),
+        "adamw8, threshold 0": coded("adamw8"),
+        "adam with amsgrad": coded("adamw4", optimizer="adam", amsgrad=True),
+        "stochastic": coded(
+            m=STOCHASTIC_M, v={**STOCHASTIC_M, "mapping": "geometric", "rounding": "stochastic-log"}
+        ),
     }
     for (name, spec), param_dtype, grad_dtype in itertools.product(specs.items(), DTYPES, DTYPES):
         report.check(
             f"{name}: parameters {param_dtype}, gradients {grad_dtype}",
             *(all_modes, random, spec, param_dtype, grad_dtype),
         )
+    for weights, param_dtype in WEIGHTS.items():
+        for name in ("adamw4", "adamw4-block"):
+            report.check(
+                f"{name}: weights {weights}", weight_form, random, name, param_dtype, weights
+            )
     for param_dtype, grad_dtype in itertools.product(DTYPES, DTYPES):
         report.check(
             f"misaligned: parameters {param_dtype}, gradients {grad_dtype}",
@@ -90,11 +111,12 @@ def run(report):
 class Model:
     """Tensors of all SHAPES with their states, on the host and on the device."""
 
-    def __init__(self, random, spec, param_dtype, grad_dtype, shift=0):
+    def __init__(self, random, spec, param_dtype, grad_dtype, shift=0, weights="plain"):
         self.random = random
         self.grad_dtype = grad_dtype
         self.plan = DevicePlan(
-            spec, [Tensor(f"t{i}", s, param_dtype, grad_dtype) for i, s in enumerate(SHAPES)]
+            spec,
+            [Tensor(f"t{i}", s, param_dtype, grad_dtype, weights) for i, s in enumerate(SHAPES)],
         )
         # In elements, so that a pointer stays aligned for its dtype.
         self.upload = functools.partial(to_device, shift=shift * inputs.SIZES[param_dtype])
@@ -142,6 +164,11 @@ class Model:
             for i, (tensor, array) in enumerate(zip(tensors, arrays))
         )
 
+    def reaches_across_blocks(self):
+        """Whether a state has scales that do, so that no single block can be skipped."""
+        parts = {info.part for info in self.plan.reference.buffers}
+        return not parts <= {"value", "codes", "scales", "master", "remainder", "correction"}
+
     def results(self):
         """What lasts from step to step: names, tensors, arrays."""
         return [
@@ -161,6 +188,8 @@ def all_modes(random, spec, param_dtype, grad_dtype):
     compared, skipped = 0, 0
     for mode, policy in itertools.product(modes, POLICIES):
         model = Model(random, spec, param_dtype, grad_dtype)
+        if policy == "skip_block" and model.reaches_across_blocks():
+            continue
         try:
             for step in range(1, STEPS + 1):
                 # One step is skipped whole.
@@ -179,6 +208,12 @@ def all_modes(random, spec, param_dtype, grad_dtype):
     )
 
 
+def weight_form(random, preset, param_dtype, weights):
+    model = Model(random, coded(preset), param_dtype, "bf16", weights=weights)
+    compared = sum(model.step(step, **random.hyper()) for step in range(1, STEPS + 1))
+    return f"{compared / 1e6:.0f} MB equal"
+
+
 def misaligned(random, param_dtype, grad_dtype):
     """Parameters and gradients that begin one element behind an aligned address."""
     model = Model(random, coded(), param_dtype, grad_dtype, shift=1)
@@ -188,7 +223,7 @@ def misaligned(random, param_dtype, grad_dtype):
 
 CASE_SHAPES = ((1,), (4096,), (4097,), (300, 257), (64, 3, 3, 3), (512, 1024), (2, 3, 5, 7, 11))
 #: The cases, by the beginning of their names, that must have kernels.
-WITH_KERNELS = ("adamw32/", "adamw4-block/")
+WITH_KERNELS = ("adamw", "adam", "amsgrad", "maximize", "f16", "tensor", "rank1", "bits")
 
 
 def lines_of(name):

@@ -26,6 +26,7 @@ LOWBIT_SPEC_NESTEROV = 8
 LOWBIT_SPEC_DECOUPLED = 16
 LOWBIT_ADAFACTOR_RELATIVE_STEP = 1
 LOWBIT_ADAFACTOR_SCALE_PARAMETER = 2
+LOWBIT_STEP_COUNTED = 1
 LOWBIT_NORM_SCRATCH = 24
 LOWBIT_ABI_MAJOR = 0
 LOWBIT_ABI_MINOR = 1
@@ -538,6 +539,16 @@ FUNCTIONS = {
         (
             POINTER(lowbit_plan_t),
             POINTER(lowbit_norm_args_t),
+            POINTER(c_float),
+            POINTER(c_float),
+        ),
+    ),
+    "lowbit_norm_clip": (
+        lowbit_status_t,
+        (
+            POINTER(lowbit_plan_t),
+            POINTER(lowbit_norm_args_t),
+            c_void_p,
             POINTER(c_float),
             POINTER(c_float),
         ),

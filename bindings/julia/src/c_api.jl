@@ -12,6 +12,7 @@ const LOWBIT_SPEC_NESTEROV = 8
 const LOWBIT_SPEC_DECOUPLED = 16
 const LOWBIT_ADAFACTOR_RELATIVE_STEP = 1
 const LOWBIT_ADAFACTOR_SCALE_PARAMETER = 2
+const LOWBIT_STEP_COUNTED = 1
 const LOWBIT_NORM_SCRATCH = 24
 const LOWBIT_ABI_MAJOR = 0
 const LOWBIT_ABI_MINOR = 1
@@ -931,6 +932,17 @@ lowbit_norm_finish(plan, args, norm, clip_factor) = ccall(
     (Ptr{lowbit_plan_t}, Ptr{lowbit_norm_args_t}, Ptr{Cfloat}, Ptr{Cfloat}),
     plan,
     args,
+    norm,
+    clip_factor,
+)
+
+lowbit_norm_clip(plan, args, stream, norm, clip_factor) = ccall(
+    sym(:lowbit_norm_clip),
+    lowbit_status_t,
+    (Ptr{lowbit_plan_t}, Ptr{lowbit_norm_args_t}, Ptr{Cvoid}, Ptr{Cfloat}, Ptr{Cfloat}),
+    plan,
+    args,
+    stream,
     norm,
     clip_factor,
 )

@@ -133,6 +133,10 @@ impl Step<'_> {
             HyperSource::Memory { hyper, step } => unsafe {
                 (hyper.cast::<Hyper>().add(group).read(), step.read())
             },
+            // SAFETY: as above.
+            HyperSource::Counted { hyper, step } => unsafe {
+                (hyper.cast::<Hyper>().add(group).read(), step.read())
+            },
         }
     }
 

@@ -8,10 +8,11 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::mem::MaybeUninit;
 use std::panic::catch_unwind;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use cudarc::driver::sys::{self, CUresult};
 
-use super::kernels::{KERNELS, Kernel, THREADS, embedded};
+use super::kernels::{KERNELS, Kernel, Module, THREADS, embedded};
 use crate::error::{Error, Result, Status, invalid};
 
 /// Every symbol that is used below, as the library exports it.
@@ -29,8 +30,8 @@ const SYMBOLS: [&str; 23] = [
     "cuGetErrorString",
     "cuInit",
     "cuLaunchKernel",
-    "cuMemAlloc_v2",
-    "cuMemFree_v2",
+    "cuMemAllocAsync",
+    "cuMemFreeAsync",
     "cuMemcpyDtoHAsync_v2",
     "cuMemcpyHtoDAsync_v2",
     "cuMemsetD8Async",
@@ -194,16 +195,21 @@ fn read<T>(name: &str, get: impl FnOnce(*mut T) -> CUresult) -> Result<T> {
 
 // ---- one device --------------------------------------------------------------------------------
 
-/// A device's primary context (the one that torch and JAX use), with the kernels loaded.
+/// A device's primary context (the one that torch and JAX use). Kernels are loaded by the first plan
+/// that needs them.
 #[derive(Debug)]
 pub(super) struct Device {
     device: sys::CUdevice,
     context: sys::CUcontext,
-    /// Unloaded on drop; incomplete if loading failed half-way.
-    modules: Vec<sys::CUmodule>,
+    capability: (c_int, c_int),
+    multiprocessors: u32,
+    loaded: Mutex<Loaded>,
     /// In the order of [`KERNELS`].
-    functions: Vec<Function>,
+    functions: [OnceLock<Function>; KERNELS.len()],
 }
+
+/// Modules by name; unloaded on drop.
+type Loaded = Vec<(&'static str, sys::CUmodule)>;
 
 #[derive(Clone, Copy, Debug)]
 struct Function {
@@ -239,39 +245,51 @@ impl Drop for Current {
 }
 
 impl Device {
-    /// Opens a device and loads every kernel, so that a first step can be captured in a graph.
+    /// Opens a device.
     pub(super) fn open(device: i32) -> Result<Self> {
         let handle = find(device)?;
-        let mut opened = Self {
+        Ok(Self {
             device: handle,
+            capability: (
+                attribute(handle, CAPABILITY_MAJOR)?,
+                attribute(handle, CAPABILITY_MINOR)?,
+            ),
+            multiprocessors: attribute(handle, MULTIPROCESSORS)?.unsigned_abs(),
+            loaded: Mutex::default(),
+            functions: [const { OnceLock::new() }; KERNELS.len()],
+            // Last, as dropping a device releases it.
             context: read("cuDevicePrimaryCtxRetain", |context| {
                 // SAFETY: `read` passes a live pointer.
                 unsafe { sys::cuDevicePrimaryCtxRetain(context, handle) }
             })?,
-            modules: Vec::new(),
-            functions: Vec::new(),
-        };
-        let current = Current::push(opened.context)?;
-        let images = embedded()?.modules;
-        for (name, ptx) in images {
-            opened.modules.push(load_module(name, ptx)?);
-        }
-        let multiprocessors = attribute(handle, MULTIPROCESSORS)?.unsigned_abs();
-        for (module, symbol) in KERNELS {
-            let place = images.iter().position(|(name, _)| *name == module);
-            let module = place.map(|place| opened.modules[place]).ok_or_else(|| {
-                unavailable(format!("the library has no module {module} of kernels"))
-            })?;
-            opened
-                .functions
-                .push(Function::load(module, symbol, multiprocessors)?);
-        }
-        drop(current);
-        Ok(opened)
+        })
     }
 
-    pub(super) fn resident(&self, kernel: Kernel) -> u32 {
-        self.functions[kernel.0].resident
+    /// How many thread blocks of a kernel the device holds at once. Loads the kernel, so that its
+    /// first launch can be captured in a graph.
+    pub(super) fn resident(&self, kernel: Kernel) -> Result<u32> {
+        if let Some(function) = self.functions[kernel.0].get() {
+            return Ok(function.resident);
+        }
+        let (name, symbol) = KERNELS[kernel.0];
+        let _current = Current::push(self.context)?;
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = loaded.iter().find(|(known, _)| *known == name);
+        let module = match known {
+            Some((_, module)) => *module,
+            None => {
+                let modules = embedded()?.modules;
+                let module = modules.iter().find(|module| module.name == name);
+                let module = module.ok_or_else(|| {
+                    unavailable(format!("the library has no module {name} of kernels"))
+                })?;
+                let handle = load_module(module, self.capability)?;
+                loaded.push((name, handle));
+                handle
+            }
+        };
+        let function = Function::load(module, symbol, self.multiprocessors)?;
+        Ok(self.functions[kernel.0].get_or_init(|| function).resident)
     }
 
     /// Runs `body` with the device's context current.
@@ -284,8 +302,12 @@ impl Device {
 impl Drop for Device {
     fn drop(&mut self) {
         if let Ok(_current) = Current::push(self.context) {
-            for module in &self.modules {
-                // SAFETY: loaded by `open`; whoever drops a context has no work queued.
+            let loaded = self
+                .loaded
+                .get_mut()
+                .unwrap_or_else(PoisonError::into_inner);
+            for (_, module) in loaded {
+                // SAFETY: loaded here; whoever drops a context has no work queued.
                 let _ = unsafe { sys::cuModuleUnload(*module) };
             }
         }
@@ -294,8 +316,9 @@ impl Drop for Device {
     }
 }
 
-/// Compiles PTX for the current device (or takes it from the driver's cache).
-fn load_module(name: &str, ptx: &[u8]) -> Result<sys::CUmodule> {
+/// Loads the module for the current device, whose driver may have to compile it.
+fn load_module(module: &Module, capability: (c_int, c_int)) -> Result<sys::CUmodule> {
+    let (name, image) = (module.name, module.image(capability)?);
     let mut log = [0_u8; 2048];
     let mut options = [
         sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER,
@@ -307,11 +330,12 @@ fn load_module(name: &str, ptx: &[u8]) -> Result<sys::CUmodule> {
         std::ptr::without_provenance_mut(log.len()),
     ];
     read("cuModuleLoadDataEx", |module| {
-        // SAFETY: NUL-terminated PTX; two options with the values they take; a live pointer.
+        // SAFETY: an image, or NUL-terminated PTX, which the driver copies; two options with the
+        // values they take; a live pointer.
         unsafe {
             sys::cuModuleLoadDataEx(
                 module,
-                ptx.as_ptr().cast(),
+                image.as_ptr().cast(),
                 2,
                 options.as_mut_ptr(),
                 values.as_mut_ptr(),
@@ -370,18 +394,22 @@ impl Active<'_> {
     /// # Safety
     /// `params` is what the kernel takes, its pointers are valid until the work is done, and
     /// `stream` belongs to the device's primary context.
-    pub(super) unsafe fn launch<P: Copy>(
+    pub(super) unsafe fn launch<P>(
         &self,
         kernel: Kernel,
         grid: u32,
-        mut params: P,
+        params: &P,
         stream: *mut c_void,
     ) -> Result<()> {
-        let mut pointers = [(&raw mut params).cast::<c_void>()];
+        let Some(function) = self.0.functions[kernel.0].get() else {
+            let text = format!("kernel {:?} was not loaded", KERNELS[kernel.0].1);
+            return Err(Error::new(Status::Internal, text));
+        };
+        let mut pointers = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
         // SAFETY: the driver copies the parameters before it returns; the caller's promise.
         let result = unsafe {
             sys::cuLaunchKernel(
-                self.0.functions[kernel.0].handle,
+                function.handle,
                 grid,
                 1,
                 1,
@@ -416,23 +444,28 @@ impl Active<'_> {
         })
     }
 
-    pub(super) fn allocate(&self, bytes: usize) -> Result<*mut c_void> {
-        let data = read("cuMemAlloc", |data| {
-            // SAFETY: `read` passes a live pointer.
-            unsafe { sys::cuMemAlloc_v2(data, bytes) }
+    /// Memory from the device's pool, in the order of the stream.
+    ///
+    /// # Safety
+    /// `stream` as for [`Active::launch`].
+    pub(super) unsafe fn allocate(&self, bytes: usize, stream: *mut c_void) -> Result<*mut c_void> {
+        let data = read("cuMemAllocAsync", |data| {
+            // SAFETY: `read` passes a live pointer; the caller's promise.
+            unsafe { sys::cuMemAllocAsync(data, bytes, stream.cast()) }
         })
         .map_err(|error| error.within(&format!("{bytes} bytes")))?;
         Ok(std::ptr::with_exposed_provenance_mut(data as usize))
     }
 
-    /// Frees memory of [`Active::allocate`] when the stream's work is done. Synchronises.
+    /// Frees memory of [`Active::allocate`] when the stream's work is done.
     ///
     /// # Safety
-    /// The memory is not used afterwards.
+    /// The memory is not used afterwards; `stream` as for [`Active::launch`].
     pub(super) unsafe fn free(&self, data: *mut c_void, stream: *mut c_void) -> Result<()> {
-        self.synchronize(stream)?;
         // SAFETY: the caller's promise.
-        check("cuMemFree", unsafe { sys::cuMemFree_v2(address(data)) })
+        check("cuMemFreeAsync", unsafe {
+            sys::cuMemFreeAsync(address(data), stream.cast())
+        })
     }
 
     /// Copies to host memory. Synchronises.

@@ -1,7 +1,7 @@
 //! The kernels on the host, bit for bit against the reference.
 //!
-//! `tests/cuda/shim.hpp` lets the `.cu` files compile as C++ with g++. The launches and parameters
-//! are those that the device would get; the buffers lie between unmapped pages.
+//! `tests/cuda/shim.hpp` lets the `.cu` files compile as C++ with g++. The tables, launches and
+//! parameters are those that the device would get; the buffers lie between unmapped pages.
 
 use std::ffi::{CStr, CString, c_void};
 use std::mem::offset_of;
@@ -9,25 +9,31 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, LazyLock};
 
-use super::kernels::{KERNELS, Kernel, Launch, THREADS};
-use super::params::AdamwParams;
-use super::scalars;
-use crate::backend::{Context, CpuContext, Variant};
+use super::kernels::{KERNELS, THREADS};
+use super::launch::{self, Direction, Work};
+use super::params::{Codebook, Launch, Scalars, Segment, State, Tensor};
+use super::table::{self, Lists};
+use crate::backend::{Call, Codec, Context, CpuContext, Variant};
+use crate::codec::EmaArgs;
 use crate::dtype::Dtype;
-use crate::error::Status;
-use crate::numerics::{Hyper, Scalars};
-use crate::plan::{Format, Plan, TensorInfo};
-use crate::quant::{Mapping, Table};
-use crate::spec::{Optimizer, Override, Quantizer, Spec};
+use crate::error::{Result, Status};
+use crate::norm::{self, NormArgs};
+use crate::numerics::{self, Hyper};
+use crate::plan::{Pass, Plan, TensorInfo};
+use crate::quant::{Mapping, Rounding, Table};
+use crate::spec::{FactorAxes, Normalization, Optimizer, Override, Quantizer, Spec};
 use crate::step::{Buffer, HyperSource, NonFinite, Stage, StepArgs};
+use crate::weights::Weights;
 
 // ---- the shim ----------------------------------------------------------------------------------
 
-type KernelFn = unsafe extern "C" fn(AdamwParams);
+type KernelFn = unsafe extern "C" fn(*const Launch);
 
 struct Shim {
-    adamw: unsafe extern "C" fn(KernelFn, u32, u32, *const AdamwParams, u64),
+    launch: unsafe extern "C" fn(KernelFn, u32, u32, *const Launch, u64),
     codes: unsafe extern "C" fn(*const CodesParams),
+    wrong_roots: unsafe extern "C" fn() -> usize,
+    wrong_quotients: unsafe extern "C" fn(usize) -> usize,
     layout: *const usize,
     kernels: Vec<KernelFn>,
 }
@@ -46,7 +52,19 @@ impl Shim {
         let library = dir.path().join("libkernels.so");
         let status = Command::new("g++")
             .args(["-std=c++17", "-O2", "-g", "-fPIC", "-shared"])
-            .args(["-Wall", "-Wextra", "-Werror", "-ffp-contract=off"])
+            .args([
+                "-Wall",
+                "-Wextra",
+                "-Werror",
+                "-Wno-unknown-pragmas",
+                "-ffp-contract=off",
+            ])
+            // An fma is an instruction, where the processor has it.
+            .args(if std::arch::is_x86_feature_detected!("fma") {
+                &["-mfma"][..]
+            } else {
+                &[]
+            })
             .args(["-fno-strict-aliasing", "-U_FORTIFY_SOURCE"])
             .args(["-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"])
             .arg("-I")
@@ -67,18 +85,74 @@ impl Shim {
                 address
             };
             Self {
-                adamw: std::mem::transmute::<
+                launch: std::mem::transmute::<
                     *mut c_void,
-                    unsafe extern "C" fn(KernelFn, u32, u32, *const AdamwParams, u64),
-                >(symbol(c"shim_adamw")),
+                    unsafe extern "C" fn(KernelFn, u32, u32, *const Launch, u64),
+                >(symbol(c"shim_launch")),
                 codes: std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*const CodesParams)>(
                     symbol(c"shim_codes"),
                 ),
-                layout: symbol(c"shim_adamw_layout").cast(),
+                wrong_roots: std::mem::transmute::<*mut c_void, unsafe extern "C" fn() -> usize>(
+                    symbol(c"shim_wrong_roots"),
+                ),
+                wrong_quotients: std::mem::transmute::<
+                    *mut c_void,
+                    unsafe extern "C" fn(usize) -> usize,
+                >(symbol(c"shim_wrong_quotients")),
+                layout: symbol(c"shim_layout").cast(),
                 kernels: KERNELS
                     .iter()
                     .map(|(_, name)| std::mem::transmute::<*mut c_void, KernelFn>(symbol(name)))
                     .collect(),
+            }
+        }
+    }
+}
+
+/// A plan's table in host memory, and what runs its launches.
+struct Host {
+    table: Guarded,
+    lists: Lists,
+}
+
+impl Host {
+    fn new(plan: &Plan, resident: u32) -> Result<Self> {
+        let (bytes, lists) = table::build(plan.spec(), plan.tensors(), &|_| Ok(resident))?;
+        let mut table = Guarded::new(bytes.len(), true);
+        table.fill(&bytes);
+        Ok(Self { table, lists })
+    }
+
+    /// # Safety
+    /// The buffers are valid host memory of the plan's sizes.
+    unsafe fn step(&self, plan: &Plan, args: &StepArgs<'_>, pass: Option<Pass>, seed: u64) {
+        plan.check_step(args).unwrap();
+        let call = Call {
+            plan,
+            args,
+            pass,
+            stream: std::ptr::null_mut(),
+        };
+        launch::step(&call, &self.lists, self.table.data.cast(), &mut |work| {
+            run(&work, seed);
+            Ok(())
+        })
+        .unwrap();
+    }
+}
+
+fn run(work: &Work<'_>, seed: u64) {
+    // SAFETY: what the caller has promised of its buffers.
+    unsafe {
+        match work {
+            Work::Zero { data, bytes } => data.cast::<u8>().write_bytes(0, *bytes),
+            Work::Kernel {
+                kernel,
+                grid,
+                launch,
+            } => {
+                let launch = std::ptr::from_ref::<Launch>(launch);
+                (SHIM.launch)(SHIM.kernels[kernel.0], *grid, THREADS, launch, seed);
             }
         }
     }
@@ -241,8 +315,11 @@ impl Paint {
 fn encode(values: impl IntoIterator<Item = f32>, dtype: Dtype) -> Vec<u8> {
     let mut bytes = Vec::new();
     for x in values {
-        // bf16 is truncated, so that any pattern of the upper half can come.
-        bytes.extend_from_slice(&x.to_le_bytes()[4 - dtype.size()..]);
+        match dtype {
+            Dtype::F16 => bytes.extend(half::f16::from_f32(x).to_bits().to_le_bytes()),
+            // bf16 is truncated, so that any pattern of the upper half can come.
+            _ => bytes.extend_from_slice(&x.to_le_bytes()[4 - dtype.size()..]),
+        }
     }
     bytes
 }
@@ -262,14 +339,21 @@ struct Case {
     shapes: Vec<Vec<i64>>,
     param: Dtype,
     grad: Dtype,
-    preset: &'static str,
+    weights: Weights,
+    spec: Spec,
+    /// Groups of hyper-parameters, which the tensors belong to in turn.
+    groups: usize,
     output: Output,
     nonfinite: NonFinite,
     paint: Paint,
     /// Hyper-parameters in memory.
     in_memory: bool,
+    /// And the step number counted there.
+    counted: bool,
     hyper: Hyper,
     first_step: i32,
+    /// Stage by stage.
+    staged: bool,
     /// Buffers end at an unmapped page (so that most are not aligned), or begin at one.
     at_end: bool,
     /// States are any bytes at first.
@@ -284,17 +368,29 @@ impl Default for Case {
             shapes: vec![vec![4097]],
             param: Dtype::F32,
             grad: Dtype::F32,
-            preset: "adamw4-block",
+            weights: Weights::Plain,
+            spec: preset("adamw4-block"),
+            groups: 1,
             output: Output::InPlace,
             nonfinite: NonFinite::Default,
             paint: Paint::Plain,
             in_memory: false,
+            counted: false,
             hyper: Hyper::default(),
             first_step: 1,
+            staged: false,
             at_end: false,
             wild_state: false,
             resident: 3,
         }
+    }
+}
+
+/// A preset whose small tensors have codes too.
+fn preset(name: &str) -> Spec {
+    Spec {
+        threshold: 0,
+        ..Spec::preset(name).unwrap()
     }
 }
 
@@ -308,6 +404,7 @@ struct Side {
     hyper: Guarded,
     step: Guarded,
     skipped: Guarded,
+    groups: Vec<Hyper>,
 }
 
 impl Side {
@@ -325,10 +422,18 @@ impl Side {
                 Output::InPlace | Output::OverGrad => Vec::new(),
             },
             state: plan.buffers().iter().map(|b| memory(b.bytes)).collect(),
-            scratch: memory(plan.scratch_bytes()),
-            hyper: memory(4 * Hyper::COUNT as i64),
+            // Room for the tickets of fused launches, and something else before each step.
+            scratch: memory(plan.scratch_bytes() + 8 * plan.tensors().len() as i64),
+            hyper: memory((4 * Hyper::COUNT * plan.groups()) as i64),
             step: memory(4),
             skipped: memory(16),
+            groups: (0..plan.groups())
+                .map(|group| Hyper {
+                    lr: case.hyper.lr * (1.0 + group as f32),
+                    beta1: case.hyper.beta1 * (1.0 - 0.125 * group as f32),
+                    ..case.hyper
+                })
+                .collect(),
         }
     }
 
@@ -353,18 +458,24 @@ impl Side {
                 state.fill(&values);
             }
         }
-        let h = &case.hyper;
-        let hyper = [
-            h.lr,
-            h.beta1,
-            h.beta2,
-            h.eps,
-            h.weight_decay,
-            h.grad_scale,
-            h.clip_factor,
-            h.skip,
-        ];
-        self.hyper.fill(&encode(hyper, Dtype::F32));
+        let rubbish: Vec<u8> = (0..self.scratch.bytes)
+            .map(|_| random.bits() as u8)
+            .collect();
+        self.scratch.fill(&rubbish);
+        let values = self.groups.iter().flat_map(|h| {
+            [
+                h.lr,
+                h.beta1,
+                h.beta2,
+                h.eps,
+                h.weight_decay,
+                h.grad_scale,
+                h.clip_factor,
+                h.skip,
+            ]
+        });
+        let values = encode(values, Dtype::F32);
+        self.hyper.fill(&values);
         self.step.fill(&t.to_le_bytes());
     }
 
@@ -382,13 +493,18 @@ impl Side {
             updates: updates.as_deref(),
             state: &state,
             scratch: self.scratch.buffer(),
-            hyper: if case.in_memory {
+            hyper: if case.counted {
+                HyperSource::Counted {
+                    hyper: self.hyper.data.cast(),
+                    step: self.step.data.cast(),
+                }
+            } else if case.in_memory {
                 HyperSource::Memory {
                     hyper: self.hyper.data.cast(),
                     step: self.step.data.cast(),
                 }
             } else {
-                HyperSource::Host(std::slice::from_ref(&case.hyper), t)
+                HyperSource::Host(&self.groups, t)
             },
             nonfinite: case.nonfinite,
             offsets: None,
@@ -405,7 +521,21 @@ impl Side {
             .chain(list("grads", &self.grads))
             .chain(list("updates", &self.updates))
             .chain(list("state", &self.state))
-            .chain([("skipped", 0, &self.skipped)])
+            .chain([("skipped", 0, &self.skipped), ("step", 0, &self.step)])
+    }
+
+    fn require_same(&self, got: &Self, what: impl Fn() -> String) {
+        for ((name, i, want), (_, _, got)) in self.all().zip(got.all()) {
+            let (want, got) = (want.bytes(), got.bytes());
+            if want != got {
+                let at = (0..want.len()).find(|&at| want[at] != got[at]).unwrap() & !3;
+                let (want, got) = (want[at..].chunks(4).next(), got[at..].chunks(4).next());
+                panic!(
+                    "{name}[{i}] differs at byte {at}: {want:02x?} wanted, {got:02x?} got; {}",
+                    what()
+                );
+            }
+        }
     }
 }
 
@@ -416,64 +546,48 @@ fn reference() -> Arc<Context> {
 }
 
 impl Case {
-    fn plan(&self) -> Plan {
-        let mut spec = Spec::preset(self.preset).unwrap();
-        // So that small tensors have codes.
-        spec.threshold = 0;
+    fn tensors(&self) -> Vec<TensorInfo> {
         let tensors = self.shapes.iter().enumerate().map(|(i, shape)| TensorInfo {
             grad_dtype: self.grad,
+            weights: self.weights,
+            group: i % self.groups,
             ..TensorInfo::new(format!("t{i}"), shape, self.param)
         });
-        Plan::new(reference(), &spec, tensors.collect()).unwrap()
+        tensors.collect()
+    }
+
+    fn plan(&self) -> Plan {
+        Plan::new(reference(), &self.spec, self.tensors()).unwrap()
     }
 
     /// Three steps on both sides, each compared. Returns how many elements were.
     fn run(&self) -> i64 {
         let plan = self.plan();
-        let launches = super::schedule(plan.spec(), plan.tensors(), |_| self.resident)
-            .unwrap()
-            .launches;
+        let host = Host::new(&plan, self.resident).unwrap();
         let (mut want, mut got) = (Side::new(&plan, self), Side::new(&plan, self));
         for t in self.first_step..self.first_step.saturating_add(3) {
             want.paint(self, t);
             got.paint(self, t);
+            let seed = u64::from(t.cast_unsigned());
             want.with_args(self, t, |args| {
                 // SAFETY: host memory of the sizes that the plan says.
                 unsafe { plan.step(args, Stage::All, std::ptr::null_mut()) }.unwrap();
             });
             got.with_args(self, t, |args| {
-                let scalars = scalars(&args.hyper);
-                for (i, (launch, tensor)) in launches.iter().zip(plan.tensors()).enumerate() {
-                    let params = launch.params(tensor, i, args, &scalars);
-                    // SAFETY: as above; the kernel's own parameters.
-                    unsafe {
-                        (SHIM.adamw)(
-                            SHIM.kernels[launch.kernel.0],
-                            launch.grid,
-                            THREADS,
-                            &raw const params,
-                            u64::from(t.cast_unsigned()),
-                        );
-                    }
+                let passes: &[_] = if self.staged {
+                    &[Some(Pass::Maxima), Some(Pass::Apply)]
+                } else {
+                    &[None]
+                };
+                for pass in passes {
+                    // SAFETY: as above.
+                    unsafe { host.step(&plan, args, *pass, seed) };
                 }
             });
-            for ((name, i, want), (_, _, got)) in want.all().zip(got.all()) {
-                let (want, got) = (want.bytes(), got.bytes());
-                if want != got {
-                    let at = (0..want.len()).find(|&at| want[at] != got[at]).unwrap() & !3;
-                    let (want, got) = (want[at..].chunks(4).next(), got[at..].chunks(4).next());
-                    panic!(
-                        "{name}[{i}] differs at byte {at} in step {t}: {want:02x?} wanted, \
-                         {got:02x?} got; {self:?}"
-                    );
-                }
-            }
+            want.require_same(&got, || format!("step {t}: {self:?}"));
         }
-        3 * plan
-            .tensors()
-            .iter()
-            .map(|tensor| tensor.numel)
-            .sum::<i64>()
+        let numels = plan.tensors().iter().map(|tensor| tensor.numel);
+        3 * numels.sum::<i64>()
     }
 }
 
@@ -506,7 +620,7 @@ const DTYPES: [(Dtype, Dtype); 4] = [
     (Dtype::Bf16, Dtype::Bf16),
 ];
 
-const PRESETS: [&str; 2] = ["adamw4-block", "adamw32"];
+const PRESETS: [&str; 4] = ["adamw4-block", "adamw4", "adamw32", "adamw8"];
 
 /// Sizes around every boundary: none, one, vector, lane, block, thread block, ragged rows.
 fn shapes() -> Vec<Vec<i64>> {
@@ -525,6 +639,8 @@ fn shapes() -> Vec<Vec<i64>> {
         vec![64, 3, 3, 3],
         vec![300, 0],
         vec![0, 300],
+        vec![70, 1400],
+        vec![3, 35, 256],
     ]);
     shapes
 }
@@ -532,36 +648,31 @@ fn shapes() -> Vec<Vec<i64>> {
 // ---- tests -------------------------------------------------------------------------------------
 
 #[test]
-fn params_layout_is_that_of_the_kernels() {
-    let scalar = |offset| offset_of!(AdamwParams, scalars) + offset;
+fn layouts_are_those_of_the_kernels() {
+    macro_rules! layout {
+        ($type:ty: $($field:ident)*) => {
+            [size_of::<$type>(), $(offset_of!($type, $field)),*]
+        };
+    }
+    let common = |at| offset_of!(Scalars, common) + at;
     let want = [
-        size_of::<AdamwParams>(),
-        offset_of!(AdamwParams, param),
-        offset_of!(AdamwParams, grad),
-        offset_of!(AdamwParams, update),
-        offset_of!(AdamwParams, m),
-        offset_of!(AdamwParams, v),
-        offset_of!(AdamwParams, m_scales),
-        offset_of!(AdamwParams, v_scales),
-        offset_of!(AdamwParams, hyper),
-        offset_of!(AdamwParams, step),
-        offset_of!(AdamwParams, skipped),
-        offset_of!(AdamwParams, rows),
-        offset_of!(AdamwParams, cols),
-        offset_of!(AdamwParams, blocks),
-        scalar(offset_of!(Scalars, beta1)),
-        scalar(offset_of!(Scalars, one_minus_beta1)),
-        scalar(offset_of!(Scalars, beta2)),
-        scalar(offset_of!(Scalars, one_minus_beta2)),
-        scalar(offset_of!(Scalars, eps)),
-        scalar(offset_of!(Scalars, lr_bc1)),
-        scalar(offset_of!(Scalars, lr_wd)),
-        scalar(offset_of!(Scalars, inv_sqrt_bc2)),
-        scalar(offset_of!(Scalars, grad_scale)),
-        scalar(offset_of!(Scalars, skip)),
-        offset_of!(AdamwParams, skip_blocks),
-        offset_of!(AdamwParams, wide),
-    ];
+        &layout!(Codebook: midpoints levels)[..],
+        &layout!(State: kind per_byte scaling block rounding dither spacing buffer codebook word),
+        &layout!(Tensor: rows cols units first_col block param_dtype grad_dtype weights group
+            scalars index global states axes lead hash words shape offset global_shape state),
+        &layout!(Segment: first tensor kind),
+        &[size_of::<Scalars>()],
+        &layout!(numerics::Scalars: beta1 one_minus_beta1 beta2 one_minus_beta2 eps lr_bc1 lr_wd
+            inv_sqrt_bc2 grad_scale skip)[1..]
+            .iter()
+            .map(|at| common(*at))
+            .collect::<Vec<_>>(),
+        &layout!(Scalars: l2 inv_bc2)[1..],
+        &layout!(Launch: table tensors segments tasks hyper step_number skipped statistics ticket done
+            seed step flags groups tensor_count state decay weight
+            grad_scale max_norm norm clip_factor words),
+    ]
+    .concat();
     // SAFETY: an array of as many numbers.
     let got = unsafe { std::slice::from_raw_parts(SHIM.layout, want.len()) };
     assert_eq!(got, want);
@@ -570,7 +681,7 @@ fn params_layout_is_that_of_the_kernels() {
 #[test]
 fn every_shape_dtype_and_output_equals_the_reference() {
     let mut cases = Vec::new();
-    for preset in PRESETS {
+    for name in PRESETS {
         for (param, grad) in DTYPES {
             for output in [Output::InPlace, Output::Update, Output::OverGrad] {
                 if output == Output::OverGrad && param != grad {
@@ -581,7 +692,7 @@ fn every_shape_dtype_and_output_equals_the_reference() {
                         shapes: shapes(),
                         param,
                         grad,
-                        preset,
+                        spec: preset(name),
                         output,
                         at_end,
                         ..Case::default()
@@ -596,12 +707,13 @@ fn every_shape_dtype_and_output_equals_the_reference() {
 #[test]
 fn unusual_values_equal_the_reference_under_every_policy() {
     let mut cases = Vec::new();
-    for preset in PRESETS {
+    for name in PRESETS {
         for (param, grad) in DTYPES {
             for paint in [Paint::Scales, Paint::NonFinite, Paint::Wild] {
                 for nonfinite in [
                     NonFinite::Default,
-                    NonFinite::SkipBlock,
+                    NonFinite::SkipTensor,
+                    NonFinite::SkipStep,
                     NonFinite::Propagate,
                 ] {
                     for output in [Output::InPlace, Output::Update] {
@@ -609,7 +721,7 @@ fn unusual_values_equal_the_reference_under_every_policy() {
                             shapes: vec![vec![2048], vec![6, 1001], vec![257]],
                             param,
                             grad,
-                            preset,
+                            spec: preset(name),
                             output,
                             nonfinite,
                             paint,
@@ -622,6 +734,402 @@ fn unusual_values_equal_the_reference_under_every_policy() {
         }
     }
     run_all(&cases);
+}
+
+/// Any of some values.
+fn any<T: Clone>(random: &mut Random, of: &[T]) -> T {
+    of[random.below(of.len() as u64) as usize].clone()
+}
+
+/// A quantizer for a state, one that exists.
+fn any_quantizer(random: &mut Random, state: &str) -> Quantizer {
+    loop {
+        let levels: &[f32] = if state == "v" {
+            &[0.01, 0.1, 0.25, 0.7, 1.0]
+        } else {
+            &[-1.0, -0.3, 0.0, 0.5, 0.9]
+        };
+        let mapping = any(
+            random,
+            &[
+                Mapping::De,
+                Mapping::De0,
+                Mapping::Linear,
+                Mapping::LinearWithZero,
+                Mapping::Power2,
+                Mapping::Nf4,
+                Mapping::Geometric,
+                Mapping::Table,
+            ],
+        );
+        let normalization = any(
+            random,
+            &[
+                Normalization::Block,
+                Normalization::Block,
+                Normalization::Rank1,
+                Normalization::Rank1,
+                Normalization::Tensor,
+                Normalization::Row,
+                Normalization::Column,
+            ],
+        );
+        let block = normalization == Normalization::Block;
+        let quantizer = Quantizer {
+            bits: any(random, &[2, 3, 4, 4, 5, 6, 7, 8, 8]),
+            normalization: Some(normalization),
+            block: if block {
+                any(random, &[32, 64, 128, 256, 1024, 4096])
+            } else {
+                128
+            },
+            mapping: Some(mapping),
+            levels: if mapping == Mapping::Table {
+                levels.into()
+            } else {
+                Arc::from([])
+            },
+            rounding: any(
+                random,
+                &[
+                    Rounding::Nearest,
+                    Rounding::Nearest,
+                    Rounding::Stochastic,
+                    Rounding::StochasticLog,
+                    Rounding::StochasticPreconditioner,
+                ],
+            ),
+            scale_correction: false,
+            dither: random.below(8) == 0,
+            factor_axes: FactorAxes::Merged,
+        };
+        if random.below(8) == 0 {
+            return Quantizer::f32();
+        }
+        if quantizer.table(state).is_ok() {
+            return quantizer;
+        }
+    }
+}
+
+/// One of all combinations of options.
+fn any_case(random: &mut Random) -> Case {
+    let dtypes = [Dtype::F32, Dtype::Bf16, Dtype::F16];
+    let (param, grad) = (any(random, &dtypes), any(random, &dtypes));
+    let forms = [
+        Weights::Plain,
+        Weights::Stochastic,
+        Weights::Master,
+        Weights::Remainder16,
+        Weights::Correction8,
+    ];
+    let mut weights = any(random, &forms);
+    if weights.check(param).is_err() {
+        weights = Weights::Plain;
+    }
+    let optimizer = any(random, &[Optimizer::Adamw, Optimizer::Adam]);
+    let spec = Spec {
+        m: Some(any_quantizer(random, "m")),
+        v: Some(any_quantizer(random, "v")),
+        amsgrad: random.below(4) == 0,
+        maximize: random.below(4) == 0,
+        seed: random.bits(),
+        threshold: 0,
+        ..Spec::new(optimizer)
+    };
+    let sets = [
+        vec![vec![1000], vec![3, 130], vec![]],
+        vec![vec![2, 3, 5, 7, 11], vec![0, 4], vec![70]],
+        vec![vec![40, 257], vec![5]],
+        vec![vec![17, 3, 3, 3], vec![9, 129], vec![1, 1, 300]],
+        vec![vec![5000], vec![3, 4100]],
+    ];
+    Case {
+        shapes: any(random, &sets),
+        param,
+        grad,
+        weights,
+        spec,
+        groups: any(random, &[1, 1, 2]),
+        output: if weights != Weights::Plain {
+            Output::InPlace
+        } else if param == grad {
+            any(random, &[Output::InPlace, Output::Update, Output::OverGrad])
+        } else {
+            any(random, &[Output::InPlace, Output::Update])
+        },
+        nonfinite: any(
+            random,
+            &[
+                NonFinite::Default,
+                NonFinite::SkipTensor,
+                NonFinite::SkipStep,
+                NonFinite::Propagate,
+            ],
+        ),
+        paint: any(
+            random,
+            &[Paint::Plain, Paint::Plain, Paint::Scales, Paint::NonFinite],
+        ),
+        in_memory: random.below(2) == 0,
+        counted: random.below(3) == 0,
+        hyper: Hyper {
+            clip_factor: any(random, &[1.0, 0.37]),
+            beta2: any(random, &[0.999, 0.95]),
+            skip: if random.below(16) == 0 { 1.0 } else { 0.0 },
+            ..Hyper::default()
+        },
+        first_step: any(random, &[1, 7, 100_000]),
+        staged: random.below(4) == 0,
+        at_end: random.below(2) == 0,
+        wild_state: false,
+        resident: any(random, &[1, 3, 100]),
+    }
+}
+
+#[test]
+fn sampled_combinations_of_all_options_equal_the_reference() {
+    let mut random = Random(5);
+    let cases: Vec<_> = (0..1200).map(|_| any_case(&mut random)).collect();
+    run_all(&cases);
+}
+
+#[test]
+fn shards_equal_the_reference_of_the_whole() {
+    for name in ["adamw4", "adamw8", "adamw4-block"] {
+        for axis in [0, 1] {
+            shards(name, axis);
+        }
+    }
+}
+
+/// Two shards of one tensor, whose statistics are reduced between the stages.
+fn shards(name: &str, axis: usize) {
+    let global = [6_i64, 512];
+    let cut = [[2, 4], [256, 256]][axis];
+    let mut spec = preset(name);
+    spec.v.as_mut().unwrap().rounding = Rounding::Stochastic;
+    let case = Case {
+        spec: spec.clone(),
+        param: Dtype::Bf16,
+        weights: Weights::Stochastic,
+        ..Case::default()
+    };
+    let part = |i: usize| {
+        let (mut shape, mut offset) = (global.to_vec(), vec![0; 2]);
+        shape[axis] = cut[i];
+        offset[axis] = if i == 0 { 0 } else { cut[0] };
+        (shape, offset)
+    };
+    let plan = |shape: &[i64], offset: Option<&[i64]>| {
+        let info = TensorInfo {
+            grad_dtype: Dtype::F32,
+            weights: Weights::Stochastic,
+            global_shape: offset.is_some().then(|| global.to_vec()),
+            offset: offset.map(<[i64]>::to_vec),
+            ..TensorInfo::new("w", shape, Dtype::Bf16)
+        };
+        Plan::new(reference(), &spec, vec![info]).unwrap()
+    };
+    let whole = plan(&global, None);
+    let mut want = Side::new(&whole, &case);
+    let plans = [0, 1].map(|i| {
+        let (shape, offset) = part(i);
+        plan(&shape, Some(&offset))
+    });
+    let hosts = [0, 1].map(|i: usize| Host::new(&plans[i], 3).unwrap());
+    let mut sides = [0, 1].map(|i: usize| Side::new(&plans[i], &case));
+    // The part of a tensor's bytes that a shard has.
+    let slice = |bytes: &[u8], i: usize| {
+        let (shape, offset) = part(i);
+        let size = bytes.len() / (global[0] * global[1]) as usize;
+        let mut part = Vec::new();
+        for row in offset[0]..offset[0] + shape[0] {
+            let first = (row * global[1] + offset[1]) as usize;
+            part.extend_from_slice(&bytes[first * size..(first + shape[1] as usize) * size]);
+        }
+        part
+    };
+    for t in 1..4 {
+        want.paint(&case, t);
+        for (i, side) in sides.iter_mut().enumerate() {
+            side.paint(&case, t);
+            side.params[0].fill(&slice(want.params[0].bytes(), i));
+            side.grads[0].fill(&slice(want.grads[0].bytes(), i));
+        }
+        want.with_args(&case, t, |args| {
+            // SAFETY: host memory of the sizes that the plan says.
+            unsafe { whole.step(args, Stage::All, std::ptr::null_mut()) }.unwrap();
+        });
+        for pass in [Pass::Maxima, Pass::Apply] {
+            for ((side, host), plan) in sides.iter().zip(&hosts).zip(&plans) {
+                // SAFETY: as above.
+                side.with_args(&case, t, |args| unsafe {
+                    host.step(plan, args, Some(pass), 0);
+                });
+            }
+            if pass == Pass::Maxima {
+                let words = |side: &Side| -> Vec<i32> {
+                    let chunks = side.scratch.bytes().as_chunks::<4>().0.iter();
+                    chunks.map(|word| i32::from_le_bytes(*word)).collect()
+                };
+                let (a, b) = (words(&sides[0]), words(&sides[1]));
+                let both = a.iter().zip(&b).flat_map(|(a, b)| a.max(b).to_le_bytes());
+                let both: Vec<_> = both.collect();
+                sides.iter_mut().for_each(|side| side.scratch.fill(&both));
+            }
+        }
+        for (i, side) in sides.iter().enumerate() {
+            let expected = slice(want.params[0].bytes(), i);
+            assert!(
+                side.params[0].bytes() == expected,
+                "{name}, axis {axis}, step {t}"
+            );
+        }
+    }
+}
+
+#[test]
+fn states_as_values_equal_the_reference() {
+    let mut random = Random(9);
+    for _ in 0..300 {
+        let case = any_case(&mut random);
+        let plan = case.plan();
+        let host = Host::new(&plan, 3).unwrap();
+        let state = random.below(plan.spec().states().len() as u64) as usize;
+        let numels = plan.tensors().iter().map(|tensor| tensor.numel);
+        let memory = |bytes: i64| Guarded::new(bytes as usize, case.at_end);
+        let floats = || {
+            numels
+                .clone()
+                .map(|numel| memory(4 * numel))
+                .collect::<Vec<_>>()
+        };
+        let buffers = || {
+            plan.buffers()
+                .iter()
+                .map(|b| memory(b.bytes))
+                .collect::<Vec<_>>()
+        };
+        let list = |of: &[Guarded]| of.iter().map(Guarded::buffer).collect::<Vec<_>>();
+        let mut values = floats();
+        let mut inputs: Vec<_> = (plan.tensors().iter())
+            .map(|tensor| memory(tensor.numel * tensor.info.grad_dtype.size() as i64))
+            .collect();
+        for values in &mut values {
+            let count = values.bytes / 4;
+            let painted = (0..count).map(|i| case.paint.grad(i, &mut random));
+            values.fill(&encode(
+                painted.map(|x| if state == 0 { x } else { x.abs() }),
+                Dtype::F32,
+            ));
+        }
+        for (input, tensor) in inputs.iter_mut().zip(plan.tensors()) {
+            let dtype = tensor.info.grad_dtype;
+            let count = input.bytes / dtype.size();
+            let painted = (0..count).map(|i| case.paint.grad(i, &mut random));
+            input.fill(&encode(painted.map(f32::abs), dtype));
+        }
+        let (want, got) = (buffers(), buffers());
+        let (want_values, got_values) = (floats(), floats());
+        let null = std::ptr::null_mut();
+        let args = |buffers, outputs| EmaArgs {
+            inputs: list(&inputs).leak(),
+            outputs,
+            state: buffers,
+            decay: 0.9,
+            weight: 0.1,
+            step: 3,
+        };
+        let of = |values, buffers| Codec {
+            plan: &plan,
+            state,
+            step: 0,
+            values,
+            buffers,
+        };
+        let table = host.table.data.cast();
+        let run = |codec: &Codec<'_>, direction, ema: Option<&EmaArgs<'_>>| {
+            launch::codec(codec, direction, ema, &host.lists, table, &mut |work| {
+                run(&work, 1);
+                Ok(())
+            })
+            .unwrap();
+        };
+        let (values, want_list, got_list) = (list(&values), list(&want), list(&got));
+        let (want_out, got_out) = (list(&want_values), list(&got_values));
+        // SAFETY: host memory of the sizes that the plan says.
+        unsafe {
+            plan.compress(state, &values, &want_list, null).unwrap();
+            run(&of(&values, &got_list), Direction::Compress, None);
+            plan.decompress(state, &want_list, &want_out, null).unwrap();
+            run(&of(&got_out, &got_list), Direction::Decompress, None);
+        }
+        let same = |what: &str| {
+            let pairs = want
+                .iter()
+                .zip(&got)
+                .chain(want_values.iter().zip(&got_values));
+            for (i, (want, got)) in pairs.enumerate() {
+                assert!(want.bytes() == got.bytes(), "{what}, buffer {i}: {case:?}");
+            }
+        };
+        same("codes and values");
+        // SAFETY: as above.
+        unsafe { plan.ema(state, &args(&want_list, &want_out), null).unwrap() };
+        let ema = args(&got_list, &got_out);
+        let averaged = Codec {
+            step: ema.step,
+            ..of(&got_out, &got_list)
+        };
+        run(&averaged, Direction::Decompress, Some(&ema));
+        run(&averaged, Direction::Compress, None);
+        same("averages");
+    }
+}
+
+#[test]
+fn norms_equal_the_reference() {
+    let mut random = Random(10);
+    for _ in 0..100 {
+        let case = any_case(&mut random);
+        let plan = case.plan();
+        let host = Host::new(&plan, 3).unwrap();
+        let (mut side, t) = (Side::new(&plan, &case), 1);
+        side.paint(&case, t);
+        let mut grads: Vec<_> = side.grads.iter().map(Guarded::buffer).collect();
+        if random.below(3) == 0 {
+            grads[0] = Buffer::NONE;
+        }
+        let (scratch, results) = (Guarded::new(24, true), Guarded::new(8, true));
+        let args = NormArgs {
+            grads: &grads,
+            scratch: scratch.buffer(),
+            grad_scale: 0.25,
+            max_norm: 1.0,
+        };
+        // SAFETY: host memory of the sizes that the plan says.
+        let want = unsafe { plan.norm(&args, std::ptr::null_mut()) }.unwrap();
+        let mut enqueue = |work: Work<'_>| {
+            run(&work, 1);
+            Ok(())
+        };
+        let table = host.table.data.cast();
+        for stage in [norm::Stage::Max, norm::Stage::Sum] {
+            launch::norm(&plan, &args, stage, &host.lists, table, &mut enqueue).unwrap();
+        }
+        let result: *mut f32 = results.data.cast();
+        launch::clip(&args, result, result.wrapping_add(1), &mut enqueue).unwrap();
+        // SAFETY: two results.
+        let got = unsafe { [*result, *result.add(1)] };
+        assert_eq!(
+            got.map(f32::is_nan),
+            [want.norm, want.clip_factor].map(f32::is_nan)
+        );
+        if !want.norm.is_nan() {
+            assert_eq!(got, [want.norm, want.clip_factor], "{case:?}");
+        }
+    }
 }
 
 #[test]
@@ -713,8 +1221,31 @@ fn results_do_not_depend_on_the_number_of_thread_blocks() {
     run_all(&cases);
 }
 
+#[test]
+fn models_of_many_tensors_are_cut_into_several_launches() {
+    let case = Case {
+        shapes: (0..1200).map(|i| vec![1 + i % 7]).collect(),
+        groups: 3,
+        spec: preset("adamw4"),
+        ..Case::default()
+    };
+    let host = Host::new(&case.plan(), 100).unwrap();
+    assert_eq!(host.lists.apply.len(), 3);
+    case.run();
+}
+
+#[test]
+fn roots_and_quotients_in_range_are_rounded_correctly() {
+    // SAFETY: functions without pointers.
+    unsafe {
+        assert_eq!((SHIM.wrong_roots)(), 0);
+        assert_eq!((SHIM.wrong_quotients)(20_000_000), 0);
+    }
+}
+
 #[repr(C)]
 struct CodesParams {
+    books: [*const Codebook; 2],
     values: *const f32,
     scales: *const f32,
     codes: *mut u8,
@@ -736,14 +1267,17 @@ fn codes_at_every_midpoint_equal_their_definition() {
         scales.push(f32::from_bits(exponent << 23));
         scales.push(f32::from_bits(exponent << 23 | 0x007f_ffff));
     }
-    // The smallest, and both sides of where the linear table's arithmetic begins.
+    // The smallest, and both sides of where the estimates begin and end.
     scales.extend((1..200).map(f32::from_bits));
-    let border = 2.0_f32.powi(-120).to_bits();
-    scales.extend((border - 3..border + 3).map(f32::from_bits));
+    for exponent in [-100, 100] {
+        let border = 2.0_f32.powi(exponent).to_bits();
+        scales.extend((border - 3..border + 3).map(f32::from_bits));
+    }
 
     let tables = [(Mapping::De, true), (Mapping::Linear, false)]
         .map(|(mapping, signed)| Table::of(mapping, 4, signed, &[]).unwrap());
-    for table in &tables {
+    let books = tables.each_ref().map(|table| table::codebook(table));
+    for (state, table) in tables.iter().enumerate() {
         let mut values = Vec::new();
         for scale in &scales {
             let mut block = vec![0.0, -0.0, *scale, -scale];
@@ -760,6 +1294,7 @@ fn codes_at_every_midpoint_equal_their_definition() {
         let count = scales.len();
         let (mut codes, mut levels) = (vec![0_u8; 256 * count], vec![0_f32; 32 * count]);
         let params = CodesParams {
+            books: books.each_ref().map(std::ptr::from_ref),
             values: values.as_ptr(),
             scales: scales.as_ptr(),
             codes: codes.as_mut_ptr(),
@@ -768,25 +1303,23 @@ fn codes_at_every_midpoint_equal_their_definition() {
         };
         // SAFETY: buffers of the sizes that kernels.cpp says.
         unsafe { (SHIM.codes)(&raw const params) };
-        for (state, coded) in tables.iter().enumerate() {
-            for (i, x) in values.iter().enumerate() {
-                let scale = scales[i / 128];
-                let above = coded.midpoints.iter().filter(|mid| *x > *mid * scale);
-                let (want, got) = (above.count(), codes[128 * count * state + i]);
-                assert_eq!(
-                    usize::from(got),
-                    want,
-                    "state {state}, {x:e} at scale {scale:e}"
+        for (i, x) in values.iter().enumerate() {
+            let scale = scales[i / 128];
+            let above = table.midpoints.iter().filter(|mid| *x > *mid * scale);
+            let (want, got) = (above.count(), codes[128 * count * state + i]);
+            assert_eq!(
+                usize::from(got),
+                want,
+                "state {state}, {x:e} at scale {scale:e}"
+            );
+        }
+        for (i, scale) in scales.iter().enumerate() {
+            for (code, level) in table.levels.iter().enumerate() {
+                let (want, got) = (level * scale, levels[16 * (count * state + i) + code]);
+                assert!(
+                    want.to_bits() == got.to_bits() || (want.is_nan() && got.is_nan()),
+                    "state {state}, code {code} at scale {scale:e}: {want:e}, {got:e}"
                 );
-            }
-            for (i, scale) in scales.iter().enumerate() {
-                for (code, level) in coded.levels.iter().enumerate() {
-                    let (want, got) = (level * scale, levels[16 * (count * state + i) + code]);
-                    assert!(
-                        want.to_bits() == got.to_bits() || (want.is_nan() && got.is_nan()),
-                        "state {state}, code {code} at scale {scale:e}: {want:e}, {got:e}"
-                    );
-                }
             }
         }
     }
@@ -801,95 +1334,94 @@ fn plan(spec: &Spec, shape: &[i64]) -> Plan {
 }
 
 #[test]
-fn a_state_without_a_kernel_is_refused_with_its_name() {
-    let block4 = Spec::preset("adamw4-block").unwrap();
+fn what_has_no_kernel_is_refused_with_its_name() {
+    let block4 = preset("adamw4-block");
+    let corrected = Quantizer {
+        scale_correction: true,
+        ..Quantizer::block(128, Mapping::De)
+    };
     let cases = [
-        (Spec::preset("adamw4").unwrap(), "v 4-bit rank1/linear"),
-        (
-            Spec {
-                v: Some(Quantizer::block(128, Mapping::De)),
-                ..block4.clone()
-            },
-            "v 4-bit block(128)/de",
-        ),
-        (
-            Spec {
-                m: Some(Quantizer::block(256, Mapping::De)),
-                ..block4.clone()
-            },
-            "m 4-bit block(256)/de",
-        ),
+        (preset("lion4"), "none for lion"),
+        (preset("factor4"), "state v kept as factors"),
         (
             Spec {
                 overrides: vec![Override {
                     pattern: "*".into(),
-                    m: Some(Quantizer::f32()),
+                    m: Some(corrected),
                     v: None,
                     x: None,
                 }],
                 ..block4
             },
-            "m f32",
-        ),
-        (
-            Spec {
-                x: Some(Quantizer::f32()),
-                ..Spec::new(Optimizer::None)
-            },
-            "none for none",
+            "state m with scale_correction",
         ),
     ];
     for (spec, part) in cases {
         let plan = plan(&spec, &[100, 100]);
-        let error = super::schedule(&spec, plan.tensors(), |_| 1).unwrap_err();
+        let error = Host::new(&plan, 1).err().unwrap();
         assert_eq!(error.status(), Status::Unsupported);
         assert!(error.to_string().contains(part), "{error}");
     }
 }
 
 #[test]
-fn policies_without_a_kernel_are_refused() {
-    let case = Case::default();
-    let side = Side::new(&case.plan(), &case);
-    for nonfinite in [NonFinite::SkipTensor, NonFinite::SkipStep] {
-        let error = side.with_args(&case, 1, |args| {
-            super::kernels::check(&StepArgs { nonfinite, ..*args }).unwrap_err()
-        });
-        assert_eq!(error.status(), Status::Unsupported);
-    }
-}
-
-#[test]
-fn kernel_names_say_what_they_take() {
-    for preset in PRESETS {
+fn common_tensors_have_kernels_of_their_own() {
+    for (name, states) in [
+        ("adamw4-block", "block4"),
+        ("adamw4", "rank1"),
+        ("adamw32", "f32"),
+    ] {
         for (param, grad) in DTYPES {
             let case = Case {
+                shapes: vec![vec![40, 257], vec![3, 5, 256]],
                 param,
                 grad,
-                preset,
+                spec: preset(name),
                 ..Case::default()
             };
-            let plan = case.plan();
-            let tensor = &plan.tensors()[0];
-            let Kernel(index) = Launch::new(tensor, |_| 1).unwrap().kernel;
-            let (module, symbol) = KERNELS[index];
-            let states = match tensor.states[0].format {
-                Format::F32 => "f32",
-                _ => "block4",
-            };
-            assert_eq!(module, format!("adamw_{states}"));
+            let lists = Host::new(&case.plan(), 1).unwrap().lists;
+            let used = lists.apply.iter().chain(&lists.fused);
+            let used: Vec<_> = used.map(|list| KERNELS[list.kernel.0].1).collect();
             let (param, grad) = (param.name(), grad.name());
             let want = format!("lowbit_k_adamw_{param}_{grad}_{states}");
-            assert_eq!(symbol.to_str().unwrap(), want);
+            assert_eq!(used, [CString::new(want).unwrap().as_c_str()]);
         }
     }
 }
 
 #[test]
+fn offsets_other_than_the_plans_are_refused() {
+    let case = Case {
+        shapes: vec![vec![300, 257]],
+        ..Case::default()
+    };
+    let info = TensorInfo {
+        global_shape: Some(vec![600, 257]),
+        ..case.tensors().remove(0)
+    };
+    let plan = Plan::new(reference(), &case.spec, vec![info]).unwrap();
+    let (host, side) = (Host::new(&plan, 1).unwrap(), Side::new(&plan, &case));
+    side.with_args(&case, 1, |args| {
+        let args = StepArgs {
+            offsets: Some(&[Some(&[300, 0])]),
+            ..*args
+        };
+        let call = Call {
+            plan: &plan,
+            args: &args,
+            pass: None,
+            stream: std::ptr::null_mut(),
+        };
+        let error =
+            launch::step(&call, &host.lists, std::ptr::null(), &mut |_| Ok(())).unwrap_err();
+        assert_eq!(error.status(), Status::Unsupported);
+    });
+}
+
+#[test]
 fn launches_of_huge_tensors_do_not_wrap() {
-    let plan = plan(&Spec::preset("adamw4-block").unwrap(), &[70_000, 70_001]);
-    let launch = Launch::new(&plan.tensors()[0], |_| 1056).unwrap();
-    assert_eq!(launch.grid, 1056);
-    let launch = Launch::new(&plan.tensors()[0], |_| u32::MAX).unwrap();
-    assert_eq!(launch.grid, 70_000 * 547 / 8);
+    let plan = plan(&preset("adamw4-block"), &[70_000, 70_001]);
+    let (_, lists) = table::build(plan.spec(), plan.tensors(), &|_| Ok(1056)).unwrap();
+    assert_eq!(lists.apply[0].grid, 1056);
+    assert_eq!(lists.apply[0].tasks, 70_000 * 547 / 64 + 1);
 }

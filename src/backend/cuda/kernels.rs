@@ -1,27 +1,47 @@
-//! Which kernel a tensor gets, with which launch shape and parameters. Pure functions: the tests
-//! run the same launches on the host (`emulation.rs`).
+//! The kernels: what was embedded, their names, and which of them a tensor gets.
 
-use std::ffi::{CStr, c_void};
+use std::ffi::CStr;
 
-use super::params::AdamwParams;
 use crate::dtype::Dtype;
-use crate::error::{Error, Result, Status, unsupported};
-use crate::layout::div_ceil;
-use crate::numerics::Scalars;
-use crate::plan::{Format, TensorPlan};
+use crate::error::{Error, Result, Status};
+use crate::plan::{Format, Scales, TensorPlan};
 use crate::quant::Mapping;
-use crate::spec::Quantizer;
-use crate::step::{HyperSource, NonFinite, StepArgs};
+use crate::spec::{Optimizer, Quantizer, Spec};
 use crate::weights::Weights;
-
-// ---- what was embedded -------------------------------------------------------------------------
 
 /// The kernels as `build.rs` compiled them.
 pub(super) struct Embedded {
     /// CUDA version of the compiler, 12010 for 12.1: what the driver must at least be.
     pub(super) cuda: i32,
-    /// Name and PTX, NUL-terminated, of every `.cu` file.
-    pub(super) modules: &'static [(&'static str, &'static [u8])],
+    /// Every `.cu` file.
+    pub(super) modules: &'static [Module],
+}
+
+/// What was made of one `.cu` file, all of it deflated.
+#[derive(Clone, Copy)]
+pub(super) struct Module {
+    pub(super) name: &'static str,
+    /// NUL-terminated PTX for the oldest architecture.
+    pub(super) ptx: &'static [u8],
+    /// Code for architectures, 90 for 9.0.
+    pub(super) images: &'static [(u32, &'static [u8])],
+}
+
+impl Module {
+    /// What a device loads fastest: code for its own major architecture, the newest that is not
+    /// newer than it, else PTX, which its driver compiles.
+    pub(super) fn image(&self, capability: (i32, i32)) -> Result<Vec<u8>> {
+        let (major, minor) = (capability.0.unsigned_abs(), capability.1.unsigned_abs());
+        let fits = |number: &u32| number / 10 == major && number % 10 <= minor;
+        let images = self.images.iter().filter(|(number, _)| fits(number));
+        let deflated = images
+            .max_by_key(|(number, _)| number)
+            .map_or(self.ptx, |(_, image)| *image);
+        miniz_oxide::inflate::decompress_to_vec(deflated).map_err(|error| {
+            let text = format!("the embedded kernels {} are damaged: {error}", self.name);
+            Error::new(Status::Internal, text)
+        })
+    }
 }
 
 include!(concat!(env!("OUT_DIR"), "/cuda_kernels.rs"));
@@ -30,15 +50,16 @@ pub(super) fn embedded() -> Result<Embedded> {
     EMBEDDED.map_err(|reason| Error::new(Status::CudaUnavailable, reason))
 }
 
-// ---- the kernels -------------------------------------------------------------------------------
-
 /// A kernel, by its place in [`KERNELS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Kernel(pub(super) usize);
 
-/// Module and symbol of every kernel. The bits of an index are: f32 states; bf16 parameter; bf16
-/// gradient.
-pub(super) const KERNELS: [(&str, &CStr); 8] = [
+/// Module and symbol of every kernel. Those for common tensors come in fours: parameters in f32 or
+/// bf16, then gradients.
+pub(super) const KERNELS: [(&str, &CStr); 23] = [
+    ("adamw_any", c"lowbit_k_collect"),
+    ("adamw_any", c"lowbit_k_finish"),
+    ("adamw_any", c"lowbit_k_adamw_any"),
     ("adamw_block4", c"lowbit_k_adamw_f32_f32_block4"),
     ("adamw_block4", c"lowbit_k_adamw_f32_bf16_block4"),
     ("adamw_block4", c"lowbit_k_adamw_bf16_f32_block4"),
@@ -47,169 +68,101 @@ pub(super) const KERNELS: [(&str, &CStr); 8] = [
     ("adamw_f32", c"lowbit_k_adamw_f32_bf16_f32"),
     ("adamw_f32", c"lowbit_k_adamw_bf16_f32_f32"),
     ("adamw_f32", c"lowbit_k_adamw_bf16_bf16_f32"),
+    ("adamw_rank1", c"lowbit_k_adamw_f32_f32_rank1"),
+    ("adamw_rank1", c"lowbit_k_adamw_f32_bf16_rank1"),
+    ("adamw_rank1", c"lowbit_k_adamw_bf16_f32_rank1"),
+    ("adamw_rank1", c"lowbit_k_adamw_bf16_bf16_rank1"),
+    ("codec", c"lowbit_k_clear_maxima"),
+    ("codec", c"lowbit_k_raise_maxima"),
+    ("codec", c"lowbit_k_compress"),
+    ("codec", c"lowbit_k_decompress"),
+    ("norm", c"lowbit_k_norm_max"),
+    ("norm", c"lowbit_k_norm_sum"),
+    ("norm", c"lowbit_k_norm_finish"),
+    ("norm", c"lowbit_k_count_step"),
 ];
 
-/// The block that the kernels are written for (`BLOCK` in adamw.cuh).
+pub(super) const COLLECT: Kernel = Kernel(0);
+pub(super) const FINISH: Kernel = Kernel(1);
+const ANY: Kernel = Kernel(2);
+const BLOCK4: Kernel = Kernel(3);
+const F32: Kernel = Kernel(7);
+const RANK1: Kernel = Kernel(11);
+pub(super) const CLEAR_MAXIMA: Kernel = Kernel(15);
+pub(super) const RAISE_MAXIMA: Kernel = Kernel(16);
+pub(super) const COMPRESS: Kernel = Kernel(17);
+pub(super) const DECOMPRESS: Kernel = Kernel(18);
+pub(super) const NORM_MAX: Kernel = Kernel(19);
+pub(super) const NORM_SUM: Kernel = Kernel(20);
+pub(super) const NORM_FINISH: Kernel = Kernel(21);
+pub(super) const COUNT_STEP: Kernel = Kernel(22);
+
+/// Those that plans launch without a list.
+pub(super) const WITHOUT_LISTS: [Kernel; 2] = [NORM_FINISH, COUNT_STEP];
+
+/// The block that the kernels for common tensors are written for (`BLOCK` in adamw.cuh).
 const BLOCK: i64 = 128;
 
-/// Threads of a thread block (`THREADS` in adamw.cuh).
+/// Threads of a thread block (`THREADS` in tasks.cuh).
 pub(super) const THREADS: u32 = 256;
 
-/// Blocks of elements that a thread block has at once: one per warp.
-const UNITS: i64 = THREADS as i64 / 32;
+/// Those that step tensors.
+pub(super) fn steps() -> impl Iterator<Item = Kernel> {
+    (ANY.0..CLEAR_MAXIMA.0).map(Kernel)
+}
 
 impl Kernel {
-    /// The kernel for the states of an AdamW tensor.
-    fn of(tensor: &TensorPlan) -> Result<Self> {
+    /// The kernel that steps a tensor.
+    pub(super) fn of(spec: &Spec, tensor: &TensorPlan) -> Self {
         let info = &tensor.info;
-        for dtype in [info.param_dtype, info.grad_dtype] {
-            if dtype == Dtype::F16 {
-                return Err(unsupported(format!(
-                    "tensor {:?} has f16 values, for which this version has no CUDA kernel",
-                    info.name
-                )));
-            }
-        }
-        if info.weights != Weights::Plain {
-            return Err(unsupported(format!(
-                "tensor {:?} has weights {}, for which this version has no CUDA kernel",
-                info.name,
-                info.weights.name()
-            )));
-        }
-        let kept = [0, 1].map(|i| &tensor.states[i]);
-        let coded = |i: usize, mapping| {
-            matches!(kept[i].format, Format::Codes(_))
-                && kept[i].quantizer == Quantizer::block(128, mapping)
+        let narrow = |dtype| match dtype {
+            Dtype::F32 => Some(0),
+            Dtype::Bf16 => Some(1),
+            _ => None,
         };
-        let f32_states = if kept.iter().all(|state| state.format == Format::F32) {
-            true
+        let common = spec.optimizer == Optimizer::Adamw
+            && !spec.amsgrad
+            && info.weights == Weights::Plain
+            && tensor.grid.block == BLOCK;
+        let (Some(param), Some(grad), true) =
+            (narrow(info.param_dtype), narrow(info.grad_dtype), common)
+        else {
+            return ANY;
+        };
+        // A one-axis tensor under rank-1 has blocks of 128 as well.
+        let coded = |state: usize, mapping| {
+            let state = &tensor.states[state];
+            let plain = Quantizer::block(128, mapping);
+            matches!(&state.format, Format::Codes(codes) if codes.scales == Scales::Block(BLOCK))
+                && state.quantizer.in_blocks() == plain
+        };
+        let first = if tensor
+            .states
+            .iter()
+            .all(|state| state.format == Format::F32)
+        {
+            F32
         } else if coded(0, Mapping::De) && coded(1, Mapping::Linear) {
-            false
+            BLOCK4
+        } else if coded(0, Mapping::De)
+            && tensor.states[1].quantizer == Quantizer::rank1(Mapping::Linear)
+            && tensor.grid.lead.len() + 1 == info.shape.len()
+        {
+            RANK1
         } else {
-            return Err(unsupported(format!(
-                "tensor {:?} has m {} and v {}; this version has CUDA kernels for m 4-bit \
-                 block(128)/de with v 4-bit block(128)/linear, and for f32 states",
-                info.name,
-                kept[0].describe(),
-                kept[1].describe()
-            )));
+            return ANY;
         };
-        let bf16 = |dtype| usize::from(dtype == Dtype::Bf16);
-        let (param, grad) = (bf16(tensor.info.param_dtype), bf16(tensor.info.grad_dtype));
-        Ok(Self(4 * usize::from(f32_states) + 2 * param + grad))
-    }
-}
-
-// ---- launches ----------------------------------------------------------------------------------
-
-/// The part of a tensor's launch that is the same in every step.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Launch {
-    pub(super) kernel: Kernel,
-    /// Thread blocks.
-    pub(super) grid: u32,
-    rows: i64,
-    cols: i64,
-    blocks: i64,
-}
-
-impl Launch {
-    /// `resident` says how many thread blocks of a kernel the device holds at once. There is
-    /// always one, as it also counts a skipped tensor.
-    pub(super) fn new(tensor: &TensorPlan, resident: impl Fn(Kernel) -> u32) -> Result<Self> {
-        let kernel = Kernel::of(tensor)?;
-        let grid = &tensor.grid;
-        // Rows of whole blocks are one row to the kernel: nothing lies between them.
-        let (rows, cols) = if grid.cols % BLOCK == 0 {
-            (1, grid.rows * grid.cols)
-        } else {
-            (grid.rows, grid.cols)
-        };
-        let blocks = div_ceil(cols, BLOCK);
-        let most = i64::from(resident(kernel)).max(1);
-        let wanted = div_ceil(rows * blocks, UNITS).clamp(1, most);
-        Ok(Self {
-            kernel,
-            grid: u32::try_from(wanted).unwrap_or(u32::MAX),
-            rows,
-            cols,
-            blocks,
-        })
+        Self(first.0 + 2 * param + grad)
     }
 
-    /// The parameters of one step's launch for `tensor`, the `index`th of its plan.
-    pub(super) fn params(
-        &self,
-        tensor: &TensorPlan,
-        index: usize,
-        args: &StepArgs<'_>,
-        scalars: &Scalars,
-    ) -> AdamwParams {
-        let state = |part: usize| args.state[tensor.first_buffer + part].data;
-        let v = tensor.states[1].first_buffer;
-        let coded = tensor.states[0].format != Format::F32;
-        let scales = |part: usize| {
-            if coded {
-                state(part + 1)
-            } else {
-                std::ptr::null_mut()
-            }
-        };
-        let (hyper, step) = match args.hyper {
-            HyperSource::Host(..) => (std::ptr::null(), std::ptr::null()),
-            HyperSource::Memory { hyper, step } => (hyper, step),
-        };
-        let mut params = AdamwParams {
-            param: args.params[index].data,
-            grad: args.grads[index].data,
-            update: args
-                .updates
-                .map_or(std::ptr::null_mut(), |updates| updates[index].data),
-            m: state(0),
-            v: state(v),
-            m_scales: scales(0),
-            v_scales: scales(v),
-            hyper,
-            step,
-            skipped: args.skipped,
-            rows: self.rows,
-            cols: self.cols,
-            blocks: self.blocks,
-            scalars: *scalars,
-            skip_blocks: i32::from(args.nonfinite != NonFinite::Propagate),
-            wide: 0,
-        };
-        params.wide = i32::from(self.wide(tensor, &params));
-        params
+    /// Whether it collects statistics and applies them in one launch.
+    pub(super) fn is_fused(self) -> bool {
+        (RANK1.0..CLEAR_MAXIMA.0).contains(&self.0)
     }
 
-    /// Whether four elements at a column that is a multiple of four are aligned in every row.
-    fn wide(&self, tensor: &TensorPlan, params: &AdamwParams) -> bool {
-        let multiple = |data: *const c_void, bytes| (data as usize).is_multiple_of(bytes);
-        let param = 4 * tensor.info.param_dtype.size();
-        let grad = 4 * tensor.info.grad_dtype.size();
-        let state = match tensor.states[0].format {
-            Format::F32 => 4 * Dtype::F32.size(),
-            // Two bytes of codes.
-            _ => 2,
-        };
-        (self.rows == 1 || self.cols % 4 == 0)
-            && multiple(params.param, param)
-            && multiple(params.update, param)
-            && multiple(params.grad, grad)
-            && multiple(params.m, state)
-            && multiple(params.v, state)
-    }
-}
-
-/// Refuses what a step's arguments ask for and no kernel does.
-pub(super) fn check(args: &StepArgs<'_>) -> Result<()> {
-    match args.nonfinite {
-        NonFinite::Default | NonFinite::SkipBlock | NonFinite::Propagate => Ok(()),
-        NonFinite::SkipTensor | NonFinite::SkipStep => Err(unsupported(
-            "nonfinite is SKIP_TENSOR or SKIP_STEP, for which this version has no CUDA kernel; \
-             use DEFAULT, SKIP_BLOCK or PROPAGATE",
-        )),
+    /// Whether rows of whole blocks may be one row to it: nothing lies between them, and it asks
+    /// for no place in the global tensor.
+    pub(super) fn merges_rows(self) -> bool {
+        (BLOCK4.0..RANK1.0).contains(&self.0)
     }
 }

@@ -1,9 +1,10 @@
 //! The CUDA backend: one device's primary context, its kernels, work enqueued on the caller's
 //! stream.
 //!
-//! `driver.rs` speaks to the driver, `kernels.rs` decides what is launched, `params.rs` is what a
-//! kernel is told; the kernels are in `cuda/`. A step launches and returns: it never allocates,
-//! copies, waits, loads or changes the caller's current context, so it can be captured in a graph.
+//! `driver.rs` speaks to the driver; `kernels.rs` knows the kernels, `table.rs` what a plan prepares
+//! for them, `launch.rs` what a call launches, `params.rs` what a kernel is told; the kernels are in
+//! `cuda/`. A step launches and returns: it never allocates, copies, waits, loads or changes the
+//! caller's current context, so it can be captured in a graph.
 
 #![expect(unsafe_code, reason = "calls the driver with device pointers")]
 
@@ -11,20 +12,24 @@ mod driver;
 #[cfg(test)]
 mod emulation;
 mod kernels;
+mod launch;
 mod params;
+mod table;
 
 use std::ffi::c_void;
+use std::sync::Arc;
 
-use crate::error::{Error, Result, Status, unsupported};
+use crate::codec::EmaArgs;
+use crate::error::{Error, Result, Status};
 use crate::layout::index;
-use crate::numerics::{FpEnv, Hyper, Scalars};
-use crate::plan::{Pass, TensorPlan};
-use crate::spec::{Optimizer, Spec};
-use crate::step::HyperSource;
+use crate::norm::{self, NormArgs};
+use crate::plan::{Plan, TensorPlan};
+use crate::spec::Spec;
 
-use super::Call;
+use super::{Call, Codec};
 use driver::Device;
-use kernels::Launch;
+use launch::{Direction, Work};
+use table::Lists;
 
 /// Whether a device can be used; does not make a context on it.
 ///
@@ -37,13 +42,33 @@ pub(crate) fn probe(device: i32) -> Result<()> {
 /// One CUDA device.
 #[derive(Debug)]
 pub struct CudaContext {
-    device: Device,
+    device: Arc<Device>,
 }
 
-/// One launch per tensor.
+/// What a plan has prepared: its launches, and the table that their kernels read.
 #[derive(Debug)]
 pub(crate) struct Schedule {
-    launches: Vec<Launch>,
+    device: Arc<Device>,
+    table: DeviceArena,
+    lists: Lists,
+}
+
+impl Schedule {
+    /// Bytes of the scratch behind the statistics.
+    pub(crate) fn scratch_bytes(&self, tensors: usize) -> usize {
+        4 * self.lists.ticket_words(tensors)
+    }
+}
+
+impl Drop for Schedule {
+    fn drop(&mut self) {
+        // In the order of the legacy stream, behind whatever still runs. A failure is dropped: the
+        // device is then beyond use anyway.
+        let _ = self.device.with(|active| {
+            // SAFETY: allocated for this plan, of which no step is in flight.
+            unsafe { active.free(self.table.data, std::ptr::null_mut()) }
+        });
+    }
 }
 
 /// Device memory, freed by [`CudaContext::free`].
@@ -64,42 +89,154 @@ impl DeviceArena {
 }
 
 impl CudaContext {
-    /// Opens a device: its primary context, with all kernels loaded.
+    /// Opens a device: its primary context. Kernels are loaded by the plans that need them.
     ///
     /// # Errors
     /// `CudaUnavailable` with the reason; `InvalidArgument` for a device that does not exist.
     pub fn new(device: i32) -> Result<Self> {
-        Device::open(device).map(|device| Self { device })
+        let device = Arc::new(Device::open(device)?);
+        Ok(Self { device })
     }
 
     pub(crate) fn schedule(&self, spec: &Spec, tensors: &[TensorPlan]) -> Result<Schedule> {
-        schedule(spec, tensors, |kernel| self.device.resident(kernel))
+        let (bytes, lists) = table::build(spec, tensors, &|kernel| self.device.resident(kernel))?;
+        for kernel in kernels::WITHOUT_LISTS {
+            self.device.resident(kernel)?;
+        }
+        // Plans are made outside of captures, so the legacy stream will do.
+        let stream = std::ptr::null_mut();
+        let schedule = Schedule {
+            device: Arc::clone(&self.device),
+            table: self.allocate(bytes.len() as i64, stream)?,
+            lists,
+        };
+        // SAFETY: as many bytes on both sides.
+        unsafe {
+            self.write(
+                bytes.as_ptr(),
+                schedule.table.data.cast(),
+                bytes.len(),
+                stream,
+            )?
+        };
+        Ok(schedule)
     }
 
     /// # Safety
     /// The call was validated; its buffers are valid device memory, its stream belongs to the
     /// device's primary context.
     pub(crate) unsafe fn step(&self, call: &Call<'_>) -> Result<()> {
-        let (plan, args) = (call.plan, call.args);
-        kernels::check(args)?;
-        let super::Schedule::Cuda(schedule) = &plan.schedule else {
-            return Err(Error::new(Status::Internal, "the plan has a CPU schedule"));
+        let schedule = schedule_of(call.plan)?;
+        self.run(call.stream, |run| {
+            launch::step(call, &schedule.lists, schedule.table.data, run)
+        })
+    }
+
+    /// # Safety
+    /// As for [`CudaContext::step`].
+    pub(crate) unsafe fn compress(&self, codec: &Codec<'_>, stream: *mut c_void) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.codec(codec, Direction::Compress, None, stream) }
+    }
+
+    /// # Safety
+    /// As for [`CudaContext::step`].
+    pub(crate) unsafe fn decompress(&self, codec: &Codec<'_>, stream: *mut c_void) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.codec(codec, Direction::Decompress, None, stream) }
+    }
+
+    /// # Safety
+    /// As for [`CudaContext::step`].
+    pub(crate) unsafe fn ema(
+        &self,
+        plan: &Plan,
+        state: usize,
+        args: &EmaArgs<'_>,
+        stream: *mut c_void,
+    ) -> Result<()> {
+        let codec = Codec {
+            plan,
+            state,
+            step: args.step,
+            values: args.outputs,
+            buffers: args.state,
         };
-        let scalars = scalars(&args.hyper);
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.codec(&codec, Direction::Decompress, Some(args), stream)?;
+            self.codec(&codec, Direction::Compress, None, stream)
+        }
+    }
+
+    /// # Safety
+    /// As for [`CudaContext::step`].
+    unsafe fn codec(
+        &self,
+        codec: &Codec<'_>,
+        direction: Direction,
+        ema: Option<&EmaArgs<'_>>,
+        stream: *mut c_void,
+    ) -> Result<()> {
+        let schedule = schedule_of(codec.plan)?;
+        self.run(stream, |run| {
+            let table = schedule.table.data;
+            launch::codec(codec, direction, ema, &schedule.lists, table, run)
+        })
+    }
+
+    /// One stage of the norm.
+    ///
+    /// # Safety
+    /// As for [`CudaContext::step`].
+    pub(crate) unsafe fn norm(
+        &self,
+        plan: &Plan,
+        args: &NormArgs<'_>,
+        stage: norm::Stage,
+        stream: *mut c_void,
+    ) -> Result<()> {
+        let schedule = schedule_of(plan)?;
+        self.run(stream, |run| {
+            launch::norm(plan, args, stage, &schedule.lists, schedule.table.data, run)
+        })
+    }
+
+    /// The norm's end, to device memory.
+    ///
+    /// # Safety
+    /// As for [`CudaContext::step`], also for the two outputs.
+    pub(crate) unsafe fn clip(
+        &self,
+        args: &NormArgs<'_>,
+        norm: *mut f32,
+        clip_factor: *mut f32,
+        stream: *mut c_void,
+    ) -> Result<()> {
+        self.run(stream, |run| launch::clip(args, norm, clip_factor, run))
+    }
+
+    /// Calls `body` with what enqueues work on `stream`.
+    fn run(
+        &self,
+        stream: *mut c_void,
+        body: impl FnOnce(&mut dyn FnMut(Work<'_>) -> Result<()>) -> Result<()>,
+    ) -> Result<()> {
         self.device.with(|active| {
-            if call.pass == Some(Pass::Maxima) {
-                // No kernel reads the statistics, but a trainer that reduces them does.
-                // SAFETY: the size was checked; the caller's promise.
-                return unsafe {
-                    active.zero(args.scratch.data, 4 * plan.scratch.maxima, call.stream)
-                };
-            }
-            for (i, (launch, tensor)) in schedule.launches.iter().zip(&plan.tensors).enumerate() {
-                let params = launch.params(tensor, i, args, &scalars);
-                // SAFETY: every AdamW kernel takes these parameters; the caller's promise.
-                unsafe { active.launch(launch.kernel, launch.grid, params, call.stream) }?;
-            }
-            Ok(())
+            body(&mut |work| {
+                // SAFETY: every kernel takes a `Launch`; the promise of whoever called with
+                // pointers and this stream.
+                unsafe {
+                    match work {
+                        Work::Zero { data, bytes } => active.zero(data, bytes, stream),
+                        Work::Kernel {
+                            kernel,
+                            grid,
+                            launch,
+                        } => active.launch(kernel, grid, launch, stream),
+                    }
+                }
+            })
         })
     }
 
@@ -107,7 +244,8 @@ impl CudaContext {
     pub(crate) fn allocate(&self, bytes: i64, stream: *mut c_void) -> Result<DeviceArena> {
         let bytes = index(bytes).max(1);
         self.device.with(|active| {
-            let data = active.allocate(bytes)?;
+            // SAFETY: a stream of the caller's.
+            let data = unsafe { active.allocate(bytes, stream)? };
             // SAFETY: memory of this size, made just now.
             if let Err(error) = unsafe { active.zero(data, bytes, stream) } {
                 // SAFETY: nobody has the address yet.
@@ -118,7 +256,7 @@ impl CudaContext {
         })
     }
 
-    /// Synchronises `stream`. A failure is dropped: the device is then beyond use anyway.
+    /// In the order of `stream`. A failure is dropped: the device is then beyond use anyway.
     pub(crate) fn free(&self, arena: DeviceArena, stream: *mut c_void) {
         let _ = self.device.with(|active| {
             // SAFETY: the arena was made by `allocate` and is consumed here.
@@ -155,36 +293,9 @@ impl CudaContext {
     }
 }
 
-fn schedule(
-    spec: &Spec,
-    tensors: &[TensorPlan],
-    resident: impl Fn(kernels::Kernel) -> u32,
-) -> Result<Schedule> {
-    if spec.optimizer != Optimizer::Adamw || spec.amsgrad || spec.maximize {
-        return Err(unsupported(format!(
-            "this version has CUDA kernels for adamw without amsgrad and maximize, none for {}{}{}",
-            spec.optimizer.name(),
-            if spec.amsgrad { " with amsgrad" } else { "" },
-            if spec.maximize { " with maximize" } else { "" },
-        )));
-    }
-    if tensors.iter().any(|tensor| tensor.info.group > 0) {
-        return Err(unsupported(
-            "this version's CUDA kernels take one group of hyper-parameters",
-        ));
-    }
-    let launches = tensors
-        .iter()
-        .map(|tensor| Launch::new(tensor, &resident))
-        .collect::<Result<_>>()?;
-    Ok(Schedule { launches })
-}
-
-/// The scalars of a step by value; what it says is not used where they are in device memory.
-fn scalars(source: &HyperSource<'_>) -> Scalars {
-    let _env = FpEnv::ieee();
-    match *source {
-        HyperSource::Host(groups, step) => Scalars::new(&groups[0], step),
-        HyperSource::Memory { .. } => Scalars::new(&Hyper::default(), 1),
+fn schedule_of(plan: &Plan) -> Result<&Schedule> {
+    match &plan.schedule {
+        super::Schedule::Cuda(schedule) => Ok(schedule),
+        super::Schedule::Cpu(_) => Err(Error::new(Status::Internal, "the plan has a CPU schedule")),
     }
 }

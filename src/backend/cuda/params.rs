@@ -1,35 +1,213 @@
-//! What a kernel is told: the mirror of `cuda/params.cuh`. A test compares the layouts.
+//! What a kernel is told: the mirror of `cuda/params.cuh`, where the fields are explained. A test
+//! compares the layouts.
 
 use std::ffi::c_void;
 
-use crate::numerics::Scalars;
+use crate::numerics::{self, Hyper, power};
+use crate::plan::MAX_AXES;
 
-/// One tensor of one step. Pointers are device addresses, sizes count elements.
-#[derive(Clone, Copy, Debug)]
+pub(super) const MAX_STATES: usize = crate::optimizer::MAX_STATES;
+
+// ---- the table ---------------------------------------------------------------------------------
+
+#[derive(Clone, Copy)]
 #[repr(C)]
-pub(super) struct AdamwParams {
-    pub(super) param: *mut c_void,
-    pub(super) grad: *const c_void,
-    /// Null: in place.
-    pub(super) update: *mut c_void,
-    /// Codes or f32 values.
-    pub(super) m: *mut c_void,
-    pub(super) v: *mut c_void,
-    /// Null for f32 states.
-    pub(super) m_scales: *mut c_void,
-    pub(super) v_scales: *mut c_void,
-    /// Null: `scalars` holds.
-    pub(super) hyper: *const f32,
-    pub(super) step: *const i32,
-    /// Null, or two counters: blocks, tensors.
-    pub(super) skipped: *mut i64,
+pub(super) struct Codebook {
+    pub(super) by_code: [f32; 256],
+    pub(super) midpoints: [f32; 256],
+    pub(super) levels: i32,
+    pub(super) reserved: i32,
+}
+
+pub(super) const VALUES: i32 = 1;
+pub(super) const CODES: i32 = 2;
+
+pub(super) const PER_BLOCK: i32 = 0;
+pub(super) const PER_TENSOR: i32 = 1;
+pub(super) const PER_ROW: i32 = 2;
+pub(super) const PER_COLUMN: i32 = 3;
+pub(super) const PER_AXES: i32 = 4;
+
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+pub(super) struct State {
+    pub(super) kind: i32,
+    pub(super) per_byte: i32,
+    pub(super) scaling: i32,
+    pub(super) block: i32,
+    pub(super) rounding: i32,
+    pub(super) dither: i32,
+    pub(super) spacing: f32,
+    pub(super) buffer: i32,
+    pub(super) codebook: i64,
+    pub(super) word: i64,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(super) struct Tensor {
     pub(super) rows: i64,
     pub(super) cols: i64,
-    /// Blocks of a row; the last one may be short.
-    pub(super) blocks: i64,
-    pub(super) scalars: Scalars,
-    /// Non-zero: a block with a non-finite gradient stays as it is.
-    pub(super) skip_blocks: i32,
-    /// Non-zero: every full block may be accessed four elements at a time.
-    pub(super) wide: i32,
+    pub(super) units: i64,
+    pub(super) first_col: i64,
+    pub(super) block: i32,
+    pub(super) param_dtype: i32,
+    pub(super) grad_dtype: i32,
+    pub(super) weights: i32,
+    pub(super) group: i32,
+    pub(super) scalars: i32,
+    pub(super) index: i32,
+    pub(super) global: i32,
+    pub(super) states: i32,
+    pub(super) axes: i32,
+    pub(super) lead: i32,
+    pub(super) hash: u32,
+    pub(super) words: i32,
+    pub(super) reserved: i32,
+    pub(super) shape: [i64; MAX_AXES],
+    pub(super) offset: [i64; MAX_AXES],
+    pub(super) global_shape: [i64; MAX_AXES],
+    pub(super) state: [State; MAX_STATES],
+}
+
+/// Pointers of a tensor before those of its states.
+pub(super) const STATES: usize = 4;
+
+pub(super) const COLLECT: i32 = 0;
+pub(super) const APPLY: i32 = 1;
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(super) struct Segment {
+    pub(super) first: i64,
+    pub(super) tensor: i32,
+    pub(super) kind: i32,
+}
+
+/// Types that are bytes to the device.
+///
+/// # Safety
+/// `repr(C)`, without padding or pointers.
+pub(super) unsafe trait Plain: Copy {}
+// SAFETY: 4-byte fields.
+unsafe impl Plain for Codebook {}
+// SAFETY: 8-byte fields, 14 fields of 4 bytes, 8-byte fields, then states of 8 and 2 of those.
+unsafe impl Plain for Tensor {}
+// SAFETY: 16 bytes of fields.
+unsafe impl Plain for Segment {}
+
+// ---- the launch --------------------------------------------------------------------------------
+
+/// The scalars of one step for one group.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(super) struct Scalars {
+    pub(super) common: numerics::Scalars,
+    pub(super) l2: f32,
+    pub(super) inv_bc2: f32,
+}
+
+/// Words that the scalars of a group take.
+pub(super) const SCALARS_WORDS: usize = size_of::<Scalars>() / 8;
+
+impl Scalars {
+    /// What random rounding needs where there is no step: no bias correction, and the usual eps.
+    pub(super) fn outside_of_a_step() -> Self {
+        Self {
+            inv_bc2: 1.0,
+            ..Self::new(&Hyper::default(), 1, 0)
+        }
+    }
+
+    pub(super) fn new(hyper: &Hyper, step: i32, flags: i32) -> Self {
+        let mut common = numerics::Scalars::new(hyper, step);
+        let adam = flags & ADAM != 0;
+        if adam {
+            common.lr_wd = 0.0;
+        }
+        if flags & MAXIMIZE != 0 {
+            common.grad_scale = -common.grad_scale;
+        }
+        let bc2 = 1.0 - power(hyper.beta2, step.max(1).cast_unsigned());
+        Self {
+            common,
+            l2: if adam { hyper.weight_decay } else { 0.0 },
+            inv_bc2: (1.0 / bc2) as f32,
+        }
+    }
+}
+
+pub(super) const ADAM: i32 = 1;
+pub(super) const AMSGRAD: i32 = 2;
+pub(super) const MAXIMIZE: i32 = 4;
+pub(super) const SKIP_BLOCKS: i32 = 8;
+pub(super) const SKIP_GLOBAL: i32 = 16;
+pub(super) const SKIP_TENSORS: i32 = 32;
+pub(super) const SKIP_STEP: i32 = 64;
+pub(super) const UPDATES: i32 = 128;
+pub(super) const SKIP_ALL: i32 = 256;
+pub(super) const FUSED: i32 = 512;
+
+pub(super) const LAUNCH_WORDS: usize = 4055;
+
+/// The parameters of every kernel: 32 kB, most of it the words.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(super) struct Launch {
+    pub(super) table: *const c_void,
+    pub(super) tensors: i64,
+    pub(super) segments: i64,
+    pub(super) tasks: i64,
+    pub(super) hyper: *const f32,
+    pub(super) step_number: *const i32,
+    pub(super) skipped: *mut i64,
+    pub(super) statistics: *mut i32,
+    pub(super) ticket: *mut i32,
+    pub(super) done: *mut i32,
+    pub(super) seed: u64,
+    pub(super) step: i32,
+    pub(super) flags: i32,
+    pub(super) groups: i32,
+    pub(super) tensor_count: i32,
+    pub(super) state: i32,
+    pub(super) decay: f32,
+    pub(super) weight: f32,
+    pub(super) grad_scale: f32,
+    pub(super) max_norm: f32,
+    pub(super) reserved: i32,
+    pub(super) norm: *mut f32,
+    pub(super) clip_factor: *mut f32,
+    pub(super) words: [u64; LAUNCH_WORDS],
+}
+
+impl Launch {
+    /// Nothing yet but the table.
+    pub(super) fn new(table: *const c_void) -> Self {
+        Self {
+            table,
+            tensors: 0,
+            segments: 0,
+            tasks: 0,
+            hyper: std::ptr::null(),
+            step_number: std::ptr::null(),
+            skipped: std::ptr::null_mut(),
+            statistics: std::ptr::null_mut(),
+            ticket: std::ptr::null_mut(),
+            done: std::ptr::null_mut(),
+            seed: 0,
+            step: 0,
+            flags: 0,
+            groups: 0,
+            tensor_count: 0,
+            state: 0,
+            decay: 0.0,
+            weight: 0.0,
+            grad_scale: 0.0,
+            max_norm: 0.0,
+            reserved: 0,
+            norm: std::ptr::null_mut(),
+            clip_factor: std::ptr::null_mut(),
+            words: [0; LAUNCH_WORDS],
+        }
+    }
 }

@@ -1,0 +1,53 @@
+// Counter-based random numbers, `src/rng.rs`: Philox4x32-10, keyed by the seed, the global element,
+// the step and the purpose.
+
+#pragma once
+
+namespace lowbit {
+
+constexpr unsigned WEIGHT_DRAW = 0;
+constexpr unsigned STATE_DRAW = 1;   // plus the state's index
+constexpr unsigned DITHER_DRAW = 8;  // plus the state's index
+
+struct Stream {
+  unsigned key[2];
+  unsigned tensor;  // 28 bits
+  unsigned step;
+
+  // The draw of a column.
+  __device__ __forceinline__ unsigned draw(unsigned purpose, long long row, long long col) const {
+    const unsigned word = words(purpose, row, col / 8, step, static_cast<int>(col % 8) / 2);
+    return col & 1 ? word >> 16 : word & 0xffff;
+  }
+
+  // The draw of a block for subtractive dither, keyed by the block's scale instead of the step.
+  __device__ __forceinline__ unsigned dither(unsigned state, long long row, long long block,
+                                             float scale) const {
+    return words(DITHER_DRAW + state, row, block, __float_as_uint(scale), 0) & 0xffff;
+  }
+
+  // One of the four words of a counter.
+  __device__ inline unsigned words(unsigned purpose, long long row, long long group, unsigned third,
+                                   int which) const {
+    unsigned c0 = static_cast<unsigned>(group), c1 = static_cast<unsigned>(row), c2 = third;
+    unsigned c3 = tensor | purpose << 28;
+    unsigned k0 = key[0], k1 = key[1];
+    for (int round = 0; round < 10; ++round) {
+      const unsigned long long first = 0xd2511f53ull * c0, second = 0xcd9e8d57ull * c2;
+      c0 = static_cast<unsigned>(second >> 32) ^ c1 ^ k0;
+      c1 = static_cast<unsigned>(second);
+      c2 = static_cast<unsigned>(first >> 32) ^ c3 ^ k1;
+      c3 = static_cast<unsigned>(first);
+      k0 += 0x9e3779b9;
+      k1 += 0xbb67ae85;
+    }
+    return which == 0 ? c0 : which == 1 ? c1 : which == 2 ? c2 : c3;
+  }
+};
+
+// A draw as a number in (0, 1): the middle of its 2^-16.
+__device__ __forceinline__ float uniform(unsigned draw) {
+  return __fmul_rn(__fadd_rn(static_cast<float>(draw), 0.5f), 1.0f / 65536.0f);
+}
+
+}  // namespace lowbit

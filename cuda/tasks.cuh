@@ -1,0 +1,136 @@
+// The work of a launch: many tensors, cut into tasks of about equal size, so that hundreds of small
+// tensors and one large one keep the device equally busy. A thread block takes tasks in turn; what
+// it must know of a task's tensor is brought to shared memory when the tensor changes.
+
+#pragma once
+
+#include "numerics.cuh"
+#include "random.cuh"
+#include "warp.cuh"
+
+namespace lowbit {
+
+constexpr int THREADS = 256;
+constexpr int WARPS = THREADS / LANES;
+
+// Elements of a task, but at least a unit for every warp.
+constexpr int TASK_ELEMENTS = 8192;
+
+__device__ __forceinline__ int units_per_task(int block) {
+  return block * WARPS > TASK_ELEMENTS ? WARPS : TASK_ELEMENTS / block;
+}
+
+// What the threads of a block share about the tensor at hand.
+struct Shared {
+  Tensor tensor;
+  Scalars scalars;
+  int group;  // of the scalars
+  int step;
+  int skip;   // the tensor stays as it is
+  int ticket;
+};
+
+// Index of the task among those of its kind and tensor.
+struct Task {
+  int kind;
+  long long index;
+};
+
+template <typename Pointer>
+__device__ __forceinline__ Pointer* pointer(const Launch& launch, const Tensor& tensor, int which) {
+  return reinterpret_cast<Pointer*>(launch.words[tensor.words + which]);
+}
+
+template <typename Item>
+__device__ __forceinline__ const Item* in_table(const Launch& launch, long long offset) {
+  return reinterpret_cast<const Item*>(launch.table + offset);
+}
+
+// Whether no tensor changes: the skip flag of any group, or under SKIP_STEP a flag of any tensor.
+// All threads call it together.
+__device__ inline bool skips_all(const Launch& launch) {
+  bool any = (launch.flags & SKIP_ALL) != 0;
+  if (launch.hyper != nullptr) {
+    for (int i = static_cast<int>(threadIdx.x); i < launch.groups; i += THREADS) {
+      any = any || launch.hyper[8 * i + 7] != 0.0f;
+    }
+  }
+  if (launch.flags & SKIP_STEP) {
+    for (int i = static_cast<int>(threadIdx.x); i < launch.tensor_count; i += THREADS) {
+      any = any || launch.statistics[i] != 0;
+    }
+  }
+  return __syncthreads_or(any) != 0;
+}
+
+// Walks through the segments; the tasks that a thread block takes have increasing numbers.
+struct Walker {
+  const Launch& launch;
+  Shared& shared;
+  const Segment* segment;
+  bool skip_all;
+  bool fresh;  // the shared memory holds nothing yet
+
+  __device__ Walker(const Launch& launch, Shared& shared)
+      : launch(launch),
+        shared(shared),
+        segment(in_table<Segment>(launch, launch.segments)),
+        skip_all(skips_all(launch)),
+        fresh(true) {}
+
+  // Goes to a task: its tensor and scalars are in shared memory afterwards. All threads call it
+  // together.
+  __device__ inline Task enter(long long task) {
+    bool changed = fresh;
+    while (task >= segment[1].first) {
+      ++segment;
+      changed = true;
+    }
+    if (changed) {
+      __syncthreads();  // nobody needs what was there any more
+      load_tensor();
+    }
+    return Task{segment->kind, task - segment->first};
+  }
+
+  __device__ inline void load_tensor() {
+    const Tensor* from = in_table<Tensor>(launch, launch.tensors) + segment->tensor;
+    const unsigned long long* words = reinterpret_cast<const unsigned long long*>(from);
+    unsigned long long* to = reinterpret_cast<unsigned long long*>(&shared.tensor);
+    for (int i = static_cast<int>(threadIdx.x); i < static_cast<int>(sizeof(Tensor) / 8);
+         i += THREADS) {
+      to[i] = words[i];
+    }
+    if (threadIdx.x == 0) {
+      const int group = from->group;
+      if (launch.hyper == nullptr) {
+        shared.scalars = *reinterpret_cast<const Scalars*>(launch.words + from->scalars);
+        shared.step = launch.step;
+      } else if (fresh || shared.group != group) {
+        shared.step = *launch.step_number;
+        shared.scalars = compute_scalars(launch.hyper + 8 * group, shared.step, launch.flags);
+      }
+      shared.group = group;
+      const bool flagged = launch.flags & SKIP_TENSORS ||
+                           (launch.flags & SKIP_GLOBAL && from->global);
+      shared.skip = skip_all || (flagged && launch.statistics[from->index] != 0);
+    }
+    fresh = false;
+    __syncthreads();
+  }
+
+  // Counts a tensor that is skipped, once.
+  __device__ __forceinline__ void count_skipped(const Task& task) const {
+    if (task.index == 0 && threadIdx.x == 0 && shared.skip && launch.skipped != nullptr) {
+      atomicAdd(launch.skipped + 1, 1ull);
+    }
+  }
+
+  __device__ __forceinline__ Stream stream() const {
+    return Stream{{static_cast<unsigned>(launch.seed), static_cast<unsigned>(launch.seed >> 32)},
+                  shared.tensor.hash & 0x0fffffff,
+                  static_cast<unsigned>(shared.step)};
+  }
+};
+
+}  // namespace lowbit

@@ -1,0 +1,227 @@
+// One unit of any tensor: a block of at most 4096 elements of one row, done by one warp, 32 elements
+// at a time. Everything that a tensor may be is decided here when the kernel runs, by branches that
+// all lanes take alike; the kernels for common tensors (adamw_*.cu) have it decided when they are
+// compiled.
+
+#pragma once
+
+#include "codes.cuh"
+#include "tasks.cuh"
+#include "weights.cuh"
+
+namespace lowbit {
+
+constexpr int LONGEST_UNIT = 4096;
+constexpr int SHORTEST_BLOCK = 32;
+
+// Largest magnitudes of the blocks of a warp's unit, by state.
+using Maxima = unsigned[MAX_STATES][LONGEST_UNIT / SHORTEST_BLOCK];
+
+// The number of a row in the grid of the global tensor.
+__device__ inline long long global_row_of(const Tensor& t, long long row) {
+  long long global = 0, stride = 1;
+  for (int axis = t.lead - 1; axis >= 0; --axis) {
+    global += (row % t.shape[axis] + t.offset[axis]) * stride;
+    row /= t.shape[axis];
+    stride *= t.global_shape[axis];
+  }
+  return global;
+}
+
+// Whose maxima the scales are made of.
+enum class Source { stored, statistics };
+
+struct Unit {
+  const Launch& launch;
+  const Shared& shared;
+  const Stream random;
+  const bool codec;     // the statistics of `compress` are the state's own buffers
+  long long row;
+  long long first_col;  // of the row
+  int length;
+  long long global_row;
+  long long global_col;  // of the first element
+
+  __device__ Unit(const Walker& walker, long long unit, bool codec)
+      : launch(walker.launch), shared(walker.shared), random(walker.stream()), codec(codec) {
+    const Tensor& t = shared.tensor;
+    row = unit / t.units;
+    first_col = (unit - row * t.units) * t.block;
+    const long long left = t.cols - first_col;
+    length = left < t.block ? static_cast<int>(left) : t.block;
+    global_col = t.first_col + first_col;
+    global_row = global_row_of(t, row);
+  }
+
+  __device__ __forceinline__ long long element(int at) const {
+    return row * shared.tensor.cols + first_col + at;
+  }
+
+  __device__ __forceinline__ float gradient(int at) const {
+    const Tensor& t = shared.tensor;
+    const void* grad = pointer<const void>(launch, t, GRAD);
+    return scale_gradient(load_value(grad, t.grad_dtype, element(at)), shared.scalars);  // R1
+  }
+
+  __device__ __forceinline__ float parameter(int at) const {
+    const Tensor& t = shared.tensor;
+    return load_weight(pointer<const void>(launch, t, PARAM), pointer<const void>(launch, t, BESIDE),
+                       t.param_dtype, t.weights, element(at));
+  }
+
+  template <typename Item>
+  __device__ __forceinline__ Item* buffer(const State& state, int part) const {
+    return pointer<Item>(launch, shared.tensor, state.buffer + part);
+  }
+
+  // ---- scales ----------------------------------------------------------------------------------
+
+  // Calls `body` with the part of every maximum that an element has a share in, its position in the
+  // state's buffer, and that among the statistics.
+  template <typename Body>
+  __device__ __forceinline__ void each_maximum(const State& state, int at, Body body) const {
+    const Tensor& t = shared.tensor;
+    if (state.scaling == PER_TENSOR) {
+      body(0, 0ll, 0ll);
+    } else if (state.scaling == PER_ROW) {
+      body(0, row, global_row);
+    } else if (state.scaling == PER_COLUMN) {
+      body(0, first_col + at, global_col + at);
+    } else {
+      long long base = 0;
+      for (int axis = 0; axis < t.axes; ++axis) {
+        base += t.global_shape[axis];
+      }
+      long long rest = first_col + at;
+      for (int axis = t.axes - 1; axis >= 0; --axis) {
+        if (axis == t.lead - 1) {
+          rest = row;
+        }
+        // The outermost axis of what is left needs no division.
+        const bool outermost = axis == 0 || axis == t.lead;
+        const long long index = outermost ? rest : rest % t.shape[axis];
+        rest = outermost ? 0 : rest / t.shape[axis];
+        base -= t.global_shape[axis];
+        body(axis, index, base + index + t.offset[axis]);
+      }
+    }
+  }
+
+  // The smallest of an element's maxima, as integers, so that NaN is the largest.
+  __device__ inline float smallest(const State& state, int at, Source source) const {
+    unsigned least = 0xffffffff;
+    each_maximum(state, at, [&](int part, long long position, long long word) {
+      const unsigned bits =
+          source == Source::statistics && !codec
+              ? canonical_magnitude(static_cast<unsigned>(launch.statistics[state.word + word]))
+              : buffer<const unsigned>(state, 1 + part)[position];
+      least = bits < least ? bits : least;
+    });
+    return __uint_as_float(least);
+  }
+
+  __device__ inline void raise_maxima(const State& state, int at, float x) const {
+    const int value = static_cast<int>(canonical_magnitude(magnitude(x)));
+    each_maximum(state, at, [&](int part, long long position, long long word) {
+      int* slot = codec ? buffer<int>(state, 1 + part) + position
+                        : launch.statistics + state.word + word;
+      // Most values are no new maximum.
+      if (value > *slot) {
+        atomicMax(slot, value);
+      }
+    });
+  }
+
+  __device__ __forceinline__ float* block_scales(const State& state) const {
+    const long long blocks = (shared.tensor.cols + state.block - 1) / state.block;
+    return buffer<float>(state, 1) + row * blocks + first_col / state.block;
+  }
+
+  // ---- codes -----------------------------------------------------------------------------------
+
+  __device__ __forceinline__ unsigned char* code_byte(const State& state, int at) const {
+    const long long bytes = (shared.tensor.cols + state.per_byte - 1) / state.per_byte;
+    return buffer<unsigned char>(state, 0) + row * bytes + (first_col + at) / state.per_byte;
+  }
+
+  // What subtractive dither adds: RN(RN((u - 1/2) spacing) scale).
+  __device__ inline float dither(const State& state, int which, int at, float scale) const {
+    const unsigned draw = random.dither(which, global_row, (global_col + at) / state.block, scale);
+    const float offset = __fadd_rn(uniform(draw), -0.5f);
+    return __fmul_rn(__fmul_rn(offset, state.spacing), scale);
+  }
+
+  __device__ inline float decode(int which, int at) const {
+    const State& state = shared.tensor.state[which];
+    if (state.kind == VALUES) {
+      return buffer<const float>(state, 0)[element(at)];
+    }
+    const int bits = 8 / state.per_byte;
+    const int shift = static_cast<int>((first_col + at) % state.per_byte) * bits;
+    const unsigned code = *code_byte(state, at) >> shift & (0xffu >> (8 - bits));
+    const float scale = state.scaling == PER_BLOCK ? block_scales(state)[at / state.block]
+                                                   : smallest(state, at, Source::stored);
+    const Codebook& book = *in_table<Codebook>(launch, state.codebook);
+    const float value = __fmul_rn(book.by_code[code], scale);
+    return state.dither ? __fadd_rn(value, -dither(state, which, at, scale)) : value;
+  }
+
+  // Codes and stores a value; all lanes call it together, those with `at` beyond the unit store
+  // nothing. `maxima` are those of the unit's blocks.
+  __device__ inline void encode(int which, int at, float x, const unsigned* maxima) const {
+    const State& state = shared.tensor.state[which];
+    const bool here = at < length;
+    if (state.kind == VALUES) {
+      if (here) {
+        buffer<float>(state, 0)[element(at)] = canonical(x);
+      }
+      return;
+    }
+    unsigned code = 0;
+    if (here) {
+      const Codebook& book = *in_table<Codebook>(launch, state.codebook);
+      const unsigned half = 128u >> (8 - 8 / state.per_byte);
+      const float scale = state.scaling == PER_BLOCK ? block_scale(maxima[at / state.block])
+                                                     : smallest(state, at, Source::statistics);
+      if (state.dither) {
+        x = __fadd_rn(x, dither(state, which, at, scale));
+      }
+      if (state.rounding == NEAREST) {
+        code = nearest_code(x, scale, book, half);
+      } else {
+        const float u = uniform(random.draw(STATE_DRAW + which, global_row, global_col + at));
+        code = stochastic_code(x, scale, book, half, state.rounding, shared.scalars, u);
+      }
+    }
+    // The first element of a byte stores it, with 0 for those beyond the row's end.
+    unsigned byte = code;
+    for (int i = 1; i < state.per_byte; ++i) {
+      const int lane = lane_index() / state.per_byte * state.per_byte + i;
+      byte |= __shfl_sync(ALL_LANES, code, lane) << i * (8 / state.per_byte);
+    }
+    if (here && at % state.per_byte == 0) {
+      *code_byte(state, at) = static_cast<unsigned char>(byte);
+    }
+  }
+
+  __device__ inline void store_block_scales(const State& state, const unsigned* maxima) const {
+    if (state.kind == CODES && state.scaling == PER_BLOCK) {
+      for (int i = lane_index(); i * state.block < length; i += LANES) {
+        block_scales(state)[i] = block_scale(maxima[i]);
+      }
+    }
+  }
+};
+
+// Raises the maximum of the block that 32 values lie in.
+__device__ __forceinline__ void raise_block(const State& state, int chunk, float x,
+                                            unsigned* maxima) {
+  const unsigned largest = warp_max(magnitude(x));
+  if (lane_index() == 0) {
+    unsigned& slot = maxima[chunk / state.block];
+    // A block's first values replace what the unit before has left.
+    slot = chunk % state.block == 0 || largest > slot ? largest : slot;
+  }
+}
+
+}  // namespace lowbit

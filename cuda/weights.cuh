@@ -1,0 +1,120 @@
+// Weight forms, `src/weights.rs`: what is kept beside a 16-bit parameter so that small updates are
+// not lost. theta is the f32 value that a step updates, b the parameter.
+
+#pragma once
+
+#include "dtypes.cuh"
+#include "random.cuh"
+
+namespace lowbit {
+
+// The distance of bf16 values in the binade of b.
+__device__ __forceinline__ float last_place(unsigned b) {
+  const unsigned biased = b >> 7 & 0xff;
+  const unsigned exponent = biased == 0 ? 1 : biased;
+  return __uint_as_float(exponent > 7 ? (exponent - 7) << 23 : 1u << (exponent + 15));
+}
+
+__device__ __forceinline__ bool is_finite_bf16(unsigned b) { return (b & 0x7f80) != 0x7f80; }
+
+// theta of b and the lower half. A b that was set to zero by others counts as it is.
+__device__ __forceinline__ float join_remainder(unsigned b, unsigned low) {
+  const unsigned bits = b << 16;
+  if ((low >= 0x8000 && (bits & 0x7fff0000) == 0) || (bits & 0x7fffffff) > INF_BITS) {
+    return canonical(__uint_as_float(bits));
+  }
+  return __uint_as_float(bits - (low >> 15 << 16) + low);
+}
+
+// RN(b + RN(correction RN(U / 254))), where U is the last place of b.
+__device__ __forceinline__ float join_correction(unsigned b, int correction) {
+  const float value = __uint_as_float(b << 16);
+  if (!is_finite_bf16(b)) {
+    return canonical(value);
+  }
+  const float step = __fdiv_rn(last_place(b), 254.0f);
+  return __fadd_rn(value, __fmul_rn(static_cast<float>(correction), step));
+}
+
+// RNE(254 (theta - b) / U)
+__device__ __forceinline__ int split_correction(float theta, unsigned b) {
+  if (!is_finite_bf16(b)) {
+    return 0;
+  }
+  const float error = __fadd_rn(theta, -__uint_as_float(b << 16));
+  return __float2int_rn(__fmul_rn(254.0f, __fdiv_rn(error, last_place(b))));
+}
+
+// x rounded to bf16 by a draw: the mean over all draws is x.
+__device__ __forceinline__ unsigned stochastic_bf16(float x, unsigned draw) {
+  if (magnitude(x) >= INF_BITS) {
+    return Bf16::encode(x);
+  }
+  return (__float_as_uint(x) + draw) >> 16;
+}
+
+__device__ __forceinline__ unsigned stochastic_f16(float x, unsigned draw) {
+  const unsigned bits = __float_as_uint(x);
+  if (magnitude(x) >= INF_BITS) {
+    return F16::encode(x);
+  }
+  if (magnitude(x) >= 0x38800000) {  // a normal f16 keeps 10 of 23 bits
+    return F16::encode(__uint_as_float((bits + (draw & 0x1fff)) & ~0x1fffu));
+  }
+  // A subnormal one is a multiple of 2^-24.
+  const float multiple = __fmul_rn(__uint_as_float(magnitude(x)), 16777216.0f);
+  const float whole = static_cast<float>(static_cast<int>(multiple));  // below 2^10
+  const float up = uniform(draw) < __fadd_rn(multiple, -whole) ? 1.0f : 0.0f;
+  const float rounded = __fmul_rn(__fadd_rn(whole, up), 1.0f / 16777216.0f);
+  return F16::encode(__uint_as_float(__float_as_uint(rounded) | (bits & 0x80000000)));
+}
+
+// theta of element `at`.
+__device__ __forceinline__ float load_weight(const void* param, const void* beside, int dtype,
+                                             int form, long long at) {
+  if (form == PLAIN || form == STOCHASTIC_WEIGHTS) {
+    return load_value(param, dtype, at);
+  }
+  const unsigned b = static_cast<const unsigned short*>(param)[at];
+  if (form == REMAINDER16) {
+    return join_remainder(b, static_cast<const unsigned short*>(beside)[at]);
+  }
+  if (form == CORRECTION8) {
+    return join_correction(b, static_cast<const signed char*>(beside)[at]);
+  }
+  // The master, unless the parameter was changed by others (or the master never set): what it was
+  // rounded to then differs, and the parameter counts.
+  const float master = static_cast<const float*>(beside)[at];
+  const float now = load_value(param, dtype, at);
+  const float rounded = dtype == DTYPE_BF16 ? Bf16::decode(Bf16::encode(master))
+                                            : F16::decode(F16::encode(master));
+  return __float_as_uint(rounded) == __float_as_uint(now) ? master : now;
+}
+
+// The reverse; `draw` is for stochastic rounding.
+__device__ __forceinline__ void store_weight(void* param, void* beside, int dtype, int form,
+                                             long long at, float theta, unsigned draw) {
+  unsigned short* narrow = static_cast<unsigned short*>(param);
+  if (form == STOCHASTIC_WEIGHTS) {
+    narrow[at] = static_cast<unsigned short>(dtype == DTYPE_BF16 ? stochastic_bf16(theta, draw)
+                                                                 : stochastic_f16(theta, draw));
+  } else if (form == REMAINDER16) {
+    // b is rounded half away from zero: on a tie, nearest even would not tell which of two values
+    // it came from.
+    const bool nan = magnitude(theta) > INF_BITS;
+    const unsigned bits = __float_as_uint(theta);
+    narrow[at] = static_cast<unsigned short>(nan ? NAN_BITS >> 16 : (bits + 0x8000) >> 16);
+    static_cast<unsigned short*>(beside)[at] = static_cast<unsigned short>(nan ? 0 : bits);
+  } else if (form == CORRECTION8) {
+    const unsigned b = Bf16::encode(theta);
+    narrow[at] = static_cast<unsigned short>(b);
+    static_cast<signed char*>(beside)[at] = static_cast<signed char>(split_correction(theta, b));
+  } else {
+    store_value(param, dtype, at, theta);
+    if (form == MASTER) {
+      static_cast<float*>(beside)[at] = canonical(theta);
+    }
+  }
+}
+
+}  // namespace lowbit

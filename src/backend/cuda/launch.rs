@@ -1,0 +1,349 @@
+//! One call of a plan: its launches in their order, with their parameters. What runs them is given,
+//! the driver or the tests' host.
+
+use std::ffi::c_void;
+
+use super::kernels::{self, Kernel};
+use super::params::{
+    ADAM, AMSGRAD, FUSED, Launch, MAXIMIZE, SCALARS_WORDS, SKIP_ALL, SKIP_BLOCKS, SKIP_GLOBAL,
+    SKIP_STEP, SKIP_TENSORS, STATES, Scalars, UPDATES,
+};
+use super::table::{List, Lists};
+use crate::backend::{Call, Codec};
+use crate::codec::EmaArgs;
+use crate::error::{Result, unsupported};
+use crate::layout::index;
+use crate::norm::{self, NormArgs};
+use crate::numerics::FpEnv;
+use crate::plan::{Pass, Plan, TensorPlan};
+use crate::spec::{Optimizer, Spec};
+use crate::step::{Buffer, HyperSource, NonFinite, StepArgs};
+
+/// What is enqueued.
+pub(super) enum Work<'a> {
+    /// Zeroing of device memory.
+    Zero { data: *mut c_void, bytes: usize },
+    Kernel {
+        kernel: Kernel,
+        /// Thread blocks.
+        grid: u32,
+        launch: &'a Launch,
+    },
+}
+
+/// Runs a step, or one of its stages; `table` is where the plan's table lies.
+pub(super) fn step(
+    call: &Call<'_>,
+    lists: &Lists,
+    table: *const c_void,
+    run: &mut dyn FnMut(Work<'_>) -> Result<()>,
+) -> Result<()> {
+    let (plan, args) = (call.plan, call.args);
+    check(plan, args)?;
+    let scan = matches!(args.nonfinite, NonFinite::SkipTensor | NonFinite::SkipStep);
+    let fuse = call.pass.is_none() && !scan && !lists.fused.is_empty();
+    let global = fuse || !lists.collect_global.is_empty();
+    let none = Vec::new();
+    let mut launch = Filled::new(plan, args, table);
+    if call.pass == Some(Pass::Maxima) || (call.pass.is_none() && (scan || global)) {
+        let (all, statistics) = (plan.scratch.offsets()[5], 4 * plan.scratch.maxima);
+        let tickets = 4 * lists.ticket_words(plan.tensors.len());
+        run(Work::Zero {
+            data: args.scratch.data,
+            bytes: if fuse { all + tickets } else { statistics },
+        })?;
+        let fusible = if fuse { &none } else { &lists.collect_fusible };
+        let rest = if scan { &lists.collect_rest } else { &none };
+        for list in lists.collect_global.iter().chain(fusible).chain(rest) {
+            run(launch.of(list))?;
+        }
+    }
+    if call.pass.is_none_or(|pass| pass == Pass::Apply) {
+        if fuse {
+            for (number, list) in lists.fused.iter().enumerate() {
+                run(launch.fused(list, number))?;
+            }
+        }
+        let fusible = if fuse { &none } else { &lists.apply_fusible };
+        for list in fusible.iter().chain(&lists.apply).chain(&lists.finish) {
+            run(launch.of(list))?;
+        }
+        if matches!(args.hyper, HyperSource::Counted { .. }) {
+            run(Work::Kernel {
+                kernel: kernels::COUNT_STEP,
+                grid: 1,
+                launch: &launch.launch,
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Where the elements of a tensor are, besides its states.
+type Elements<'a> = &'a dyn Fn(usize) -> [*mut c_void; 2];
+
+/// The launches of some lists with one or two buffers for each tensor, and perhaps states.
+fn run_lists(
+    launch: &mut Launch,
+    plan: &Plan,
+    lists: &[List],
+    state: &[Buffer],
+    elements: Elements<'_>,
+    run: &mut dyn FnMut(Work<'_>) -> Result<()>,
+) -> Result<()> {
+    for list in lists {
+        list.put(launch);
+        for &(_, word) in &list.groups {
+            write_scalars(launch, word, &Scalars::outside_of_a_step());
+        }
+        for &(i, word) in &list.members {
+            let tensor = &plan.tensors[i];
+            let words = &mut launch.words[word..word + STATES + tensor.buffer_count];
+            let [first, second] = elements(i);
+            words[..STATES].copy_from_slice(&[first as u64, second as u64, 0, 0]);
+            let buffers = state.iter().skip(tensor.first_buffer);
+            for (word, buffer) in words[STATES..].iter_mut().zip(buffers) {
+                *word = buffer.data as u64;
+            }
+        }
+        run(Work::Kernel {
+            kernel: list.kernel,
+            grid: list.grid,
+            launch,
+        })?;
+    }
+    Ok(())
+}
+
+/// What [`codec`] does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Direction {
+    Compress,
+    Decompress,
+}
+
+/// One state of all tensors to f32 values or back; with `ema`, decompression averages its inputs in.
+pub(super) fn codec(
+    codec: &Codec<'_>,
+    direction: Direction,
+    ema: Option<&EmaArgs<'_>>,
+    lists: &Lists,
+    table: *const c_void,
+    run: &mut dyn FnMut(Work<'_>) -> Result<()>,
+) -> Result<()> {
+    let plan = codec.plan;
+    let mut launch = Launch {
+        seed: plan.spec.seed,
+        step: codec.step,
+        state: codec.state as i32,
+        decay: ema.map_or(0.0, |ema| ema.decay),
+        weight: ema.map_or(0.0, |ema| ema.weight),
+        ..Launch::new(table)
+    };
+    let maxima = plan.tensors.iter().any(|tensor| {
+        let state = tensor.states.get(codec.state);
+        state.is_some_and(|state| !state.maxima().is_empty())
+    });
+    let lists: &[&Vec<List>] = match direction {
+        Direction::Decompress => &[&lists.decompress],
+        Direction::Compress if maxima => {
+            &[&lists.clear_maxima, &lists.raise_maxima, &lists.compress]
+        }
+        Direction::Compress => &[&lists.compress],
+    };
+    let elements = |i: usize| {
+        let input = ema.map_or(std::ptr::null_mut(), |ema| ema.inputs[i].data);
+        [codec.values[i].data, input]
+    };
+    for list in lists {
+        run_lists(&mut launch, plan, list, codec.buffers, &elements, run)?;
+    }
+    Ok(())
+}
+
+/// One stage of the global norm.
+pub(super) fn norm(
+    plan: &Plan,
+    args: &NormArgs<'_>,
+    stage: norm::Stage,
+    lists: &Lists,
+    table: *const c_void,
+    run: &mut dyn FnMut(Work<'_>) -> Result<()>,
+) -> Result<()> {
+    let info = Plan::norm_stage(stage);
+    run(Work::Zero {
+        data: args.scratch.data.wrapping_byte_add(index(info.offset)),
+        bytes: 8 * index(info.count),
+    })?;
+    let mut launch = Launch {
+        statistics: args.scratch.data.cast(),
+        grad_scale: args.grad_scale,
+        ..Launch::new(table)
+    };
+    let lists = match stage {
+        norm::Stage::Max => &lists.norm_max,
+        norm::Stage::Sum => &lists.norm_sum,
+    };
+    let elements = |i: usize| [std::ptr::null_mut(), args.grads[i].data];
+    run_lists(&mut launch, plan, lists, &[], &elements, run)
+}
+
+/// Norm and clip factor to device memory.
+pub(super) fn clip(
+    args: &NormArgs<'_>,
+    norm: *mut f32,
+    clip_factor: *mut f32,
+    run: &mut dyn FnMut(Work<'_>) -> Result<()>,
+) -> Result<()> {
+    run(Work::Kernel {
+        kernel: kernels::NORM_FINISH,
+        grid: 1,
+        launch: &Launch {
+            statistics: args.scratch.data.cast(),
+            max_norm: args.max_norm,
+            norm,
+            clip_factor,
+            ..Launch::new(std::ptr::null())
+        },
+    })
+}
+
+impl List {
+    fn put(&self, launch: &mut Launch) {
+        launch.tensors = self.tensors;
+        launch.segments = self.segments;
+        launch.tasks = self.tasks;
+    }
+}
+
+fn write_scalars(launch: &mut Launch, word: usize, scalars: &Scalars) {
+    let to = &mut launch.words[word..word + SCALARS_WORDS];
+    // SAFETY: as many words as the scalars take; both are aligned to 4.
+    unsafe { to.as_mut_ptr().cast::<Scalars>().write(*scalars) };
+}
+
+/// Refuses what a step's arguments ask for and no kernel does.
+fn check(plan: &Plan, args: &StepArgs<'_>) -> Result<()> {
+    for (tensor, offset) in plan.tensors.iter().zip(args.offsets.unwrap_or_default()) {
+        if offset.is_some_and(|offset| offset != tensor.offset) {
+            return Err(unsupported(format!(
+                "offset of {}: this version's CUDA kernels take the plan's offsets",
+                tensor.info.name
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Flags of a spec.
+fn flags_of(spec: &Spec) -> i32 {
+    let flag = |set: bool, flag: i32| if set { flag } else { 0 };
+    flag(spec.optimizer == Optimizer::Adam, ADAM)
+        | flag(spec.amsgrad, AMSGRAD)
+        | flag(spec.maximize, MAXIMIZE)
+}
+
+/// A launch's parameters, filled anew for each list.
+struct Filled<'a> {
+    plan: &'a Plan,
+    args: &'a StepArgs<'a>,
+    launch: Launch,
+}
+
+impl<'a> Filled<'a> {
+    fn new(plan: &'a Plan, args: &'a StepArgs<'a>, table: *const c_void) -> Self {
+        let (hyper, step_number, step) = match args.hyper {
+            HyperSource::Host(_, step) => (std::ptr::null(), std::ptr::null(), step),
+            HyperSource::Memory { hyper, step } => (hyper, step, 0),
+            HyperSource::Counted { hyper, step } => (hyper, step.cast_const(), 0),
+        };
+        let skip = match args.hyper {
+            HyperSource::Host(groups, _) => groups.iter().any(|hyper| hyper.skip != 0.0),
+            HyperSource::Memory { .. } | HyperSource::Counted { .. } => false,
+        };
+        let policy = match args.nonfinite {
+            NonFinite::Default => SKIP_BLOCKS | SKIP_GLOBAL,
+            NonFinite::SkipBlock => SKIP_BLOCKS,
+            NonFinite::SkipTensor => SKIP_TENSORS,
+            NonFinite::SkipStep => SKIP_STEP,
+            NonFinite::Propagate => 0,
+        };
+        Self {
+            plan,
+            args,
+            launch: Launch {
+                hyper,
+                step_number,
+                skipped: args.skipped,
+                statistics: args.scratch.data.cast(),
+                seed: plan.spec.seed,
+                step,
+                flags: flags_of(&plan.spec)
+                    | policy
+                    | if args.updates.is_some() { UPDATES } else { 0 }
+                    | if skip { SKIP_ALL } else { 0 },
+                // At most 2^16 groups, and what `table::narrow` allows.
+                groups: plan.groups as i32,
+                tensor_count: plan.tensors.len() as i32,
+                ..Launch::new(table)
+            },
+        }
+    }
+
+    /// The launch of a list whose tasks are taken by tickets; `number` counts such launches.
+    fn fused(&mut self, list: &List, number: usize) -> Work<'_> {
+        let tickets = self
+            .args
+            .scratch
+            .data
+            .wrapping_byte_add(self.plan.scratch.offsets()[5]);
+        self.launch.done = tickets.cast();
+        self.launch.ticket = self
+            .launch
+            .done
+            .wrapping_add(self.plan.tensors.len() + number);
+        self.launch.flags |= FUSED;
+        self.fill(list)
+    }
+
+    fn of(&mut self, list: &List) -> Work<'_> {
+        self.launch.flags &= !FUSED;
+        self.fill(list)
+    }
+
+    fn fill(&mut self, list: &List) -> Work<'_> {
+        let _env = FpEnv::ieee();
+        list.put(&mut self.launch);
+        if let HyperSource::Host(groups, step) = self.args.hyper {
+            for &(group, word) in &list.groups {
+                let scalars = Scalars::new(&groups[group], step, self.launch.flags);
+                write_scalars(&mut self.launch, word, &scalars);
+            }
+        }
+        for &(i, word) in &list.members {
+            self.pointers(i, word);
+        }
+        Work::Kernel {
+            kernel: list.kernel,
+            grid: list.grid,
+            launch: &self.launch,
+        }
+    }
+
+    fn pointers(&mut self, i: usize, word: usize) {
+        let (args, tensor): (_, &TensorPlan) = (self.args, &self.plan.tensors[i]);
+        let buffers = &args.state[tensor.first_buffer..tensor.first_buffer + tensor.buffer_count];
+        let address = |data: *mut c_void| data as u64;
+        let words = &mut self.launch.words[word..word + STATES + buffers.len()];
+        words[0] = address(args.params[i].data);
+        words[1] = address(args.grads[i].data);
+        words[2] = args.updates.map_or(0, |updates| address(updates[i].data));
+        words[3] = match (tensor.info.weights.beside(), buffers.last()) {
+            (Some(_), Some(beside)) => address(beside.data),
+            _ => 0,
+        };
+        for (word, buffer) in words[STATES..].iter_mut().zip(buffers) {
+            *word = address(buffer.data);
+        }
+    }
+}

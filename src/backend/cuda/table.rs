@@ -1,0 +1,425 @@
+//! What a plan prepares: which kernel each tensor gets, and the table in device memory that tells
+//! the kernels everything that stays the same from step to step. Pure functions: the tests run the
+//! same lists on the host (`emulation.rs`).
+
+use std::sync::Arc;
+
+use super::kernels::{self, Kernel, THREADS};
+use super::params::{
+    APPLY, CODES, COLLECT, Codebook, LAUNCH_WORDS, MAX_STATES, PER_AXES, PER_BLOCK, PER_COLUMN,
+    PER_ROW, PER_TENSOR, Plain, SCALARS_WORDS, STATES, Segment, State, Tensor, VALUES,
+};
+use crate::error::{Error, Result, Status, unsupported};
+use crate::layout::div_ceil;
+use crate::plan::{Codes, Format, MAX_AXES, Scales, StatePlan, TensorPlan};
+use crate::quant;
+use crate::spec::{Normalization, Optimizer, Spec};
+
+/// Warps of a thread block.
+const WARPS: i64 = THREADS as i64 / 32;
+
+/// Elements of a task, but at least a unit for every warp (`units_per_task` in tasks.cuh).
+const TASK_ELEMENTS: i64 = 8192;
+
+/// Rows of a task of the fused kernels (`TILE_ROWS` in adamw_rank1.cu).
+const TILE_ROWS: i64 = 32;
+
+/// Elements that are collected before they are applied: two groups of gradients and codes fit the L2
+/// cache of the devices that this is for, and keep all of their multiprocessors busy.
+const GROUP_ELEMENTS: i64 = 1 << 22;
+
+/// One launch: some of the plan's tensors, in the plan's order.
+#[derive(Debug)]
+pub(super) struct List {
+    pub(super) kernel: Kernel,
+    /// Thread blocks.
+    pub(super) grid: u32,
+    /// Offsets in the table.
+    pub(super) tensors: i64,
+    pub(super) segments: i64,
+    pub(super) tasks: i64,
+    /// Index in the plan and first word of the pointers of each tensor.
+    pub(super) members: Vec<(usize, usize)>,
+    /// Group and first word of its scalars.
+    pub(super) groups: Vec<(usize, usize)>,
+}
+
+/// The launches of a plan.
+#[derive(Debug, Default)]
+pub(super) struct Lists {
+    /// Statistics of tensors that need them as a whole.
+    pub(super) collect_global: Vec<List>,
+    /// Non-finite flags of all others, for the policies that want them.
+    pub(super) collect_rest: Vec<List>,
+    pub(super) apply: Vec<List>,
+    /// The same two for tensors whose kernel can do both in one launch, and those launches.
+    pub(super) collect_fusible: Vec<List>,
+    pub(super) apply_fusible: Vec<List>,
+    pub(super) fused: Vec<List>,
+    /// Brings maxima into the states.
+    pub(super) finish: Vec<List>,
+    pub(super) clear_maxima: Vec<List>,
+    pub(super) raise_maxima: Vec<List>,
+    pub(super) compress: Vec<List>,
+    pub(super) decompress: Vec<List>,
+    pub(super) norm_max: Vec<List>,
+    pub(super) norm_sum: Vec<List>,
+}
+
+impl Lists {
+    /// i32 words of the scratch behind the statistics: how many tasks of each tensor have collected,
+    /// and the next task of each fused launch.
+    pub(super) fn ticket_words(&self, tensors: usize) -> usize {
+        if self.fused.is_empty() {
+            0
+        } else {
+            (tensors + self.fused.len()).next_multiple_of(2)
+        }
+    }
+}
+
+/// The table's bytes, and the launches that use it.
+pub(super) fn build(
+    spec: &Spec,
+    tensors: &[TensorPlan],
+    resident: &dyn Fn(Kernel) -> Result<u32>,
+) -> Result<(Vec<u8>, Lists)> {
+    check(spec, tensors)?;
+    let mut builder = Builder {
+        tensors,
+        bytes: Vec::new(),
+        codebooks: Vec::new(),
+        resident,
+    };
+    let mut lists = Lists::default();
+    if spec.optimizer != Optimizer::None {
+        let chosen: Vec<_> = tensors.iter().map(|t| Kernel::of(spec, t)).collect();
+        let of = |wanted: &dyn Fn(usize) -> bool| -> Vec<usize> {
+            (0..tensors.len()).filter(|i| wanted(*i)).collect()
+        };
+        let global = |i: usize| tensors[i].needs_statistics();
+        let unfused = of(&|i| global(i) && !chosen[i].is_fused());
+        lists.collect_global = builder.lists(kernels::COLLECT, &unfused, &[COLLECT])?;
+        lists.collect_rest = builder.lists(kernels::COLLECT, &of(&|i| !global(i)), &[COLLECT])?;
+        lists.finish = builder.lists(kernels::FINISH, &of(&global), &[APPLY])?;
+        for kernel in kernels::steps() {
+            let members = of(&|i| chosen[i] == kernel);
+            let apply = builder.lists(kernel, &members, &[APPLY])?;
+            if kernel.is_fused() {
+                lists.apply_fusible.extend(apply);
+                let collect = builder.lists(kernel, &members, &[COLLECT])?;
+                lists.collect_fusible.extend(collect);
+                let fused = builder.lists(kernel, &members, &[COLLECT, APPLY])?;
+                lists.fused.extend(fused);
+            } else {
+                lists.apply.extend(apply);
+            }
+        }
+    }
+    let all: Vec<_> = (0..tensors.len()).collect();
+    for (list, kernel) in [
+        (&mut lists.clear_maxima, kernels::CLEAR_MAXIMA),
+        (&mut lists.raise_maxima, kernels::RAISE_MAXIMA),
+        (&mut lists.compress, kernels::COMPRESS),
+        (&mut lists.decompress, kernels::DECOMPRESS),
+        (&mut lists.norm_max, kernels::NORM_MAX),
+        (&mut lists.norm_sum, kernels::NORM_SUM),
+    ] {
+        *list = builder.lists(kernel, &all, &[APPLY])?;
+    }
+    Ok((builder.bytes, lists))
+}
+
+/// Refuses what no kernel does.
+fn check(spec: &Spec, tensors: &[TensorPlan]) -> Result<()> {
+    if !matches!(
+        spec.optimizer,
+        Optimizer::Adamw | Optimizer::Adam | Optimizer::None
+    ) {
+        return Err(unsupported(format!(
+            "this version has CUDA kernels for adamw and adam, none for {}",
+            spec.optimizer.name()
+        )));
+    }
+    for tensor in tensors {
+        for state in &tensor.states {
+            let what = match &state.format {
+                Format::Factored(_) | Format::Cover(_) => "kept as factors",
+                Format::Codes(codes) if codes.scale_correction => "with scale_correction",
+                _ => continue,
+            };
+            return Err(unsupported(format!(
+                "tensor {:?} has a state {} {what}, for which this version has no CUDA kernel",
+                tensor.info.name, state.name
+            )));
+        }
+    }
+    Ok(())
+}
+
+struct Builder<'a> {
+    tensors: &'a [TensorPlan],
+    bytes: Vec<u8>,
+    /// With their offsets; equal ones are shared.
+    codebooks: Vec<(Arc<quant::Table>, i64)>,
+    resident: &'a dyn Fn(Kernel) -> Result<u32>,
+}
+
+impl Builder<'_> {
+    /// As few launches for `members` as the words of one allow.
+    fn lists(&mut self, kernel: Kernel, members: &[usize], kinds: &[i32]) -> Result<Vec<List>> {
+        let mut lists = Vec::new();
+        let mut rest = members;
+        while !rest.is_empty() {
+            let (mut taken, mut words) = (Vec::new(), 0);
+            let mut groups: Vec<(usize, usize)> = Vec::new();
+            for &i in rest {
+                let tensor = &self.tensors[i];
+                let group = tensor.info.group;
+                let known = groups.iter().any(|(known, _)| *known == group);
+                let scalars = if known { 0 } else { SCALARS_WORDS };
+                let pointers = STATES + tensor.buffer_count;
+                if words + scalars + pointers > LAUNCH_WORDS {
+                    break;
+                }
+                if !known {
+                    groups.push((group, words));
+                }
+                taken.push((i, words + scalars));
+                words += scalars + pointers;
+            }
+            rest = &rest[taken.len()..];
+            lists.push(self.list(kernel, taken, groups, kinds)?);
+        }
+        Ok(lists)
+    }
+
+    fn list(
+        &mut self,
+        kernel: Kernel,
+        members: Vec<(usize, usize)>,
+        groups: Vec<(usize, usize)>,
+        kinds: &[i32],
+    ) -> Result<List> {
+        let mut entries = Vec::with_capacity(members.len());
+        for &(i, words) in &members {
+            let group = self.tensors[i].info.group;
+            let scalars = groups.iter().find(|(known, _)| *known == group);
+            let scalars = scalars.map_or(0, |(_, word)| *word);
+            entries.push(self.entry(kernel, i, words, scalars)?);
+        }
+        let mut segments = Vec::new();
+        let mut tasks = 0;
+        for (number, kind) in self.order(&members, kinds) {
+            segments.push(Segment {
+                first: tasks,
+                tensor: narrow(number)?,
+                kind,
+            });
+            tasks += kernel.tasks(&self.tensors[members[number].0]);
+        }
+        segments.push(Segment {
+            first: tasks,
+            tensor: -1,
+            kind: -1,
+        });
+        let most = i64::from((self.resident)(kernel)?).max(1);
+        let grid = u32::try_from(tasks.min(most)).map_err(|_| internal("a grid is too large"))?;
+        Ok(List {
+            kernel,
+            grid,
+            tensors: self.append(&entries),
+            segments: self.append(&segments),
+            tasks,
+            members,
+            groups,
+        })
+    }
+
+    /// Which members come in which order, and what is done for them. What is collected shall still be
+    /// in the L2 cache when it is applied, but the last collecting tasks shall have ended: groups of
+    /// some million elements are collected one ahead of being applied.
+    fn order(&self, members: &[(usize, usize)], kinds: &[i32]) -> Vec<(usize, i32)> {
+        let &[first, second] = kinds else {
+            let all = 0..members.len();
+            return all
+                .flat_map(|i| kinds.iter().map(move |kind| (i, *kind)))
+                .collect();
+        };
+        let mut groups: Vec<Vec<usize>> = Vec::new();
+        let mut elements = GROUP_ELEMENTS;
+        for (number, &(i, _)) in members.iter().enumerate() {
+            if elements >= GROUP_ELEMENTS {
+                groups.push(Vec::new());
+                elements = 0;
+            }
+            elements += self.tensors[i].numel;
+            if let Some(group) = groups.last_mut() {
+                group.push(number);
+            }
+        }
+        let mut order = Vec::new();
+        for i in 0..=groups.len() {
+            if let Some(group) = groups.get(i) {
+                order.extend(group.iter().map(|number| (*number, first)));
+            }
+            if let Some(group) = i.checked_sub(1).and_then(|i| groups.get(i)) {
+                order.extend(group.iter().rev().map(|number| (*number, second)));
+            }
+        }
+        order
+    }
+
+    fn entry(&mut self, kernel: Kernel, i: usize, words: usize, scalars: usize) -> Result<Tensor> {
+        let tensor = &self.tensors[i];
+        let grid = &tensor.grid;
+        let mut state = [State::default(); MAX_STATES];
+        for (slot, plan) in state.iter_mut().zip(&tensor.states) {
+            *slot = self.state(tensor, plan)?;
+        }
+        let (rows, cols) = if kernel.merges_rows() && grid.cols % grid.block == 0 {
+            (1, grid.rows * grid.cols)
+        } else {
+            (grid.rows, grid.cols)
+        };
+        Ok(Tensor {
+            rows,
+            cols,
+            units: div_ceil(cols, grid.block),
+            // An empty tensor has no first column.
+            first_col: if tensor.numel == 0 {
+                0
+            } else {
+                grid.global(0, 0, &tensor.offset).1
+            },
+            block: narrow(grid.block)?,
+            param_dtype: tensor.info.param_dtype as i32,
+            grad_dtype: tensor.info.grad_dtype as i32,
+            weights: tensor.info.weights as i32,
+            group: narrow(tensor.info.group)?,
+            scalars: narrow(scalars)?,
+            index: narrow(i)?,
+            global: i32::from(tensor.needs_statistics()),
+            states: narrow(tensor.states.len())?,
+            axes: narrow(tensor.info.shape.len())?,
+            lead: narrow(grid.lead.len())?,
+            hash: tensor.hash,
+            words: narrow(words)?,
+            reserved: 0,
+            shape: axes(&tensor.info.shape),
+            offset: axes(&tensor.offset),
+            global_shape: axes(&tensor.global_shape),
+            state,
+        })
+    }
+
+    fn state(&mut self, tensor: &TensorPlan, plan: &StatePlan) -> Result<State> {
+        let mut state = State {
+            kind: VALUES,
+            buffer: narrow(STATES + plan.first_buffer)?,
+            ..State::default()
+        };
+        if let Format::Codes(codes) = &plan.format {
+            state.kind = CODES;
+            state.per_byte = narrow(codes.per_byte)?;
+            state.rounding = codes.rounding as i32;
+            state.dither = i32::from(codes.dither.is_some());
+            state.spacing = codes.dither.unwrap_or_default();
+            state.codebook = self.codebook(codes);
+            (state.scaling, state.block) = match &codes.scales {
+                Scales::Block(block) => (PER_BLOCK, narrow(*block)?),
+                Scales::Maxima(_) => (scaling(plan)?, 1),
+            };
+            // The maxima of the axes follow each other.
+            let mut word = plan.maxima().first().map_or(0, |maxima| maxima.word);
+            state.word = word as i64;
+            for maxima in plan.maxima() {
+                if maxima.word != word {
+                    return Err(internal(&format!("statistics of {}", tensor.info.name)));
+                }
+                word += crate::layout::index(maxima.projection.global_len);
+            }
+        }
+        Ok(state)
+    }
+
+    fn codebook(&mut self, codes: &Codes) -> i64 {
+        let known = self
+            .codebooks
+            .iter()
+            .find(|(table, _)| *table == codes.table);
+        if let Some((_, offset)) = known {
+            return *offset;
+        }
+        let offset = self.append(&[codebook(&codes.table)]);
+        self.codebooks.push((Arc::clone(&codes.table), offset));
+        offset
+    }
+
+    /// Adds items to the table; all have sizes that are multiples of 8.
+    fn append<T: Plain>(&mut self, items: &[T]) -> i64 {
+        let offset = self.bytes.len() as i64;
+        // SAFETY: the items are bytes without padding.
+        let bytes = unsafe {
+            std::slice::from_raw_parts(items.as_ptr().cast::<u8>(), std::mem::size_of_val(items))
+        };
+        self.bytes.extend_from_slice(bytes);
+        offset
+    }
+}
+
+/// A table as the kernels read it.
+pub(super) fn codebook(table: &quant::Table) -> Codebook {
+    let mut book = Codebook {
+        by_code: table.by_code,
+        midpoints: [f32::INFINITY; 256],
+        levels: table.levels.len() as i32,
+        reserved: 0,
+    };
+    book.midpoints[..table.midpoints.len()].copy_from_slice(&table.midpoints);
+    book
+}
+
+impl Kernel {
+    /// Tasks of one tensor: at least one, which counts it if it is skipped.
+    fn tasks(self, tensor: &TensorPlan) -> i64 {
+        if [kernels::FINISH, kernels::CLEAR_MAXIMA].contains(&self) {
+            return 1;
+        }
+        if self.is_fused() {
+            let units = tensor.grid.blocks;
+            // As many blocks side by side as there are warps, or the power of two below.
+            let group = WARPS.min(1 << (63 - units.max(1).leading_zeros()));
+            return (div_ceil(units, group) * div_ceil(tensor.grid.rows, TILE_ROWS)).max(1);
+        }
+        let each = (TASK_ELEMENTS / tensor.grid.block).max(WARPS);
+        div_ceil(tensor.grid.units(), each).max(1)
+    }
+}
+
+fn scaling(plan: &StatePlan) -> Result<i32> {
+    match plan.quantizer.normalization {
+        Some(Normalization::Tensor) => Ok(PER_TENSOR),
+        Some(Normalization::Row) => Ok(PER_ROW),
+        Some(Normalization::Column) => Ok(PER_COLUMN),
+        Some(Normalization::Rank1) => Ok(PER_AXES),
+        _ => Err(internal("maxima without a normalization that has them")),
+    }
+}
+
+fn axes(extents: &[i64]) -> [i64; MAX_AXES] {
+    let mut all = [0; MAX_AXES];
+    all[..extents.len()].copy_from_slice(extents);
+    all
+}
+
+/// A count that kernels have as 32 bits.
+fn narrow<T: TryInto<i32>>(count: T) -> Result<i32> {
+    count
+        .try_into()
+        .map_err(|_| unsupported("the plan has more tensors than CUDA kernels can count"))
+}
+
+fn internal(what: &str) -> Error {
+    Error::new(Status::Internal, what)
+}
