@@ -142,10 +142,7 @@ fn philox4x32(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
             (first >> 32) as u32 ^ counter[3] ^ key[1],
             first as u32,
         ];
-        key = [
-            key[0].wrapping_add(WEYL[0]),
-            key[1].wrapping_add(WEYL[1]),
-        ];
+        key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
     }
     counter
 }
@@ -157,7 +154,12 @@ mod tests {
     #[test]
     fn sixteen_groups_at_a_time_are_the_same_draws() {
         let stream = Stream::new(0x1234_5678_9abc_def0, 77, 5);
-        for (row, group) in [(0, 0), (3, 16), (70_000, 1 << 20), (1, u32::MAX as usize - 3)] {
+        for (row, group) in [
+            (0, 0),
+            (3, 16),
+            (70_000, 1 << 20),
+            (1, u32::MAX as usize - 3),
+        ] {
             let mut draws = [0; 128];
             stream.groups(Purpose::State(1), row, group, &mut draws);
             for (i, eight) in draws.chunks(8).enumerate() {

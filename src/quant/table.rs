@@ -57,7 +57,9 @@ impl Table {
         let by_code = std::array::from_fn(|code| levels[code.min(levels.len() - 1)]);
         let count = levels.len() as f32;
         let linear = levels.len().is_power_of_two()
-            && (1_u16..).zip(&levels).all(|(i, level)| *level == f32::from(i) / count);
+            && (1_u16..)
+                .zip(&levels)
+                .all(|(i, level)| *level == f32::from(i) / count);
         Arc::new(Self {
             levels,
             midpoints,

@@ -2,7 +2,12 @@
 //! processor can run: `cargo bench --bench instructions`. They do not depend on the machine's load,
 //! as times do. Linux only: a child process does one step, and its parent counts by single steps.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a benchmark"
+)]
 #![allow(unsafe_code, reason = "ptrace")]
 
 #[path = "../common/mod.rs"]
@@ -17,7 +22,12 @@ use lowbit::weights::Weights;
 
 const KERNELS: [(&str, &str, Dtype, Weights); 4] = [
     ("adamw32, f32", "adamw32", Dtype::F32, Weights::Plain),
-    ("adamw4-block, f32", "adamw4-block", Dtype::F32, Weights::Plain),
+    (
+        "adamw4-block, f32",
+        "adamw4-block",
+        Dtype::F32,
+        Weights::Plain,
+    ),
     ("adamw4, f32", "adamw4", Dtype::F32, Weights::Plain),
     (
         "adamw4-block, bf16 rounded at random",

@@ -34,11 +34,36 @@ const CASES: [(&str, &str, Dtype, Weights); 12] = [
     ("factor4", "factor4", Dtype::F32, Weights::Plain),
     ("sgdm4", "sgdm4", Dtype::F32, Weights::Plain),
     ("lion4", "lion4", Dtype::F32, Weights::Plain),
-    ("adamw4-block bf16", "adamw4-block", Dtype::Bf16, Weights::Plain),
-    ("adamw4-block f16", "adamw4-block", Dtype::F16, Weights::Plain),
-    ("adamw4-block bf16 stochastic", "adamw4-block", Dtype::Bf16, Weights::Stochastic),
-    ("adamw4-block bf16 remainder16", "adamw4-block", Dtype::Bf16, Weights::Remainder16),
-    ("adamw4-block bf16 correction8", "adamw4-block", Dtype::Bf16, Weights::Correction8),
+    (
+        "adamw4-block bf16",
+        "adamw4-block",
+        Dtype::Bf16,
+        Weights::Plain,
+    ),
+    (
+        "adamw4-block f16",
+        "adamw4-block",
+        Dtype::F16,
+        Weights::Plain,
+    ),
+    (
+        "adamw4-block bf16 stochastic",
+        "adamw4-block",
+        Dtype::Bf16,
+        Weights::Stochastic,
+    ),
+    (
+        "adamw4-block bf16 remainder16",
+        "adamw4-block",
+        Dtype::Bf16,
+        Weights::Remainder16,
+    ),
+    (
+        "adamw4-block bf16 correction8",
+        "adamw4-block",
+        Dtype::Bf16,
+        Weights::Correction8,
+    ),
 ];
 
 /// Values that repeat: making as many random ones would take longer than the measurement.

@@ -241,9 +241,7 @@ impl Step<'_> {
         let mut skipped = [0; 2];
         let waves = match self.schedule() {
             // Whether a step is skipped is known when all flags are.
-            Some(schedule)
-                if self.call.pass.is_none() && args.nonfinite != NonFinite::SkipStep =>
-            {
+            Some(schedule) if self.call.pass.is_none() && args.nonfinite != NonFinite::SkipStep => {
                 schedule.waves.as_slice()
             }
             _ => std::slice::from_ref(&all),

@@ -79,9 +79,8 @@ fn check_counts<L: Lanes>(name: &str) {
                     L::count_scaled::<false>(&values, &scales, &first, &mut out);
                     assert_eq!(out, want, "{context}, scaled");
                     if scale.is_finite() {
-                        let want = counts(&values, |x| {
-                            thresholds.iter().filter(|t| x >= **t).count()
-                        });
+                        let want =
+                            counts(&values, |x| thresholds.iter().filter(|t| x >= **t).count());
                         let first = first.map(|t| if t.is_finite() { t } else { f32::NAN });
                         L::count_scaled::<true>(&values, &scales, &first, &mut out);
                         assert_eq!(out, want, "{context}, or equal");
@@ -170,10 +169,19 @@ fn check_f16<L: Lanes>(name: &str) {
     }
     let ties = all.iter().filter(|half| half.is_finite()).flat_map(|half| {
         let (x, up) = (half.to_f32(), f16::from_bits(half.to_bits() + 1).to_f32());
-        let tie = if up.is_finite() { (x + up) * 0.5 } else { 65520.0 };
+        let tie = if up.is_finite() {
+            (x + up) * 0.5
+        } else {
+            65520.0
+        };
         [tie.next_down(), tie, tie.next_up(), x]
     });
-    let special = [f32::INFINITY, f32::from_bits(crate::numerics::NAN_BITS), 1e-45, 3e38];
+    let special = [
+        f32::INFINITY,
+        f32::from_bits(crate::numerics::NAN_BITS),
+        1e-45,
+        3e38,
+    ];
     let values: Vec<f32> = ties.chain(special).collect();
     for values in values.chunks(CHUNK) {
         chunk[..values.len()].copy_from_slice(values);

@@ -71,7 +71,9 @@ impl Part {
     #[inline(always)]
     pub(super) fn rows<'a>(&self, tensor: &'a TensorPlan) -> impl Iterator<Item = Run> + use<'a> {
         let (col, len) = (self.columns.start, self.columns.end - self.columns.start);
-        self.rows.clone().map(move |row| Run::at(&tensor.grid, row, col, len))
+        self.rows
+            .clone()
+            .map(move |row| Run::at(&tensor.grid, row, col, len))
     }
 
     /// The part of the last axis that its elements lie in. Rows of several axes have whole ones,

@@ -53,7 +53,14 @@ pub(super) unsafe fn decode_run<L: Lanes>(
                     }
                     Scales::Maxima(maxima) => {
                         let mut scales = Chunk::ZERO;
-                        smallest(call, maxima, &buffers[1..], run, Source::Stored, &mut scales);
+                        smallest(
+                            call,
+                            maxima,
+                            &buffers[1..],
+                            run,
+                            Source::Stored,
+                            &mut scales,
+                        );
                         levels::<L>(call, codes, buffers[0], run, out);
                         for (x, scale) in out.iter_mut().zip(&*scales) {
                             *x *= scale;
@@ -89,7 +96,11 @@ unsafe fn decode_blocks<L: Lanes>(
                 *level *= scale;
             }
             let mut copy = [0; CHUNK / 2];
-            L::lookup(code_bytes(call, codes, buffers[0], run, &mut copy), &values, &mut **out);
+            L::lookup(
+                code_bytes(call, codes, buffers[0], run, &mut copy),
+                &values,
+                &mut **out,
+            );
         } else {
             levels::<L>(call, codes, buffers[0], run, out);
             for part in run.parts(block.min(CHUNK)) {

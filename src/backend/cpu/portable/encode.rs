@@ -78,7 +78,11 @@ unsafe fn encode_blocks<L: Lanes>(
         let inside = at % CHUNK..at % CHUNK + block.min(CHUNK);
         let mut maximum = 0;
         for chunk in chunks {
-            let values = if whole { &**chunk } else { &chunk[inside.clone()] };
+            let values = if whole {
+                &**chunk
+            } else {
+                &chunk[inside.clone()]
+            };
             maximum = largest(values).max(maximum);
         }
         let scale = block_scale(maximum);
@@ -150,6 +154,10 @@ unsafe fn encode_part<L: Lanes>(
 }
 
 /// How the nearest codes under one scale are found.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "on the stack, one for each block; no step allocates"
+)]
 enum Nearest {
     Linear(f32, f32),
     Few([f32; 16]),

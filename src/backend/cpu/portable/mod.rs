@@ -174,7 +174,11 @@ unsafe fn apply_unit<L: Lanes, const CHUNKS: usize>(
 ) -> i64 {
     let tensor = call.tensor;
     let states = tensor.states.len();
-    let chunks = if CHUNKS == 1 { 1 } else { unit.len.div_ceil(CHUNK) };
+    let chunks = if CHUNKS == 1 {
+        1
+    } else {
+        unit.len.div_ceil(CHUNK)
+    };
     prefetch::<L>(call, unit);
     // SAFETY: the runs lie in the tensor.
     unsafe {
@@ -195,7 +199,12 @@ unsafe fn apply_unit<L: Lanes, const CHUNKS: usize>(
             for (state, values) in work.states.iter_mut().enumerate().take(states) {
                 decode_run::<L>(call, state, run, Factors::Fresh, &mut values[c]);
             }
-            update(&call.rule, p, g, work.states.each_mut().map(|state| &mut state[c]));
+            update(
+                &call.rule,
+                p,
+                g,
+                work.states.each_mut().map(|state| &mut state[c]),
+            );
             // The gradient was read before its update is written.
             if call.in_place() {
                 for (p, u) in p.iter_mut().zip(&**g) {

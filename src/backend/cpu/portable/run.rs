@@ -73,9 +73,7 @@ impl Run {
     /// The run in pieces of at most `len` elements, at most one chunk.
     #[inline(always)]
     pub(super) fn parts(self, len: usize) -> impl Iterator<Item = Self> {
-        (0..self.len)
-            .step_by(len)
-            .map(move |at| self.part(at, len))
+        (0..self.len).step_by(len).map(move |at| self.part(at, len))
     }
 }
 

@@ -21,7 +21,10 @@ pub(super) unsafe fn collect_sums<L: Lanes>(call: &TensorCall<'_>, of: &Part) {
     let mut p = [Chunk::ZERO; SEGMENT];
     let mut squares = [Chunk::ZERO; SEGMENT];
     let last_axis = of.last_axis(tensor);
-    let (start, width) = (index(last_axis.start), index(last_axis.end - last_axis.start));
+    let (start, width) = (
+        index(last_axis.start),
+        index(last_axis.end - last_axis.start),
+    );
     let mut columns = Columns::new(call, start, width);
     for segment in of.segments(tensor) {
         for (c, run) in segment.parts(CHUNK).enumerate() {
