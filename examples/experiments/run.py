@@ -1,0 +1,30 @@
+"""The experiments, one command each. `cargo xtask experiment` sets up what they need and runs this.
+
+    run.py e1 screen            # short runs of many arms
+    run.py e1 screen --part 0/2 # every second one of them; another process does the others
+
+What is on file in results/ is not run again.
+"""
+
+import argparse
+
+import language_model
+import records
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("experiment", choices=("e1",))
+    parser.add_argument("group", choices=("screen",))
+    parser.add_argument("--part", default="0/1", help="which part of the runs, from 0: 0/2, 1/2")
+    parser.add_argument("--results", help="the folder of results, if not results/ beside this file")
+    arguments = parser.parse_args()
+    part, parts = map(int, arguments.part.split("/"))
+    store = records.Records(arguments.experiment, arguments.results)
+    language_model.screen(store, part, parts)
+
+
+if __name__ == "__main__":
+    main()
