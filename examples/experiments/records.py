@@ -28,6 +28,7 @@ class Records:
     def __init__(self, experiment, folder=None):
         self.experiment = experiment
         self.path = pathlib.Path(folder or FOLDER) / f"{experiment}.jsonl"
+        versions()  # as they are now: sources may change while runs go on
 
     def read(self):
         """All records: a list of dicts."""
