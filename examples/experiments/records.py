@@ -93,10 +93,11 @@ def progress(label, steps):
     """Shows how far a run is on standard error, about every ten seconds."""
     shown = time.monotonic()
 
-    def show(step, loss):
+    def show(step, loss=None):
         nonlocal shown
         if step == steps or time.monotonic() - shown > 10:
             shown = time.monotonic()
-            print(f"{label}: step {step}/{steps}, loss {loss:.4f}", file=sys.stderr, flush=True)
+            what = "" if loss is None else f", loss {loss:.4f}"
+            print(f"{label}: step {step}/{steps}{what}", file=sys.stderr, flush=True)
 
     return show
