@@ -26,14 +26,14 @@ import lowbit
 from lowbit import core
 
 #: One row in 16 of every matrix gets no gradient in these steps.
-QUIET = (300, 400)
+QUIET = (150, 200)
 #: From here on the learning rate is a tenth.
-DROP = 600
-STEPS = 700
+DROP = 300
+STEPS = 350
 #: After how many steps moments are compared. "quiet" and "thawed" look at quiet rows alone.
 CHECKPOINTS = {
-    "early": 100,
-    "settled": 300,
+    "early": 50,
+    "settled": QUIET[0],
     "quiet": QUIET[1],
     "thawed": QUIET[1] + 10,
     "late": DROP,
