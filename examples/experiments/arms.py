@@ -1,7 +1,7 @@
 """What is compared: quantizers of m and of v by name, and the optimizers made of them.
 
-An arm is a preset's name, or "<m>+<v>" of the tables below, or one of NAMED. Widths are 4 bits
-unless the name says otherwise.
+An arm is a preset's name, or "<m>+<v>" of the tables below, or one of NAMED, and may end in
+"@<factor>lr". Widths are 4 bits unless the name says otherwise.
 """
 
 #: Levels for m fitted to its real values by `run.py e5 fit`: from zero up, symmetric, weighted by
@@ -164,9 +164,15 @@ NAMED = {
 
 def spec(arm):
     """What `lowbit.Spec` takes for an arm."""
+    arm = arm.partition("@")[0]
     if arm in NAMED:
         return NAMED[arm]
     if "+" in arm:
         m, v = arm.split("+")
         return {"optimizer": "adamw", "m": M[m], "v": V[v]}
     return arm
+
+
+def lr_factor(arm):
+    """An arm may end in "@0.7lr": a change that a comparison must see."""
+    return float(arm.partition("@")[2].removesuffix("lr") or 1)

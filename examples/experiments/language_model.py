@@ -79,9 +79,8 @@ def _evaluate(heads):
 
 def run(store, arm, seed, options):
     """One run of one arm, unless it is on file."""
-    spec = training.seeded(arms.spec(arm.removesuffix("@0.7lr")), seed)
-    if arm.endswith("@0.7lr"):
-        options = options._replace(lr=0.7 * options.lr)
+    spec = training.seeded(arms.spec(arm), seed)
+    options = options._replace(lr=options.lr * arms.lr_factor(arm))
     key = {
         "arm": arm,
         "spec": spec,
