@@ -77,7 +77,7 @@ def _evaluate(heads):
     return jax.jit(_loss(heads))
 
 
-def run(store, arm, seed, options):
+def run(store, arm, seed, options, until_unstable=False):
     """One run of one arm, unless it is on file."""
     spec = training.seeded(arms.spec(arm), seed)
     options = options._replace(lr=options.lr * arms.lr_factor(arm))
@@ -89,9 +89,9 @@ def run(store, arm, seed, options):
         "data": data.text().digest,
     }
     label = f"{store.experiment} {arm} seed {seed} beta2 {options.beta2} lr {options.lr:g}"
+    progress = records.progress(label, options.steps)
     return store.run(
-        key,
-        lambda: training.train(task(seed), options, spec, records.progress(label, options.steps)),
+        key, lambda: training.train(task(seed), options, spec, progress, until_unstable)
     )
 
 
@@ -106,6 +106,30 @@ SCREEN = (
     "factor4",
     "nf4-eden+rank1/geometric-log",
 )
+
+
+#: E4's arms, m as in the paper: v with a zero in its map, and without.
+WITH_ZERO = ("de+b2048/de", "de+b128/de", "de+b128/de-sr", "de+rank1/linear0")
+ZERO_FREE = (
+    "de+b2048/de0",
+    "de+b128/de0",
+    "de+rank1/de0",
+    "de+rank1/linear",
+    "factor4",
+)
+
+
+def zero_point(store, seeds, part, parts):
+    """E4: 200 steps at two learning rates, or fewer: until the run is unstable. beta2 is 0.999: a
+    smaller one hides the harm, as v forgets that it was rounded to zero."""
+    jobs = [
+        (arm, seed, settings(200, lr=lr))
+        for seed in range(seeds)
+        for lr in (4e-3, 2e-3)
+        for arm in (*WITH_ZERO, *ZERO_FREE, "adamw32")
+    ]
+    for arm, seed, options in jobs[part::parts]:
+        run(store, arm, seed, options, until_unstable=True)
 
 
 def screen(store, part, parts):

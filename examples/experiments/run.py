@@ -18,7 +18,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("experiment", choices=("e1", "e3", "e5"))
+    parser.add_argument("experiment", choices=("e1", "e3", "e4", "e5"))
     parser.add_argument("group", choices=("screen", "all", "glyphs", "digits"))
     parser.add_argument("--part", default="0/1", help="which part of the runs, from 0: 0/2, 1/2")
     parser.add_argument("--seeds", type=int, default=10)
@@ -30,6 +30,8 @@ def main():
         language_model.screen(store, part, parts)
     if arguments.experiment == "e3":
         images.compare(store, arguments.group, arguments.seeds, part, parts)
+    if arguments.experiment == "e4":
+        language_model.zero_point(store, arguments.seeds, part, parts)
     if arguments.experiment == "e5":
         for beta2 in (0.999, 0.95):
             quantization_error.run(store, beta2)

@@ -97,9 +97,10 @@ def gradient(loss):
     return function
 
 
-def train(task, settings, spec, progress=lambda step, loss: None):
+def train(task, settings, spec, progress=lambda step, loss: None, until_unstable=False):
     """Trains and returns a dict: `unstable`, `train_loss` (means of WINDOW steps), `probes` (pairs of
-    step and number), `state_bytes`, and what `task.score` says. Stops at a loss that is not finite.
+    step and number), `state_bytes`, and what `task.score` says. Stops at a loss that is not finite,
+    or as soon as the run is unstable, if that is all one wants to know.
     """
     tx = optimizer(task, settings, spec)
     params = jax.tree.map(jnp.copy, task.params)
@@ -117,6 +118,8 @@ def train(task, settings, spec, progress=lambda step, loss: None):
             losses = []
             progress(step + 1, means[-1])
             if not math.isfinite(means[-1]):
+                break
+            if until_unstable and unstable(means, settings.warmup):
                 break
         if task.probe and (step + 1) % 100 == 0:
             probes.append((step + 1, float(task.probe(params))))
