@@ -188,8 +188,8 @@ ARMS = (
 )
 
 
-def compare(store, case, seeds, part, parts):
-    """All arms; a seed of all of them before the next."""
+def compare(store, group, seeds, part, parts):
+    """All arms on one case; a seed of all of them before the next."""
     jobs = [(arm, seed) for seed in range(seeds) for arm in ARMS]
     for arm, seed in jobs[part::parts]:
-        run(store, case, arm, seed)
+        run(store, group, arm, seed)

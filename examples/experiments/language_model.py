@@ -108,6 +108,9 @@ SCREEN = (
 )
 
 
+#: What the page's claims are about: 2000 steps.
+FINAL = ("adamw32", "adamw4")
+
 #: E4's arms, m as in the paper: v with a zero in its map, and without.
 WITH_ZERO = ("de+b2048/de", "de+b128/de", "de+b128/de-sr", "de+rank1/linear0")
 ZERO_FREE = (
@@ -132,13 +135,14 @@ def zero_point(store, seeds, part, parts):
         run(store, arm, seed, options, until_unstable=True)
 
 
-def screen(store, part, parts):
-    """800 steps, three seeds, both beta2; every `parts`-th run from the `part`-th on."""
+def compare(store, group, seeds, part, parts):
+    """Short runs (`screen`) or whole ones (`final`) at both beta2; an arm at a time."""
+    arms_of, steps = {"screen": (SCREEN, 800), "final": (FINAL, 2000)}[group]
     jobs = [
-        (arm, seed, settings(800, beta2))
+        (arm, seed, settings(steps, beta2))
         for beta2 in (0.999, 0.95)
-        for arm in SCREEN
-        for seed in range(3)
+        for arm in arms_of
+        for seed in range(seeds)
     ]
     for arm, seed, options in jobs[part::parts]:
         run(store, arm, seed, options)

@@ -13,6 +13,8 @@ Static errors, of quantizing the exact moments once, are there beside the carrie
 """
 
 
+import functools
+
 import jax
 import numpy as np
 
@@ -226,14 +228,16 @@ def _rounded(value):
     return float(f"{value:.5g}")
 
 
-def run(store, beta2):
-    """All quantizers through all changes of regime, unless on file."""
-    key = {
-        "arm": "all",
-        "spec": {"m": arms.M, "v": arms.V},
-        "seed": 0,
-        "settings": {"beta2": beta2, "steps": STEPS, "checkpoints": CHECKPOINTS},
-        "data": data.text().digest,
-    }
-    progress = records.progress(f"e5 beta2 {beta2}", STEPS)
-    return store.run(key, lambda: follow(beta2, list(arms.M), list(arms.V), CHECKPOINTS, progress))
+def compare_all(store, part, parts):
+    """All quantizers through all changes of regime, at both beta2."""
+    for beta2 in (0.999, 0.95)[part::parts]:
+        key = {
+            "arm": "all",
+            "spec": {"m": arms.M, "v": arms.V},
+            "seed": 0,
+            "settings": {"beta2": beta2, "steps": STEPS, "checkpoints": CHECKPOINTS},
+            "data": data.text().digest,
+        }
+        progress = records.progress(f"e5 beta2 {beta2}", STEPS)
+        names = list(arms.M), list(arms.V)
+        store.run(key, functools.partial(follow, beta2, *names, CHECKPOINTS, progress))

@@ -1,15 +1,16 @@
 """The experiments, one command each. `cargo xtask experiment` sets up what they need and runs this.
 
-    run.py e1 screen            # short runs of many arms
-    run.py e1 screen --part 0/2 # every second one of them; another process does the others
+    run.py e1 screen              short runs of many arms
+    run.py e1 screen --part 0/2   every second one of them; another process does the others
 
-What is on file in results/ is not run again.
+What is on file in results/ is not run again: a command that was stopped goes on where it was.
 """
 
 import argparse
 
 import images
 import language_model
+import miniature
 import quantization_error
 import records
 
@@ -18,23 +19,33 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("experiment", choices=("e1", "e3", "e4", "e5"))
-    parser.add_argument("group", choices=("screen", "all", "glyphs", "digits"))
-    parser.add_argument("--part", default="0/1", help="which part of the runs, from 0: 0/2, 1/2")
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--results", help="the folder of results, if not results/ beside this file")
-    arguments = parser.parse_args()
-    part, parts = map(int, arguments.part.split("/"))
-    store = records.Records(arguments.experiment, arguments.results)
-    if arguments.experiment == "e1":
-        language_model.screen(store, part, parts)
-    if arguments.experiment == "e3":
-        images.compare(store, arguments.group, arguments.seeds, part, parts)
-    if arguments.experiment == "e4":
-        language_model.zero_point(store, arguments.seeds, part, parts)
-    if arguments.experiment == "e5":
-        for beta2 in (0.999, 0.95):
-            quantization_error.run(store, beta2)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(name, text, function, **defaults):
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(function=function, **defaults)
+        added.add_argument("--part", default="0/1", help="a part of the runs, from 0: 0/2, 1/2")
+        added.add_argument("--results", help="the folder of results; by default results/ here")
+        if "seeds" in defaults:
+            added.add_argument("--seeds", type=int, help=f"default: {defaults['seeds']}")
+        return added
+
+    e1 = command("e1", "language model on real text", language_model.compare, seeds=3)
+    e1.add_argument("group", choices=("screen", "final"))
+    e3 = command("e3", "digits and glyphs", images.compare, seeds=10)
+    e3.add_argument("group", choices=tuple(images.CASES))
+    command("e4", "zero-point ablation", language_model.zero_point, seeds=3)
+    command("e5", "quantization error on real moments", quantization_error.compare_all)
+    commands.add_parser("miniature", help="of e4 and e5, for continuous integration")
+
+    arguments = vars(parser.parse_args())
+    name = arguments.pop("command")
+    if name == "miniature":
+        miniature.run()
+        return
+    store = records.Records(name, arguments.pop("results"))
+    part, parts = map(int, arguments.pop("part").split("/"))
+    arguments.pop("function")(store, part=part, parts=parts, **arguments)
 
 
 if __name__ == "__main__":
