@@ -7,7 +7,14 @@ What is on file in results/ is not run again: a command that was stopped goes on
 """
 
 import argparse
+import os
 
+# One thread for each process, before NumPy and XLA start theirs: the same bits on every machine,
+# and no threads that wait for each other. Two parts of the runs keep two cores busy.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("NPROC", "1")
+
+import convex
 import images
 import language_model
 import miniature
@@ -36,6 +43,7 @@ def main():
     e3.add_argument("group", choices=tuple(images.CASES))
     command("e4", "zero-point ablation", language_model.zero_point, seeds=3)
     command("e5", "quantization error on real moments", quantization_error.compare_all)
+    command("e7", "quantized SGDM on a convex problem", convex.compare, seeds=10)
     commands.add_parser("miniature", help="of e4 and e5, for continuous integration")
 
     arguments = vars(parser.parse_args())
