@@ -156,3 +156,43 @@ def _draw(source):
         "labels": np.array(labels, np.uint8),
         "test": np.array(test),
     }
+
+
+class Definitions(NamedTuple):
+    """WordNet's definitions: token ids uint16[n, length], their numbers uint16[n], and the class of
+    each, uint8[n]: one of WordNet's 45 lexicographer files."""
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+    labels: np.ndarray
+    digest: str
+
+
+def definitions(length):
+    """All definitions in MiniLM's tokens, cut to `length`."""
+    source = folder("minilm") / "tokenizer.json"
+    arrays = _prepared(folder("wordnet"), f"minilm{length}", lambda at: _define(at, source, length))
+    return Definitions(**arrays, digest=digest(*arrays.values()))
+
+
+def _define(source, tokenizer_file, length):
+    import tokenizers
+
+    texts, labels = [], []
+    for part in ("noun", "verb", "adj", "adv"):
+        for line in (source / f"data.{part}").read_text(encoding="latin-1").splitlines():
+            if line.startswith("  "):
+                continue  # the licence
+            entry, gloss = line.split(" | ", 1)
+            # What follows the definition are examples of use, in quotation marks.
+            texts.append(gloss.split('; "')[0].strip())
+            labels.append(int(entry.split()[1]))
+    tokenizer = tokenizers.Tokenizer.from_file(str(tokenizer_file))
+    tokenizer.enable_truncation(length)
+    tokenizer.enable_padding(length=length)
+    encoded = tokenizer.encode_batch(texts)
+    return {
+        "tokens": np.array([item.ids for item in encoded], np.uint16),
+        "lengths": np.array([sum(item.attention_mask) for item in encoded], np.uint16),
+        "labels": np.array(labels, np.uint8),
+    }

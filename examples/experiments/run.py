@@ -15,8 +15,10 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("NPROC", "1")
 
 import convex
+import fine_tune
 import images
 import language_model
+import memory
 import miniature
 import quantization_error
 import records
@@ -39,15 +41,23 @@ def main():
 
     e1 = command("e1", "language model on real text", language_model.compare, seeds=3)
     e1.add_argument("group", choices=("screen", "final"))
+    command("e2", "fine-tuning MiniLM on WordNet", fine_tune.compare, seeds=3)
     e3 = command("e3", "digits and glyphs", images.compare, seeds=10)
     e3.add_argument("group", choices=tuple(images.CASES))
     command("e4", "zero-point ablation", language_model.zero_point, seeds=3)
     command("e5", "quantization error on real moments", quantization_error.compare_all)
+    command("e6", "LLaMA-7B's state in memory; takes 8 GB", memory.measure)
     command("e7", "quantized SGDM on a convex problem", convex.compare, seeds=10)
+    commands.add_parser("report", help="RESULTS.md and plots from what is on file")
     commands.add_parser("miniature", help="of e4 and e5, for continuous integration")
 
     arguments = vars(parser.parse_args())
     name = arguments.pop("command")
+    if name == "report":
+        import report
+
+        report.write()
+        return
     if name == "miniature":
         miniature.run()
         return

