@@ -160,26 +160,24 @@ def run(store, case, arm, seed):
     return store.run(key, lambda: training.train(task(case, seed), options, spec, progress))
 
 
-#: The comparison on glyphs; the digits are a check that runs in seconds.
+#: What is compared; the last four are controls, of v's zero point and of the learning rate.
 ARMS = (
     "adamw32",
     "adamw4",
-    "nf4+rank1/power2",
+    "nf4-sr+rank1/linear",
     "nf4+rank1/linear",
+    "nf4-sr+rank1/power2",
+    "nf4+rank1/power2",
+    "de-sr+rank1/linear",
     "adamw4-block",
     "factor4",
-    "de+f32",
+    "nf4-sr+b128/linear",
+    "nf4-sr+rank1/de0-zip",
+    "nf4-sr+rank1/linear-log",
+    "nf4-sr+f32",
     "nf4+f32",
+    "de+f32",
     "f32+rank1/linear",
-    "f32+rank1/power2",
-    "fit16+rank1/power2",
-    "fit15+rank1/power2",
-    "nf4-eden+rank1/power2",
-    "nf4+rank1/power2-log",
-    "nf4+b128/geometric-log",
-    "nf4-b64+rank1/power2",
-    "nf4+b128/power2",
-    "de+rank1/power2",
     "adamw8",
     "adamw8-b2048",
     "de+b2048/de",
