@@ -99,14 +99,18 @@ def run(store, arm, seed, options, until_unstable=False):
 SCREEN = (
     "adamw32",
     "adamw4",
+    "nf4-sr+rank1/linear",
     "nf4+rank1/linear",
     "adamw4-block",
-    "nf4+b128/geometric-log",
-    "nf4+rank1/de0",
+    "nf4-sr+rank1/power2",
+    "nf4-sr+rank1/de0-zip",
     "factor4",
-    "nf4-eden+rank1/geometric-log",
+    "de-sr+rank1/linear",
+    "nf4-sr+b128/linear",
+    "nf4-sr+b128/geometric-log",
+    "adamw8",
+    "adamw32@0.7lr",
 )
-
 
 #: What the page's claims are about: 2000 steps.
 FINAL = ("adamw32", "adamw4")

@@ -9,6 +9,10 @@ carried states are compared with moments in double precision:
 * radial bias of m, <q(m), m> / <m, m> - 1: negative is shrinking;
 * next-step error: the relative L2 error of the update that the next gradient gives.
 
+In the middle of the run every 16th row and every 16th column of the matrices gets no gradient for a
+while, as rare tokens and dead units do. A quiet row has blocks of its own, whose scales decay; a
+quiet column shares its blocks with living ones.
+
 Static errors, of quantizing the exact moments once, are there beside the carried ones.
 """
 
@@ -27,22 +31,25 @@ import training
 import lowbit
 from lowbit import core
 
-#: One row in 16 of every matrix gets no gradient in these steps.
+#: In these steps some rows and columns of every matrix get no gradient.
 QUIET = (150, 200)
 #: From here on the learning rate is a tenth.
 DROP = 300
 STEPS = 350
-#: After how many steps moments are compared. "quiet" and "thawed" look at quiet rows alone.
+#: After how many steps moments are compared. Names with "rows" or "columns" look at the quiet ones.
 CHECKPOINTS = {
     "early": 50,
     "settled": QUIET[0],
-    "quiet": QUIET[1],
-    "thawed": QUIET[1] + 10,
+    "quiet rows": QUIET[1],
+    "quiet columns": QUIET[1],
+    "thawed rows": QUIET[1] + 10,
+    "thawed columns": QUIET[1] + 10,
     "late": DROP,
     "after the drop": STEPS,
 }
-#: Of m, beside which all of v's quantizers are judged in the next step.
-PAIRED = ("f32", "de", "nf4")
+#: Of m, beside which all of v's quantizers are judged in the next step, and of v likewise.
+PAIRED = ("f32", "de", "nf4", "nf4-sr")
+BESIDE = ("f32", "rank1/linear", "rank1/power2")
 
 BETA1, EPS = 0.9, 1e-8
 
@@ -62,10 +69,17 @@ def trajectory(beta2, seed=0, steps=STEPS, shape=language_model.SHAPE):
         if QUIET[0] <= step < QUIET[1]:
             for leaf in leaves:
                 if leaf.ndim > 1:
-                    leaf[::16] = 0
+                    leaf[_quiet(leaf.shape, "rows") | _quiet(leaf.shape, "columns")] = 0
         rate = options.lr * min(1, (step + 1) / options.warmup) * (0.1 if step >= DROP else 1)
         yield leaves
         params, state = apply(tree.unflatten(leaves), state, params, learning_rate=rate)
+
+
+def _quiet(shape, axis):
+    """A mask of every 16th row, or of every 16th column, of a matrix."""
+    chosen = np.zeros(shape, bool)
+    chosen[(slice(None, None, 16),) if axis == "rows" else (..., slice(None, None, 16))] = True
+    return chosen
 
 
 class Carried:
@@ -153,11 +167,9 @@ def follow(beta2, m_names, v_names, checkpoints, progress=None, shape=language_m
 def compare(exact, carriers, grads, step, checkpoint):
     """The numbers of one checkpoint; see the top of this file."""
     beta1, beta2 = exact.betas
-    if checkpoint in ("quiet", "thawed"):
-        rows = [np.zeros(grad.shape, bool) for grad in grads]
-        for row in rows:
-            row[::16] = True
-        chosen = np.concatenate([row.ravel() for row in rows])
+    axis = checkpoint.split()[-1]
+    if axis in ("rows", "columns"):
+        chosen = np.concatenate([_quiet(grad.shape, axis).ravel() for grad in grads])
     else:
         # A quarter of the elements, always the same ones.
         chosen = np.random.default_rng(0).random(sum(grad.size for grad in grads)) < 0.25
@@ -216,7 +228,7 @@ def compare(exact, carriers, grads, step, checkpoint):
         for kind, measure in (("m", of_m), ("v", of_v))
     }
     pairs = [(q_m, q_v) for q_m in PAIRED if q_m in carriers["m"] for q_v in carriers["v"]]
-    pairs += [(q_m, q_v) for q_m in carriers["m"] for q_v in ("f32", "rank1/linear", "rank1/power2")]
+    pairs += [(q_m, q_v) for q_m in carriers["m"] for q_v in BESIDE if q_v in carriers["v"]]
     numbers["next"] = {f"{q_m}+{q_v}": of_next(q_m, q_v) for q_m, q_v in dict.fromkeys(pairs)}
     return _rounded(numbers)
 
