@@ -36,10 +36,10 @@ pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
     // Experiments run on the CPU, so no CUDA compiler is fetched.
     sh.run(Command::new("cargo").args(["build", "--release", "--package", "lowbit"]))?;
     let library = sh.path("target/release/liblowbit.so");
-    sh.run(python(sh, &library)?.args(args))
+    sh.run(python(sh, &library)?.arg("run.py").args(args))
 }
 
-/// Python with `run.py` and all that it imports.
+/// Python in the folder of the experiments, with all that they import.
 pub(crate) fn python(sh: &Shell, library: &Path) -> Result<Command> {
     let mut command = Command::new(env::python::ensure(sh)?);
     let packages = env::experiments::packages(sh)?;
@@ -48,6 +48,6 @@ pub(crate) fn python(sh: &Shell, library: &Path) -> Result<Command> {
     command
         .env("PYTHONPATH", path)
         .env("LOWBIT_LIBRARY", library)
-        .arg(sh.path("examples/experiments/run.py"));
+        .current_dir(sh.path("examples/experiments"));
     Ok(command)
 }

@@ -209,8 +209,13 @@ fn experiments(sh: &Shell, steps: &mut Steps, library: &Path) {
         env::experiments::data(sh, "text", None)
     });
     if ready.is_some() {
+        steps.run("experiments: statistics", || {
+            let mut tests = experiment::python(sh, library)?;
+            sh.run(tests.args(["-m", "unittest", "discover", "-v"]))
+        });
         steps.run("experiments: miniature", || {
-            sh.run(experiment::python(sh, library)?.arg("miniature"))
+            let mut run = experiment::python(sh, library)?;
+            sh.run(run.args(["run.py", "miniature"]))
         });
     }
 }
