@@ -32,10 +32,11 @@ import lowbit
 from lowbit import core
 
 #: In these steps some rows and columns of every matrix get no gradient.
-QUIET = (150, 200)
+QUIET = (100, 150)
+QUIET_ONE_IN = 16
 #: From here on the learning rate is a tenth.
-DROP = 300
-STEPS = 350
+DROP = 200
+STEPS = 240
 #: After how many steps moments are compared. Names with "rows" or "columns" look at the quiet ones.
 CHECKPOINTS = {
     "early": 50,
@@ -50,6 +51,9 @@ CHECKPOINTS = {
 #: Of m, beside which all of v's quantizers are judged in the next step, and of v likewise.
 PAIRED = ("f32", "de", "nf4", "nf4-sr")
 BESIDE = ("f32", "rank1/linear", "rank1/power2")
+
+#: Elements of a tensor that are followed.
+LARGE = 1 << 17
 
 BETA1, EPS = 0.9, 1e-8
 
@@ -69,16 +73,18 @@ def trajectory(beta2, seed=0, steps=STEPS, shape=language_model.SHAPE):
         if QUIET[0] <= step < QUIET[1]:
             for leaf in leaves:
                 if leaf.ndim > 1:
-                    leaf[_quiet(leaf.shape, "rows") | _quiet(leaf.shape, "columns")] = 0
+                    leaf[:: QUIET_ONE_IN * -(-leaf.size // LARGE)] = 0
+                    leaf[:, ::QUIET_ONE_IN] = 0
         rate = options.lr * min(1, (step + 1) / options.warmup) * (0.1 if step >= DROP else 1)
         yield leaves
         params, state = apply(tree.unflatten(leaves), state, params, learning_rate=rate)
 
 
 def _quiet(shape, axis):
-    """A mask of every 16th row, or of every 16th column, of a matrix."""
+    """A mask of the quiet rows or columns of a matrix that is followed."""
     chosen = np.zeros(shape, bool)
-    chosen[(slice(None, None, 16),) if axis == "rows" else (..., slice(None, None, 16))] = True
+    every = slice(None, None, QUIET_ONE_IN)
+    chosen[every if axis == "rows" else (slice(None), every)] = True
     return chosen
 
 
@@ -136,8 +142,12 @@ def follow(beta2, m_names, v_names, checkpoints, progress=None, shape=language_m
     results, due = {}, None
     exact = None
     for step, grads in enumerate(trajectory(beta2, 0, steps + 1, shape)):
-        # Only tensors that would be quantized.
-        kept = [grad for grad in grads if grad.size > 4096]
+        # Only tensors that would be quantized; of large ones a part of the rows is enough.
+        kept = [
+            np.ascontiguousarray(grad[:: -(-grad.size // LARGE)])
+            for grad in grads
+            if grad.size > 4096
+        ]
         if exact is None:
             shapes = [grad.shape for grad in kept]
             exact = Exact(shapes, beta2)
@@ -171,8 +181,8 @@ def compare(exact, carriers, grads, step, checkpoint):
     if axis in ("rows", "columns"):
         chosen = np.concatenate([_quiet(grad.shape, axis).ravel() for grad in grads])
     else:
-        # A quarter of the elements, always the same ones.
-        chosen = np.random.default_rng(0).random(sum(grad.size for grad in grads)) < 0.25
+        # A part of the elements, always the same ones.
+        chosen = np.random.default_rng(0).random(sum(grad.size for grad in grads)) < 0.2
     m, v, g = (_flat(arrays)[chosen] for arrays in (exact.m, exact.v, grads))
     once = {
         name: [value.astype(np.float32) for value in getattr(exact, name)] for name in ("m", "v")
