@@ -69,5 +69,5 @@ minilm)
 esac
 rm -rf "$work"
 cd "$folder"
-find . -type f ! -name SHA256SUMS | LC_ALL=C sort | xargs -d '\n' sha256sum >"$work.sums"
-mv "$work.sums" SHA256SUMS
+sums=$(find . -type f | LC_ALL=C sort | xargs -d '\n' sha256sum)
+echo "$sums" >SHA256SUMS
