@@ -16,6 +16,7 @@ os.environ.setdefault("NPROC", "1")
 
 import convex
 import fine_tune
+import fit
 import images
 import language_model
 import memory
@@ -49,6 +50,7 @@ def main():
     command("e6", "LLaMA-7B's state in memory; takes 8 GB", memory.measure)
     command("e7", "quantized SGDM on a convex problem", convex.compare, seeds=10)
     commands.add_parser("report", help="RESULTS.md and plots from what is on file")
+    commands.add_parser("fit", help="tables of levels for real moments")
     commands.add_parser("miniature", help="of e4 and e5, for continuous integration")
 
     arguments = vars(parser.parse_args())
@@ -58,8 +60,8 @@ def main():
 
         report.write()
         return
-    if name == "miniature":
-        miniature.run()
+    if name in ("fit", "miniature"):
+        {"fit": fit, "miniature": miniature}[name].run()
         return
     store = records.Records(name, arguments.pop("results"))
     part, parts = map(int, arguments.pop("part").split("/"))
