@@ -250,16 +250,28 @@ def _rounded(value):
     return float(f"{value:.5g}")
 
 
+def groups():
+    """What is followed at once: {name: (quantizers of m, quantizers of v)}."""
+    names, size = list(arms.V), 12
+    parts = {f"v{i // size}": (PAIRED, names[i : i + size]) for i in range(0, len(names), size)}
+    return {"m": (list(arms.M), BESIDE), **parts}
+
+
 def compare_all(store, part, parts):
     """All quantizers through all changes of regime, at both beta2."""
-    for beta2 in (0.999, 0.95)[part::parts]:
+    jobs = [(beta2, name) for beta2 in (0.999, 0.95) for name in groups()]
+    for beta2, name in jobs[part::parts]:
+        m_names, v_names = groups()[name]
         key = {
-            "arm": "all",
-            "spec": {"m": arms.M, "v": arms.V},
+            "arm": name,
+            "spec": {
+                "m": {name: arms.M[name] for name in m_names},
+                "v": {name: arms.V[name] for name in v_names},
+            },
             "seed": 0,
             "settings": {"beta2": beta2, "steps": STEPS, "checkpoints": CHECKPOINTS},
             "data": data.text().digest,
         }
-        progress = records.progress(f"e5 beta2 {beta2}", STEPS)
-        names = list(arms.M), list(arms.V)
-        store.run(key, functools.partial(follow, beta2, *names, CHECKPOINTS, progress))
+        progress = records.progress(f"e5 {name} beta2 {beta2}", STEPS)
+        follow_all = functools.partial(follow, beta2, m_names, v_names, CHECKPOINTS, progress)
+        store.run(key, follow_all)

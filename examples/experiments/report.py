@@ -116,8 +116,8 @@ def zero_point():
 
 def errors():
     lines = []
-    for run in records.Records("e5").read():
-        beta2, result = run["settings"]["beta2"], run["result"]
+    for (beta2,), runs in _grouped(records.Records("e5").read(), "beta2"):
+        result = _merged([run["result"] for run in runs])
         lines += [f"## E5: errors on real moments, beta2 = {beta2}", ""]
         lines += [
             "Carried from step to step along the gradients of one 32-bit run. log2 h(q)/h(v): how many"
@@ -154,6 +154,16 @@ def errors():
             ]
         lines += [""]
     return lines
+
+
+def _merged(results):
+    """The numbers of all groups of quantizers, by checkpoint and moment."""
+    merged = collections.defaultdict(lambda: collections.defaultdict(dict))
+    for result in results:
+        for checkpoint, kinds in result.items():
+            for kind, numbers in kinds.items():
+                merged[checkpoint][kind].update(numbers)
+    return merged
 
 
 _TAILS = ["1st percentile", "median", "99th", "zeros", "next step"]
