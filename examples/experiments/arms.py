@@ -4,19 +4,16 @@ An arm is a preset's name, or "<m>+<v>" of the tables below, or one of NAMED, an
 "@<factor>lr". Widths are 4 bits unless the name says otherwise.
 """
 
-#: Levels for m fitted to its real values by `run.py e5 fit`: from zero up, symmetric, weighted by
-#: what an error does to the update.
-_FITTED = (0.07755, 0.1627, 0.26028, 0.37458, 0.51417, 0.69558, 1.0)
-#: Nine from zero up, as NF4 has.
-_FITTED_UP = (0.06697, 0.1391, 0.21946, 0.3118, 0.41996, 0.55099, 0.72079, 1.0)
-#: Levels for v in blocks of 128 and rank-1, fitted likewise, in log v.
-_FITTED_B128 = (
-    *(0.00716, 0.01478, 0.02577, 0.04016, 0.0581, 0.07998, 0.10568, 0.1353),
-    *(0.16941, 0.20907, 0.25698, 0.31622, 0.3927, 0.49887, 0.66329, 1.0),
+#: Tables that `run.py fit` found for m, from zero up, and for v.
+_M8 = (0.07451, 0.1569, 0.2549, 0.3686, 0.5059, 0.6902, 1.0)
+_M9 = (0.06667, 0.1373, 0.2157, 0.3059, 0.4118, 0.5412, 0.7176, 1.0)
+_V_B128 = (
+    *(0.008052, 0.01815, 0.03205, 0.04812, 0.06844, 0.09219, 0.1176, 0.1501),
+    *(0.1815, 0.2194, 0.2652, 0.3205, 0.3981, 0.508, 0.6844, 1.0),
 )
-_FITTED_RANK1 = (
-    *(0.00914, 0.02204, 0.03948, 0.05892, 0.08256, 0.1096, 0.13993, 0.17442),
-    *(0.21316, 0.25805, 0.31081, 0.37422, 0.45362, 0.55754, 0.71146, 1.0),
+_V_RANK1 = (
+    *(0.008733, 0.02254, 0.03981, 0.05977, 0.085, 0.1145, 0.1461, 0.1766),
+    *(0.2135, 0.2581, 0.312, 0.3771, 0.4559, 0.551, 0.7032, 1.0),
 )
 
 
@@ -61,19 +58,27 @@ M = {
         "mapping": "nf4",
         "scale_correction": True,
     },
-    "fit15": {
+    "fitted8": {
         "bits": 4,
         "normalization": "block",
         "block": 128,
         "mapping": "table",
-        "levels": _symmetric(_FITTED),
+        "levels": _symmetric(_M8),
     },
-    "fit16": {
+    "fitted9-sr": {
         "bits": 4,
         "normalization": "block",
         "block": 128,
         "mapping": "table",
-        "levels": _symmetric(_FITTED_UP, _FITTED),
+        "levels": _symmetric(_M9, _M8),
+        "rounding": "stochastic",
+    },
+    "nf4-b64-sr": {
+        "bits": 4,
+        "normalization": "block",
+        "block": 64,
+        "mapping": "nf4",
+        "rounding": "stochastic",
     },
     "8bit": {"bits": 8, "normalization": "block", "block": 256, "mapping": "de"},
     "f32": {"bits": 32},
@@ -110,8 +115,8 @@ V = {
     "b128/power3": _v("b128", "power3"),
     "b128/geometric": _v("b128", "geometric"),
     "rank1/geometric": _v("rank1", "geometric"),
-    "b128/fit": _v("b128", "table", levels=_FITTED_B128),
-    "rank1/fit": _v("rank1", "table", levels=_FITTED_RANK1),
+    "b128/fitted": _v("b128", "table", levels=_V_B128),
+    "rank1/fitted": _v("rank1", "table", levels=_V_RANK1),
     # At random: in the state, in log v, in the preconditioner (ZIP-SR where the table has a zero).
     "rank1/linear-sr": _v("rank1", "linear", "stochastic"),
     "b128/linear-log": _v("b128", "linear", "stochastic-log"),
