@@ -323,6 +323,8 @@ def _table(runs, metric, delta, sign=1):
         values = " ".join(_short(_number(run["result"], metric), digits) for run in own)
         share = own[0]["result"]["state_bytes"] / parameters
         known, comparison = arm == YARDSTICK, compared[arm]
+        unstable = sum(run["result"]["unstable"] for run in own)
+        verdict = f"unstable in {unstable} of {len(own)}" if unstable else comparison.verdict
         lines += [
             _row(
                 [
@@ -331,7 +333,7 @@ def _table(runs, metric, delta, sign=1):
                     values,
                     _fraction(own),
                     "" if known else _difference(comparison, digits),
-                    "" if known else comparison.verdict,
+                    "" if known else verdict,
                 ]
             )
         ]
@@ -377,7 +379,7 @@ def _intervals(name, compared, delta):
     axes.axvline(0, color="0.5", lw=0.8)
     for y, (arm, comparison) in enumerate(reversed(shown)):
         axes.plot(comparison.differences, [y] * len(comparison.differences), ".", color="0.6", ms=4)
-        if math.isfinite(comparison.low):
+        if len(comparison.differences) >= comparisons.FEWEST:
             axes.plot([comparison.low, comparison.high], [y, y], color="C0", lw=2)
         axes.plot(comparison.mean, y, "o", color="C0", ms=5)
     axes.set_yticks(range(len(shown)), [arm for arm, _ in reversed(shown)], fontsize=8)
