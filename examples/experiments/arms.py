@@ -44,6 +44,12 @@ M = {
     "nf4-b64": {"bits": 4, "normalization": "block", "block": 64, "mapping": "nf4"},
     "nf4-b32": {"bits": 4, "normalization": "block", "block": 32, "mapping": "nf4"},
     "nf4-rank1": {"bits": 4, "normalization": "rank1", "mapping": "nf4"},
+    "nf4-rank1-sr": {
+        "bits": 4,
+        "normalization": "rank1",
+        "mapping": "nf4",
+        "rounding": "stochastic",
+    },
     "nf4-sr": {
         "bits": 4,
         "normalization": "block",
