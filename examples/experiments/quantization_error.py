@@ -252,7 +252,7 @@ def _rounded(value):
 
 def groups():
     """What is followed at once: {name: (quantizers of m, quantizers of v)}."""
-    names, size = list(arms.V), 12
+    names, size = list(arms.V), 6
     parts = {f"v{i // size}": (PAIRED, names[i : i + size]) for i in range(0, len(names), size)}
     return {"m": (list(arms.M), BESIDE), **parts}
 
