@@ -188,8 +188,8 @@ ARMS = (
 )
 
 
-def compare(store, group, seeds, part, parts):
-    """All arms on one case; a seed of all of them before the next."""
-    jobs = [(arm, seed) for seed in range(seeds) for arm in ARMS]
+def compare(store, group, seeds, part, parts, arms=None):
+    """Arms on one case; a seed of all of them before the next."""
+    jobs = [(arm, seed) for seed in range(seeds) for arm in arms or ARMS]
     for arm, seed in jobs[part::parts]:
         run(store, group, arm, seed)

@@ -140,13 +140,13 @@ def zero_point(store, seeds, part, parts):
         run(store, arm, seed, options, until_unstable=True)
 
 
-def compare(store, group, seeds, part, parts):
+def compare(store, group, seeds, part, parts, arms=None):
     """Short runs (`screen`) or whole ones (`final`) at both beta2; an arm at a time."""
-    arms_of, steps = {"screen": (SCREEN, 800), "final": (FINAL, 2000)}[group]
+    group_arms, steps = {"screen": (SCREEN, 800), "final": (FINAL, 2000)}[group]
     jobs = [
         (arm, seed, settings(steps, beta2))
         for beta2 in (0.999, 0.95)
-        for arm in arms_of
+        for arm in arms or group_arms
         for seed in range(seeds)
     ]
     for arm, seed, options in jobs[part::parts]:

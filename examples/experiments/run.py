@@ -40,11 +40,15 @@ def main():
             added.add_argument("--seeds", type=int, help=f"default: {defaults['seeds']}")
         return added
 
+    def of_arms(command, group):
+        command.add_argument("group", choices=group)
+        command.add_argument("--arms", nargs="+", help="these alone; by default the group's")
+
     e1 = command("e1", "language model on real text", language_model.compare, seeds=3)
-    e1.add_argument("group", choices=("screen", "final"))
+    of_arms(e1, ("screen", "final"))
     command("e2", "fine-tuning MiniLM on WordNet", fine_tune.compare, seeds=3)
     e3 = command("e3", "digits and glyphs", images.compare, seeds=10)
-    e3.add_argument("group", choices=tuple(images.CASES))
+    of_arms(e3, tuple(images.CASES))
     command("e4", "zero-point ablation", language_model.zero_point, seeds=3)
     command("e5", "quantization error on real moments", quantization_error.compare_all)
     command("e6", "LLaMA-7B's state in memory; takes 8 GB", memory.measure)
