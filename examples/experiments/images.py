@@ -165,6 +165,7 @@ ARMS = (
     "adamw32",
     "adamw4",
     "nf4-rank1+rank1/linear",
+    "nf4-rank1+rank1/de0-zip",
     "nf4-rank1+rank1/linear-log",
     "nf4-sr+rank1/linear",
     "nf4+rank1/linear",

@@ -100,6 +100,7 @@ SCREEN = (
     "adamw32",
     "adamw4",
     "nf4-rank1+rank1/linear",
+    "nf4-rank1+rank1/de0-zip",
     "nf4-sr+rank1/linear",
     "adamw4-block",
     "nf4-rank1+rank1/linear-log",
