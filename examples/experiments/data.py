@@ -1,4 +1,4 @@
-"""The experiments' data: real text, digits and glyphs, from packages that `cargo xtask data` unpacks.
+"""The experiments' data: text, digits, glyphs and definitions, as `cargo xtask data` unpacks them.
 
 Everything made from them is kept beside them in `prepared/` and carries a digest, so that runs on
 different data are never compared.

@@ -2,8 +2,8 @@
 
     run.py fit
 
-A level's error is weighted by what it does to the update, on moments of another seed than the runs'.
-Levels are chosen from a grid by dynamic programming, so the best on the grid is found.
+A level's error is weighted by what it does to the update, on moments of another seed than those
+of the runs. Levels are chosen from a grid by dynamic programming, so the best on the grid is found.
 """
 
 import numpy as np
@@ -49,8 +49,8 @@ def best_levels(grid, weight, count, stochastic, first_is_free=False):
 
 
 def samples():
-    """Of real moments: |m| over its block's largest and the weight of its error; log10 of v over its
-    rank-1 scale and over its block's largest, and their weight."""
+    """Of real moments: |m| over its block's largest and the weight of its error; v over its rank-1
+    scale, v over its block's largest, and the weight of their logarithms' errors."""
     parts = []
     beta2 = float(np.float32(0.999))
     for steps in STEPS:

@@ -109,7 +109,8 @@ def zero_point():
     )
     lines += [
         "",
-        f"With a zero {with_zero} runs are unstable, without {without}: Fisher's exact p = {p:.2g}.",
+        f"With a zero {with_zero} runs are unstable, without {without};"
+        f" Fisher's exact p = {p:.2g}.",
     ]
     return lines + [""]
 
@@ -120,34 +121,34 @@ def errors():
         result = _merged([run["result"] for run in runs])
         lines += [f"## E5: errors on real moments, beta2 = {beta2}", ""]
         lines += [
-            "Carried from step to step along the gradients of one 32-bit run. log2 h(q)/h(v): how many"
-            " times larger (in powers of two) a step gets; the next-step error is that of m/√v, with"
-            " the other moment in 32 bits.",
+            "States carried from step to step along the gradients of one 32-bit run. The error of the"
+            " next step, m/√v, is relative, in L2, with the other moment in 32 bits. log2 h(q)/h(v),"
+            " here late in the run, says how many times larger (in powers of two) a step gets."
+            " Quiet rows and columns have had no gradient for 50 steps.",
             "",
         ]
         names = list(result)
-        lines += _rule(["v", *(f"mean abs log2, {name}" for name in names), *_TAILS])
         last = "late" if "late" in result else names[-1]
+        lines += _rule(["v", *(f"next step, {name}" for name in names), *_TAILS])
         for v in result[last]["v"]:
-            carried = {name: result[name]["v"][v]["carried"] for name in names}
-            tails = carried[last]["log2_ratio"]
+            ratio = result[last]["v"][v]["carried"]["log2_ratio"]
+            zeros = result[last]["v"][v]["carried"]["zeros"]
             lines += [
                 _row(
                     [f"`{v}`"]
-                    + [f"{carried[name]['mean_abs_log2']:.3f}" for name in names]
-                    + [f"{tails[key]:+.2f}" for key in ("p1", "median", "p99")]
-                    + [f"{100 * carried[last]['zeros']:.2g} %"]
-                    + [f"{result[last]['next'][f'f32+{v}']['relative_l2']:.3g}"]
+                    + [f"{result[name]['next'][f'f32+{v}']['relative_l2']:.3g}" for name in names]
+                    + [f"{ratio[key]:+.2f}" for key in ("p1", "median", "p99")]
+                    + [f"{100 * zeros:.2g} %"]
                 )
             ]
         lines += ["", _v_plot(f"e5-v-{beta2}", result), ""]
-        lines += _rule(["m", *(f"error, {name}" for name in names), "radial bias", "next step"])
+        lines += _rule(["m", *(f"m, {name}" for name in names), "radial bias, late", "next step"])
         for m in result[last]["m"]:
             carried = {name: result[name]["m"][m]["carried"] for name in names}
             lines += [
                 _row(
                     [f"`{m}`"]
-                    + [f"{carried[name]['relative_l2']:.3f}" for name in names]
+                    + [f"{carried[name]['relative_l2']:.3g}" for name in names]
                     + [f"{100 * carried[last]['radial_bias']:+.2f} %"]
                     + [f"{result[last]['next'][f'{m}+f32']['relative_l2']:.3g}"]
                 )
@@ -166,7 +167,7 @@ def _merged(results):
     return merged
 
 
-_TAILS = ["1st percentile", "median", "99th", "zeros", "next step"]
+_TAILS = ["log2 h(q)/h(v): 1st percentile", "median", "99th", "zeros"]
 
 
 def memory():

@@ -98,9 +98,9 @@ def gradient(loss):
 
 
 def train(task, settings, spec, progress=lambda step, loss: None, until_unstable=False):
-    """Trains and returns a dict: `unstable`, `train_loss` (means of WINDOW steps), `probes` (pairs of
-    step and number), `state_bytes`, and what `task.score` says. Stops at a loss that is not finite,
-    or as soon as the run is unstable, if that is all one wants to know.
+    """Trains and returns a dict: `unstable`, `train_loss` (means of WINDOW steps), `probes` (pairs
+    of step and number), `state_bytes`, and what `task.score` says. Stops at a loss that is not
+    finite, or as soon as the run is unstable, if that is all one wants to know.
     """
     tx = optimizer(task, settings, spec)
     params = jax.tree.map(jnp.copy, task.params)

