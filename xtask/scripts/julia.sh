@@ -10,53 +10,12 @@
 # and what is built on the machine needs them as new as its compiler.
 set -eu
 
-die() {
-	echo "julia.sh: $*" >&2
-	exit 1
-}
+. "$(dirname "$0")/apt.sh"
 
 mkdir -p "$1"
 prefix=$(cd "$1" && pwd)
-apt=$prefix/apt
-keyring=/usr/share/keyrings/debian-archive-keyring.gpg
-
-[ -r "$keyring" ] || die "$keyring is missing: install the package debian-archive-keyring"
-
-# apt itself knows both kinds of sources files, and its lists may never have been fetched.
-mirrors=$(apt-get indextargets --no-release-info --format '$(REPO_URI) $(COMPONENT)' |
-	awk '$2 == "main" && !seen[$1]++ { print $1 }')
-
-# An apt of our own, with bullseye as its only source and no package installed, so that it fetches
-# every dependency. With a status file of its own it also needs no right to the system's.
-mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial"
-: >"$apt/status"
-cat >"$apt/apt.conf" <<EOF
-Dir::Etc::sourcelist "$apt/sources.list";
-Dir::Etc::sourceparts "/dev/null";
-Dir::Etc::preferences "/dev/null";
-Dir::Etc::preferencesparts "/dev/null";
-Dir::State "$apt";
-Dir::State::lists "$apt/lists";
-Dir::State::status "$apt/status";
-Dir::Cache "$apt/cache";
-Dir::Cache::archives "$apt/cache/archives";
-APT::Sandbox::User "";
-APT::Install-Recommends "false";
-APT::Update::Error-Mode "any";
-Acquire::Languages "none";
-Acquire::Retries "3";
-EOF
-
-# Not every source of the machine is Debian's: take the first with a bullseye that Debian signed.
-find_bullseye() {
-	for mirror in $mirrors; do
-		echo "deb [signed-by=$keyring] $mirror bullseye main" >"$apt/sources.list"
-		if apt-get --config-file "$apt/apt.conf" -q update; then return; fi
-	done
-	die "none of the sources of apt has Debian bullseye:" $mirrors
-}
-find_bullseye
-apt-get --config-file "$apt/apt.conf" -q -y --download-only install julia
+open_apt "$prefix/apt" bullseye
+own_apt -q -y --download-only install julia
 
 for deb in "$apt"/cache/archives/*.deb; do
 	case ${deb##*/} in

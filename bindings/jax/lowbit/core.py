@@ -308,6 +308,21 @@ class Plan:
         call(function, self.handle, ctypes.byref(arguments), *between, None)
         return tuple(skipped)
 
+    def compress(self, name, values, state):
+        """Quantizes values, float32 arrays of the tensors' shapes, into the state `name` ("m", "v"
+        or "x"): to import it from 32 bits, or for an optimizer of the trainer's own."""
+        values, buffers = _buffers(values), _buffers(state, written=True)
+        arguments = (values, len(values), buffers, len(buffers), None)
+        call("lowbit_compress", self.handle, name.encode(), *arguments)
+
+    def decompress(self, name, state):
+        """The state `name` as a list of float32 arrays of the tensors' shapes."""
+        arrays = [np.empty(tensor.shape, np.float32) for tensor in self.tensors]
+        values, buffers = _buffers(arrays, written=True), _buffers(state)
+        arguments = (buffers, len(buffers), values, len(values), None)
+        call("lowbit_decompress", self.handle, name.encode(), *arguments)
+        return arrays
+
     def save(self, path, state, step):
         """Writes the state arrays after `step` steps to a checkpoint file, whole or not at all."""
         buffers = _buffers(state)

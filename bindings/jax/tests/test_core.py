@@ -152,6 +152,19 @@ class TestPlan(unittest.TestCase):
         with self.assertRaisesRegex(lowbit.Error, r'tensor 0 \("w"\).*-1'):
             lowbit.Plan("adamw4", [lowbit.Tensor("w", (-1,))])
 
+    def test_compress_and_decompress(self):
+        x = {"bits": 8, "normalization": "block", "block": 128, "mapping": "de"}
+        plan = lowbit.Plan({"optimizer": "none", "threshold": 0, "x": x}, self.plan.tensors)
+        state = plan.zeros()
+        plan.compress("x", self.grads, state)
+        for restored, grad in zip(plan.decompress("x", state), self.grads, strict=True):
+            self.assertEqual(restored.dtype, np.float32)
+            # No two of the map's 256 levels are 2 % of the largest apart.
+            self.assertLess(abs(restored - grad).max(), 0.01 * abs(grad).max())
+            self.assertGreater(abs(restored - grad).max(), 0)
+        with self.assertRaisesRegex(lowbit.Error, "m"):
+            plan.decompress("m", state)
+
     def test_checkpoint(self):
         state = self.plan.zeros()
         self.plan.step(self.params, self.grads, state)

@@ -8,7 +8,10 @@ use crate::error::{Error, Result};
 use crate::shell::{Shell, find_program};
 
 /// The recipe is the stamp as well: another recipe is another install.
-const RECIPE: &str = include_str!("../../scripts/julia.sh");
+const RECIPE: &str = concat!(
+    include_str!("../../scripts/julia.sh"),
+    include_str!("../../scripts/apt.sh")
+);
 
 /// Returns a Julia of version 1.5 or later.
 pub(crate) fn ensure(sh: &Shell) -> Result<PathBuf> {

@@ -64,7 +64,12 @@ pub(crate) fn venv(sh: &Shell, dir: &Path) -> Result<()> {
 /// Only wheels, as compiling one of these packages from source would take hours, and no cache, as
 /// nothing is to be written outside the checkout.
 pub(crate) fn pip_install(dir: &Path) -> Command {
-    let mut pip = Command::new(python(dir));
+    pip(&python(dir))
+}
+
+/// The same by an environment's Python.
+pub(crate) fn pip(python: &Path) -> Command {
+    let mut pip = Command::new(python);
     pip.args(["-I", "-m", "pip", "install", "--disable-pip-version-check"]);
     pip.args(["--no-input", "--no-cache-dir", "--only-binary", ":all:"]);
     pip

@@ -1,0 +1,140 @@
+"""Training with one of the library's optimizers: the same loop for every arm and experiment."""
+
+import functools
+import json
+import math
+from typing import Any, Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import lowbit.jax
+
+#: A run is unstable if its loss is not finite, or the mean of this many losses rises by more than
+#: RISE nats over the lowest such mean so far, after warm-up.
+WINDOW, RISE = 20, 0.5
+
+
+class Task(NamedTuple):
+    """What is trained.
+
+    loss: parameters, batch -> scalar, for gradients.
+    params: the initial parameters.
+    batch: step (from 0) -> what `loss` takes.
+    decays: a tree of bools, which parameters weight decay is for.
+    score: parameters -> a dict of numbers, after the last step.
+    probe: parameters -> a number, now and then on the way; None: nothing.
+    """
+
+    loss: Callable
+    params: Any
+    batch: Callable
+    decays: Any
+    score: Callable
+    probe: Callable | None = None
+
+
+class Settings(NamedTuple):
+    """Hyper-parameters, the same for all arms.
+
+    schedule: "cosine" (to a tenth), "linear" (to zero) or "constant", after a linear warm-up.
+    clip: global norm of gradients; 0: none.
+    """
+
+    steps: int
+    lr: float
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    warmup: int = 0
+    schedule: str = "constant"
+    clip: float = 0.0
+
+    def lr_at(self, step):
+        """The learning rate of a step, from 0."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        if self.schedule == "cosine":
+            return self.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
+        if self.schedule == "linear":
+            return self.lr * (1 - done)
+        return self.lr
+
+
+def seeded(spec, seed):
+    """A spec's JSON form with this seed for its random numbers."""
+    return {**json.loads(lowbit.Spec(spec).json), "seed": seed}
+
+
+def optimizer(task, settings, spec):
+    """The library's AdamW with the settings' hyper-parameters."""
+    return lowbit.jax.adamw(
+        settings.lr,
+        settings.beta1,
+        settings.beta2,
+        settings.eps,
+        settings.weight_decay,
+        mask=task.decays,
+        spec=spec,
+        threads=1,
+    )
+
+
+@functools.cache
+def gradient(loss):
+    """Compiled: parameters, batch, norm to clip at -> loss, gradients, the factor that clips."""
+
+    @jax.jit
+    def function(params, batch, clip):
+        value, grads = jax.value_and_grad(loss)(params, batch)
+        norm = jnp.sqrt(sum((grad * grad).sum() for grad in jax.tree.leaves(grads)))
+        factor = jnp.where((clip > 0) & (norm > clip), clip / norm, 1.0)
+        return value, grads, factor
+
+    return function
+
+
+def train(task, settings, spec, progress=lambda step, loss: None, until_unstable=False):
+    """Trains and returns a dict: `unstable`, `train_loss` (means of WINDOW steps), `probes` (pairs
+    of step and number), `state_bytes`, and what `task.score` says. Stops at a loss that is not
+    finite, or as soon as the run is unstable, if that is all one wants to know.
+    """
+    tx = optimizer(task, settings, spec)
+    params = jax.tree.map(jnp.copy, task.params)
+    state = tx.init(params)
+    apply = jax.jit(tx.apply, donate_argnums=(1, 2))
+    losses, means, probes = [], [], []
+    for step in range(settings.steps):
+        value, grads, factor = gradient(task.loss)(params, task.batch(step), settings.clip)
+        params, state = apply(
+            grads, state, params, learning_rate=settings.lr_at(step), clip_factor=factor
+        )
+        losses.append(value)
+        if len(losses) == WINDOW or step + 1 == settings.steps:
+            means.append(float(np.mean(np.asarray(losses, np.float64))))
+            losses = []
+            progress(step + 1, means[-1])
+            if not math.isfinite(means[-1]):
+                break
+            if until_unstable and unstable(means, settings.warmup):
+                break
+        if task.probe and (step + 1) % 100 == 0:
+            probes.append((step + 1, float(task.probe(params))))
+    return {
+        "unstable": unstable(means, settings.warmup),
+        "train_loss": means,
+        "probes": probes,
+        "state_bytes": tx.plan(params).state_bytes,
+        **task.score(params),
+    }
+
+
+def unstable(means, warmup=0):
+    """Whether means of WINDOW losses are those of an unstable run."""
+    if not np.isfinite(means).all():
+        return True
+    after = np.asarray(means[-(-warmup // WINDOW) :])
+    return bool(after.size and (after - np.minimum.accumulate(after)).max() > RISE)
