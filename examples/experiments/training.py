@@ -11,8 +11,8 @@ import numpy as np
 
 import lowbit.jax
 
-#: A run is unstable if its loss is not finite, or the mean of WINDOW losses, after warm-up, rises by
-#: more than RISE nats over the lowest such mean so far or over the loss before the first step.
+#: A run is unstable if its loss is not finite, or the mean of WINDOW losses, after warm-up, rises
+#: by more than RISE nats over the lowest such mean so far or over the loss before the first step.
 WINDOW, RISE = 20, 0.5
 
 
