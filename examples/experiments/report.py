@@ -115,18 +115,23 @@ def zero_point():
     return lines + [""]
 
 
+_ERRORS = (
+    "States carried from step to step along the gradients of one 32-bit run. The error of the next"
+    " step, m/√v, is relative, in L2, with the other moment in 32 bits. log2 h(q)/h(v), here late"
+    " in the run, says how many times larger (in powers of two) a step gets. Quiet rows and"
+    " columns have had no gradient for 50 steps. A quiet column shares its blocks of m with living"
+    " ones: there nearest rounding keeps an old m for as long as they live, since 0.9 of a level"
+    " rounds back to it where the next lower one is less than 0.8 of it."
+)
+
+
 def errors():
     lines = []
     for (beta2,), runs in _grouped(records.Records("e5").read(), "beta2"):
         result = _merged([run["result"] for run in runs])
         lines += [f"## E5: errors on real moments, beta2 = {beta2}", ""]
         lines += [
-            "States carried from step to step along the gradients of one 32-bit run. The error of the"
-            " next step, m/√v, is relative, in L2, with the other moment in 32 bits. log2 h(q)/h(v),"
-            " here late in the run, says how many times larger (in powers of two) a step gets."
-            " Quiet rows and columns have had no gradient for 50 steps. A quiet column shares its blocks"
-            " of m with living ones: there nearest rounding keeps an old m for as long as they live,"
-            " since 0.9 of a level rounds back to it where the next lower one is less than 0.8 of it.",
+            _ERRORS,
             "",
         ]
         names = list(result)

@@ -39,11 +39,14 @@ class TestComparisons(unittest.TestCase):
         self.assertAlmostEqual(comparisons.fisher(3, 4, 1, 4), 17 / 70)
 
     def test_unstable(self):
-        self.assertFalse(training.unstable([8.0, 7.0, 6.0, 6.4]))
-        self.assertTrue(training.unstable([8.0, 6.0, 6.6, 5.0]))
-        self.assertTrue(training.unstable([8.0, float("nan")]))
+        self.assertFalse(training.unstable(8.0, [8.0, 7.0, 6.0, 6.4]))
+        self.assertTrue(training.unstable(8.0, [8.0, 6.0, 6.6, 5.0]))
+        self.assertTrue(training.unstable(8.0, [8.0, float("nan")]))
+        self.assertTrue(training.unstable(float("inf"), [8.0]))
         # The rise lies in the 40 steps of warm-up.
-        self.assertFalse(training.unstable([5.0, 7.0, 6.5, 6.0], warmup=40))
+        self.assertFalse(training.unstable(8.0, [5.0, 7.0, 6.5, 6.0], warmup=40))
+        # It blew up in warm-up and comes down from there.
+        self.assertTrue(training.unstable(8.0, [900.0, 800.0, 700.0], warmup=20))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ import numpy as np
 
 import lowbit.jax
 
-#: A run is unstable if its loss is not finite, or the mean of this many losses rises by more than
-#: RISE nats over the lowest such mean so far, after warm-up.
+#: A run is unstable if its loss is not finite, or the mean of WINDOW losses, after warm-up, rises
+#: by more than RISE nats over the lowest such mean so far or over the loss before the first step.
 WINDOW, RISE = 20, 0.5
 
 
@@ -98,20 +98,21 @@ def gradient(loss):
 
 
 def train(task, settings, spec, progress=lambda step, loss: None, until_unstable=False):
-    """Trains and returns a dict: `unstable`, `train_loss` (means of WINDOW steps), `probes` (pairs
-    of step and number), `state_bytes`, and what `task.score` says. Stops at a loss that is not
-    finite, or as soon as the run is unstable, if that is all one wants to know.
+    """Trains and returns a dict: `unstable`, `first_loss`, `train_loss` (means of WINDOW steps),
+    `probes` (pairs of step and number), `state_bytes`, and what `task.score` says. Stops at a loss
+    that is not finite, or as soon as the run is unstable, if that is all one wants to know.
     """
     tx = optimizer(task, settings, spec)
     params = jax.tree.map(jnp.copy, task.params)
     state = tx.init(params)
     apply = jax.jit(tx.apply, donate_argnums=(1, 2))
-    losses, means, probes = [], [], []
+    losses, means, probes, first = [], [], [], None
     for step in range(settings.steps):
         value, grads, factor = gradient(task.loss)(params, task.batch(step), settings.clip)
         params, state = apply(
             grads, state, params, learning_rate=settings.lr_at(step), clip_factor=factor
         )
+        first = float(value) if step == 0 else first
         losses.append(value)
         if len(losses) == WINDOW or step + 1 == settings.steps:
             means.append(float(np.mean(np.asarray(losses, np.float64))))
@@ -119,12 +120,13 @@ def train(task, settings, spec, progress=lambda step, loss: None, until_unstable
             progress(step + 1, means[-1])
             if not math.isfinite(means[-1]):
                 break
-            if until_unstable and unstable(means, settings.warmup):
+            if until_unstable and unstable(first, means, settings.warmup):
                 break
         if task.probe and (step + 1) % 100 == 0:
             probes.append((step + 1, float(task.probe(params))))
     return {
-        "unstable": unstable(means, settings.warmup),
+        "unstable": unstable(first, means, settings.warmup),
+        "first_loss": first,
         "train_loss": means,
         "probes": probes,
         "state_bytes": tx.plan(params).state_bytes,
@@ -132,9 +134,10 @@ def train(task, settings, spec, progress=lambda step, loss: None, until_unstable
     }
 
 
-def unstable(means, warmup=0):
-    """Whether means of WINDOW losses are those of an unstable run."""
-    if not np.isfinite(means).all():
+def unstable(first, means, warmup=0):
+    """Whether a first loss and the means of WINDOW losses are those of an unstable run."""
+    if not np.isfinite([first, *means]).all():
         return True
-    after = np.asarray(means[-(-warmup // WINDOW) :])
-    return bool(after.size and (after - np.minimum.accumulate(after)).max() > RISE)
+    # A run that blows up during warm-up stays above its first loss.
+    after = np.array([first, *means[-(-warmup // WINDOW) :]])
+    return bool((after - np.minimum.accumulate(after)).max() > RISE)
