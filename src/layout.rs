@@ -78,12 +78,15 @@ impl Grid {
         let Some(axis) = (first..global.len()).find(|&axis| global[axis] > 1) else {
             return Ok(());
         };
-        if let Some(inner) = (axis + 1..global.len()).find(|&inner| shape[inner] != global[inner]) {
-            return Err(invalid(format!(
-                "axis {inner} is cut to {} of {}, but it lies inside a block row that starts at \
-                 axis {axis}; cut axis {axis} or the axes before it",
-                shape[inner], global[inner]
-            )));
+        for inner in axis + 1..global.len() {
+            let (extent, ends) = (global[inner], [offset[inner], offset[inner] + shape[inner]]);
+            if let Some(end) = ends.into_iter().find(|end| ![0, extent].contains(end)) {
+                return Err(invalid(format!(
+                    "axis {inner} is cut at {end}, but it lies inside a block row that starts at \
+                     axis {axis}; the nearest allowed cuts are 0 and {extent}: cut axis {axis} or \
+                     the axes before it"
+                )));
+            }
         }
         let stride: i64 = global[axis + 1..].iter().product();
         // Both ends of the box, in elements of the row.
