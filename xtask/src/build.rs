@@ -40,19 +40,38 @@ pub(crate) fn cargo(sh: &Shell) -> Result<Command> {
 /// Compiles one C or C++ source and links it with the library in `target/release`, as an outside
 /// trainer would. The program lands in `target/cxx`.
 pub(crate) fn program(sh: &Shell, source: &str, name: &str, flags: &[&str]) -> Result<PathBuf> {
-    let cpp = Path::new(source)
-        .extension()
-        .is_some_and(|extension| extension == "cpp");
-    let (variable, default, standard) = if cpp {
-        ("CXX", "g++", "-std=c++17")
+    let (variable, default) = if is_cpp(source) {
+        ("CXX", "g++")
     } else {
-        ("CC", "cc", "-std=c99")
+        ("CC", "cc")
+    };
+    let compiler = std::env::var_os(variable).unwrap_or_else(|| default.into());
+    program_by(Path::new(&compiler), sh, source, name, flags)
+}
+
+fn is_cpp(source: &str) -> bool {
+    let extension = Path::new(source).extension();
+    extension.is_some_and(|extension| extension == "cpp")
+}
+
+/// The same by this compiler.
+pub(crate) fn program_by(
+    compiler: &Path,
+    sh: &Shell,
+    source: &str,
+    name: &str,
+    flags: &[&str],
+) -> Result<PathBuf> {
+    let standard = if is_cpp(source) {
+        "-std=c++17"
+    } else {
+        "-std=c99"
     };
     let folder = sh.path("target/cxx");
     std::fs::create_dir_all(&folder).context(folder.display())?;
     let output = folder.join(name);
     let library = sh.path("target/release");
-    let mut compiler = Command::new(std::env::var_os(variable).unwrap_or_else(|| default.into()));
+    let mut compiler = Command::new(compiler);
     compiler
         .args([
             standard,

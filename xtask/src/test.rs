@@ -9,11 +9,12 @@ use crate::steps::Steps;
 use crate::{build, env, experiment, gpu_bundle};
 
 /// The parts that can be asked for by name.
-const PARTS: [&str; 7] = [
+const PARTS: [&str; 8] = [
     "rust",
     "cpp",
     "jax",
     "julia",
+    "mpi",
     "examples",
     "experiments",
     "gpu-bundle",
@@ -50,6 +51,9 @@ pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
             let muon = build::program(sh, "examples/cpp/muon.cpp", "muon", &["-O3"])?;
             sh.run(Command::new(muon).args(["--steps", "40"]))
         });
+    }
+    if wanted("mpi") {
+        mpi(sh, &mut steps);
     }
     if wanted("jax") {
         jax(sh, &mut steps, &library, handover.as_deref());
@@ -130,6 +134,21 @@ fn cpp(sh: &Shell, steps: &mut Steps) {
     steps.run("C++: the model's gradients", || {
         let program = build::program(sh, "examples/cpp/gpt_check.cpp", "gpt_check", &["-O3"])?;
         sh.run(&mut Command::new(program))
+    });
+}
+
+/// Processes that train together end with the bits of one.
+fn mpi(sh: &Shell, steps: &mut Steps) {
+    let Some(mpi) = steps.run("set up MPI", || env::mpi::ensure(sh)) else {
+        return;
+    };
+    steps.run("example: sharded, on 2 and 3 processes", || {
+        let source = "examples/cpp/sharded.cpp";
+        let program = build::program_by(&mpi.compiler, sh, source, "sharded", &["-O3"])?;
+        for processes in [2, 3] {
+            sh.run(mpi.run(processes).arg(&program).args(["--steps", "4"]))?;
+        }
+        Ok(())
     });
 }
 

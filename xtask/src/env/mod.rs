@@ -6,6 +6,7 @@
 mod apt;
 pub(crate) mod experiments;
 pub(crate) mod julia;
+pub(crate) mod mpi;
 pub(crate) mod nvrtc;
 pub(crate) mod peers;
 pub(crate) mod python;
@@ -20,11 +21,12 @@ use crate::shell::{Shell, announce};
 
 type Ensure = fn(&Shell) -> Result<PathBuf>;
 
-const TOOLS: [(&str, Ensure); 4] = [
+const TOOLS: [(&str, Ensure); 5] = [
     ("python", python::ensure),
     ("julia", julia::ensure),
     ("nvrtc", nvrtc::ensure),
     ("valgrind", valgrind::ensure),
+    ("mpi", |sh| mpi::ensure(sh).map(|mpi| mpi.launcher)),
 ];
 
 /// `cargo xtask env`: all tools and where they are, or the path of one alone for use in scripts.
