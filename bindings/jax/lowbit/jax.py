@@ -388,7 +388,7 @@ class Optimizer:
         for (path, param), grad, form in zip(
             paths, treedef.flatten_up_to(grads), forms, strict=True
         ):
-            name = ".".join(_key(key) for key in path)
+            name = path_name(path)
             if grad.shape != param.shape:
                 raise ValueError(
                     f"the gradient of {name} has shape {grad.shape}, the parameter {param.shape}"
@@ -612,6 +612,11 @@ def _spread(choice, params, default):
         return [default] * jax.tree.structure(params).num_leaves
     spread = jax.tree.map(lambda value, tree: jax.tree.map(lambda _: value, tree), choice, params)
     return jax.tree.leaves(spread)
+
+
+def path_name(path):
+    """A tensor's name: its path in a tree of parameters, joined by dots."""
+    return ".".join(_key(key) for key in path)
 
 
 def _key(key):

@@ -1,0 +1,422 @@
+"""States of other packages, from the files in `foreign`, and back. Without torch they are read from
+the arrays in the .npz files; with torch, torchao or bitsandbytes also by those."""
+
+import contextlib
+import importlib.util
+import io
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import types
+import unittest
+
+import support
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import lowbit
+from lowbit import convert
+
+FOREIGN = pathlib.Path(__file__).parent / "foreign"
+SHAPES = {"w": (8, 768), "odd": (17, 245), "b": (10,)}
+SMALL = {"w": (6, 40), "odd": (3, 5, 7), "b": (10,)}
+
+
+def arrays(name):
+    """The arrays of a file as nested dicts, by their paths."""
+    tree = {}
+    with np.load(FOREIGN / f"{name}.npz") as file:
+        for path in file.files:
+            *folders, key = path.split("/")
+            place = tree
+            for folder in folders:
+                place = place.setdefault(folder, {})
+            place[key] = file[path]
+    return tree
+
+
+def state_dict(name, shapes=SHAPES):
+    """The state dict of a file as the package gives it but with numpy's arrays, and what it decodes
+    quantized states to, by parameter and key."""
+    tree = arrays(name)
+    decoded = tree.pop("decoded", {})
+    for entry in tree.values():
+        for key, value in entry.items():
+            if isinstance(value, dict) and "codes" in value:
+                entry[key] = types.SimpleNamespace(**value)
+            if isinstance(value, dict) and "max_dims" in value.get("overhead", {}):
+                value["overhead"]["max_dims"] = list(value["overhead"]["max_dims"].values())
+    group = {"lr": 1e-3, "betas": (0.9, 0.999), "params": list(range(len(shapes)))}
+    state = {index: tree[param] for index, param in enumerate(shapes)}
+    return {"state": state, "param_groups": [group]}, decoded
+
+
+def lines(report):
+    return {(kept.tensor, kept.state): kept for kept in report}
+
+
+KEYS = {"exp_avg": "m", "exp_avg_sq": "v", "state1": "m", "state2": "v", "max_exp_avg_sq": "vmax"}
+
+
+class TestImport(unittest.TestCase):
+    def check_decoded(self, name, shapes=SHAPES, exact=True):
+        """Under its own spec every state decodes to the package's own values."""
+        source, decoded = state_dict(name, shapes)
+        imported = convert.from_torch(source, shapes)
+        self.assertEqual(imported.step, 3)
+        plan, state, report = convert.to_lowbit(imported)
+        print(f"\n{name}: {plan.spec.json[:200]}\n{report}")
+        values = {
+            key: plan.decompress(key, state) for key in dict.fromkeys(i.state for i in plan.buffers)
+        }
+        for i, param in enumerate(shapes):
+            for key, state_name in KEYS.items():
+                if key in source["state"][i]:
+                    given = decoded.get(param, {}).get(key, source["state"][i][key])
+                    same = support.same(values[state_name][i], given)
+                    self.assertEqual(lines(report)[param, state_name].exact, same, (param, key))
+                    if exact:
+                        self.assertTrue(same, (param, key))
+        return plan, state, report
+
+    def test_torch(self):
+        for name in ("torch", "amsgrad"):
+            plan, state, report = self.check_decoded(name, SMALL)
+            self.assertTrue(report.exact)
+            self.assertEqual({kept.how for kept in report}, {"f32"})
+        self.assertIn("amsgrad", json.loads(plan.spec.json))
+
+    def test_torchao(self):
+        for name in ("torchao4", "torchao8"):
+            _, _, report = self.check_decoded(name)
+            self.assertTrue(report.exact)
+            for state in ("m", "v"):
+                self.assertEqual(lines(report)["w", state].how, "copied")
+                self.assertEqual(lines(report)["odd", state].how, "f32")
+
+    def test_torchao_fp8(self):
+        """The division of the table by 448 and the product of the scales round."""
+        _, _, report = self.check_decoded("torchao-fp8", exact=False)
+        for state in ("m", "v"):
+            self.assertEqual(lines(report)["w", state].how, "copied")
+            self.assertLess(lines(report)["w", state].error, 1e-7)
+
+    def test_bitsandbytes(self):
+        """Also the short block at the end of a tensor."""
+        _, _, report = self.check_decoded("bitsandbytes")
+        self.assertTrue(report.exact)
+        for param in ("w", "odd"):
+            self.assertEqual(lines(report)[param, "m"].how, "copied")
+
+    def test_lpmm(self):
+        shapes = {**SHAPES, "f": (9, 512)}
+        plan, state, report = self.check_decoded("lpmm", shapes, exact=False)
+        found = lines(report)
+        self.assertTrue(found["w", "m"].exact and found["w", "v"].exact)
+        self.assertEqual(found["w", "v"].source, "lpmm 4-bit rank-1")
+        # Rows of 245 are no multiple of 128: their blocks run across rows.
+        self.assertEqual(found["odd", "m"].how, "quantized")
+        self.assertTrue(0 < found["odd", "m"].error < 0.2)
+        self.assertEqual(found["f", "v"].how, "copied")
+        self.assertLess(found["f", "v"].error, 1e-6)
+        # The factors are what they were.
+        of = {
+            info.part: array
+            for info, array in zip(plan.buffers, state)
+            if (info.tensor, info.state) == (3, "v")
+        }
+        given = arrays("lpmm")["f"]
+        self.assertTrue(support.same(of["rows"], given["exp_avg_sq_row"]))
+        self.assertTrue(support.same(of["columns"], given["exp_avg_sq_col"]))
+
+    def test_another_spec_is_quantized_to_with_its_error(self):
+        source, decoded = state_dict("bitsandbytes")
+        imported = convert.from_torch(source, SHAPES)
+        plan, state, report = convert.to_lowbit(imported, "adamw4-block")
+        kept = lines(report)["w", "m"]
+        values = decoded["w"]["state1"].astype(np.float64)
+        off = plan.decompress("m", state)[0] - values
+        self.assertEqual((kept.how, kept.exact), ("quantized", False))
+        self.assertAlmostEqual(kept.error, np.sqrt((off**2).sum() / (values**2).sum()))
+        self.assertAlmostEqual(kept.largest, abs(off).max() / abs(values).max())
+        self.assertIn("quantized", str(report))
+
+    def test_a_named_table_of_the_same_levels_takes_the_codes(self):
+        """torchao's maps are the library's but for a last place here and there."""
+        source, _ = state_dict("torchao4")
+        _, _, report = convert.to_lowbit(convert.from_torch(source, SHAPES), "adamw4-block")
+        for state in ("m", "v"):
+            kept = lines(report)["w", state]
+            self.assertEqual(kept.how, "copied")
+            self.assertLess(kept.largest, 2e-7)
+
+    def test_what_is_not_understood_is_named(self):
+        def broken(change, message, shapes=SHAPES):
+            source, _ = state_dict("bitsandbytes")
+            change(source["state"][0])
+            with self.assertRaisesRegex(ValueError, message):
+                convert.from_torch(source, shapes)
+
+        broken(lambda state: state.pop("absmax1"), "state1 of w: 8 bits without blocks")
+        broken(lambda state: state.update(absmax1=np.ones(19)), "state1 of w: 19 scales of 6144")
+        broken(
+            lambda state: state.update(step=9), r"in their number of steps \(b 3, w 9\)|\(odd 3|w 9"
+        )
+        broken(lambda state: state.update(state1=np.ones(3)), "state m of w has shape \\(3,\\)")
+        broken(lambda state: (state.clear(), state.update(sum=0)), "state of w has \\['sum'\\]")
+        broken(
+            lambda state: None, "parameter 2 has no name: 2 shapes", dict(list(SHAPES.items())[:2])
+        )
+        broken(lambda state: state.update(state1=np.ones(8, np.int32)), "dtype int32")
+
+    def test_a_training_run_goes_on(self):
+        """A step from imported f32 states is the step that torch takes, to rounding."""
+        source, _ = state_dict("torch", SMALL)
+        plan, state, _ = convert.to_lowbit(convert.from_torch(source, SMALL))
+        params = [support.param(i, shape) for i, shape in enumerate(SMALL.values())]
+        grads = [support.grad(i, shape) for i, shape in enumerate(SMALL.values())]
+        stepped = [param.copy() for param in params]
+        plan.step(stepped, grads, state, step=4, lr=1e-3)
+        for i, (before, after, grad) in enumerate(zip(params, stepped, grads)):
+            p, g = before.astype(np.float64), grad.astype(np.float64)
+            m = 0.9 * source["state"][i]["exp_avg"] + 0.1 * g
+            v = 0.999 * source["state"][i]["exp_avg_sq"] + 0.001 * g * g
+            update = m / (1 - 0.9**4) / (np.sqrt(v / (1 - 0.999**4)) + 1e-8) + 0.01 * p
+            np.testing.assert_allclose(after, p - 1e-3 * update, rtol=1e-5, atol=1e-8)
+
+    def test_parameters_known_by_name_and_in_groups(self):
+        source, _ = state_dict("torchao4")
+        shapes = {"a[0]": SHAPES["w"], "b*": SHAPES["odd"], "a": SHAPES["b"]}
+        state = {name: source["state"][i] for i, name in enumerate(shapes)}
+        del state["a"]  # never stepped
+        groups = [{"lr": 1.0, "params": ["a", "b*"]}, {"lr": 2.0, "params": ["a[0]"]}]
+        imported = convert.from_torch({"state": state, "param_groups": groups}, shapes)
+        plan, arrays, report = convert.to_lowbit(imported)
+        self.assertEqual([tensor.group for tensor in plan.tensors], [1, 0, 0])
+        self.assertEqual(imported.groups, [{"lr": 1.0}, {"lr": 2.0}])
+        self.assertTrue(report.exact)
+        self.assertEqual(len(report), 4)
+        self.assertFalse(plan.decompress("v", arrays)[2].any())
+        # With f32 states among coded ones by size, a pattern has to match one name alone.
+        spec = convert.exact_spec(imported._replace(shapes={**shapes, "a": (100, 100)}))
+        self.assertEqual([rule["match"] for rule in spec["overrides"]], ["a"])
+        moments = {("a[0]", "m"): imported.moments["a[0]", "m"]}
+        shapes = {"a[0]": SHAPES["w"], "a0": (100, 100)}
+        other = convert.Imported(shapes, moments, 3, [{}], {})
+        _, _, report = convert.to_lowbit(other)
+        self.assertTrue(report.exact)
+
+    def test_import_needs_neither_torch_nor_jax(self):
+        code = "import sys, lowbit.convert; assert not {'torch', 'jax'} & set(sys.modules)"
+        path = str(pathlib.Path(lowbit.__file__).parents[1])
+        environment = {**os.environ, "PYTHONPATH": path}
+        subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+class TestExport(unittest.TestCase):
+    def plan(self, name, spec=None, shapes=SHAPES):
+        source, _ = state_dict(name, shapes)
+        imported = convert.from_torch(source, shapes)
+        plan, state, _ = convert.to_lowbit(imported, spec)
+        return source, imported, plan, state
+
+    def again(self, exported, shapes, plan, state):
+        """What the exported dict is read back as holds the same values as the plan's states."""
+        other, arrays, report = convert.to_lowbit(convert.from_torch(exported, shapes))
+        self.assertTrue(report.exact)
+        for name in ("m", "v"):
+            for left, right in zip(plan.decompress(name, state), other.decompress(name, arrays)):
+                self.assertTrue(support.same(left, right), name)
+
+    def test_torch_and_back_is_the_same(self):
+        source, imported, plan, state = self.plan("torch", shapes=SMALL)
+        exported = convert.to_torch(plan, state, 3, imported.groups, tensor=np.asarray)
+        for i, entry in source["state"].items():
+            for key in ("exp_avg", "exp_avg_sq"):
+                self.assertTrue(support.same(exported["state"][i][key], entry[key]))
+            self.assertEqual(exported["state"][i]["step"], 3)
+        self.assertEqual(exported["param_groups"][0]["params"], [0, 1, 2])
+        self.assertEqual(exported["param_groups"][0]["betas"], (0.9, 0.999))
+        with self.assertRaisesRegex(ValueError, "2 groups are given; the plan has 1"):
+            convert.to_torch(plan, state, 3, [{}, {}], tensor=np.asarray)
+
+    def test_torchao_and_back_is_the_same(self):
+        def wrap(codes, scale, qmap, signed, shape, bits):
+            return types.SimpleNamespace(codes=codes, scale=scale, qmap=qmap, signed=signed)
+
+        for name in ("torchao4", "torchao8"):
+            source, _, plan, state = self.plan(name)
+            exported = convert.to_torchao(plan, state, 3, tensor=np.asarray, wrap=wrap)
+            for key in ("exp_avg", "exp_avg_sq"):
+                left, right = exported["state"][0][key], source["state"][0][key]
+                for part in ("codes", "scale", "qmap"):
+                    self.assertTrue(support.same(getattr(left, part), getattr(right, part)), part)
+                self.assertTrue(support.same(exported["state"][1][key], source["state"][1][key]))
+            self.again(exported, SHAPES, plan, state)
+
+    def test_bitsandbytes_and_back_is_the_same(self):
+        source, _, plan, state = self.plan("bitsandbytes")
+        exported = convert.to_bitsandbytes(plan, state, 3, tensor=np.asarray)
+        for i in range(3):
+            for key in source["state"][i].keys() - {"step"}:
+                left, right = exported["state"][i][key], source["state"][i][key]
+                self.assertTrue(support.same(left, right), (i, key))
+        self.again(exported, SHAPES, plan, state)
+
+    def test_what_has_no_place_becomes_f32(self):
+        """Rank-1 and dithered states in torchao, 4 bits in bitsandbytes."""
+        block = {"bits": 4, "normalization": "block", "block": 128, "dither": True}
+        dithered = {
+            "optimizer": "adamw",
+            "threshold": 0,
+            "m": {**block, "mapping": "linear-with-zero"},
+            "v": {"bits": 4, "normalization": "rank1", "mapping": "linear"},
+        }
+        _, _, plan, state = self.plan("torch", dithered, SMALL)
+        for export in (convert.to_torchao, convert.to_bitsandbytes):
+            exported = export(plan, state, 3, tensor=np.asarray)
+            self.assertEqual({type(x) for x in exported["state"][0].values()} - {int}, {np.ndarray})
+            self.again(exported, SMALL, plan, state)
+
+    def test_only_adam(self):
+        plan = lowbit.Plan("lion4", [lowbit.Tensor("w", (3,))])
+        with self.assertRaisesRegex(ValueError, "states are \\['m'\\]"):
+            convert.to_torch(plan, plan.zeros(), 1, tensor=np.asarray)
+
+
+class TestOptax(unittest.TestCase):
+    def test_there_and_back(self):
+        params = {"a": jnp.ones((3, 5)), "b": [jnp.zeros(7), jnp.full((2, 2), 2.0)]}
+        grads = {"a": jnp.full((3, 5), 0.25), "b": [jnp.ones(7), -jnp.ones((2, 2))]}
+        optimizer = optax.adamw(lambda count: 1e-3 / (1 + count))
+        state = optimizer.init(params)
+        for _ in range(3):
+            _, state = optimizer.update(grads, state, params)
+        imported = convert.from_optax(state)
+        self.assertEqual(imported.step, 3)
+        self.assertEqual(imported.shapes, {"a": (3, 5), "b.0": (7,), "b.1": (2, 2)})
+        plan, arrays, report = convert.to_lowbit(imported)
+        self.assertTrue(report.exact)
+        back = convert.to_optax(plan, arrays, 3, optimizer.init(params))
+        for left, right in zip(jax.tree.leaves(back), jax.tree.leaves(state)):
+            self.assertTrue(support.same(left, right))
+        with self.assertRaisesRegex(ValueError, "0 parts with count, mu and nu"):
+            convert.from_optax(optax.sgd(1.0).init(params))
+
+
+@unittest.skipUnless(
+    importlib.util.find_spec("torch"), "torch is not installed: only arrays are read"
+)
+class TestTorch(unittest.TestCase):
+    """With the packages themselves."""
+
+    def test_files_of_torch(self):
+        for name in ("torch", "amsgrad", "bitsandbytes"):
+            shapes = SHAPES if name == "bitsandbytes" else SMALL
+            self.check_file(name, shapes)
+
+    @unittest.skipUnless(importlib.util.find_spec("torchao"), "torchao is not installed")
+    def test_files_of_torchao(self):
+        for name in ("torchao4", "torchao8", "torchao-fp8"):
+            self.check_file(name, SHAPES)
+
+    def check_file(self, name, shapes):
+        """The .pt file gives what its arrays give."""
+        loaded = convert.from_torch(convert.load(FOREIGN / f"{name}.pt"), shapes)
+        given = convert.from_torch(state_dict(name, shapes)[0], shapes)
+        self.assertEqual(loaded.moments.keys(), given.moments.keys())
+        for key, moment in given.moments.items():
+            self.assertTrue(support.same(loaded.moments[key].values, moment.values), key)
+
+    def test_code_in_a_file_does_not_run(self):
+        import pickle
+
+        import torch
+
+        class Code:
+            def __reduce__(self):
+                return print, ("this must not be printed",)
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "bad.pt"
+            torch.save({"state": Code()}, path)
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed), self.assertRaises(pickle.UnpicklingError):
+                convert.load(path)
+            self.assertEqual(printed.getvalue(), "")
+
+    def test_torch_takes_what_is_written(self):
+        import torch
+
+        source = convert.from_torch(convert.load(FOREIGN / "torch.pt"), SMALL)
+        plan, state, _ = convert.to_lowbit(source)
+        params = [torch.nn.Parameter(torch.ones(shape)) for shape in SMALL.values()]
+        optimizer = torch.optim.AdamW(params)
+        optimizer.load_state_dict(convert.to_torch(plan, state, 3, source.groups))
+        for param in params:
+            param.grad = torch.full_like(param, 0.5)
+        optimizer.step()
+        self.assertEqual(optimizer.state_dict()["state"][0]["step"], 4)
+
+    @unittest.skipUnless(importlib.util.find_spec("torchao"), "torchao is not installed")
+    def test_torchao_takes_what_is_written(self):
+        import torch
+        import torchao.optim
+
+        for name, create in (
+            ("torchao4", torchao.optim.AdamW4bit),
+            ("torchao8", torchao.optim.AdamW8bit),
+        ):
+            saved = convert.load(FOREIGN / f"{name}.pt")
+            plan, state, _ = convert.to_lowbit(convert.from_torch(saved, SHAPES))
+            params = [torch.nn.Parameter(torch.ones(shape)) for shape in SHAPES.values()]
+            optimizer = create(params)
+            optimizer.load_state_dict(convert.to_torchao(plan, state, 3))
+            kept = optimizer.state[params[0]]["exp_avg"]
+            self.assertTrue(torch.equal(kept.codes, saved["state"][0]["exp_avg"].codes))
+            for param in params:
+                param.grad = torch.full_like(param, 0.5)
+            optimizer.step()
+
+    @unittest.skipUnless(importlib.util.find_spec("bitsandbytes"), "bitsandbytes is not installed")
+    def test_bitsandbytes_takes_what_is_written(self):
+        import bitsandbytes
+        import torch
+
+        plan, state, _ = convert.to_lowbit(
+            convert.from_torch(convert.load(FOREIGN / "bitsandbytes.pt"), SHAPES)
+        )
+        params = [torch.nn.Parameter(torch.ones(shape)) for shape in SHAPES.values()]
+        optimizer = bitsandbytes.optim.AdamW8bit(params)
+        optimizer.load_state_dict(convert.to_bitsandbytes(plan, state, 3))
+        for param in params:
+            param.grad = torch.full_like(param, 0.5)
+        optimizer.step()
+        self.assertEqual(optimizer.state[params[0]]["state1"].dtype, torch.uint8)
+        self.assertEqual(optimizer.state[params[0]]["step"], 4)
+
+    def test_command(self):
+        with tempfile.TemporaryDirectory() as folder:
+            folder = pathlib.Path(folder)
+            (folder / "shapes.json").write_text(json.dumps(SMALL), encoding="utf-8")
+            command = [sys.executable, "-m", "lowbit.convert", str(FOREIGN / "torch.pt")]
+            command += [
+                str(folder / "shapes.json"),
+                str(folder / "state"),
+                "--spec",
+                "adamw4-block",
+            ]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            self.assertIn("3 steps", done.stdout)
+            plan = lowbit.Plan("adamw4-block", [lowbit.Tensor(*item) for item in SMALL.items()])
+            self.assertEqual(plan.load(folder / "state", plan.zeros()), 3)
+
+
+if __name__ == "__main__":
+    unittest.main()
