@@ -41,6 +41,8 @@
 #define LOWBIT_EMA_ARGS_INIT { sizeof(lowbit_ema_args_t), 0, NULL, 0, NULL, NULL, 0, NULL, 0.9f, 0.1f, 1, 0 }
 #define LOWBIT_NORM_ARGS_INIT { sizeof(lowbit_norm_args_t), 0, 0, NULL, { NULL, 0 }, 1.0f, 1.0f }
 #define LOWBIT_CHECKPOINT_INFO_INIT { sizeof(lowbit_checkpoint_info_t), 0 }
+#define LOWBIT_SAVE_ARGS_INIT { sizeof(lowbit_save_args_t), 0, 0, NULL, 0, NULL, NULL, NULL, 0, 0, NULL, NULL }
+#define LOWBIT_LOAD_ARGS_INIT { sizeof(lowbit_load_args_t), 0, 0, NULL, NULL, NULL, NULL, 0, 0, 0, NULL, NULL }
 /* Number of f32 values in lowbit_step_args_t.hyper for each group of the plan. */
 #define LOWBIT_HYPER_COUNT 8
 
@@ -99,6 +101,21 @@
  * Bytes of the scratch of lowbit_norm.
  */
 #define LOWBIT_NORM_SCRATCH 24
+
+/**
+ * Set in lowbit_save_args_t.flags: write to fd, which may be a pipe.
+ */
+#define LOWBIT_SAVE_FD 1
+
+/**
+ * Set in lowbit_load_args_t.flags: read from fd, a regular file.
+ */
+#define LOWBIT_LOAD_FD 1
+
+/**
+ * Set in lowbit_load_args_t.flags: the checkpoint may have tensors that the plan lacks.
+ */
+#define LOWBIT_LOAD_SUBSET 2
 
 /**
  * Raised when a call that worked could fail or mean something else.
@@ -854,6 +871,140 @@ typedef struct lowbit_checkpoint_info_t {
 } lowbit_checkpoint_info_t;
 
 /**
+ * Takes the next bytes of a checkpoint; 0 for OK, anything else fails the call with IO.
+ */
+typedef int32_t (*lowbit_write_t)(void *user,
+                                  const void *data,
+                                  size_t bytes);
+
+/**
+ * Is told the bytes that are done and how many there are; anything but 0 ends the call with
+ * CANCELLED, unless a state is being written already.
+ */
+typedef int32_t (*lowbit_progress_t)(void *user,
+                                     int64_t done,
+                                     int64_t total);
+
+/**
+ * Where a checkpoint goes: path, write, or fd with its flag, exactly one of them.
+ */
+typedef struct lowbit_save_args_t {
+  /**
+   * sizeof of this struct.
+   */
+  size_t struct_size;
+  /**
+   * LOWBIT_SAVE_... bits.
+   */
+  uint64_t flags;
+  /**
+   * Number of state buffers; that of the plan.
+   */
+  int64_t buffer_count;
+  /**
+   * All state buffers (array on the host).
+   */
+  const struct lowbit_buffer_t *state;
+  /**
+   * Steps done; 0 or more.
+   */
+  int64_t step;
+  /**
+   * UTF-8: the file is replaced whole or not at all. NULL otherwise.
+   */
+  const char *path;
+  /**
+   * Gets the bytes in their order. NULL otherwise.
+   */
+  lowbit_write_t write;
+  /**
+   * Passed to write.
+   */
+  void *write_user;
+  /**
+   * A file descriptor that is open for writing; the caller's to sync and close.
+   */
+  int32_t fd;
+  /**
+   * With path: its file's name has "{step}" in it, which is replaced by the number, and of the
+   * files with such names this many, the newest, stay. 0: nothing is replaced or removed.
+   */
+  int32_t keep;
+  /**
+   * NULL, or called about once for each MiB.
+   */
+  lowbit_progress_t progress;
+  /**
+   * Passed to progress.
+   */
+  void *progress_user;
+} lowbit_save_args_t;
+
+/**
+ * Fills `data` with the bytes of a checkpoint from byte `offset` on; 0 for OK, anything else fails
+ * the call with IO.
+ */
+typedef int32_t (*lowbit_read_t)(void *user,
+                                 int64_t offset,
+                                 void *data,
+                                 size_t bytes);
+
+/**
+ * Where a checkpoint comes from: path, read, or fd with its flag, exactly one of them.
+ */
+typedef struct lowbit_load_args_t {
+  /**
+   * sizeof of this struct.
+   */
+  size_t struct_size;
+  /**
+   * LOWBIT_LOAD_... bits.
+   */
+  uint64_t flags;
+  /**
+   * Number of state buffers; that of the plan.
+   */
+  int64_t buffer_count;
+  /**
+   * All state buffers (array on the host), which are written only after what they are read from
+   * was verified.
+   */
+  const struct lowbit_buffer_t *state;
+  /**
+   * UTF-8: a checkpoint file, or an index of several. NULL otherwise.
+   */
+  const char *path;
+  /**
+   * Gives bytes at any place, each twice: first to verify them. NULL otherwise.
+   */
+  lowbit_read_t read;
+  /**
+   * Passed to read.
+   */
+  void *read_user;
+  /**
+   * With read: the size of the checkpoint. 0 otherwise.
+   */
+  int64_t bytes;
+  /**
+   * A file descriptor that is open for reading; its position is not used or changed.
+   */
+  int32_t fd;
+  /**
+   * Zero.
+   */
+  int32_t reserved;
+  /**
+   * NULL, or called about once for each MiB.
+   */
+  lowbit_progress_t progress;
+  /**
+   * Passed to progress.
+   */
+  void *progress_user;
+} lowbit_load_args_t;
+
+/**
  * Done.
  */
 #define LOWBIT_STATUS_OK 0
@@ -944,9 +1095,14 @@ typedef struct lowbit_checkpoint_info_t {
 #define LOWBIT_STATUS_OUT_OF_MEMORY 80
 
 /**
- * A file operation failed.
+ * A file operation, or a callback that stands for one, failed.
  */
 #define LOWBIT_STATUS_IO 81
+
+/**
+ * A progress callback asked to stop.
+ */
+#define LOWBIT_STATUS_CANCELLED 82
 
 /**
  * A panic was caught; the handle it came from refuses all further calls but destroy.
@@ -2235,7 +2391,8 @@ lowbit_status_t lowbit_checkpoint_save(const struct lowbit_plan_t *plan,
                                        void *stream);
 
 /**
- * Reads a checkpoint file written under an equal plan (spec, tensors, places).
+ * Reads a checkpoint file, or an index of several, written under the same spec for the same tensors
+ * or any shards of them.
  *
  * # Parameters
  * - `plan` (in, not NULL).
@@ -2332,6 +2489,241 @@ lowbit_status_t lowbit_checkpoint_deserialize(const struct lowbit_plan_t *plan,
                                               int64_t buffer_count,
                                               void *stream,
                                               struct lowbit_checkpoint_info_t *out);
+
+/**
+ * Writes a checkpoint to a path, a file descriptor or a callback, with progress.
+ *
+ * # Parameters
+ * - `plan` (in, not NULL).
+ * - `args` (in, host, not NULL): state, step and where they go.
+ * - `stream` (in): ignored by CPU contexts.
+ * # Returns
+ * OK, NULL_POINTER, STRUCT_SIZE, UNKNOWN_FLAG, INVALID_ARGUMENT (also none or several targets),
+ * BUFFER_SIZE, MISALIGNED, UNSUPPORTED (no file descriptors on this system), OUT_OF_MEMORY, IO,
+ * CANCELLED. After a failure a path is as it was; a descriptor or callback has got a part.
+ * # Threads
+ * Any, while nobody changes the state. Callbacks are called on the calling thread.
+ * # Stream
+ * Synchronises `stream`.
+ * # Ownership
+ * None.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * Buffers are valid memory of their sizes in the plan's memory space; callbacks return.
+ */
+lowbit_status_t lowbit_checkpoint_write(const struct lowbit_plan_t *plan,
+                                        const struct lowbit_save_args_t *args,
+                                        void *stream);
+
+/**
+ * Reads a checkpoint, whatever the mesh that wrote it, from a path, a file descriptor or a
+ * callback, with progress.
+ *
+ * # Parameters
+ * - `plan` (in, not NULL).
+ * - `args` (in, host, not NULL): where it comes from, and the state (out).
+ * - `stream` (in): ignored by CPU contexts.
+ * - `out` (out, host): may be NULL; its struct_size is read.
+ * # Returns
+ * As lowbit_checkpoint_load; also UNKNOWN_FLAG, INVALID_ARGUMENT (none or several sources),
+ * UNSUPPORTED, OUT_OF_MEMORY, CANCELLED. The state is untouched unless all that it is read from was
+ * verified; only a source that fails or changes after that leaves it in part written, and the
+ * text then says so.
+ * # Threads
+ * Nobody else uses the state. Callbacks are called on the calling thread.
+ * # Stream
+ * Synchronises `stream`.
+ * # Ownership
+ * None.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * Buffers are valid memory of their sizes in the plan's memory space; callbacks return.
+ */
+lowbit_status_t lowbit_checkpoint_read(const struct lowbit_plan_t *plan,
+                                       const struct lowbit_load_args_t *args,
+                                       void *stream,
+                                       struct lowbit_checkpoint_info_t *out);
+
+/**
+ * Writes the index of a checkpoint in several files: one from each process, with its shards. To be
+ * called by one process when all have saved theirs; the index is what is then loaded. The files
+ * must be of one step and spec and together have every element; shards that have the same part must
+ * have the same bytes.
+ *
+ * # Parameters
+ * - `paths` (in, host): array of `path_count` texts, UTF-8: files in the folder of the index.
+ * - `path_count` (in): 1 or more.
+ * - `path` (in, host, not NULL): UTF-8; the index, replaced whole or not at all.
+ * # Returns
+ * OK, NULL_POINTER, INVALID_ARGUMENT (a file elsewhere), IO, FORMAT_..., FORMAT_MISMATCH (the text
+ * says what does not fit or is missing).
+ * # Threads
+ * Any.
+ * # Stream
+ * None.
+ * # Ownership
+ * None.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * Texts end with NUL.
+ */
+lowbit_status_t lowbit_checkpoint_index(const char *const *paths,
+                                        int64_t path_count,
+                                        const char *path);
+
+/**
+ * Writes all tensors of a checkpoint, whole, into one file. Memory stays at a few MiB.
+ *
+ * # Parameters
+ * - `from` (in, host, not NULL): UTF-8; a checkpoint file or an index.
+ * - `path` (in, host, not NULL): UTF-8; replaced whole or not at all.
+ * - `progress` (in): may be NULL.
+ * - `user` (in): passed to `progress`.
+ * # Returns
+ * OK, NULL_POINTER, IO, FORMAT_..., OUT_OF_MEMORY, CANCELLED.
+ * # Threads
+ * Any.
+ * # Stream
+ * None.
+ * # Ownership
+ * None.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * Texts end with NUL.
+ */
+lowbit_status_t lowbit_checkpoint_merge(const char *from,
+                                        const char *path,
+                                        lowbit_progress_t progress,
+                                        void *user);
+
+/**
+ * Cuts every tensor of a checkpoint along one axis, as even as the block grid allows, and writes
+ * one file for each part beside an index: for "state.json", "state-00001-of-00004.safetensors" and
+ * so on. Tensors that cannot be cut along that axis are whole in every part. For other meshes:
+ * lowbit_checkpoint_reshard.
+ *
+ * # Parameters
+ * - `from` (in, host, not NULL): UTF-8; a checkpoint file or an index.
+ * - `axis` (in): 0 or more.
+ * - `parts` (in): 1 to 99999.
+ * - `path` (in, host, not NULL): UTF-8; the index.
+ * - `progress` (in): may be NULL.
+ * - `user` (in): passed to `progress`.
+ * # Returns
+ * As lowbit_checkpoint_merge; also INVALID_ARGUMENT.
+ * # Threads
+ * Any.
+ * # Stream
+ * None.
+ * # Ownership
+ * None.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * Texts end with NUL.
+ */
+lowbit_status_t lowbit_checkpoint_split(const char *from,
+                                        int32_t axis,
+                                        int64_t parts,
+                                        const char *path,
+                                        lowbit_progress_t progress,
+                                        void *user);
+
+/**
+ * Writes the checkpoint file of a plan's tensors, whole or any shards of them, from a checkpoint of
+ * any mesh. Nothing is decoded, and memory stays at a few MiB; the plan's device is not used.
+ *
+ * # Parameters
+ * - `plan` (in, not NULL): its tensors may be some of the checkpoint's.
+ * - `from` (in, host, not NULL): UTF-8; a checkpoint file or an index.
+ * - `path` (in, host, not NULL): UTF-8; replaced whole or not at all.
+ * - `progress` (in): may be NULL.
+ * - `user` (in): passed to `progress`.
+ * # Returns
+ * As lowbit_checkpoint_merge; FORMAT_MISMATCH also for a plan of another spec or other tensors.
+ * # Threads
+ * Any.
+ * # Stream
+ * None.
+ * # Ownership
+ * None.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * Texts end with NUL.
+ */
+lowbit_status_t lowbit_checkpoint_reshard(const struct lowbit_plan_t *plan,
+                                          const char *from,
+                                          const char *path,
+                                          lowbit_progress_t progress,
+                                          void *user);
+
+/**
+ * What a checkpoint has: step, spec, and the global tensors with the places of their shards, as
+ * JSON. Only headers are read and verified.
+ *
+ * # Parameters
+ * - `from` (in, host, not NULL): UTF-8; a checkpoint file or an index.
+ * - `buf` (out, host): receives the text and a NUL; may be NULL if `cap` is 0.
+ * - `cap` (in): bytes of `buf`.
+ * - `needed` (out, host): bytes of the text with its NUL; may be NULL.
+ * # Returns
+ * OK, NULL_POINTER, BUFFER_SIZE (`cap` is too small), IO, FORMAT_...
+ * # Threads
+ * Any.
+ * # Stream
+ * None.
+ * # Ownership
+ * None.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * `from` ends with NUL; `buf` has `cap` bytes.
+ */
+lowbit_status_t lowbit_checkpoint_json(const char *from,
+                                       char *buf,
+                                       size_t cap,
+                                       size_t *needed);
+
+/**
+ * The f32 values of one state of one tensor, or of a slice of it, without reading the rest. The
+ * checksums of headers are verified, those of the data are not: that needs all of an entry.
+ *
+ * # Parameters
+ * - `from` (in, host, not NULL): UTF-8; a checkpoint file or an index.
+ * - `tensor` (in, host, not NULL): its name.
+ * - `state_name` (in, host, not NULL): "m", "v", "vmax" or "x".
+ * - `offset` (in, host), `shape` (in, host): arrays of `ndim` numbers: the slice of the global
+ *   tensor. May be NULL if `ndim` is 0.
+ * - `ndim` (in): number of axes of the tensor.
+ * - `values` (out, host): receives the values in C order; may be NULL if `bytes` is 0.
+ * - `bytes` (in): 4 for each element of the slice.
+ * # Returns
+ * OK, NULL_POINTER, INVALID_ARGUMENT (no such tensor, state or slice), BUFFER_SIZE, MISALIGNED, IO,
+ * FORMAT_..., OUT_OF_MEMORY.
+ * # Threads
+ * Any.
+ * # Stream
+ * None.
+ * # Ownership
+ * None.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * Arrays have their sizes; texts end with NUL.
+ */
+lowbit_status_t lowbit_checkpoint_values(const char *from,
+                                         const char *tensor,
+                                         const char *state_name,
+                                         const int64_t *offset,
+                                         const int64_t *shape,
+                                         int32_t ndim,
+                                         float *values,
+                                         int64_t bytes);
 
 #ifdef __cplusplus
 }  // extern "C"

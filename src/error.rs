@@ -48,7 +48,9 @@ pub enum Status {
     OutOfMemory = 80,
     /// A file operation failed.
     Io = 81,
-    // next free number: 82
+    /// A callback asked to stop.
+    Cancelled = 82,
+    // next free number: 83
     /// A panic was caught at the C boundary; the handle it came from refuses further calls.
     Internal = 100,
 }

@@ -40,13 +40,7 @@ impl Grid {
     /// # Errors
     /// `InvalidArgument` where the box cuts a block, naming the nearest cuts that are allowed.
     pub fn new(global: &[i64], offset: &[i64], shape: &[i64], block: i64) -> Result<Self> {
-        // The first axis of the row.
-        let mut first = global.len();
-        let mut row = 1_i64;
-        while first > 0 && (first == global.len() || row < block) {
-            first -= 1;
-            row *= global[first];
-        }
+        let first = Self::lead_axes(global, block);
         let cols: i64 = shape[first..].iter().product();
         let rows: i64 = shape[..first].iter().product();
         if rows * cols > 0 {
@@ -64,6 +58,16 @@ impl Grid {
             block,
             blocks: div_ceil(cols, block),
         })
+    }
+
+    /// How many axes of a tensor of shape `global` come before the row.
+    pub(crate) fn lead_axes(global: &[i64], block: i64) -> usize {
+        let (mut first, mut row) = (global.len(), 1_i64);
+        while first > 0 && (first == global.len() || row < block) {
+            first -= 1;
+            row *= global[first];
+        }
+        first
     }
 
     /// Inside a row, only the outermost axis longer than 1 may be cut (else the box is not one
@@ -148,8 +152,13 @@ impl Grid {
             row /= self.lead[axis];
             stride *= self.global_lead[axis];
         }
-        let start: i64 = rest.iter().zip(&self.row_strides).map(|(o, s)| o * s).sum();
-        (global_row, col + start)
+        (global_row, col + self.row_start(rest))
+    }
+
+    /// First element, in the row of the global tensor, of a row of this grid; `rest` is the offset
+    /// along the row's axes.
+    pub(crate) fn row_start(&self, rest: &[i64]) -> i64 {
+        rest.iter().zip(&self.row_strides).map(|(o, s)| o * s).sum()
     }
 
     fn with_row(&self, extent: i64) -> Vec<i64> {
@@ -225,6 +234,11 @@ impl Projection {
             rest /= extent;
         }
         index(global)
+    }
+
+    /// The kept axes.
+    pub(crate) fn axes(&self) -> &[usize] {
+        &self.axes
     }
 
     /// Whether neighbours along the tensor's last axis have neighbouring positions (else they

@@ -226,10 +226,15 @@ impl Plan {
         Ok(())
     }
 
-    /// `state h0.attn.weight/m/codes`: as in checkpoints.
+    /// `state h0.attn.weight/m/codes`.
     pub(crate) fn buffer_name(&self, info: &BufferInfo) -> String {
+        format!("state {}", self.entry_name(info))
+    }
+
+    /// `h0.attn.weight/m/codes`: as in checkpoints.
+    pub(crate) fn entry_name(&self, info: &BufferInfo) -> String {
         format!(
-            "state {}/{}/{}",
+            "{}/{}/{}",
             self.tensors[info.tensor].info.name, info.state, info.part
         )
     }

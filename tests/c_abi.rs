@@ -199,6 +199,14 @@ fn primitives_steps_and_checkpoints_work() {
 }
 
 #[test]
+fn checkpoints_go_everywhere_and_come_back() {
+    let program = compile("checkpoints", Some(&library::released().shared));
+    let folder = folder("checkpoints_files");
+    passes(&program, &[&folder]);
+    passes_under_valgrind(&program, &[&folder]);
+}
+
+#[test]
 fn averages_conversion_norms_and_reports_work() {
     let program = compile("states", Some(&library::released().shared));
     passes::<&str>(&program, &[]);

@@ -10,10 +10,9 @@
 
 mod common;
 
-use std::io::Cursor;
-
 use common::{Memory, Model, tensors};
 use lowbit::Variant;
+use lowbit::checkpoint::Checkpoint;
 use lowbit::dtype::Dtype;
 use lowbit::error::{Error, Status};
 use lowbit::plan::TensorInfo;
@@ -30,7 +29,7 @@ fn write(model: &Model, step: i64) -> Vec<u8> {
     unsafe {
         model
             .plan
-            .write_checkpoint(&buffers(model), step, &mut bytes, std::ptr::null_mut())
+            .write_checkpoint(&buffers(model), step, &mut bytes, None, std::ptr::null_mut())
     }
     .unwrap();
     assert_eq!(
@@ -41,12 +40,12 @@ fn write(model: &Model, step: i64) -> Vec<u8> {
 }
 
 fn read(model: &Model, bytes: &[u8]) -> Result<i64, Error> {
-    let mut source = Cursor::new(bytes);
+    let from = Checkpoint::of(Box::new(bytes))?;
     // SAFETY: all memory is the model's.
     let info = unsafe {
         model
             .plan
-            .read_checkpoint(&mut source, &buffers(model), std::ptr::null_mut())
+            .read_checkpoint(&from, &buffers(model), false, None, std::ptr::null_mut())
     }?;
     Ok(info.step)
 }
@@ -86,7 +85,7 @@ fn going_on_from_a_file_equals_not_having_stopped() {
         unsafe {
             first
                 .plan
-                .save_checkpoint(&buffers(&first), 3, &path, std::ptr::null_mut())
+                .save_checkpoint(&buffers(&first), 3, &path, 0, None, std::ptr::null_mut())
                 .unwrap();
         }
         let mut second = trained(preset, tensors(Dtype::F32, Dtype::F32), 0);
@@ -225,7 +224,7 @@ fn a_file_that_cannot_be_written_leaves_the_old_one() {
         unsafe {
             model
                 .plan
-                .save_checkpoint(&buffers(&model), 1, path, std::ptr::null_mut())
+                .save_checkpoint(&buffers(&model), 1, path, 0, None, std::ptr::null_mut())
         }
     };
     let missing = save(&folder.path().join("missing/x")).unwrap_err();

@@ -14,7 +14,7 @@ use crate::step::StepArgs;
 pub(crate) use cpu::Codec;
 pub use cpu::{CpuContext, ParallelFor, Variant};
 pub use cuda::CudaContext;
-pub(crate) use cuda::probe as probe_cuda;
+pub(crate) use cuda::{device_of as cuda_device_of, probe as probe_cuda};
 
 /// One backend instance.
 #[derive(Debug)]
@@ -142,6 +142,51 @@ impl Context {
             }
             // SAFETY: the caller's promise.
             Self::Cuda(cuda) => unsafe { cuda.ema(plan, state, args, stream) },
+        }
+    }
+
+    /// Zeroes memory of this context, in the order of `stream`.
+    ///
+    /// # Safety
+    /// The range must be valid until the work is done.
+    #[expect(unsafe_code, reason = "works on the caller's raw buffers")]
+    pub(crate) unsafe fn zero(
+        &self,
+        data: *mut c_void,
+        bytes: usize,
+        stream: *mut c_void,
+    ) -> Result<()> {
+        match self {
+            Self::Cpu(_) => {
+                // SAFETY: the caller's promise.
+                unsafe { data.cast::<u8>().write_bytes(0, bytes) };
+                Ok(())
+            }
+            // SAFETY: the caller's promise.
+            Self::Cuda(cuda) => unsafe { cuda.zero(data, bytes, stream) },
+        }
+    }
+
+    /// Copies within this context's memory, in the order of `stream`.
+    ///
+    /// # Safety
+    /// Both ranges must be valid until the work is done.
+    #[expect(unsafe_code, reason = "works on the caller's raw buffers")]
+    pub(crate) unsafe fn copy(
+        &self,
+        from: *const c_void,
+        to: *mut c_void,
+        bytes: usize,
+        stream: *mut c_void,
+    ) -> Result<()> {
+        match self {
+            Self::Cpu(_) => {
+                // SAFETY: the caller's promise.
+                unsafe { std::ptr::copy(from.cast::<u8>(), to.cast(), bytes) };
+                Ok(())
+            }
+            // SAFETY: the caller's promise.
+            Self::Cuda(cuda) => unsafe { cuda.copy(from, to, bytes, stream) },
         }
     }
 

@@ -7,6 +7,7 @@
 #![expect(unreachable_pub, reason = "exported by symbol, not by path")]
 
 mod checkpoint;
+mod checkpoint_files;
 mod codec;
 mod context;
 mod guard;

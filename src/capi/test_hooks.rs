@@ -117,4 +117,12 @@ layouts! {
         struct_size, flags, tensor_count, grads, scratch, grad_scale, max_norm,
     }
     lowbit_checkpoint_info_t { struct_size, step }
+    lowbit_save_args_t {
+        struct_size, flags, buffer_count, state, step, path, write, write_user, fd, keep, progress,
+        progress_user,
+    }
+    lowbit_load_args_t {
+        struct_size, flags, buffer_count, state, path, read, read_user, bytes, fd, reserved,
+        progress, progress_user,
+    }
 }

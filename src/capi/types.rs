@@ -51,8 +51,10 @@ pub const LOWBIT_STATUS_CUDA_OUT_OF_MEMORY: lowbit_status_t = 62;
 pub const LOWBIT_STATUS_CUDA_ERROR: lowbit_status_t = 63;
 /// The host's memory is exhausted.
 pub const LOWBIT_STATUS_OUT_OF_MEMORY: lowbit_status_t = 80;
-/// A file operation failed.
+/// A file operation, or a callback that stands for one, failed.
 pub const LOWBIT_STATUS_IO: lowbit_status_t = 81;
+/// A progress callback asked to stop.
+pub const LOWBIT_STATUS_CANCELLED: lowbit_status_t = 82;
 /// A panic was caught; the handle it came from refuses all further calls but destroy.
 pub const LOWBIT_STATUS_INTERNAL: lowbit_status_t = 100;
 
@@ -623,6 +625,91 @@ pub struct lowbit_checkpoint_info_t {
     pub step: i64,
 }
 
+/// Takes the next bytes of a checkpoint; 0 for OK, anything else fails the call with IO.
+pub type lowbit_write_t = Option<
+    unsafe extern "C" fn(user: *mut c_void, data: *const c_void, bytes: usize) -> i32,
+>;
+
+/// Fills `data` with the bytes of a checkpoint from byte `offset` on; 0 for OK, anything else fails
+/// the call with IO.
+pub type lowbit_read_t = Option<
+    unsafe extern "C" fn(user: *mut c_void, offset: i64, data: *mut c_void, bytes: usize) -> i32,
+>;
+
+/// Is told the bytes that are done and how many there are; anything but 0 ends the call with
+/// CANCELLED, unless a state is being written already.
+pub type lowbit_progress_t =
+    Option<unsafe extern "C" fn(user: *mut c_void, done: i64, total: i64) -> i32>;
+
+/// Set in lowbit_save_args_t.flags: write to fd, which may be a pipe.
+pub const LOWBIT_SAVE_FD: u64 = 1;
+/// Set in lowbit_load_args_t.flags: read from fd, a regular file.
+pub const LOWBIT_LOAD_FD: u64 = 1;
+/// Set in lowbit_load_args_t.flags: the checkpoint may have tensors that the plan lacks.
+pub const LOWBIT_LOAD_SUBSET: u64 = 2;
+
+/// Where a checkpoint goes: path, write, or fd with its flag, exactly one of them.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct lowbit_save_args_t {
+    /// sizeof of this struct.
+    pub struct_size: usize,
+    /// LOWBIT_SAVE_... bits.
+    pub flags: u64,
+    /// Number of state buffers; that of the plan.
+    pub buffer_count: i64,
+    /// All state buffers (array on the host).
+    pub state: *const lowbit_buffer_t,
+    /// Steps done; 0 or more.
+    pub step: i64,
+    /// UTF-8: the file is replaced whole or not at all. NULL otherwise.
+    pub path: *const c_char,
+    /// Gets the bytes in their order. NULL otherwise.
+    pub write: lowbit_write_t,
+    /// Passed to write.
+    pub write_user: *mut c_void,
+    /// A file descriptor that is open for writing; the caller's to sync and close.
+    pub fd: i32,
+    /// With path: its file's name has "{step}" in it, which is replaced by the number, and of the
+    /// files with such names this many, the newest, stay. 0: nothing is replaced or removed.
+    pub keep: i32,
+    /// NULL, or called about once for each MiB.
+    pub progress: lowbit_progress_t,
+    /// Passed to progress.
+    pub progress_user: *mut c_void,
+}
+
+/// Where a checkpoint comes from: path, read, or fd with its flag, exactly one of them.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct lowbit_load_args_t {
+    /// sizeof of this struct.
+    pub struct_size: usize,
+    /// LOWBIT_LOAD_... bits.
+    pub flags: u64,
+    /// Number of state buffers; that of the plan.
+    pub buffer_count: i64,
+    /// All state buffers (array on the host), which are written only after what they are read from
+    /// was verified.
+    pub state: *const lowbit_buffer_t,
+    /// UTF-8: a checkpoint file, or an index of several. NULL otherwise.
+    pub path: *const c_char,
+    /// Gives bytes at any place, each twice: first to verify them. NULL otherwise.
+    pub read: lowbit_read_t,
+    /// Passed to read.
+    pub read_user: *mut c_void,
+    /// With read: the size of the checkpoint. 0 otherwise.
+    pub bytes: i64,
+    /// A file descriptor that is open for reading; its position is not used or changed.
+    pub fd: i32,
+    /// Zero.
+    pub reserved: i32,
+    /// NULL, or called about once for each MiB.
+    pub progress: lowbit_progress_t,
+    /// Passed to progress.
+    pub progress_user: *mut c_void,
+}
+
 impl From<StageInfo> for lowbit_stage_info_t {
     fn from(stage: StageInfo) -> Self {
         Self {
@@ -663,6 +750,8 @@ c_struct! {
     lowbit_ema_args_t 80,
     lowbit_norm_args_t 56,
     lowbit_checkpoint_info_t 16,
+    lowbit_save_args_t 88,
+    lowbit_load_args_t 88,
 }
 
 /// The constants of C are the discriminants of the Rust enums.
@@ -691,6 +780,7 @@ same! {
     LOWBIT_STATUS_CUDA_ERROR => Status::CudaError,
     LOWBIT_STATUS_OUT_OF_MEMORY => Status::OutOfMemory,
     LOWBIT_STATUS_IO => Status::Io,
+    LOWBIT_STATUS_CANCELLED => Status::Cancelled,
     LOWBIT_STATUS_INTERNAL => Status::Internal,
     LOWBIT_DTYPE_F32 => Dtype::F32,
     LOWBIT_DTYPE_BF16 => Dtype::Bf16,

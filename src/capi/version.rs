@@ -104,6 +104,7 @@ const fn name(status: lowbit_status_t) -> &'static CStr {
         LOWBIT_STATUS_CUDA_ERROR => c"CUDA_ERROR",
         LOWBIT_STATUS_OUT_OF_MEMORY => c"OUT_OF_MEMORY",
         LOWBIT_STATUS_IO => c"IO",
+        LOWBIT_STATUS_CANCELLED => c"CANCELLED",
         LOWBIT_STATUS_INTERNAL => c"INTERNAL",
         _ => c"UNKNOWN",
     }

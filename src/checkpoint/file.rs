@@ -1,5 +1,6 @@
 //! Replacing a file whole or not at all.
 
+use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
@@ -7,12 +8,10 @@ use super::{CHUNK, io};
 use crate::error::Result;
 
 /// Writes a temporary file in `path`'s folder, syncs it, renames it to `path`, syncs the folder.
-/// On any error `path` is as it was and the temporary file is gone.
+/// On any error `path` is as it was and the temporary file is gone; a process that dies may leave
+/// one, `.lowbit-*.partial`, which nothing reads.
 pub(super) fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let folder = folder(path);
     let name = |error| io(error).within(&path.display().to_string());
     let mut builder = tempfile::Builder::new();
     builder.prefix(".lowbit-").suffix(".partial");
@@ -24,13 +23,21 @@ pub(super) fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<
     }
     let file = builder.tempfile_in(folder).map_err(name)?;
     let mut out = BufWriter::with_capacity(CHUNK, file);
-    write(&mut out)?;
+    write(&mut out).map_err(|error| error.within(&path.display().to_string()))?;
     let file = out.into_inner().map_err(|error| name(error.into_error()))?;
     file.as_file().sync_all().map_err(name)?;
     file.persist(path).map_err(|error| name(error.error))?;
     #[cfg(unix)]
-    std::fs::File::open(folder)
+    File::open(folder)
         .and_then(|folder| folder.sync_all())
         .map_err(name)?;
     Ok(())
+}
+
+/// The folder that a file lies in.
+pub(super) fn folder(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
 }

@@ -1,20 +1,18 @@
-//! The safetensors header of a plan's checkpoint: made when writing, compared when reading.
+//! The safetensors header of a plan's checkpoint: made when writing, expected when reading.
 
 use std::collections::HashMap;
-use std::io::Read;
 
 use safetensors::tensor::{Dtype as EntryDtype, Metadata, TensorInfo as Entry};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
-use super::io;
+use super::meta::{FORMAT, Meta};
+use super::source::Source;
+use super::{fail, reserve};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result, Status};
 use crate::layout::index;
-use crate::plan::{BufferInfo, Plan};
-use crate::spec::Spec;
-
-/// Raised when an older library could misread a newer file.
-const FORMAT: i64 = 1;
+use crate::numerics::FpEnv;
+use crate::plan::Plan;
 
 /// Key of our JSON in the container's metadata.
 const KEY: &str = "lowbit";
@@ -25,229 +23,244 @@ const SUMS: &str = "lowbit/crc32";
 /// A safetensors header may not be longer (the format's own cap).
 const LONGEST: u64 = 100_000_000;
 
-/// The JSON under [`KEY`].
-#[derive(Serialize, Deserialize)]
-struct Meta {
-    format: i64,
-    step: i64,
-    spec: Spec,
-    tensors: Vec<Tensor>,
-}
-
-/// One tensor; `global_shape` and `offset` only for shards.
-#[derive(Serialize, Deserialize, PartialEq)]
-struct Tensor {
-    name: String,
-    shape: Vec<i64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    global_shape: Option<Vec<i64>>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    offset: Option<Vec<i64>>,
-}
-
-/// A header and the order of the data behind it.
+/// What stands before the data, and where the data of each buffer stands.
+#[derive(Debug)]
 pub(super) struct Header {
     /// Length, JSON and padding, as in the file.
     pub(super) bytes: Vec<u8>,
-    /// Indices of the plan's buffers in file order.
-    pub(super) order: Vec<usize>,
-    /// Bytes behind the header, checksums included.
-    pub(super) data_bytes: u64,
+    /// The plan's buffers in file order, each with its first byte in the file.
+    pub(super) entries: Vec<(usize, u64)>,
+    /// First byte of the checksums, the last entry.
+    pub(super) sums_at: u64,
 }
 
 impl Header {
+    /// What a checkpoint of the plan's tensors begins with.
     pub(super) fn new(plan: &Plan, step: i64) -> Result<Self> {
-        let meta = Meta {
-            format: FORMAT,
-            step,
-            spec: plan.spec.clone(),
-            tensors: tensors(plan),
-        };
-        let meta = serde_json::to_string(&meta).map_err(internal)?;
-        let order = order(plan);
-        let entries = entries(plan, &order);
-        let data_bytes = entries
-            .last()
-            .map_or(0, |(_, entry)| entry.data_offsets.1 as u64);
+        let meta = serde_json::to_string(&Meta::new(plan, step)).map_err(internal)?;
         let metadata = HashMap::from([(KEY.to_owned(), meta)]);
-        let metadata = Metadata::new(Some(metadata), entries).map_err(internal)?;
+        let order = order(plan);
+        let metadata = Metadata::new(Some(metadata), entries(plan, &order)).map_err(internal)?;
         let mut json = serde_json::to_vec(&metadata).map_err(internal)?;
         // The data begins at a multiple of 8, as the container's own writer has it.
         json.resize(json.len().next_multiple_of(8), b' ');
         let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
         bytes.extend(json);
-        Ok(Self {
-            bytes,
-            order,
-            data_bytes,
-        })
+        Ok(Self::behind(bytes, plan, order))
     }
 
-    /// Reads the header of a source of `length` bytes and compares it with the plan's.
-    pub(super) fn read(plan: &Plan, source: &mut dyn Read, length: u64) -> Result<(Self, i64)> {
-        let magic = |text: &str| fail(Status::FormatMagic, text.to_owned());
-        let truncated = |text: String| fail(Status::FormatTruncated, text);
-        let mut bytes = vec![0; 8];
-        if length < 8 {
-            return Err(truncated(format!("{length} bytes are no checkpoint")));
+    fn behind(bytes: Vec<u8>, plan: &Plan, order: Vec<usize>) -> Self {
+        let mut at = bytes.len() as u64;
+        let entries = order
+            .into_iter()
+            .map(|buffer| {
+                let start = at;
+                at += index(plan.buffers[buffer].bytes) as u64;
+                (buffer, start)
+            })
+            .collect();
+        Self {
+            bytes,
+            entries,
+            sums_at: at,
         }
-        source.read_exact(&mut bytes).map_err(io)?;
-        let json_bytes = bytes
-            .iter()
-            .rev()
-            .fold(0_u64, |n, byte| n << 8 | u64::from(*byte));
-        if json_bytes > LONGEST {
-            return Err(magic(
-                "not a safetensors file (its header's length is absurd)",
-            ));
-        }
-        if json_bytes > length - 8 {
-            return Err(truncated(format!(
-                "the header has {json_bytes} bytes, the file only {length}"
-            )));
-        }
-        // Bounded by the length of the file.
-        source
-            .take(json_bytes)
-            .read_to_end(&mut bytes)
-            .map_err(io)?;
-        let metadata: Metadata = serde_json::from_slice(&bytes[8..]).map_err(|error| {
-            fail(
-                Status::FormatCorrupt,
-                format!("safetensors header: {error}"),
-            )
-        })?;
-        let text = metadata
+    }
+
+    /// Bytes of the whole file.
+    pub(super) fn file_bytes(&self) -> u64 {
+        self.sums_at + self.sums_bytes() as u64
+    }
+
+    /// Bytes of the checksums: of the header and of every entry before.
+    pub(super) fn sums_bytes(&self) -> usize {
+        4 * (1 + self.entries.len())
+    }
+
+    /// Reads and checks what a source begins with, and all its checksums. Returns them with the
+    /// header, the metadata, and a plan of the tensors that are in the file.
+    pub(super) fn read(source: &dyn Source) -> Result<Opened> {
+        // Numbers are read by arithmetic.
+        let _env = FpEnv::ieee();
+        let length = source.length()?;
+        let bytes = header_bytes(source, length)?;
+        let corrupt = |text: String| fail(Status::FormatCorrupt, text);
+        let container: Metadata = serde_json::from_slice(&bytes[8..])
+            .map_err(|error| corrupt(format!("safetensors header: {error}")))?;
+        let text = container
             .metadata()
             .as_ref()
             .and_then(|metadata| metadata.get(KEY));
-        let text = text.ok_or_else(|| magic("a safetensors file, but not one of lowbit"))?;
-        let corrupt = |error| fail(Status::FormatCorrupt, format!("metadata {KEY}: {error}"));
-        let version: serde_json::Value = serde_json::from_str(text).map_err(corrupt)?;
-        match version.get("format").and_then(serde_json::Value::as_i64) {
-            Some(FORMAT) => {}
-            Some(other) => {
-                return Err(fail(
-                    Status::FormatVersion,
-                    format!("format {other}; this library reads {FORMAT}"),
-                ));
-            }
-            None => return Err(fail(Status::FormatCorrupt, "no format version".to_owned())),
+        let text = text.ok_or_else(|| {
+            let text = "a safetensors file, but not one of lowbit";
+            fail(Status::FormatMagic, text.to_owned())
+        })?;
+        check_version(text)?;
+        let sums = read_sums(source, length, &bytes, &container)?;
+        // The header is as it was written: what is not known here is from a newer library.
+        let meta: Meta = serde_json::from_str(text).map_err(|error| {
+            let status = if error.is_data() {
+                Status::Unsupported
+            } else {
+                Status::FormatCorrupt
+            };
+            fail(status, format!("metadata {KEY}: {error}"))
+        })?;
+        if meta.step < 0 {
+            return Err(corrupt(format!("step is {}", meta.step)));
         }
-        let meta: Meta = serde_json::from_value(version).map_err(corrupt)?;
-        let order = compare(plan, &meta, &metadata)?;
-        let data_bytes = metadata.data_len() as u64;
-        let want = bytes.len() as u64 + data_bytes;
-        if length < want {
-            return Err(truncated(format!(
-                "{want} bytes are announced, {length} are there"
+        let plan = meta.plan().map_err(|error| {
+            let status = match error.status() {
+                Status::InvalidArgument => Status::FormatCorrupt,
+                other => other,
+            };
+            fail(status, format!("metadata {KEY}: {error}"))
+        })?;
+        if Meta::new(&plan, meta.step) != meta {
+            return Err(corrupt(format!(
+                "metadata {KEY} describes states otherwise than its spec has them"
             )));
         }
-        if length > want {
-            return Err(fail(
-                Status::FormatCorrupt,
-                format!("{} bytes follow the last entry", length - want),
-            ));
+        let order = order(&plan);
+        let expected = entries(&plan, &order);
+        if container.offset_keys().len() != expected.len() {
+            return Err(corrupt(format!(
+                "there are {} entries, {} belong here",
+                container.offset_keys().len(),
+                expected.len()
+            )));
         }
-        Ok((
-            Self {
-                bytes,
-                order,
-                data_bytes,
-            },
-            meta.step,
-        ))
-    }
-}
-
-/// Whether the file is this plan's. Tensors are matched by name, so that trainers may list them in
-/// another order. Returns the plan's buffers in the order of the file.
-fn compare(plan: &Plan, meta: &Meta, metadata: &Metadata) -> Result<Vec<usize>> {
-    let mismatch = |text: String| fail(Status::FormatMismatch, text);
-    if meta.spec != plan.spec {
-        return Err(mismatch(format!(
-            "written under the spec {}, the plan has {}",
-            meta.spec.to_json()?,
-            plan.spec.to_json()?
-        )));
-    }
-    let file: HashMap<_, _> = meta
-        .tensors
-        .iter()
-        .map(|tensor| (&tensor.name, tensor))
-        .collect();
-    for want in &tensors(plan) {
-        match file.get(&want.name) {
-            Some(got) if *got == want => {}
-            Some(got) => {
-                return Err(mismatch(format!(
-                    "the file has {}, the plan {}",
-                    describe(got),
-                    describe(want)
-                )));
-            }
-            None => return Err(mismatch(format!("the file lacks {}", describe(want)))),
-        }
-    }
-    if meta.tensors.len() != plan.tensors.len() {
-        return Err(mismatch(format!(
-            "the file has {} tensors, the plan {}",
-            meta.tensors.len(),
-            plan.tensors.len()
-        )));
-    }
-
-    let corrupt = |text: String| fail(Status::FormatCorrupt, text);
-    let wanted = entries(plan, &order(plan));
-    let wanted: HashMap<_, _> = wanted
-        .iter()
-        .map(|(name, entry)| (name.as_str(), entry))
-        .collect();
-    let names: HashMap<_, _> = plan
-        .buffers
-        .iter()
-        .enumerate()
-        .map(|(i, buffer)| (entry_name(plan, buffer), i))
-        .collect();
-    let found = metadata.offset_keys();
-    if found.len() != wanted.len() || found.last().is_none_or(|last| last != SUMS) {
-        return Err(corrupt(format!(
-            "there are {} entries, {} belong here",
-            found.len(),
-            wanted.len()
-        )));
-    }
-    let mut order = Vec::with_capacity(found.len());
-    for name in &found {
-        match (metadata.info(name), wanted.get(name.as_str())) {
-            (Some(got), Some(want)) if got.dtype == want.dtype && got.shape == want.shape => {}
-            _ => {
+        for (name, want) in &expected {
+            let same = |found: &Entry| {
+                found.dtype == want.dtype
+                    && found.shape == want.shape
+                    && found.data_offsets == want.data_offsets
+            };
+            if !container.info(name).is_some_and(same) {
                 return Err(corrupt(format!(
-                    "entry {name:?} has another name, type or shape"
+                    "entry {name:?} is missing or has another type, shape or place"
                 )));
             }
         }
-        order.extend(names.get(name));
+        for (buffer, sum) in order.iter().zip(&sums[1..]) {
+            // Nothing else reads an entry without bytes.
+            if plan.buffers[*buffer].bytes == 0 && *sum != crc32fast::hash(&[]) {
+                return Err(altered(&plan.entry_name(&plan.buffers[*buffer])));
+            }
+        }
+        Ok(Opened {
+            header: Self::behind(bytes, &plan, order),
+            meta,
+            plan,
+            sums,
+        })
     }
-    Ok(order)
 }
 
-fn describe(tensor: &Tensor) -> String {
-    let place = match (&tensor.offset, &tensor.global_shape) {
-        (Some(offset), Some(global)) => format!(" at {offset:?} of {global:?}"),
-        _ => String::new(),
-    };
-    format!("{:?} {:?}{place}", tensor.name, tensor.shape)
+/// What [`Header::read`] found.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) header: Header,
+    pub(super) meta: Meta,
+    /// Of the tensors in the file, with its buffers in the plan's order.
+    pub(super) plan: Plan,
+    /// Of the header, then of each entry in file order.
+    pub(super) sums: Vec<u32>,
 }
 
-fn tensors(plan: &Plan) -> Vec<Tensor> {
-    let of = |tensor: &crate::plan::TensorPlan| Tensor {
-        name: tensor.info.name.clone(),
-        shape: tensor.info.shape.clone(),
-        global_shape: tensor.is_shard().then(|| tensor.global_shape.clone()),
-        offset: tensor.is_shard().then(|| tensor.offset.clone()),
+/// Length and JSON. What is allocated is bounded by the source's length.
+fn header_bytes(source: &dyn Source, length: u64) -> Result<Vec<u8>> {
+    if length < 8 {
+        return Err(fail(
+            Status::FormatTruncated,
+            format!("{length} bytes are no checkpoint"),
+        ));
+    }
+    let mut first = [0; 8];
+    source.read_at(0, &mut first)?;
+    let json_bytes = u64::from_le_bytes(first);
+    if json_bytes > LONGEST {
+        return Err(fail(
+            Status::FormatMagic,
+            "not a safetensors file (its header's length is absurd)".to_owned(),
+        ));
+    }
+    if json_bytes > length - 8 {
+        return Err(fail(
+            Status::FormatTruncated,
+            format!("the header has {json_bytes} bytes, the file only {length}"),
+        ));
+    }
+    let mut bytes = reserve(8 + json_bytes as usize)?;
+    source.read_at(0, &mut bytes)?;
+    Ok(bytes)
+}
+
+fn check_version(text: &str) -> Result<()> {
+    /// All that every version has.
+    #[derive(Deserialize)]
+    struct Version {
+        format: i64,
+    }
+    let version: Version = serde_json::from_str(text)
+        .map_err(|error| fail(Status::FormatCorrupt, format!("metadata {KEY}: {error}")))?;
+    if version.format == FORMAT {
+        return Ok(());
+    }
+    Err(fail(
+        Status::FormatVersion,
+        format!("format {}; this library reads {FORMAT}", version.format),
+    ))
+}
+
+/// The last entry, after comparing the length of the file and the header's own checksum.
+fn read_sums(
+    source: &dyn Source,
+    length: u64,
+    bytes: &[u8],
+    container: &Metadata,
+) -> Result<Vec<u32>> {
+    let corrupt = |text: String| fail(Status::FormatCorrupt, text);
+    let want = (bytes.len() as u64).saturating_add(container.data_len() as u64);
+    if length < want {
+        return Err(fail(
+            Status::FormatTruncated,
+            format!("{want} bytes are announced, {length} are there"),
+        ));
+    }
+    if length > want {
+        return Err(corrupt(format!(
+            "{} bytes follow the last entry",
+            length - want
+        )));
+    }
+    let entry = container.info(SUMS).filter(|entry| {
+        let (start, end) = entry.data_offsets;
+        (end - start).is_multiple_of(4) && end > start && end == container.data_len()
+    });
+    let Some(entry) = entry else {
+        return Err(corrupt(format!("the last entry is not {SUMS}")));
     };
-    plan.tensors.iter().map(of).collect()
+    let (start, end) = entry.data_offsets;
+    let mut stored = reserve(end - start)?;
+    source.read_at(length - stored.len() as u64, &mut stored)?;
+    let sums: Vec<_> = stored
+        .as_chunks()
+        .0
+        .iter()
+        .map(|bytes| u32::from_le_bytes(*bytes))
+        .collect();
+    if sums[0] != crc32fast::hash(bytes) {
+        return Err(altered("the header"));
+    }
+    Ok(sums)
+}
+
+/// A checksum that differs.
+pub(super) fn altered(what: &str) -> Error {
+    fail(
+        Status::FormatCorrupt,
+        format!("the checksum of {what} differs: the file was altered"),
+    )
 }
 
 /// By size of element, the largest first, so that every entry is aligned; else the plan's order.
@@ -274,7 +287,6 @@ fn entries(plan: &Plan, order: &[usize]) -> Vec<(String, Entry)> {
     let mut list = Vec::with_capacity(order.len() + 1);
     for &i in order {
         let buffer = &plan.buffers[i];
-        let name = entry_name(plan, buffer);
         let dtype = match buffer.dtype {
             Dtype::U8 => EntryDtype::U8,
             Dtype::I8 => EntryDtype::I8,
@@ -282,7 +294,7 @@ fn entries(plan: &Plan, order: &[usize]) -> Vec<(String, Entry)> {
             _ => EntryDtype::F32,
         };
         let shape = buffer.shape.iter().map(|extent| index(*extent)).collect();
-        list.push(entry(name, dtype, shape, index(buffer.bytes)));
+        list.push(entry(plan.entry_name(buffer), dtype, shape, index(buffer.bytes)));
     }
     let sums = 1 + order.len();
     list.push(entry(
@@ -292,18 +304,6 @@ fn entries(plan: &Plan, order: &[usize]) -> Vec<(String, Entry)> {
         4 * sums,
     ));
     list
-}
-
-/// `<tensor>/<state>/<part>`.
-fn entry_name(plan: &Plan, buffer: &BufferInfo) -> String {
-    format!(
-        "{}/{}/{}",
-        plan.tensors[buffer.tensor].info.name, buffer.state, buffer.part
-    )
-}
-
-fn fail(status: Status, text: String) -> Error {
-    Error::new(status, format!("checkpoint: {text}"))
 }
 
 fn internal(error: impl std::fmt::Display) -> Error {

@@ -1,30 +1,51 @@
-//! Checkpoints: the state buffers of a plan in one safetensors file.
+//! Checkpoints: the state buffers of a plan in a safetensors file, or in several.
 //!
-//! The container is the safetensors format, readable from every language without this library.
-//! One entry per state buffer, `<tensor>/<state>/<part>`, entries with larger elements first; the metadata
-//! key `lowbit` holds a JSON text with format version, spec, step and tensors. The last entry,
-//! `lowbit/crc32`, has shape (1 + entries, 4): little-endian CRC-32 checksums (as in zlib) of the
-//! header and of each entry, in file order, so that one pass writes the file.
+//! `docs/checkpoint-format.md` specifies the bytes. A file describes itself: what each state is, where
+//! its tensor lies in the global tensor, and the levels of its codes, with a CRC-32 checksum of the
+//! header and of every entry last, so that one pass writes it. Several files, each with the shards of
+//! one process, are one checkpoint by an index ([`write_index`]).
 //!
-//! Reading verifies everything before the first byte of state is written: a file that is refused
-//! leaves the state as it was. A file is written beside its target and renamed over it: there is
-//! always the old checkpoint or the new one.
+//! Reading verifies everything that is read before the first byte of state is written: a file that
+//! is refused leaves the state as it was. A file is written beside its target and renamed over it:
+//! there is always the old checkpoint or the new one. Memory beyond the states is a few MiB, whatever
+//! their size.
+//!
+//! What is loaded need not have the shards of what was saved: the parts of a plan's tensors are put
+//! together from whichever files have them.
 
 mod file;
+mod gather;
 mod header;
+mod index;
+mod keep;
+mod meta;
+mod place;
+mod read;
+mod reshard;
+mod source;
+mod values;
+mod write;
 
 use std::ffi::c_void;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::Write;
 use std::path::Path;
 
 use crate::error::{Error, Result, Status};
-use crate::layout::index;
 use crate::plan::Plan;
 use crate::step::Buffer;
 use header::Header;
 
-/// Bytes moved at a time, also the extra memory that saving and loading take.
+pub use index::write_index;
+pub use read::Checkpoint;
+pub use reshard::{merge, split};
+pub use source::Source;
+
+/// Bytes moved at a time.
 const CHUNK: usize = 1 << 20;
+
+/// Is told the bytes that are done, and how many there are; `false` cancels, unless a state is being
+/// written already.
+pub type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> bool;
 
 /// What a checkpoint says besides the states.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,14 +60,13 @@ impl Plan {
     /// # Errors
     /// As for [`Plan::write_checkpoint`], the writer aside.
     pub fn checkpoint_bytes(&self, step: i64) -> Result<u64> {
-        let header = Header::new(self, step)?;
-        Ok(header.bytes.len() as u64 + header.data_bytes)
+        Ok(Header::new(self, step)?.file_bytes())
     }
 
     /// Writes the states to `out` in one pass. Synchronises `stream` on CUDA contexts.
     ///
     /// # Errors
-    /// `Io` from the writer; misfits of `state` as for [`Plan::step`].
+    /// `Io` from the writer; `Cancelled` by `progress`; misfits of `state` as for [`Plan::step`].
     ///
     /// # Safety
     /// `state` is valid memory of the plan's context, and nobody changes it meanwhile.
@@ -56,107 +76,89 @@ impl Plan {
         state: &[Buffer],
         step: i64,
         out: &mut dyn Write,
+        progress: Option<Progress<'_>>,
         stream: *mut c_void,
     ) -> Result<()> {
         self.check_state(state)?;
-        let header = Header::new(self, step)?;
-        let mut sums = Vec::with_capacity(4 * (1 + header.order.len()));
-        sums.extend(crc32fast::hash(&header.bytes).to_le_bytes());
-        out.write_all(&header.bytes).map_err(io)?;
-        let mut chunk = vec![0_u8; CHUNK];
-        for &buffer in &header.order {
-            let mut hasher = crc32fast::Hasher::new();
-            let (data, bytes) = (state[buffer].data.cast::<u8>(), index(state[buffer].bytes));
-            for at in (0..bytes).step_by(CHUNK) {
-                let chunk = &mut chunk[..CHUNK.min(bytes - at)];
-                // SAFETY: the chunk lies in the buffer, by the caller's promise valid.
-                unsafe {
-                    self.context
-                        .read(data.add(at), chunk.as_mut_ptr(), chunk.len(), stream)?;
-                }
-                hasher.update(chunk);
-                out.write_all(chunk).map_err(io)?;
+        write::write(self, step, out, progress, |buffer, at, chunk| {
+            let data = state[buffer].data.cast::<u8>();
+            // SAFETY: the chunk lies in the buffer, by the caller's promise valid.
+            unsafe {
+                self.context
+                    .read(data.add(at), chunk.as_mut_ptr(), chunk.len(), stream)
             }
-            sums.extend(hasher.finalize().to_le_bytes());
-        }
-        out.write_all(&sums).map_err(io)
+        })
     }
 
-    /// Reads states written by [`Plan::write_checkpoint`] under a plan with the same spec and tensors,
-    /// in any order.
+    /// Reads the states of this plan's tensors from a checkpoint, whatever the mesh that wrote it and
+    /// in whatever order. `subset`: the checkpoint may have further tensors. Synchronises `stream` on
+    /// CUDA contexts.
     ///
     /// # Errors
-    /// `Format…` for bytes that are not a sound checkpoint of this plan, `Io` from the reader.
-    /// The state is untouched unless the whole file was verified.
+    /// `FormatMismatch` for a checkpoint of another model or spec, `FormatCorrupt` for altered bytes,
+    /// `Io` from the source, `Cancelled` by `progress`. The state is untouched unless everything that
+    /// it is read from was verified; only a source that changes or fails after that leaves it in
+    /// part written, and the message says so.
     ///
     /// # Safety
     /// `state` is valid memory of the plan's context, and nobody uses it meanwhile.
     #[expect(unsafe_code, reason = "writes the caller's raw buffers")]
-    pub unsafe fn read_checkpoint<R: Read + Seek>(
+    pub unsafe fn read_checkpoint(
         &self,
-        source: &mut R,
+        from: &Checkpoint<'_>,
         state: &[Buffer],
+        subset: bool,
+        progress: Option<Progress<'_>>,
         stream: *mut c_void,
     ) -> Result<CheckpointInfo> {
         self.check_state(state)?;
-        let length = source.seek(SeekFrom::End(0)).map_err(io)?;
-        source.rewind().map_err(io)?;
-        let (header, step) = Header::read(self, source, length)?;
-        let mut chunk = vec![0_u8; CHUNK];
-        self.verify(&header, source, &mut chunk)?;
-        source
-            .seek(SeekFrom::Start(header.bytes.len() as u64))
-            .map_err(io)?;
-        for &buffer in &header.order {
-            let (data, bytes) = (state[buffer].data.cast::<u8>(), index(state[buffer].bytes));
+        from.check(self, subset)?;
+        let mut gathers = self
+            .buffers
+            .iter()
+            .map(|info| from.gather(self, info))
+            .collect::<Result<Vec<_>>>()?;
+        let mut chunk = self.chunk()?;
+        // Everything is read twice.
+        let bytes = from.source_bytes(&gathers) + self.state_bytes.unsigned_abs();
+        let mut meter = Meter::new(progress, bytes);
+        from.verify_sources(&gathers, &mut meter)?;
+        meter.seal();
+        let partly = |error: Error| error.within("after verification; the state is in part written");
+        for (gather, buffer) in gathers.iter_mut().zip(state) {
+            let (data, bytes) = (buffer.data.cast::<u8>(), crate::layout::index(buffer.bytes));
+            let copy = gather.copy_of();
+            let mut hasher = crc32fast::Hasher::new();
             for at in (0..bytes).step_by(CHUNK) {
                 let chunk = &mut chunk[..CHUNK.min(bytes - at)];
-                source.read_exact(chunk).map_err(io)?;
+                gather.fill(chunk).map_err(partly)?;
+                if copy.is_some() {
+                    hasher.update(chunk);
+                }
                 // SAFETY: the chunk lies in the buffer, by the caller's promise valid.
                 unsafe {
                     self.context
-                        .write(chunk.as_ptr(), data.add(at), chunk.len(), stream)?
-                };
+                        .write(chunk.as_ptr(), data.add(at), chunk.len(), stream)?;
+                }
+                meter.add(chunk.len())?;
+            }
+            if let Some((member, source)) = copy {
+                let member = &from.members[member];
+                member.compare(source, hasher.finalize()).map_err(partly)?;
             }
         }
-        Ok(CheckpointInfo { step })
-    }
-
-    /// Compares all checksums; the reader stands behind the header.
-    fn verify(&self, header: &Header, source: &mut dyn Read, chunk: &mut [u8]) -> Result<()> {
-        let mut found = vec![crc32fast::hash(&header.bytes)];
-        for &buffer in &header.order {
-            let mut hasher = crc32fast::Hasher::new();
-            let bytes = index(self.buffers[buffer].bytes);
-            for at in (0..bytes).step_by(CHUNK) {
-                let chunk = &mut chunk[..CHUNK.min(bytes - at)];
-                source.read_exact(chunk).map_err(io)?;
-                hasher.update(chunk);
-            }
-            found.push(hasher.finalize());
-        }
-        for (i, found) in found.into_iter().enumerate() {
-            let mut stored = [0; 4];
-            source.read_exact(&mut stored).map_err(io)?;
-            if u32::from_le_bytes(stored) != found {
-                let what = match i {
-                    0 => "the header".to_owned(),
-                    i => self.buffer_name(&self.buffers[header.order[i - 1]]),
-                };
-                return Err(Error::new(
-                    Status::FormatCorrupt,
-                    format!("checkpoint: the checksum of {what} differs: the file was altered"),
-                ));
-            }
-        }
-        Ok(())
+        Ok(CheckpointInfo { step: from.step() })
     }
 
     /// Writes a checkpoint file whole or not at all: into a temporary file of the same folder,
-    /// synced, then renamed over `path`. Synchronises `stream` on CUDA contexts.
+    /// synced, then renamed over `path`, and the folder synced. Synchronises `stream` on CUDA contexts.
+    ///
+    /// With `keep` above 0 the file's name has `{step}` in it, which is replaced, and of the files
+    /// with such names the `keep` newest stay.
     ///
     /// # Errors
-    /// As for [`Plan::write_checkpoint`]; `path` is then as it was.
+    /// As for [`Plan::write_checkpoint`]; `path` is then as it was. `InvalidArgument` for `keep` without
+    /// `{step}`.
     ///
     /// # Safety
     /// As for [`Plan::write_checkpoint`].
@@ -166,18 +168,35 @@ impl Plan {
         state: &[Buffer],
         step: i64,
         path: &Path,
+        keep: usize,
+        progress: Option<Progress<'_>>,
         stream: *mut c_void,
     ) -> Result<()> {
-        file::replace(path, |out| {
-            // SAFETY: the caller's promise.
-            unsafe { self.write_checkpoint(state, step, out, stream) }
-        })
+        let save = |path: &Path| {
+            file::replace(path, |out| {
+                // SAFETY: the caller's promise.
+                unsafe { self.write_checkpoint(state, step, out, progress, stream) }
+            })
+        };
+        if keep == 0 {
+            return save(path);
+        }
+        let pattern = keep::Pattern::new(path)?;
+        save(&pattern.path(step))?;
+        pattern.prune(keep, step)
     }
 
-    /// Reads a checkpoint file.
+    /// Room for a part of any buffer.
+    fn chunk(&self) -> Result<Vec<u8>> {
+        let largest = self.buffers.iter().map(|info| info.bytes).max();
+        reserve(CHUNK.min(crate::layout::index(largest.unwrap_or(0))))
+    }
+
+    /// Reads a checkpoint file, or an index and the files that it lists: [`Checkpoint::open`], then
+    /// [`Plan::read_checkpoint`] of all tensors.
     ///
     /// # Errors
-    /// As for [`Plan::read_checkpoint`].
+    /// As for those two.
     ///
     /// # Safety
     /// As for [`Plan::read_checkpoint`].
@@ -188,12 +207,51 @@ impl Plan {
         state: &[Buffer],
         stream: *mut c_void,
     ) -> Result<CheckpointInfo> {
-        let mut source = std::fs::File::open(path)
-            .map_err(|error| io(error).within(&path.display().to_string()))?;
+        let from = Checkpoint::open(path)?;
         // SAFETY: the caller's promise.
-        unsafe { self.read_checkpoint(&mut source, state, stream) }
+        unsafe { self.read_checkpoint(&from, state, false, None, stream) }
             .map_err(|error| error.within(&path.display().to_string()))
     }
+}
+
+/// Counts bytes for a progress callback.
+struct Meter<'a> {
+    progress: Option<Progress<'a>>,
+    done: u64,
+    total: u64,
+    /// From here on it is too late to cancel.
+    sealed: bool,
+}
+
+impl<'a> Meter<'a> {
+    fn new(progress: Option<Progress<'a>>, total: u64) -> Self {
+        Self {
+            progress,
+            done: 0,
+            total,
+            sealed: false,
+        }
+    }
+
+    fn add(&mut self, bytes: usize) -> Result<()> {
+        self.done += bytes as u64;
+        let Some(progress) = &mut self.progress else {
+            return Ok(());
+        };
+        if progress(self.done, self.total) || self.sealed {
+            return Ok(());
+        }
+        let text = "cancelled by progress".to_owned();
+        Err(fail(Status::Cancelled, text))
+    }
+
+    fn seal(&mut self) {
+        self.sealed = true;
+    }
+}
+
+fn fail(status: Status, text: String) -> Error {
+    Error::new(status, format!("checkpoint: {text}"))
 }
 
 #[expect(
@@ -202,4 +260,14 @@ impl Plan {
 )]
 fn io(error: std::io::Error) -> Error {
     Error::new(Status::Io, error.to_string())
+}
+
+/// `bytes` zero bytes, or the error where there is no memory for them.
+fn reserve(bytes: usize) -> Result<Vec<u8>> {
+    let mut buffer = Vec::new();
+    buffer
+        .try_reserve_exact(bytes)
+        .map_err(|error| Error::new(Status::OutOfMemory, format!("{bytes} bytes: {error}")))?;
+    buffer.resize(bytes, 0);
+    Ok(buffer)
 }

@@ -7,7 +7,7 @@
 
 #![expect(unsafe_code, reason = "reads the structs that XLA passes by pointer")]
 
-use std::ffi::{CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 
 use crate::dtype::Dtype;
 use crate::error::{Error, Result, Status, invalid};
@@ -18,6 +18,8 @@ const API_VERSION: (c_int, c_int) = (0, 1);
 
 /// `XLA_FFI_Extension_Metadata`.
 const EXTENSION_METADATA: c_int = 1;
+/// `XLA_FFI_ExecutionStage_INITIALIZE`.
+const STAGE_INITIALIZE: c_int = 2;
 /// `XLA_FFI_ExecutionStage_EXECUTE`.
 const STAGE_EXECUTE: c_int = 3;
 /// `XLA_FFI_ArgType_BUFFER` and `XLA_FFI_RetType_BUFFER`.
@@ -28,6 +30,17 @@ const ATTR_SCALAR: c_int = 3;
 const ATTR_STRING: c_int = 4;
 /// `XLA_FFI_DataType_S32`.
 const DTYPE_S32: c_int = 4;
+
+/// `XLA_FFI_HANDLER_TRAITS_COMMAND_BUFFER_COMPATIBLE`: a call may be captured and replayed.
+pub(super) const COMMAND_BUFFER_COMPATIBLE: u32 = 1;
+
+/// What XLA calls a handler for, as far as there is something to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Before each execution, outside of any capture; buffers may not be read.
+    Initialize,
+    Execute,
+}
 
 /// `XLA_FFI_CallFrame`, without what follows the attributes.
 #[repr(C)]
@@ -74,7 +87,7 @@ struct ApiVersion {
     minor: c_int,
 }
 
-/// `XLA_FFI_Api`, up to its first function.
+/// `XLA_FFI_Api`, up to the last function used here.
 #[repr(C)]
 struct Api {
     struct_size: usize,
@@ -82,6 +95,36 @@ struct Api {
     api_version: ApiVersion,
     internal_api: *const c_void,
     error_create: unsafe extern "C" fn(*mut ErrorCreateArgs) -> *mut c_void,
+    error_get_message: unsafe extern "C" fn(*mut ErrorGetMessageArgs),
+    error_destroy: unsafe extern "C" fn(*mut ErrorDestroyArgs),
+    handler_register: *const c_void,
+    stream_get: unsafe extern "C" fn(*mut StreamGetArgs) -> *mut c_void,
+}
+
+/// `XLA_FFI_Error_GetMessage_Args`.
+#[repr(C)]
+struct ErrorGetMessageArgs {
+    struct_size: usize,
+    extension_start: *mut ExtensionBase,
+    error: *mut c_void,
+    message: *const c_char,
+}
+
+/// `XLA_FFI_Error_Destroy_Args`.
+#[repr(C)]
+struct ErrorDestroyArgs {
+    struct_size: usize,
+    extension_start: *mut ExtensionBase,
+    error: *mut c_void,
+}
+
+/// `XLA_FFI_Stream_Get_Args`.
+#[repr(C)]
+struct StreamGetArgs {
+    struct_size: usize,
+    extension_start: *mut ExtensionBase,
+    ctx: *mut c_void,
+    stream: *mut c_void,
 }
 
 /// `XLA_FFI_Error_Create_Args`.
@@ -148,6 +191,17 @@ pub(super) struct Operand<'a> {
 }
 
 impl Operand<'_> {
+    /// The memory, if it is a vector of at least `words` i32.
+    pub(super) fn check_words(&self, words: i64, name: &str) -> Result<step::Buffer> {
+        match self.dims {
+            [len] if *len >= words => self.check(Dtype::I32, self.dims, || name.to_owned()),
+            dims => Err(Error::new(
+                Status::BufferSize,
+                format!("{name} has shape {dims:?}; the plan needs [{words}] or more"),
+            )),
+        }
+    }
+
     /// The memory, if dtype and shape are what the plan has; `name` is for the error's text.
     pub(super) fn check(
         &self,
@@ -197,11 +251,11 @@ fn xla_dtype(dtype: Dtype) -> c_int {
 }
 
 impl CallFrame {
-    /// Whether XLA asks what the handler is instead of calling it; answers if so.
+    /// Whether XLA asks what the handler is instead of calling it; answers if so, with `traits`.
     ///
     /// # Safety
     /// `self` was made by XLA for this call.
-    pub(super) unsafe fn answer_metadata(&self) -> bool {
+    pub(super) unsafe fn answer_metadata(&self, traits: u32) -> bool {
         // SAFETY: an extension begins with its base; of this kind it is a metadata extension,
         // whose struct is XLA's to be filled in.
         unsafe {
@@ -211,14 +265,62 @@ impl CallFrame {
             }
             let metadata = (*self.extension_start.cast::<MetadataExtension>()).metadata;
             ((*metadata).api_version.major, (*metadata).api_version.minor) = API_VERSION;
-            (*metadata).traits = 0;
+            (*metadata).traits = traits;
         }
         true
     }
 
-    /// Whether the call is for the stage in which buffers may be touched.
-    pub(super) fn is_execute(&self) -> bool {
-        self.stage == STAGE_EXECUTE
+    /// What the call is for; `None` for stages in which a handler has nothing to do.
+    pub(super) fn stage(&self) -> Option<Stage> {
+        match self.stage {
+            STAGE_INITIALIZE => Some(Stage::Initialize),
+            STAGE_EXECUTE => Some(Stage::Execute),
+            _ => None,
+        }
+    }
+
+    /// The CUDA stream of the call.
+    ///
+    /// # Errors
+    /// `InvalidArgument` with XLA's reason where there is none.
+    ///
+    /// # Safety
+    /// `self` was made by XLA for this call.
+    pub(super) unsafe fn stream(&self) -> Result<*mut c_void> {
+        let mut args = StreamGetArgs {
+            struct_size: size_of::<StreamGetArgs>(),
+            extension_start: std::ptr::null_mut(),
+            ctx: self.ctx,
+            stream: std::ptr::null_mut(),
+        };
+        // SAFETY: the table is XLA's, and so is the context.
+        let error = unsafe { ((*self.api).stream_get)(&raw mut args) };
+        if error.is_null() {
+            return Ok(args.stream);
+        }
+        let mut text = ErrorGetMessageArgs {
+            struct_size: size_of::<ErrorGetMessageArgs>(),
+            extension_start: std::ptr::null_mut(),
+            error,
+            message: std::ptr::null(),
+        };
+        let mut end = ErrorDestroyArgs {
+            struct_size: size_of::<ErrorDestroyArgs>(),
+            extension_start: std::ptr::null_mut(),
+            error,
+        };
+        // SAFETY: the error is ours to destroy; its text lives until then.
+        let reason = unsafe {
+            ((*self.api).error_get_message)(&raw mut text);
+            let reason = (!text.message.is_null())
+                .then(|| CStr::from_ptr(text.message).to_string_lossy().into_owned());
+            ((*self.api).error_destroy)(&raw mut end);
+            reason
+        };
+        Err(invalid(format!(
+            "the call has no stream: {}",
+            reason.unwrap_or_default()
+        )))
     }
 
     /// The operands.
@@ -325,9 +427,11 @@ impl CallFrame {
 fn error_code(status: Status) -> c_int {
     const INVALID_ARGUMENT: c_int = 3;
     const RESOURCE_EXHAUSTED: c_int = 8;
+    const FAILED_PRECONDITION: c_int = 9;
     const UNIMPLEMENTED: c_int = 12;
     const INTERNAL: c_int = 13;
     match status {
+        Status::CudaUnavailable => FAILED_PRECONDITION,
         Status::Unsupported => UNIMPLEMENTED,
         Status::OutOfMemory | Status::CudaOutOfMemory => RESOURCE_EXHAUSTED,
         Status::Internal | Status::CudaError => INTERNAL,
@@ -470,12 +574,28 @@ mod tests {
                 offset_of!(Api, api_version),
                 offset_of!(Api, internal_api),
                 offset_of!(Api, error_create),
+                offset_of!(Api, error_get_message),
+                offset_of!(Api, error_destroy),
+                offset_of!(Api, stream_get),
                 offset_of!(ErrorCreateArgs, struct_size),
                 offset_of!(ErrorCreateArgs, extension_start),
                 offset_of!(ErrorCreateArgs, message),
                 offset_of!(ErrorCreateArgs, code),
             ],
-            [0, 8, 16, 40, 48, 0, 8, 16, 24]
+            [0, 8, 16, 40, 48, 56, 64, 80, 0, 8, 16, 24]
+        );
+        assert_eq!(
+            [
+                offset_of!(ErrorGetMessageArgs, error),
+                offset_of!(ErrorGetMessageArgs, message),
+                size_of::<ErrorGetMessageArgs>(),
+                offset_of!(ErrorDestroyArgs, error),
+                size_of::<ErrorDestroyArgs>(),
+                offset_of!(StreamGetArgs, ctx),
+                offset_of!(StreamGetArgs, stream),
+                size_of::<StreamGetArgs>(),
+            ],
+            [16, 24, 32, 16, 24, 16, 24, 32]
         );
         assert_eq!(
             [

@@ -12,7 +12,8 @@ mod step;
 use std::ffi::c_void;
 
 use crate::capi::contain;
-use ffi::CallFrame;
+use ffi::{COMMAND_BUFFER_COMPATIBLE, CallFrame, Stage};
+use step::Platform;
 
 /// One optimizer step as an XLA custom call on the CPU (typed FFI, API 0.1, stateless).
 ///
@@ -43,16 +44,61 @@ use ffi::CallFrame;
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lowbit_xla_step(frame: *mut c_void) -> *mut c_void {
     // SAFETY: the caller's promise.
+    unsafe { handle(frame, Platform::Cpu) }
+}
+
+/// The same on a CUDA device (platform `CUDA`), to be registered for the stages `initialize` and
+/// `execute`. It may be captured in a command buffer.
+///
+/// # Parameters
+/// - `frame`: as for lowbit_xla_step.
+///
+/// # Returns
+/// As lowbit_xla_step.
+///
+/// # Threads
+/// As lowbit_xla_step.
+///
+/// # Stream
+/// The call's. `execute` only enqueues; `initialize` loads kernels and waits, the first time that it
+/// sees a plan on a device.
+///
+/// # Ownership
+/// As lowbit_xla_step.
+///
+/// # Since
+/// 0.1
+///
+/// # Safety
+/// As lowbit_xla_step.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lowbit_xla_step_cuda(frame: *mut c_void) -> *mut c_void {
+    // SAFETY: the caller's promise.
+    unsafe { handle(frame, Platform::Cuda) }
+}
+
+/// # Safety
+/// `frame` is null or was made by XLA for this call, on the platform.
+unsafe fn handle(frame: *mut c_void, platform: Platform) -> *mut c_void {
+    // SAFETY: the caller's promise.
     let Some(frame) = (unsafe { frame.cast::<CallFrame>().as_ref() }) else {
         // Without a frame there is no way to make an error.
         return std::ptr::null_mut();
     };
+    let traits = match platform {
+        Platform::Cpu => 0,
+        Platform::Cuda => COMMAND_BUFFER_COMPATIBLE,
+    };
     // SAFETY: the caller's promise.
     let run = || unsafe {
-        if frame.answer_metadata() || !frame.is_execute() {
+        if frame.answer_metadata(traits) {
             return Ok(());
         }
-        step::step(frame)
+        match (frame.stage(), platform) {
+            (Some(Stage::Execute), _) => step::step(frame, platform),
+            (Some(Stage::Initialize), Platform::Cuda) => step::initialize(frame),
+            _ => Ok(()),
+        }
     };
     // Nothing may unwind into XLA. The step leaves no broken state of the library behind: what it
     // shares is immutable or behind locks that recover.

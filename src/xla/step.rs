@@ -2,8 +2,12 @@
 //!
 //! ```text
 //! operands  hyper f32[8 groups], step i32[]; then per tensor params, grads; then all state buffers
-//! results   per tensor params or updates; all state buffers; scratch i32[words]; skipped i32[2]
+//! results   per tensor params or updates; all state buffers; scratch i32[words], at least what the
+//!           plan needs; skipped i32[2, 2]: two i64 counters, as JAX has no i64 unless it is asked to
 //! ```
+//!
+//! On a CUDA device all of these are device memory, and executing a step only enqueues it: it may be
+//! captured in a command buffer, which replays it with what the buffers say by then.
 //!
 //! Callers alias params and states with their results, and updates with the gradients where the
 //! dtypes agree, so that the step runs in place under donation. Without donation XLA copies
@@ -11,6 +15,10 @@
 
 #![expect(unsafe_code, reason = "works on XLA's raw buffers")]
 
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use crate::backend::{cuda_device_of, probe_cuda};
 use crate::dtype::Dtype;
 use crate::error::{Result, invalid};
 use crate::layout::index;
@@ -18,8 +26,15 @@ use crate::numerics::Hyper;
 use crate::plan::Plan;
 use crate::step::{Buffer, HyperSource, NonFinite, Stage, StepArgs};
 
-use super::cache;
+use super::cache::{self, Place};
 use super::ffi::{CallFrame, Operand};
+
+/// XLA's platform that a handler is registered for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Platform {
+    Cpu,
+    Cuda,
+}
 
 /// What the first results are.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -30,18 +45,56 @@ enum Output {
     Update,
 }
 
+/// Makes the plan of a CUDA device with all that a step needs: kernels, and their table in device
+/// memory. Only the first call with a plan does anything.
+///
+/// # Errors
+/// What is wrong with the plan's JSON; `CudaUnavailable` with the reason.
+///
+/// # Safety
+/// `frame` was made by XLA for this call, on a CUDA device.
+pub(super) unsafe fn initialize(frame: &CallFrame) -> Result<()> {
+    // SAFETY: the caller's promise.
+    let (json, stream) = unsafe { (frame.string_attribute("plan")?, frame.stream()?) };
+    if !cache::has_devices() {
+        probe_cuda(0)?;
+    }
+    cache::plan(Place::Cuda(cuda_device_of(stream)?), json).map(drop)
+}
+
+/// The plan that is called, and the stream.
+///
+/// # Safety
+/// `frame` was made by XLA for this call, on the platform.
+unsafe fn called(frame: &CallFrame, platform: Platform) -> Result<(Arc<Plan>, *mut c_void)> {
+    // SAFETY: the caller's promise.
+    let json = unsafe { frame.string_attribute("plan")? };
+    if platform == Platform::Cpu {
+        return Ok((cache::plan(Place::Cpu, json)?, std::ptr::null_mut()));
+    }
+    // SAFETY: the caller's promise.
+    let stream = unsafe { frame.stream()? };
+    // Without a plan there may be no driver to ask.
+    let device = if cache::has_devices() {
+        cuda_device_of(stream)?
+    } else {
+        0
+    };
+    Ok((cache::made(Place::Cuda(device), json)?, stream))
+}
+
 /// Runs one step.
 ///
 /// # Errors
 /// What the plan's JSON, the attributes or the buffers have wrong, before anything is written.
 ///
 /// # Safety
-/// `frame` was made by XLA for this call, in the execute stage, on host memory.
-pub(super) unsafe fn step(frame: &CallFrame) -> Result<()> {
+/// `frame` was made by XLA for this call, in the execute stage, on the platform.
+pub(super) unsafe fn step(frame: &CallFrame, platform: Platform) -> Result<()> {
     // SAFETY: the caller's promise.
-    let (plan, output, nonfinite, operands, results) = unsafe {
+    let ((plan, stream), output, nonfinite, operands, results) = unsafe {
         (
-            cache::plan(frame.string_attribute("plan")?)?,
+            called(frame, platform)?,
             output(frame.string_attribute("output")?)?,
             nonfinite(frame.i32_attribute("nonfinite")?)?,
             frame.operands()?,
@@ -61,22 +114,23 @@ pub(super) unsafe fn step(frame: &CallFrame) -> Result<()> {
     let hyper = scalars[0].check(Dtype::F32, &[groups], || "hyper".to_owned())?;
     let step = scalars[1].check(Dtype::I32, &[], || "step".to_owned())?;
     let words = plan.scratch_bytes() / 4;
-    let scratch = others[0].check(Dtype::I32, &[words], || "scratch".to_owned())?;
-    let skipped = others[1].check(Dtype::I32, &[2], || "skipped".to_owned())?;
+    let scratch = others[0].check_words(words, "scratch")?;
+    let skipped = others[1].check(Dtype::I32, &[2, 2], || "skipped".to_owned())?;
     let params = check_params(&plan, params, "params")?;
     let grads = check_grads(&plan, grads)?;
     let outputs = check_params(&plan, outputs, "result")?;
     let states = check_states(&plan, states, "operand")?;
     let new_states = check_states(&plan, new_states, "result")?;
 
-    // SAFETY: pairs of buffers of one size, which XLA keeps valid for the call.
+    // SAFETY: pairs of buffers of one size, and the counters, which XLA keeps valid for the call.
     unsafe {
         if output == Output::Param {
-            copy(&params, &outputs);
+            copy(&plan, &params, &outputs, stream)?;
         }
-        copy(&states, &new_states);
+        copy(&plan, &states, &new_states, stream)?;
+        let bytes = index(skipped.bytes);
+        plan.context.zero(skipped.data, bytes, stream)?;
     }
-    let mut counts = [0_i64; 2];
     let args = StepArgs {
         params: match output {
             Output::Param => &outputs,
@@ -92,15 +146,10 @@ pub(super) unsafe fn step(frame: &CallFrame) -> Result<()> {
         },
         nonfinite,
         offsets: None,
-        skipped: counts.as_mut_ptr(),
+        skipped: skipped.data.cast(),
     };
     // SAFETY: the buffers are XLA's, valid and not accessed by others for the call.
-    unsafe { plan.step(&args, Stage::All, std::ptr::null_mut())? };
-    // JAX has no i64 unless it is asked to, so the counters leave as i32.
-    let counts = counts.map(|count| i32::try_from(count).unwrap_or(i32::MAX));
-    // SAFETY: a result of two i32, checked above; alignment is not promised.
-    unsafe { skipped.data.cast::<[i32; 2]>().write_unaligned(counts) };
-    Ok(())
+    unsafe { plan.step(&args, Stage::All, stream) }
 }
 
 fn output(name: &str) -> Result<Output> {
@@ -174,12 +223,14 @@ fn check_states(plan: &Plan, operands: &[Operand<'_>], what: &str) -> Result<Vec
 /// Brings `from` to `to` where they are not the same memory.
 ///
 /// # Safety
-/// Each pair must be valid memory of one size.
-unsafe fn copy(from: &[Buffer], to: &[Buffer]) {
+/// Each pair must be valid memory of one size in the plan's memory space.
+unsafe fn copy(plan: &Plan, from: &[Buffer], to: &[Buffer], stream: *mut c_void) -> Result<()> {
     for (from, to) in from.iter().zip(to) {
         if from.data != to.data {
+            let bytes = index(to.bytes);
             // SAFETY: the caller's promise.
-            unsafe { std::ptr::copy(from.data.cast::<u8>(), to.data.cast(), index(to.bytes)) };
+            unsafe { plan.context.copy(from.data, to.data, bytes, stream)? };
         }
     }
+    Ok(())
 }

@@ -202,6 +202,34 @@ static void layouts(void) {
   STRUCT(lowbit_checkpoint_info_t);
   FIELD(lowbit_checkpoint_info_t, struct_size);
   FIELD(lowbit_checkpoint_info_t, step);
+
+  STRUCT(lowbit_save_args_t);
+  FIELD(lowbit_save_args_t, struct_size);
+  FIELD(lowbit_save_args_t, flags);
+  FIELD(lowbit_save_args_t, buffer_count);
+  FIELD(lowbit_save_args_t, state);
+  FIELD(lowbit_save_args_t, step);
+  FIELD(lowbit_save_args_t, path);
+  FIELD(lowbit_save_args_t, write);
+  FIELD(lowbit_save_args_t, write_user);
+  FIELD(lowbit_save_args_t, fd);
+  FIELD(lowbit_save_args_t, keep);
+  FIELD(lowbit_save_args_t, progress);
+  FIELD(lowbit_save_args_t, progress_user);
+
+  STRUCT(lowbit_load_args_t);
+  FIELD(lowbit_load_args_t, struct_size);
+  FIELD(lowbit_load_args_t, flags);
+  FIELD(lowbit_load_args_t, buffer_count);
+  FIELD(lowbit_load_args_t, state);
+  FIELD(lowbit_load_args_t, path);
+  FIELD(lowbit_load_args_t, read);
+  FIELD(lowbit_load_args_t, read_user);
+  FIELD(lowbit_load_args_t, bytes);
+  FIELD(lowbit_load_args_t, fd);
+  FIELD(lowbit_load_args_t, reserved);
+  FIELD(lowbit_load_args_t, progress);
+  FIELD(lowbit_load_args_t, progress_user);
 }
 
 static void compare(void) {

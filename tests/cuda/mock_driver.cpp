@@ -1,9 +1,11 @@
-// A libcuda for machines without a GPU: one device whose memory is the host's, and whose kernels
-// run under the shim, at once, when they are launched. For tests/cuda_driver.rs.
+// A libcuda for machines without a GPU: devices whose memory is the host's, and whose kernels run
+// under the shim, at once, when they are launched. For tests/cuda_driver.rs and the bindings' tests.
+//
+// A stream is any number; its third hexadecimal digit is its device.
 //
 // What goes wrong is said by variables of the environment, read at every call:
 //   MOCK_VERSION  cuDriverGetVersion (13000)
-//   MOCK_COUNT    cuDeviceGetCount (1)
+//   MOCK_COUNT    cuDeviceGetCount (1; at most 8)
 //   MOCK_MAJOR    major compute capability (9)
 //   MOCK_FAIL     name=number: that function returns that error
 
@@ -49,8 +51,9 @@ Result call(const char* name, Body body) {
   return result;
 }
 
-// Some context that is not the caller's.
-Handle primary_context() { return &contexts; }
+// Some contexts that are not the caller's, one for each device.
+char primary_contexts[8];
+Handle primary_context(int device) { return &primary_contexts[device]; }
 
 }  // namespace
 
@@ -116,8 +119,8 @@ Result cuDeviceGetAttribute(int* value, int attribute, int) {
   });
 }
 
-Result cuDevicePrimaryCtxRetain(Handle* context, int) {
-  return call(__func__, [=] { *context = primary_context(); });
+Result cuDevicePrimaryCtxRetain(Handle* context, int device) {
+  return call(__func__, [=] { *context = primary_context(device); });
 }
 
 Result cuDevicePrimaryCtxRelease_v2(int) { return called(__func__); }
@@ -130,6 +133,17 @@ Result cuCtxPopCurrent_v2(Handle* context) {
   return call(__func__, [=] {
     *context = contexts.back();
     contexts.pop_back();
+  });
+}
+
+Result cuCtxGetDevice(int* device) {
+  return call(__func__,
+              [=] { *device = static_cast<int>(static_cast<char*>(contexts.back()) - primary_contexts); });
+}
+
+Result cuStreamGetCtx(Handle stream, Handle* context) {
+  return call(__func__, [=] {
+    *context = primary_context(static_cast<int>(reinterpret_cast<uintptr_t>(stream) >> 8 & 15));
   });
 }
 
@@ -204,6 +218,13 @@ Result cuMemsetD8Async(Handle data, unsigned char value, size_t bytes, Handle st
   return call(__func__, [=] {
     last_stream = stream;
     std::memset(data, value, bytes);
+  });
+}
+
+Result cuMemcpyDtoDAsync_v2(Handle to, Handle from, size_t bytes, Handle stream) {
+  return call(__func__, [=] {
+    last_stream = stream;
+    std::memcpy(to, from, bytes);
   });
 }
 

@@ -96,3 +96,26 @@ pub(crate) fn program_by(
     sh.run(&mut compiler)?;
     Ok(output)
 }
+
+/// A folder with a libcuda for tests without a GPU: the kernels run on the host. To be put on
+/// `LD_LIBRARY_PATH`.
+pub(crate) fn mock_driver(sh: &Shell) -> Result<PathBuf> {
+    let folder = sh.path("target/mock-driver");
+    env::remove(&folder)?;
+    std::fs::create_dir_all(&folder).context(folder.display())?;
+    let mut compiler = Command::new(std::env::var_os("CXX").unwrap_or_else(|| "g++".into()));
+    compiler
+        .args(["-std=c++17", "-O1", "-ffp-contract=off"])
+        .args(["-fno-strict-aliasing", "-U_FORTIFY_SOURCE"])
+        .args(["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"])
+        .args(["-fPIC", "-shared", "-I"])
+        .arg(sh.path("cuda"))
+        .arg(sh.path("tests/cuda/mock_driver.cpp"))
+        .arg("-o")
+        .arg(folder.join("libcuda.so.1"));
+    sh.run(&mut compiler)?;
+    // The loader is asked for this name first.
+    let link = folder.join("libcuda.so");
+    std::os::unix::fs::symlink("libcuda.so.1", &link).context(link.display())?;
+    Ok(folder)
+}

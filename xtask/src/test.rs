@@ -43,6 +43,14 @@ pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
     if wanted("cpp") {
         cpp(sh, &mut steps);
     }
+    let mock = ["cpp", "jax", "julia"]
+        .into_iter()
+        .any(wanted)
+        .then(|| steps.run("build the mock driver", || build::mock_driver(sh)))
+        .flatten();
+    if let Some(mock) = mock.as_deref().filter(|_| wanted("cpp")) {
+        cpp_device(sh, &mut steps, mock);
+    }
     let handover = (wanted("jax") || wanted("julia") || wanted("examples"))
         .then(|| steps.run("example: gpt, stopped and resumed", || gpt(sh)))
         .flatten();
@@ -56,10 +64,22 @@ pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
         mpi(sh, &mut steps);
     }
     if wanted("jax") {
-        jax(sh, &mut steps, &library, handover.as_deref());
+        jax(
+            sh,
+            &mut steps,
+            &library,
+            mock.as_deref(),
+            handover.as_deref(),
+        );
     }
     if wanted("julia") {
-        julia(sh, &mut steps, &library, handover.as_deref());
+        julia(
+            sh,
+            &mut steps,
+            &library,
+            mock.as_deref(),
+            handover.as_deref(),
+        );
     }
     if wanted("experiments") {
         experiments(sh, &mut steps, &library);
@@ -152,6 +172,14 @@ fn mpi(sh: &Shell, steps: &mut Steps) {
     });
 }
 
+fn cpp_device(sh: &Shell, steps: &mut Steps, mock: &Path) {
+    steps.run("C++: device pointers, with a mock driver", || {
+        let source = "bindings/cpp/tests/device_test.cpp";
+        let program = build::program(sh, source, "device", &["-O2", "-Wconversion"])?;
+        sh.run(Command::new(program).env("LD_LIBRARY_PATH", mock))
+    });
+}
+
 /// A short run of the demo that leaves what JAX and Julia continue from.
 fn gpt(sh: &Shell) -> Result<PathBuf> {
     let gpt = build::program(sh, "examples/cpp/gpt.cpp", "gpt", &["-O3"])?;
@@ -172,7 +200,13 @@ fn gpt(sh: &Shell) -> Result<PathBuf> {
     Ok(handover)
 }
 
-fn jax(sh: &Shell, steps: &mut Steps, library: &Path, handover: Option<&Path>) {
+fn jax(
+    sh: &Shell,
+    steps: &mut Steps,
+    library: &Path,
+    mock: Option<&Path>,
+    handover: Option<&Path>,
+) {
     let Some(python) = steps.run("set up JAX", || env::python::ensure(sh)) else {
         return;
     };
@@ -191,7 +225,8 @@ fn jax(sh: &Shell, steps: &mut Steps, library: &Path, handover: Option<&Path>) {
     };
     steps.run("JAX: tests", || {
         // With the hooks, as one test makes the library panic.
-        sh.run(&mut run(&hooks, &["-m", "unittest", "discover", "-v"]))
+        let mut tests = run(&hooks, &["-m", "unittest", "discover", "-v"]);
+        sh.run(tests.envs(mock.map(|mock| ("LOWBIT_MOCK_DRIVER", mock))))
     });
     steps.run("JAX: conformance", || {
         let lines = sh.read(&mut run(library, &["conformance.py"]))?;
@@ -202,7 +237,13 @@ fn jax(sh: &Shell, steps: &mut Steps, library: &Path, handover: Option<&Path>) {
     });
 }
 
-fn julia(sh: &Shell, steps: &mut Steps, library: &Path, handover: Option<&Path>) {
+fn julia(
+    sh: &Shell,
+    steps: &mut Steps,
+    library: &Path,
+    mock: Option<&Path>,
+    handover: Option<&Path>,
+) {
     let Some(julia) = steps.run("set up Julia", || env::julia::ensure(sh)) else {
         return;
     };
@@ -223,6 +264,11 @@ fn julia(sh: &Shell, steps: &mut Steps, library: &Path, handover: Option<&Path>)
         command
     };
     steps.run("Julia: tests", || sh.run(&mut run("runtests.jl")));
+    if let Some(mock) = mock {
+        steps.run("Julia: device pointers, with a mock driver", || {
+            sh.run(run("device.jl").env("LD_LIBRARY_PATH", mock))
+        });
+    }
     steps.run("Julia: conformance", || {
         sh.run(run("conformance.jl").arg(sh.path("tests/common/conformance.txt")))
     });

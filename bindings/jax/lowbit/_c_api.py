@@ -28,6 +28,9 @@ LOWBIT_ADAFACTOR_RELATIVE_STEP = 1
 LOWBIT_ADAFACTOR_SCALE_PARAMETER = 2
 LOWBIT_STEP_COUNTED = 1
 LOWBIT_NORM_SCRATCH = 24
+LOWBIT_SAVE_FD = 1
+LOWBIT_LOAD_FD = 1
+LOWBIT_LOAD_SUBSET = 2
 LOWBIT_ABI_MAJOR = 0
 LOWBIT_ABI_MINOR = 1
 LOWBIT_STATUS_OK = 0
@@ -49,6 +52,7 @@ LOWBIT_STATUS_CUDA_OUT_OF_MEMORY = 62
 LOWBIT_STATUS_CUDA_ERROR = 63
 LOWBIT_STATUS_OUT_OF_MEMORY = 80
 LOWBIT_STATUS_IO = 81
+LOWBIT_STATUS_CANCELLED = 82
 LOWBIT_STATUS_INTERNAL = 100
 LOWBIT_DTYPE_F32 = 1
 LOWBIT_DTYPE_BF16 = 2
@@ -408,6 +412,47 @@ class lowbit_checkpoint_info_t(Sized):
     ]
 
 
+lowbit_write_t = CFUNCTYPE(c_int32, c_void_p, c_void_p, c_size_t)
+lowbit_progress_t = CFUNCTYPE(c_int32, c_void_p, c_int64, c_int64)
+
+
+class lowbit_save_args_t(Sized):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("flags", c_uint64),
+        ("buffer_count", c_int64),
+        ("state", POINTER(lowbit_buffer_t)),
+        ("step", c_int64),
+        ("path", c_char_p),
+        ("write", lowbit_write_t),
+        ("write_user", c_void_p),
+        ("fd", c_int32),
+        ("keep", c_int32),
+        ("progress", lowbit_progress_t),
+        ("progress_user", c_void_p),
+    ]
+
+
+lowbit_read_t = CFUNCTYPE(c_int32, c_void_p, c_int64, c_void_p, c_size_t)
+
+
+class lowbit_load_args_t(Sized):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("flags", c_uint64),
+        ("buffer_count", c_int64),
+        ("state", POINTER(lowbit_buffer_t)),
+        ("path", c_char_p),
+        ("read", lowbit_read_t),
+        ("read_user", c_void_p),
+        ("bytes", c_int64),
+        ("fd", c_int32),
+        ("reserved", c_int32),
+        ("progress", lowbit_progress_t),
+        ("progress_user", c_void_p),
+    ]
+
+
 #: name -> (return type, argument types)
 FUNCTIONS = {
     "lowbit_abi_version": (
@@ -663,6 +708,52 @@ FUNCTIONS = {
             c_int64,
             c_void_p,
             POINTER(lowbit_checkpoint_info_t),
+        ),
+    ),
+    "lowbit_checkpoint_write": (
+        lowbit_status_t,
+        (POINTER(lowbit_plan_t), POINTER(lowbit_save_args_t), c_void_p),
+    ),
+    "lowbit_checkpoint_read": (
+        lowbit_status_t,
+        (
+            POINTER(lowbit_plan_t),
+            POINTER(lowbit_load_args_t),
+            c_void_p,
+            POINTER(lowbit_checkpoint_info_t),
+        ),
+    ),
+    "lowbit_checkpoint_index": (
+        lowbit_status_t,
+        (POINTER(c_char_p), c_int64, c_char_p),
+    ),
+    "lowbit_checkpoint_merge": (
+        lowbit_status_t,
+        (c_char_p, c_char_p, lowbit_progress_t, c_void_p),
+    ),
+    "lowbit_checkpoint_split": (
+        lowbit_status_t,
+        (c_char_p, c_int32, c_int64, c_char_p, lowbit_progress_t, c_void_p),
+    ),
+    "lowbit_checkpoint_reshard": (
+        lowbit_status_t,
+        (POINTER(lowbit_plan_t), c_char_p, c_char_p, lowbit_progress_t, c_void_p),
+    ),
+    "lowbit_checkpoint_json": (
+        lowbit_status_t,
+        (c_char_p, POINTER(c_char), c_size_t, POINTER(c_size_t)),
+    ),
+    "lowbit_checkpoint_values": (
+        lowbit_status_t,
+        (
+            c_char_p,
+            c_char_p,
+            c_char_p,
+            POINTER(c_int64),
+            POINTER(c_int64),
+            c_int32,
+            POINTER(c_float),
+            c_int64,
         ),
     ),
 }

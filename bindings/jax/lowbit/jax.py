@@ -9,7 +9,8 @@
         return optimizer.apply(grads, state, params)
 
 Parameters and states are updated in place where they are donated, and stay intact where not. The
-state is a tree of plain arrays. The step is one custom call for every 64 tensors, on the CPU.
+state is a tree of plain arrays. The step is one custom call for every 64 tensors, on the CPU or on
+an NVIDIA GPU, where it may be part of a command buffer.
 """
 
 import dataclasses
@@ -26,6 +27,10 @@ from . import core
 from ._library import library
 
 _TARGET = "lowbit_xla_step"
+
+#: The most that a device's plan needs of scratch beyond the CPU's, in words for each tensor
+#: (`ticket_words` in src/backend/cuda/table.rs). The handler refuses less than it needs.
+_DEVICE_WORDS = 2
 
 #: XLA's compile time grows faster than the number of operands of one call.
 _TENSORS_PER_CALL = 64
@@ -83,7 +88,7 @@ _COMMON = """
         parameters are stepped by `apply` only.
     nonfinite: what happens when a gradient is not finite: "default", "skip_block", "skip_tensor",
         "skip_step" or "propagate".
-    threads: that work in one call, XLA's among them; 0: as many as the process may use.
+    threads: that work in one call on the CPU, XLA's among them; 0: as many as the process may use.
 
     Raises lowbit.Error if the spec is not one.
     """
@@ -464,19 +469,25 @@ def load(path, optimizer, params):
 
 @functools.cache
 def _register():
-    """Makes the handler known to XLA, once for each process."""
+    """Makes the handlers known to XLA, once for each process."""
     # The backends start first: one that is refused a handler while it starts does not start at all.
     jax.devices()
     handler = jax.ffi.pycapsule(library().lowbit_xla_step)
     jax.ffi.register_ffi_target(_TARGET, handler, platform="cpu")
+    # Initialized before each execution, as kernels may not be loaded in a capture. That it may be
+    # captured, the handler says itself.
+    handler = jax.ffi.pycapsule(library().lowbit_xla_step_cuda)
+    stages = {"initialize": handler, "execute": handler}
+    jax.ffi.register_ffi_target(_TARGET, stages, platform="CUDA")
 
 
 def _call(plan, options, hyper, step, params, grads, buffers):
     """One custom call: new parameters (or updates), new state buffers, int32[2] of skips."""
     update = options["output"] == "update"
     results = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (*params, *buffers)]
-    results.append(jax.ShapeDtypeStruct((plan.scratch_bytes // 4,), jnp.int32))
-    results.append(jax.ShapeDtypeStruct((2,), jnp.int32))
+    words = plan.scratch_bytes // 4 + _DEVICE_WORDS * len(params)
+    results.append(jax.ShapeDtypeStruct((words,), jnp.int32))
+    results.append(jax.ShapeDtypeStruct((2, 2), jnp.int32))
     # Operands: hyper, step, params, grads, buffers. Aliased to their results, all are updated in
     # place under donation; without it XLA copies before the call.
     n = len(params)
@@ -497,7 +508,8 @@ def _call(plan, options, hyper, step, params, grads, buffers):
         output=options["output"],
         nonfinite=np.int32(core.NONFINITE[options["nonfinite"]]),
     )
-    return new[:n], new[n:-2], new[-1]
+    # The counters are 64-bit, the low half of each first.
+    return new[:n], new[n:-2], new[-1][:, 0]
 
 
 def _plan_json(plan, threads):

@@ -597,7 +597,7 @@ class TestErrors(unittest.TestCase):
         operands = operands or [hyper, step] + [vector] * 4
         results = results or [jax.ShapeDtypeStruct((5,), f32)] * 3 + [
             jax.ShapeDtypeStruct((plan.scratch_bytes // 4,), i32),
-            jax.ShapeDtypeStruct((2,), i32),
+            jax.ShapeDtypeStruct((2, 2), i32),
         ]
         given = {
             "plan": lowbit.jax._plan_json(plan, 1),
@@ -627,6 +627,10 @@ class TestErrors(unittest.TestCase):
             ({"operands": [hyper, step, vector.astype(i32)] + [vector] * 3}, "params.0. .w. has"),
             ({"operands": [hyper[:7], step] + [vector] * 4}, "hyper has shape .7."),
             ({"results": [jax.ShapeDtypeStruct((5,), f32)] * 4}, "4 results given; the plan has 5"),
+            (
+                {"results": [jax.ShapeDtypeStruct((5,), f32)] * 3 + [jax.ShapeDtypeStruct((0,), i32)] * 2},
+                "scratch has shape .0.; the plan needs .*or more",
+            ),
         ):
             with self.subTest(reason=reason):
                 with self.assertRaisesRegex(jax.errors.JaxRuntimeError, reason):

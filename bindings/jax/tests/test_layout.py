@@ -53,6 +53,9 @@ OFFSETS = {
         "api_version": 16,
         "internal_api": 40,
         "XLA_FFI_Error_Create": 48,
+        "XLA_FFI_Error_GetMessage": 56,
+        "XLA_FFI_Error_Destroy": 64,
+        "XLA_FFI_Stream_Get": 80,
     },
     "XLA_FFI_Error_Create_Args": {
         "struct_size": 0,
@@ -60,13 +63,18 @@ OFFSETS = {
         "message": 16,
         "errc": 24,
     },
+    "XLA_FFI_Error_GetMessage_Args": {"error": 16, "message": 24},
+    "XLA_FFI_Error_Destroy_Args": {"error": 16},
+    "XLA_FFI_Stream_Get_Args": {"ctx": 16, "stream": 24},
     "XLA_FFI_ByteSpan": {"ptr": 0, "len": 8},
     "XLA_FFI_Scalar": {"dtype": 0, "value": 8},
 }
 
 CONSTANTS = {
     "XLA_FFI_Extension_Metadata": 1,
+    "XLA_FFI_ExecutionStage_INITIALIZE": 2,
     "XLA_FFI_ExecutionStage_EXECUTE": 3,
+    "XLA_FFI_HANDLER_TRAITS_COMMAND_BUFFER_COMPATIBLE": 1,
     "XLA_FFI_ArgType_BUFFER": 1,
     "XLA_FFI_RetType_BUFFER": 1,
     "XLA_FFI_AttrType_SCALAR": 3,

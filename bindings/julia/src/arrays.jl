@@ -65,7 +65,15 @@ function isdense(array::StridedArray)
     return true
 end
 
+"The address of an array's elements, on whichever device they are; the array must be kept alive."
+address(array::AbstractArray) = Ptr{Cvoid}(reinterpret(UInt, pointer(array)))
+address(array::BF16) = address(array.bits)
+
+"Whether the elements are in the host's memory: arrays of devices have pointers of their own types."
+on_host(array::AbstractArray) = pointer(array) isa Ptr
+on_host(array::BF16) = on_host(array.bits)
+
 "The memory of an array, which must be kept alive."
 buffer(array::AbstractArray) =
-    lowbit_buffer_t(pointer(array), length(array) * sizeof(eltype(array)))
+    lowbit_buffer_t(address(array), length(array) * sizeof(eltype(array)))
 buffer(array::BF16) = buffer(array.bits)

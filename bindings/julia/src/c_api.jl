@@ -14,6 +14,9 @@ const LOWBIT_ADAFACTOR_RELATIVE_STEP = 1
 const LOWBIT_ADAFACTOR_SCALE_PARAMETER = 2
 const LOWBIT_STEP_COUNTED = 1
 const LOWBIT_NORM_SCRATCH = 24
+const LOWBIT_SAVE_FD = 1
+const LOWBIT_LOAD_FD = 1
+const LOWBIT_LOAD_SUBSET = 2
 const LOWBIT_ABI_MAJOR = 0
 const LOWBIT_ABI_MINOR = 1
 const LOWBIT_STATUS_OK = Int32(0)
@@ -35,6 +38,7 @@ const LOWBIT_STATUS_CUDA_OUT_OF_MEMORY = Int32(62)
 const LOWBIT_STATUS_CUDA_ERROR = Int32(63)
 const LOWBIT_STATUS_OUT_OF_MEMORY = Int32(80)
 const LOWBIT_STATUS_IO = Int32(81)
+const LOWBIT_STATUS_CANCELLED = Int32(82)
 const LOWBIT_STATUS_INTERNAL = Int32(100)
 const LOWBIT_DTYPE_F32 = Int32(1)
 const LOWBIT_DTYPE_BF16 = Int32(2)
@@ -684,6 +688,98 @@ function lowbit_checkpoint_info_t(;
     )
 end
 
+struct lowbit_save_args_t
+    struct_size::Csize_t
+    flags::UInt64
+    buffer_count::Int64
+    state::Ptr{lowbit_buffer_t}
+    step::Int64
+    path::Ptr{UInt8}
+    write::Ptr{Cvoid}
+    write_user::Ptr{Cvoid}
+    fd::Int32
+    keep::Int32
+    progress::Ptr{Cvoid}
+    progress_user::Ptr{Cvoid}
+end
+
+"As the INIT macro sets it; keywords are fields."
+function lowbit_save_args_t(;
+    struct_size = sizeof(lowbit_save_args_t),
+    flags = 0,
+    buffer_count = 0,
+    state = C_NULL,
+    step = 0,
+    path = C_NULL,
+    write = C_NULL,
+    write_user = C_NULL,
+    fd = 0,
+    keep = 0,
+    progress = C_NULL,
+    progress_user = C_NULL,
+)
+    lowbit_save_args_t(
+        struct_size,
+        flags,
+        buffer_count,
+        state,
+        step,
+        path,
+        write,
+        write_user,
+        fd,
+        keep,
+        progress,
+        progress_user,
+    )
+end
+
+struct lowbit_load_args_t
+    struct_size::Csize_t
+    flags::UInt64
+    buffer_count::Int64
+    state::Ptr{lowbit_buffer_t}
+    path::Ptr{UInt8}
+    read::Ptr{Cvoid}
+    read_user::Ptr{Cvoid}
+    bytes::Int64
+    fd::Int32
+    reserved::Int32
+    progress::Ptr{Cvoid}
+    progress_user::Ptr{Cvoid}
+end
+
+"As the INIT macro sets it; keywords are fields."
+function lowbit_load_args_t(;
+    struct_size = sizeof(lowbit_load_args_t),
+    flags = 0,
+    buffer_count = 0,
+    state = C_NULL,
+    path = C_NULL,
+    read = C_NULL,
+    read_user = C_NULL,
+    bytes = 0,
+    fd = 0,
+    reserved = 0,
+    progress = C_NULL,
+    progress_user = C_NULL,
+)
+    lowbit_load_args_t(
+        struct_size,
+        flags,
+        buffer_count,
+        state,
+        path,
+        read,
+        read_user,
+        bytes,
+        fd,
+        reserved,
+        progress,
+        progress_user,
+    )
+end
+
 lowbit_abi_version(major, minor) = ccall(
     sym(:lowbit_abi_version),
     lowbit_status_t,
@@ -1079,4 +1175,89 @@ lowbit_checkpoint_deserialize(plan, data, bytes, state, buffer_count, stream, ou
     buffer_count,
     stream,
     out,
+)
+
+lowbit_checkpoint_write(plan, args, stream) = ccall(
+    sym(:lowbit_checkpoint_write),
+    lowbit_status_t,
+    (Ptr{lowbit_plan_t}, Ptr{lowbit_save_args_t}, Ptr{Cvoid}),
+    plan,
+    args,
+    stream,
+)
+
+lowbit_checkpoint_read(plan, args, stream, out) = ccall(
+    sym(:lowbit_checkpoint_read),
+    lowbit_status_t,
+    (Ptr{lowbit_plan_t}, Ptr{lowbit_load_args_t}, Ptr{Cvoid}, Ptr{lowbit_checkpoint_info_t}),
+    plan,
+    args,
+    stream,
+    out,
+)
+
+lowbit_checkpoint_index(paths, path_count, path) = ccall(
+    sym(:lowbit_checkpoint_index),
+    lowbit_status_t,
+    (Ptr{Ptr{UInt8}}, Int64, Cstring),
+    paths,
+    path_count,
+    path,
+)
+
+lowbit_checkpoint_merge(from, path, progress, user) = ccall(
+    sym(:lowbit_checkpoint_merge),
+    lowbit_status_t,
+    (Cstring, Cstring, Ptr{Cvoid}, Ptr{Cvoid}),
+    from,
+    path,
+    progress,
+    user,
+)
+
+lowbit_checkpoint_split(from, axis, parts, path, progress, user) = ccall(
+    sym(:lowbit_checkpoint_split),
+    lowbit_status_t,
+    (Cstring, Int32, Int64, Cstring, Ptr{Cvoid}, Ptr{Cvoid}),
+    from,
+    axis,
+    parts,
+    path,
+    progress,
+    user,
+)
+
+lowbit_checkpoint_reshard(plan, from, path, progress, user) = ccall(
+    sym(:lowbit_checkpoint_reshard),
+    lowbit_status_t,
+    (Ptr{lowbit_plan_t}, Cstring, Cstring, Ptr{Cvoid}, Ptr{Cvoid}),
+    plan,
+    from,
+    path,
+    progress,
+    user,
+)
+
+lowbit_checkpoint_json(from, buf, cap, needed) = ccall(
+    sym(:lowbit_checkpoint_json),
+    lowbit_status_t,
+    (Cstring, Ptr{UInt8}, Csize_t, Ptr{Csize_t}),
+    from,
+    buf,
+    cap,
+    needed,
+)
+
+lowbit_checkpoint_values(from, tensor, state_name, offset, shape, ndim, values, bytes) = ccall(
+    sym(:lowbit_checkpoint_values),
+    lowbit_status_t,
+    (Cstring, Cstring, Cstring, Ptr{Int64}, Ptr{Int64}, Int32, Ptr{Cfloat}, Int64),
+    from,
+    tensor,
+    state_name,
+    offset,
+    shape,
+    ndim,
+    values,
+    bytes,
 )

@@ -6,7 +6,13 @@ struct Buffers
     data::Vector{lowbit_buffer_t}
 end
 
-Buffers(state::State) = Buffers(state.arrays, map(buffer, state.arrays))
+function Buffers(plan::Plan, state::State)
+    for (name, array) in zip(state.names, state.arrays)
+        check_place(plan, array, "the state's $name")
+    end
+    check_place(plan, state.scratch, "the state's scratch")
+    return Buffers(state.arrays, map(buffer, state.arrays))
+end
 
 "Checks `arrays` against the tensors of a plan; `type(tensor)` is the element type to expect."
 function Buffers(plan::Plan, what, arrays, type)
@@ -18,6 +24,7 @@ function Buffers(plan::Plan, what, arrays, type)
     end
     for (i, (array, tensor)) in enumerate(zip(list, plan.tensors))
         check_array(array, tensor.size, type(tensor), "$what[$i] ($(tensor.name))")
+        check_place(plan, array, "$what[$i] ($(tensor.name))")
     end
     return Buffers(list, map(buffer, list))
 end
@@ -30,6 +37,16 @@ function check_array(array, size, type, name)
         throw(ArgumentError("$name is a $(typeof(array)), the plan has $(nameof(TYPES[type]))"))
     end
     isdense(array) || throw(ArgumentError("$name is a $(typeof(array)), which is not contiguous"))
+    return nothing
+end
+
+function check_place(plan, array, name)
+    if on_host(array) != plan.on_host
+        has, needs = plan.on_host ? ("a device's", "the host's") : ("the host's", "a device's")
+        throw(ArgumentError(
+            "$name is a $(typeof(array)) in $has memory; the plan works in $needs",
+        ))
+    end
     return nothing
 end
 
@@ -63,12 +80,17 @@ meanwhile and may collect garbage.
 - `groups = nothing`: for each group of the plan a `NamedTuple` of `lr` … `skip`, over those given
   for all
 - `updates = nothing`: arrays that receive the update instead of `params` being changed
-- `skipped = nothing`: a `Vector{Int64}` of two counters, which rise by the number of blocks and
+- `skipped = nothing`: an array of two `Int64` counters, which rise by the number of blocks and
   of tensors that were skipped
+- `hyper = nothing`, `number = nothing`: arrays that have what `lr` … `skip` (8 `Float32` for each
+  group) and `step` (an `Int32`) say otherwise. A GPU reads them when the work runs
+- `stream = C_NULL`: of plans of a GPU, a `CUstream`; the work is in its order, and may still be
+  going on when the call returns. All arrays are then the GPU's and must live until it is done
 """
-function step!(plan::Plan, params, grads, state::State; options...)
+function step!(plan::Plan, params, grads, state::State; stream = C_NULL, options...)
+    queue = Ptr{Cvoid}(stream)
     call_step(plan, params, grads, state; options...) do handle, args
-        lowbit_step(handle, args, C_NULL)
+        lowbit_step(handle, args, queue)
     end
     return params
 end
@@ -80,17 +102,33 @@ end
 A step in parts, for trainers with shards: `collect!` for each of `plan.stages` in turn, after each
 the shards combine [`statistics`](@ref), then `apply!`. Options are those of [`step!`](@ref).
 """
-function collect!(plan::Plan, stage::Integer, params, grads, state::State; options...)
-    index = Int64(stage - 1)
+function collect!(
+    plan::Plan,
+    stage::Integer,
+    params,
+    grads,
+    state::State;
+    stream = C_NULL,
+    options...,
+)
+    index, queue = Int64(stage - 1), Ptr{Cvoid}(stream)
     call_step(plan, params, grads, state; options...) do handle, args
-        lowbit_step_stats(handle, args, index, C_NULL)
+        lowbit_step_stats(handle, args, index, queue)
     end
     return state
 end
 
-@doc (@doc collect!) function apply!(plan::Plan, params, grads, state::State; options...)
+@doc (@doc collect!) function apply!(
+    plan::Plan,
+    params,
+    grads,
+    state::State;
+    stream = C_NULL,
+    options...,
+)
+    queue = Ptr{Cvoid}(stream)
     call_step(plan, params, grads, state; options...) do handle, args
-        lowbit_step_apply(handle, args, C_NULL)
+        lowbit_step_apply(handle, args, queue)
     end
     return params
 end
@@ -114,17 +152,22 @@ function call_step(
     nonfinite::Symbol = :default,
     groups = nothing,
     updates = nothing,
-    skipped::Union{Nothing,Vector{Int64}} = nothing,
+    skipped::Union{Nothing,AbstractVector{Int64}} = nothing,
+    hyper::Union{Nothing,AbstractVector{Float32}} = nothing,
+    number::Union{Nothing,AbstractVector{Int32}} = nothing,
 ) where {F}
-    if skipped !== nothing && length(skipped) != 2
-        throw(DimensionMismatch("skipped has $(length(skipped)) elements, it must have 2"))
+    check_extra(plan, "skipped", skipped, 2)
+    check_extra(plan, "hyper", hyper, 8 * plan.group_count)
+    check_extra(plan, "number", number, 1)
+    if (hyper === nothing) != (number === nothing)
+        throw(ArgumentError("hyper and number come together"))
     end
     nonfinite_code = choose("nonfinite", nonfinite, NONFINITE)
     p = Buffers(plan, "params", params, tensor -> tensor.param)
     g = Buffers(plan, "grads", grads, tensor -> tensor.grad)
     u = updates === nothing ? nothing :
         Buffers(plan, "updates", updates, tensor -> tensor.param)
-    s = Buffers(state)
+    s = Buffers(plan, state)
     common = (
         lr = lr,
         beta1 = beta1,
@@ -135,8 +178,13 @@ function call_step(
         clip_factor = clip_factor,
         skip = skip,
     )
-    hyper = groups === nothing ? nothing : group_hyper(plan, common, groups)
-    number = Ref(Int32(step))
+    if groups !== nothing
+        hyper === nothing || throw(ArgumentError("groups and hyper are two ways to say the same"))
+        if !plan.on_host
+            throw(ArgumentError("a plan of a GPU takes groups from its memory: give hyper"))
+        end
+        hyper, number = group_hyper(plan, common, groups), [Int32(step)]
+    end
     scratch = state.scratch
     status = GC.@preserve plan p g u s scratch skipped hyper number begin
         args = Ref(lowbit_step_args_t(;
@@ -149,15 +197,24 @@ function call_step(
             scratch = buffer(scratch),
             step = step,
             nonfinite = nonfinite_code,
-            hyper = hyper === nothing ? C_NULL : pointer(hyper),
-            step_number = hyper === nothing ? C_NULL : Base.unsafe_convert(Ptr{Int32}, number),
-            skipped = skipped === nothing ? C_NULL : pointer(skipped),
+            hyper = hyper === nothing ? C_NULL : address(hyper),
+            step_number = number === nothing ? C_NULL : address(number),
+            skipped = skipped === nothing ? C_NULL : address(skipped),
             common...,
         ))
         handle = Base.unsafe_convert(Ptr{lowbit_plan_t}, plan)
         GC.@preserve args gc_safe(f, handle, Base.unsafe_convert(Ptr{lowbit_step_args_t}, args))
     end
     return check(status)
+end
+
+function check_extra(plan, name, array, count)
+    array === nothing && return nothing
+    if length(array) != count
+        throw(DimensionMismatch("$name has $(length(array)) elements, it must have $count"))
+    end
+    isdense(array) || throw(ArgumentError("$name is a $(typeof(array)), which is not contiguous"))
+    return check_place(plan, array, name)
 end
 
 "The block of eight numbers of each group. The library sees an address and not how many there are."
@@ -176,15 +233,15 @@ function group_hyper(plan, common, groups)
 end
 
 """
-    compress!(plan, name, values, state)
+    compress!(plan, name, values, state; stream = C_NULL)
 
-Quantize `values`, a list of `Array{Float32}` in the plan's order, into the state `name` (`"m"`,
+Quantize `values`, a list of arrays of `Float32` in the plan's order, into the state `name` (`"m"`,
 `"v"`, `"vmax"`, `"x"`) of every tensor: to import a full-precision state, or as the primitive of an
 optimizer of one's own.
 """
-function compress!(plan::Plan, name::AbstractString, values, state::State)
+function compress!(plan::Plan, name::AbstractString, values, state::State; stream = C_NULL)
     v = Buffers(plan, "values", values, tensor -> LOWBIT_DTYPE_F32)
-    s, text = Buffers(state), String(name)
+    s, text = Buffers(plan, state), String(name)
     status = GC.@preserve plan v s text gc_safe(
         lowbit_compress,
         Base.unsafe_convert(Ptr{lowbit_plan_t}, plan),
@@ -193,20 +250,20 @@ function compress!(plan::Plan, name::AbstractString, values, state::State)
         length(v.data),
         pointer(s.data),
         length(s.data),
-        C_NULL,
+        Ptr{Cvoid}(stream),
     )
     check(status)
     return state
 end
 
 """
-    decompress!(plan, name, state, values)
+    decompress!(plan, name, state, values; stream = C_NULL)
 
-Restore the state `name` of every tensor into `values`, a list of `Array{Float32}`.
+Restore the state `name` of every tensor into `values`, a list of arrays of `Float32`.
 """
-function decompress!(plan::Plan, name::AbstractString, state::State, values)
+function decompress!(plan::Plan, name::AbstractString, state::State, values; stream = C_NULL)
     v = Buffers(plan, "values", values, tensor -> LOWBIT_DTYPE_F32)
-    s, text = Buffers(state), String(name)
+    s, text = Buffers(plan, state), String(name)
     status = GC.@preserve plan v s text gc_safe(
         lowbit_decompress,
         Base.unsafe_convert(Ptr{lowbit_plan_t}, plan),
@@ -215,7 +272,7 @@ function decompress!(plan::Plan, name::AbstractString, state::State, values)
         length(s.data),
         pointer(v.data),
         length(v.data),
-        C_NULL,
+        Ptr{Cvoid}(stream),
     )
     check(status)
     return values
@@ -230,13 +287,19 @@ decompress(plan::Plan, name::AbstractString, state::State) =
     decompress!(plan, name, state, [Array{Float32}(undef, tensor.size) for tensor in plan.tensors])
 
 """
-    save(plan, path, state; step)
+    save(plan, path, state; step, stream = C_NULL)
 
 Write a checkpoint, whole or not at all; `step` is the number of steps done. The file is a
 safetensors file and the same from every language; parameters are not in it.
 """
-function save(plan::Plan, path::AbstractString, state::State; step::Integer)
-    s, text = Buffers(state), String(path)
+function save(
+    plan::Plan,
+    path::AbstractString,
+    state::State;
+    step::Integer,
+    stream = C_NULL,
+)
+    s, text = Buffers(plan, state), String(path)
     status = GC.@preserve plan s text gc_safe(
         lowbit_checkpoint_save,
         Base.unsafe_convert(Ptr{lowbit_plan_t}, plan),
@@ -244,27 +307,27 @@ function save(plan::Plan, path::AbstractString, state::State; step::Integer)
         length(s.data),
         Int64(step),
         Base.unsafe_convert(Cstring, text),
-        C_NULL,
+        Ptr{Cvoid}(stream),
     )
     check(status)
     return nothing
 end
 
 """
-    load!(plan, path, state) -> step
+    load!(plan, path, state; stream = C_NULL) -> step
 
 Read a checkpoint that was written under an equal plan, from whatever language, into `state`, and
 return the number of steps done. A file that is refused leaves the state as it was.
 """
-function load!(plan::Plan, path::AbstractString, state::State)
-    s, text, info = Buffers(state), String(path), Ref(lowbit_checkpoint_info_t())
+function load!(plan::Plan, path::AbstractString, state::State; stream = C_NULL)
+    s, text, info = Buffers(plan, state), String(path), Ref(lowbit_checkpoint_info_t())
     status = GC.@preserve plan s text info gc_safe(
         lowbit_checkpoint_load,
         Base.unsafe_convert(Ptr{lowbit_plan_t}, plan),
         Base.unsafe_convert(Cstring, text),
         pointer(s.data),
         length(s.data),
-        C_NULL,
+        Ptr{Cvoid}(stream),
         Base.unsafe_convert(Ptr{lowbit_checkpoint_info_t}, info),
     )
     check(status)

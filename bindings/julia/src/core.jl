@@ -76,8 +76,10 @@ end
 
 """
     Context(; threads = 0, variant = :auto)
+    Context(device::Integer)
 
-The processor, and the threads that work on it.
+The processor, and the threads that work on it; or an NVIDIA GPU, counted from 0, whose plans take
+arrays in its memory and work in the order of a stream.
 
 - `threads`: how many threads work, the caller's among them; 0: as many as the process may use.
   They are the library's own and independent of Julia's.
@@ -87,12 +89,21 @@ Close with `close`, or leave it to the garbage collector. Plans keep what they n
 """
 mutable struct Context <: Handle
     handle::Ptr{lowbit_context_t}
+    "Whether its memory is the host's."
+    on_host::Bool
 
     function Context(; threads::Integer = 0, variant::Symbol = :auto)
         info = lowbit_cpu_info_t(threads = threads, variant = choose("variant", variant, VARIANTS))
         out = Ref{Ptr{lowbit_context_t}}(C_NULL)
         check(lowbit_context_create_cpu(Ref(info), out))
-        return finalizer(close, new(out[]))
+        return finalizer(close, new(out[], true))
+    end
+
+    function Context(device::Integer)
+        info = lowbit_cuda_info_t(device = device)
+        out = Ref{Ptr{lowbit_context_t}}(C_NULL)
+        check(lowbit_context_create_cuda(Ref(info), out))
+        return finalizer(close, new(out[], false))
     end
 end
 

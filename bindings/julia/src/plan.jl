@@ -85,6 +85,8 @@ mutable struct Plan <: Handle
     scratch_bytes::Int
     "How many groups of hyper-parameters a step takes."
     group_count::Int
+    "Whether its memory is the host's."
+    on_host::Bool
 
     function Plan(spec::Spec, tensors; context::Context = default_context())
         list = Tensor[Tensor(tensor) for tensor in tensors]
@@ -104,7 +106,7 @@ mutable struct Plan <: Handle
             end
             check(lowbit_plan_create(context, spec, infos, length(infos), out))
         end
-        plan = finalizer(close, new(out[], list, [], [], 0, 0, 0))
+        plan = finalizer(close, new(out[], list, [], [], 0, 0, 0, context.on_host))
         info = Ref(lowbit_plan_info_t())
         check(lowbit_plan_info(plan, info))
         plan.state_bytes = info[].state_bytes
@@ -159,25 +161,25 @@ quantizers and why, and the totals.
 report(plan::Plan) = read_text((text...) -> lowbit_plan_report(plan, text...))
 
 """
-    State(plan)
+    State(plan; zeros = Base.zeros)
 
 The state before the first step: plain arrays by name, `"<tensor>/<state>/<part>"`, in the plan's
-order. Two 4-bit codes share a byte of `codes`, the first in its low half. What is kept beside a
+order. `zeros(type, size)` makes them: `CUDA.zeros` for a plan of a GPU. Two 4-bit codes share a byte of `codes`, the first in its low half. What is kept beside a
 parameter is there too: `"weight/weights/master"`.
 
 A state may be copied, sent or saved like any other data. Fill its arrays in place; do not replace
 them.
 """
-struct State <: AbstractDict{String,Array}
+struct State <: AbstractDict{String,AbstractArray}
     names::Vector{String}
-    arrays::Vector{Array}
-    scratch::Vector{Int64}
+    arrays::Vector{AbstractArray}
+    scratch::AbstractVector{Int64}
 end
 
-State(plan::Plan) = State(
+State(plan::Plan; zeros = Base.zeros) = State(
     [name for (name, _, _) in plan.buffers],
     [zeros(type, size) for (_, type, size) in plan.buffers],
-    zeros(Int64, plan.scratch_bytes ÷ sizeof(Int64)),
+    zeros(Int64, (plan.scratch_bytes ÷ sizeof(Int64),)),
 )
 
 Base.length(state::State) = length(state.names)

@@ -16,7 +16,8 @@ use super::kernels::{KERNELS, Kernel, Module, THREADS, embedded};
 use crate::error::{Error, Result, Status, invalid};
 
 /// Every symbol that is used below, as the library exports it.
-const SYMBOLS: [&str; 23] = [
+const SYMBOLS: [&str; 26] = [
+    "cuCtxGetDevice",
     "cuCtxPopCurrent_v2",
     "cuCtxPushCurrent_v2",
     "cuDeviceGet",
@@ -32,6 +33,7 @@ const SYMBOLS: [&str; 23] = [
     "cuLaunchKernel",
     "cuMemAllocAsync",
     "cuMemFreeAsync",
+    "cuMemcpyDtoDAsync_v2",
     "cuMemcpyDtoHAsync_v2",
     "cuMemcpyHtoDAsync_v2",
     "cuMemsetD8Async",
@@ -39,6 +41,7 @@ const SYMBOLS: [&str; 23] = [
     "cuModuleLoadDataEx",
     "cuModuleUnload",
     "cuOccupancyMaxActiveBlocksPerMultiprocessor",
+    "cuStreamGetCtx",
     "cuStreamSynchronize",
 ];
 
@@ -193,6 +196,20 @@ fn read<T>(name: &str, get: impl FnOnce(*mut T) -> CUresult) -> Result<T> {
     Ok(unsafe { value.assume_init() })
 }
 
+/// The device of a stream. Changes nothing, so it may be called in a capture.
+pub(super) fn device_of(stream: *mut c_void) -> Result<i32> {
+    let context = read("cuStreamGetCtx", |context| {
+        // SAFETY: `read` passes a live pointer; a stream of the caller, or null for the legacy one.
+        unsafe { sys::cuStreamGetCtx(stream.cast(), context) }
+    })?;
+    let _current = Current::push(context)?;
+    // A device's handle is its ordinal; `Device::open` has made sure.
+    read("cuCtxGetDevice", |device| {
+        // SAFETY: as above.
+        unsafe { sys::cuCtxGetDevice(device) }
+    })
+}
+
 // ---- one device --------------------------------------------------------------------------------
 
 /// A device's primary context (the one that torch and JAX use). Kernels are loaded by the first plan
@@ -248,6 +265,10 @@ impl Device {
     /// Opens a device.
     pub(super) fn open(device: i32) -> Result<Self> {
         let handle = find(device)?;
+        if handle != device {
+            let text = format!("device {device} has the handle {handle}, not its ordinal");
+            return Err(Error::new(Status::Internal, text));
+        }
         Ok(Self {
             device: handle,
             capability: (
@@ -455,6 +476,23 @@ impl Active<'_> {
         })
         .map_err(|error| error.within(&format!("{bytes} bytes")))?;
         Ok(std::ptr::with_exposed_provenance_mut(data as usize))
+    }
+
+    /// Enqueues a copy from device memory to device memory.
+    ///
+    /// # Safety
+    /// Both ranges are valid until the work is done; `stream` as for [`Active::launch`].
+    pub(super) unsafe fn copy(
+        &self,
+        from: *const c_void,
+        to: *mut c_void,
+        bytes: usize,
+        stream: *mut c_void,
+    ) -> Result<()> {
+        // SAFETY: the caller's promise.
+        check("cuMemcpyDtoDAsync", unsafe {
+            sys::cuMemcpyDtoDAsync_v2(address(to), address(from), bytes, stream.cast())
+        })
     }
 
     /// Frees memory of [`Active::allocate`] when the stream's work is done.

@@ -39,6 +39,14 @@ pub(crate) fn probe(device: i32) -> Result<()> {
     driver::find(device).map(drop)
 }
 
+/// The device of a stream, for callers that are given nothing else. [`probe`] has succeeded before.
+///
+/// # Errors
+/// `CudaError`.
+pub(crate) fn device_of(stream: *mut c_void) -> Result<i32> {
+    driver::device_of(stream)
+}
+
 /// One CUDA device.
 #[derive(Debug)]
 pub struct CudaContext {
@@ -262,6 +270,37 @@ impl CudaContext {
             // SAFETY: the arena was made by `allocate` and is consumed here.
             unsafe { active.free(arena.data, stream) }
         });
+    }
+
+    /// Enqueues zeroing.
+    ///
+    /// # Safety
+    /// As for [`CudaContext::step`].
+    pub(crate) unsafe fn zero(
+        &self,
+        data: *mut c_void,
+        bytes: usize,
+        stream: *mut c_void,
+    ) -> Result<()> {
+        // SAFETY: the caller's promise.
+        self.device
+            .with(|active| unsafe { active.zero(data, bytes, stream) })
+    }
+
+    /// Enqueues a copy within device memory.
+    ///
+    /// # Safety
+    /// As for [`CudaContext::step`].
+    pub(crate) unsafe fn copy(
+        &self,
+        from: *const c_void,
+        to: *mut c_void,
+        bytes: usize,
+        stream: *mut c_void,
+    ) -> Result<()> {
+        // SAFETY: the caller's promise.
+        self.device
+            .with(|active| unsafe { active.copy(from, to, bytes, stream) })
     }
 
     /// # Safety

@@ -1,0 +1,269 @@
+//! Bytes that nobody should trust: every truncation and every flip of a header is refused without a
+//! crash, without large allocations, and without a state. And what happens where memory ends.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test"
+)]
+#![allow(unsafe_code, reason = "an allocator, and checkpoints of raw buffers")]
+
+mod common;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::path::{Path, PathBuf};
+
+use common::{Memory, Model};
+use lowbit::Variant;
+use lowbit::checkpoint::Checkpoint;
+use lowbit::dtype::Dtype;
+use lowbit::error::{Result, Status};
+use lowbit::plan::TensorInfo;
+use lowbit::spec::Spec;
+use lowbit::state::State;
+use lowbit::step::Buffer;
+
+/// Counts the bytes in use and their peak on each thread; refuses what is larger than a limit.
+struct Counting;
+
+thread_local! {
+    static USED: Cell<usize> = const { Cell::new(0) };
+    static PEAK: Cell<usize> = const { Cell::new(0) };
+    static LIMIT: Cell<usize> = const { Cell::new(usize::MAX) };
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+// SAFETY: the system's allocator does the work.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if layout.size() > LIMIT.get() {
+            return std::ptr::null_mut();
+        }
+        USED.set(USED.get().wrapping_add(layout.size()));
+        PEAK.set(PEAK.get().max(USED.get()));
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // Freed by another thread than it came from: this one has used nothing of it.
+        USED.set(USED.get().saturating_sub(layout.size()));
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+/// Calls `body`; returns the bytes that it had in use at most.
+fn peak<T>(body: impl FnOnce() -> T) -> (T, usize) {
+    let before = USED.get();
+    PEAK.set(before);
+    let result = body();
+    (result, PEAK.get() - before)
+}
+
+/// Calls `body` where no allocation above `limit` bytes works.
+fn limited<T>(limit: usize, body: impl FnOnce() -> T) -> T {
+    LIMIT.set(limit);
+    let result = body();
+    LIMIT.set(usize::MAX);
+    result
+}
+
+/// What a reader may have in use for a file of `bytes`: a JSON of short numbers and names grows when it
+/// is taken apart, and every tensor's codes have a table.
+fn bound(bytes: usize) -> usize {
+    64 * bytes + (1 << 16)
+}
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden/v1")
+        .join(name)
+}
+
+fn buffers(model: &Model) -> Vec<Buffer> {
+    model.state.iter().map(Memory::buffer).collect()
+}
+
+fn open_and_verify(bytes: &[u8]) -> Result<()> {
+    Checkpoint::of(Box::new(bytes))?.verify(None)
+}
+
+fn refused(bytes: &[u8], what: impl Fn() -> String) -> usize {
+    let (result, used) = peak(|| open_and_verify(bytes));
+    let Err(error) = result else {
+        panic!("{} was accepted", what());
+    };
+    assert!(
+        matches!(
+            error.status(),
+            Status::FormatMagic
+                | Status::FormatVersion
+                | Status::FormatTruncated
+                | Status::FormatCorrupt
+                | Status::Unsupported
+        ),
+        "{}: {error}",
+        what()
+    );
+    assert!(
+        used <= bound(bytes.len()),
+        "{}: {used} bytes were in use for {}",
+        what(),
+        bytes.len()
+    );
+    used
+}
+
+/// Every golden in the long run, a few in the short one.
+fn subjects() -> Vec<PathBuf> {
+    if std::env::var_os("LOWBIT_LONG").is_none() {
+        return ["adamw4-f32", "factor4", "dither", "weights-master-bf16"]
+            .map(|name| golden(&format!("{name}.safetensors")))
+            .to_vec();
+    }
+    let entries = std::fs::read_dir(golden("")).unwrap();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    paths
+        .filter(|path| path.extension().is_some_and(|end| end == "safetensors"))
+        .collect()
+}
+
+#[test]
+fn truncations_and_flips_are_refused() {
+    let (mut truncations, mut flips, mut largest) = (0, 0, 0.0_f64);
+    for path in subjects() {
+        let bytes = std::fs::read(&path).unwrap();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        for length in 0..bytes.len() {
+            refused(&bytes[..length], || format!("{name}, {length} bytes"));
+            truncations += 1;
+        }
+        let mut altered = bytes.clone();
+        // All bits of the length, and one of each other byte in turn; all of them in the long run.
+        let long = std::env::var_os("LOWBIT_LONG").is_some();
+        for at in 0..bytes.len() {
+            let bits = if at < 8 || (long && at < header) {
+                0..8
+            } else {
+                at % 8..at % 8 + 1
+            };
+            for bit in bits {
+                altered[at] ^= 1 << bit;
+                let used = refused(&altered, || format!("{name}, bit {bit} of byte {at}"));
+                largest = largest.max(used as f64 / bytes.len() as f64);
+                altered[at] = bytes[at];
+                flips += 1;
+            }
+        }
+        open_and_verify(&bytes).unwrap();
+    }
+    println!(
+        "{truncations} truncations and {flips} flips: 0 accepted, 0 crashes; at most {largest:.1} x \
+         the file in use"
+    );
+}
+
+/// JSON that is short for what it asks.
+#[test]
+fn headers_that_ask_for_much_get_little() {
+    let with = |meta: &str| {
+        let container = serde_json::json!({"__metadata__": {"lowbit": meta}}).to_string();
+        let mut bytes = (container.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(container.as_bytes());
+        bytes
+    };
+    let zeros = "0,".repeat(50_000) + "0";
+    for meta in [
+        format!(r#"{{"format":1,"step":0,"tables":[[{zeros}]]}}"#),
+        format!(r#"{{"format":1,"step":0,"tensors":[{{"shape":[{zeros}]}}]}}"#),
+        format!(r#"{{"format":1,"unknown":[{zeros}]}}"#),
+        format!(r#"{{"format":1,"unknown":{}{}}}"#, "[".repeat(50_000), "]".repeat(50_000)),
+    ] {
+        refused(&with(&meta), || meta[..40].to_owned());
+    }
+    for length in [9, 99_999_992, 100_000_000, 100_000_001, u64::MAX] {
+        let mut bytes = length.to_le_bytes().to_vec();
+        bytes.extend([b' '; 64]);
+        refused(&bytes, || format!("a length of {length}"));
+    }
+}
+
+/// Runs out of memory at every size from small to what is asked for.
+#[test]
+fn without_memory_there_is_a_status() {
+    let spec = Spec::preset("adamw4").unwrap();
+    let tensors = || vec![TensorInfo::new("w", &[2048, 2048], Dtype::F32)];
+    let mut model = Model::new(Variant::Auto, 1, &spec, tensors());
+    model.fill_params();
+    model.fill_grads(1);
+    model.run().unwrap();
+    let mut bytes = Vec::new();
+    bytes.reserve_exact(8 << 20);
+    let state = buffers(&model);
+    let before = model.state.clone();
+    let (mut failed, mut worked) = (0, 0);
+    for limit in [1 << 16, 1 << 17, 1 << 18, 1 << 19, (1 << 20) - 1, 1 << 20, 1 << 21] {
+        bytes.clear();
+        // SAFETY: all memory is the model's.
+        let written = limited(limit, || unsafe {
+            model
+                .plan
+                .write_checkpoint(&state, 1, &mut bytes, None, std::ptr::null_mut())
+        });
+        // SAFETY: all memory is the model's.
+        let read = limited(limit, || {
+            let from = Checkpoint::of(Box::new(&bytes[..]))?;
+            // SAFETY: all memory is the model's.
+            unsafe {
+                model
+                    .plan
+                    .read_checkpoint(&from, &state, false, None, std::ptr::null_mut())
+            }
+        });
+        if limit < 1 << 20 {
+            assert_eq!(written.unwrap_err().status(), Status::OutOfMemory);
+            // Nothing but a header was written.
+            assert_eq!(read.unwrap_err().status(), Status::FormatTruncated);
+            failed += 1;
+        } else {
+            written.unwrap();
+            read.unwrap();
+            worked += 1;
+        }
+    }
+    for limit in [1 << 16, 1 << 18, (1 << 20) - 1] {
+        let read = limited(limit, || {
+            let from = Checkpoint::of(Box::new(&bytes[..]))?;
+            // SAFETY: all memory is the model's.
+            unsafe {
+                model
+                    .plan
+                    .read_checkpoint(&from, &state, false, None, std::ptr::null_mut())
+            }
+        });
+        assert_eq!(read.unwrap_err().status(), Status::OutOfMemory);
+        failed += 1;
+        let state = limited(limit, || State::new(&model.plan, std::ptr::null_mut()));
+        assert_eq!(state.err().unwrap().status(), Status::OutOfMemory);
+        failed += 1;
+        let values = limited(limit, || {
+            Checkpoint::of(Box::new(&bytes[..]))?.values("w", "m", &[0, 0], &[2048, 2048])
+        });
+        assert_eq!(values.unwrap_err().status(), Status::OutOfMemory);
+        failed += 1;
+        // A plan of any size takes little.
+        let plan = limited(limit, || {
+            let huge = vec![TensorInfo::new("w", &[1 << 28, 1 << 28], Dtype::F32)];
+            Checkpoint::of(Box::new(&bytes[..])).map(|from| from.plan(huge).map(drop))
+        });
+        plan.unwrap().unwrap();
+    }
+    assert!(model.state == before);
+    println!("{failed} calls without memory: a status each; {worked} with it");
+}
