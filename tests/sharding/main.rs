@@ -182,6 +182,28 @@ fn flat_windows_of_a_row_give_the_bits_of_the_whole_tensor() {
     assert!(cases.len() >= 30);
 }
 
+/// A window that begins and ends inside rows is up to three boxes, of which each is a shard like any
+/// other: a process has a plan for each and combines their statistics as well.
+#[test]
+fn flat_windows_over_several_rows_are_boxes() {
+    let windows = [
+        place(&[0, 0], &[3, 556]),
+        place(&[3, 0], &[1, 256]),
+        place(&[3, 256], &[1, 300]),
+        place(&[4, 0], &[5, 556]),
+        place(&[9, 0], &[1, 512]),
+        place(&[9, 512], &[1, 44]),
+        place(&[10, 0], &[3, 556]),
+    ];
+    let cases = common::cases();
+    let cases: Vec<_> = cases.iter().filter(|case| block(case) <= 256).collect();
+    for case in &cases {
+        check(case, &[13, 556], &windows, Manner::default());
+    }
+    println!("{} cases", cases.len());
+    assert!(cases.len() >= 50);
+}
+
 #[test]
 fn the_threshold_looks_at_the_global_tensor() {
     let spec = Spec::preset("adamw4-block").unwrap();

@@ -13,6 +13,8 @@ Types are `Float32`, `Float16` and `Lowbit.BF16`; `grad` is a type or an array.
   lost: `:master` (a `Float32`), `:remainder16` or `:correction8` (for BF16), or, keeping nothing,
   `:stochastic` rounding
 - `group = 1`: which of the step's `groups` of hyper-parameters are this tensor's
+- `whole`, `first`: for a shard, the size of the whole tensor and the index there (from 1 on) of the
+  shard's first element, as `(300, 512)` and `(101, 1)`
 """
 struct Tensor
     name::String
@@ -21,6 +23,8 @@ struct Tensor
     grad::Int32
     weights::Int32
     group::Int
+    whole::Dims
+    first::Dims
 
     function Tensor(
         name::AbstractString,
@@ -29,7 +33,14 @@ struct Tensor
         grad = type,
         weights::Symbol = :plain,
         group::Integer = 1,
+        whole::Dims = size,
+        first::Dims = map(one, size),
     )
+        if length(whole) != length(size) || length(first) != length(size)
+            throw(DimensionMismatch(
+                "size, whole and first of $name are $size, $whole and $first",
+            ))
+        end
         for (what, given) in (("parameter", type), ("gradient", grad))
             if dtype(given) == 0
                 found = given isa Type ? given : eltype(given)
@@ -39,7 +50,7 @@ struct Tensor
             end
         end
         form = choose("weights", weights, WEIGHTS)
-        return new(name, size, dtype(type), dtype(grad), form, group)
+        return new(name, size, dtype(type), dtype(grad), form, group, whole, first)
     end
 end
 
@@ -90,10 +101,13 @@ mutable struct Plan <: Handle
 
     function Plan(spec::Spec, tensors; context::Context = default_context())
         list = Tensor[Tensor(tensor) for tensor in tensors]
-        shapes = [collect(Int64, reverse(tensor.size)) for tensor in list]
+        reversed(dims) = collect(Int64, reverse(dims))
+        shapes = [reversed(tensor.size) for tensor in list]
+        wholes = [reversed(tensor.whole) for tensor in list]
+        offsets = [reversed(tensor.first .- 1) for tensor in list]
         out = Ref{Ptr{lowbit_plan_t}}(C_NULL)
-        GC.@preserve list shapes begin
-            infos = map(list, shapes) do tensor, shape
+        GC.@preserve list shapes wholes offsets begin
+            infos = map(list, shapes, wholes, offsets) do tensor, shape, whole, offset
                 lowbit_tensor_info_t(
                     name = Ptr{UInt8}(Base.unsafe_convert(Cstring, tensor.name)),
                     shape = pointer(shape),
@@ -102,6 +116,8 @@ mutable struct Plan <: Handle
                     grad_dtype = tensor.grad,
                     weights = tensor.weights,
                     group = tensor.group - 1,
+                    global_shape = pointer(whole),
+                    offset = pointer(offset),
                 )
             end
             check(lowbit_plan_create(context, spec, infos, length(infos), out))

@@ -371,6 +371,43 @@ end
         end
     end
 
+    @testset "shards" begin
+        # Julia's last axis is the library's first: its slices lie together in memory.
+        combine = (max = max, sum = +)
+        for spec in ["adamw4", "factor4", "adafactor"]
+            params, grads = randn(Float32, 256, 40), randn(Float32, 256, 40)
+            whole = copy(params)
+            plan = Lowbit.Plan(spec, ["w" => whole])
+            state = Lowbit.State(plan)
+            columns = [1:25, 26:25, 26:40]
+            parts, slices = [params[:, c] for c in columns], [grads[:, c] for c in columns]
+            plans = map(parts, columns) do part, c
+                at = (1, first(c))
+                Lowbit.Plan(spec, [Lowbit.Tensor("w", part; whole = (256, 40), first = at)])
+            end
+            states = Lowbit.State.(plans)
+            for step in 1:3
+                Lowbit.step!(plan, [whole], [grads], state; step = step)
+                for (stage, info) in enumerate(plan.stages)
+                    for (p, part, grad, s) in zip(plans, parts, slices, states)
+                        Lowbit.collect!(p, stage, [part], [grad], s; step = step)
+                    end
+                    values = [Lowbit.statistics(p, s, stage) for (p, s) in zip(plans, states)]
+                    reduced = reduce((a, b) -> combine[info.reduce].(a, b), values)
+                    foreach(v -> v .= reduced, values)
+                end
+                for (p, part, grad, s) in zip(plans, parts, slices, states)
+                    Lowbit.apply!(p, [part], [grad], s; step = step)
+                end
+                @test hcat(parts...) == whole
+            end
+        end
+        tensor = Lowbit.Tensor("w", Float32, (64, 99); whole = (64, 300))
+        error = caught(() -> Lowbit.Plan("adamw4", [tensor]))
+        @test error isa Lowbit.Error && occursin("98 and 100", error.text)
+        @test_throws DimensionMismatch Lowbit.Tensor("w", Float32, (3,); whole = (3, 3))
+    end
+
     @testset "compress and decompress" begin
         params, _ = example()
         plan = Lowbit.Plan("adamw4", named(params))
