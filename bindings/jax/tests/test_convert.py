@@ -135,6 +135,17 @@ class TestImport(unittest.TestCase):
         self.assertTrue(support.same(of["rows"], given["exp_avg_sq_row"]))
         self.assertTrue(support.same(of["columns"], given["exp_avg_sq_col"]))
 
+    def test_blocks_across_rows_are_kept_of_a_flat_parameter(self):
+        source, decoded = state_dict("lpmm", {**SHAPES, "f": (9, 512)})
+        source["state"].pop(3)
+        source["param_groups"][0]["params"].pop()
+        imported = convert.from_torch(source, {**SHAPES, "odd": (17 * 245,)})
+        plan, state, report = convert.to_lowbit(imported)
+        self.assertTrue(report.exact)
+        self.assertTrue(
+            support.same(plan.decompress("m", state)[1], decoded["odd"]["exp_avg"].ravel())
+        )
+
     def test_another_spec_is_quantized_to_with_its_error(self):
         source, decoded = state_dict("bitsandbytes")
         imported = convert.from_torch(source, SHAPES)

@@ -71,7 +71,8 @@ def from_torch(state_dict, shapes, *, step=None):
     bitsandbytes' or lpmm's. Its tensors may be of torch or of numpy.
 
     shapes: a dict of the parameters' names and shapes in the order in which the optimizer got them:
-        `{name: p.shape for name, p in model.named_parameters()}`.
+        `{name: p.shape for name, p in model.named_parameters()}`. A parameter may also be given as
+        one axis, (p.numel(),): then blocks that run across its rows keep their codes.
     step: the number of steps done, where parameters differ in it. lowbit counts one for all.
 
     Raises ValueError naming the parameter and what is not understood of it.
@@ -90,6 +91,8 @@ def from_torch(state_dict, shapes, *, step=None):
         if "step" in entry:
             steps[name] = int(_array(entry["step"]).ravel()[0])
         for state, moment in _moments(entry, name, shapes[name]):
+            if shapes[name] == (moment.values.size,):
+                moment = moment._replace(values=moment.values.reshape(-1))
             if moment.values.shape != shapes[name]:
                 raise ValueError(
                     f"state {state} of {name} has shape {moment.values.shape}; its parameter has"
