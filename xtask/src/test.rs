@@ -166,7 +166,7 @@ fn mpi(sh: &Shell, steps: &mut Steps) {
         let source = "examples/cpp/sharded.cpp";
         let program = build::program_by(&mpi.compiler, sh, source, "sharded", &["-O3"])?;
         for processes in [2, 3] {
-            sh.run(mpi.run(processes).arg(&program).args(["--steps", "4"]))?;
+            sh.run(mpi.run(processes).arg(&program).args(["--steps", "8"]))?;
         }
         Ok(())
     });

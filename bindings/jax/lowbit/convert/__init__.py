@@ -15,9 +15,9 @@ optax's Adam. Written: torch, torchao, bitsandbytes and optax.
 Without a spec the states are kept as they came: codes are copied with their scales and their table,
 bit for bit, wherever the blocks of both sides fall on the same elements (theirs run across rows,
 lowbit's end with a row: equal if rows are multiples of a block, or shorter than one). What does not
-fit is quantized again, and the report says with which error. A table of one's own keeps the
-source's levels to the last place; `spec="adamw4-block"` takes torchao's 4-bit codes as well, with
-the library's levels, which differ by a last place here and there.
+fit is quantized again, and the report says with which error. Where the source's levels differ from
+the library's, if only by a last place, the spec has them as a table; `spec="adamw4-block"` takes
+torchao's 4-bit codes too, with the library's levels.
 
 All states are in memory at once, in f32.
 
