@@ -185,6 +185,29 @@ class TestImport(unittest.TestCase):
             lambda state: None, "parameter 2 has no name: 2 shapes", dict(list(SHAPES.items())[:2])
         )
         broken(lambda state: state.update(state1=np.ones(8, np.int32)), "dtype int32")
+        broken(lambda state: state.update(qmap1=np.ones(9)), "state1 of w: code .* of a table of 9")
+
+    def test_misfits_of_torchao_and_lpmm_are_named(self):
+        def broken(name, change, message):
+            source, _ = state_dict(name, {**SHAPES, "f": (9, 512)} if name == "lpmm" else SHAPES)
+            change(source["state"][0])
+            with self.assertRaisesRegex(ValueError, message):
+                convert.from_torch(source, {**SHAPES, "f": (9, 512)})
+
+        def less(part):
+            return lambda state: setattr(
+                state["exp_avg"], part, getattr(state["exp_avg"], part).ravel()[:-1]
+            )
+
+        for name in ("torchao4", "torchao8", "torchao-fp8"):
+            broken(name, less("codes"), "exp_avg of w: .* codes and .* scales of 6144")
+            broken(name, less("scale"), "exp_avg of w: .* codes and .* scales of 6144")
+        broken("torchao4", less("qmap"), "exp_avg of w: code 15 of a table of 15")
+        m, v = "exp_avg_qstate", "exp_avg_sq_qstate"
+        broken("lpmm", lambda state: state[m].update(qmap=None), "of w: quant_type linear")
+        broken("lpmm", lambda state: state[m]["overhead"].pop("max1"), "of w: no scales are among")
+        broken("lpmm", lambda state: state[v]["overhead"]["max_dims"].pop(), "do not fit its axes")
+        broken("lpmm", lambda state: state.update(exp_avg=np.ones(9, np.int8)), "18 codes of 6144")
 
     def test_a_training_run_goes_on(self):
         """A step from imported f32 states is the step that torch takes, to rounding."""
@@ -294,6 +317,51 @@ class TestExport(unittest.TestCase):
             exported = export(plan, state, 3, tensor=np.asarray)
             self.assertEqual({type(x) for x in exported["state"][0].values()} - {int}, {np.ndarray})
             self.again(exported, SMALL, plan, state)
+
+    def test_random_plans_there_and_back(self):
+        """What is exported decodes to the plan's own values."""
+        random = np.random.default_rng(3)
+
+        def quantizer(second):
+            mappings = ["de", "linear", "linear-with-zero", "power2"]
+            rank1 = second and random.random() < 0.2
+            blocks = {"normalization": "block", "block": int(32 << random.integers(0, 6))}
+            return {
+                "bits": int(random.integers(2, 9)),
+                "mapping": str(random.choice(mappings + (["de0"] if second else []))),
+                **({"normalization": "rank1"} if rank1 else blocks),
+            }
+
+        def wrap(codes, scale, qmap, signed, shape, bits):
+            return types.SimpleNamespace(codes=codes, scale=scale, qmap=qmap)
+
+        coded = 0
+        for _ in range(150):
+            spec = {"optimizer": "adamw", "threshold": 300, "m": quantizer(False)}
+            spec["v"] = quantizer(True)
+            shapes = {
+                name: tuple(int(2 ** random.uniform(0, 8)) for _ in range(random.integers(1, 4)))
+                for name in "ab"
+            }
+            shapes["c"] = (8, int(random.choice([64, 256, 512])))
+            shapes = {name: shape for name, shape in shapes.items() if np.prod(shape) < 60_000}
+            plan = lowbit.Plan(spec, [lowbit.Tensor(*item) for item in shapes.items()])
+            state = plan.zeros()
+            for name in ("m", "v"):
+                values = [np.float32(random.normal(size=shape)) for shape in shapes.values()]
+                plan.compress(name, [x * x if name == "v" else x for x in values], state)
+            for exported in (
+                convert.to_torchao(plan, state, 3, tensor=np.asarray, wrap=wrap),
+                convert.to_bitsandbytes(plan, state, 3, tensor=np.asarray),
+            ):
+                imported = convert.from_torch(exported, shapes)
+                coded += sum(moment.coded is not None for moment in imported.moments.values())
+                for name in ("m", "v"):
+                    for key, decoded in zip(shapes, plan.decompress(name, state)):
+                        values = imported.moments[key, name].values
+                        self.assertTrue(support.same(values, decoded), (spec, shapes))
+        print(f"\n150 random plans, {coded} states exported as codes")
+        self.assertGreater(coded, 100)
 
     def test_only_adam(self):
         plan = lowbit.Plan("lion4", [lowbit.Tensor("w", (3,))])

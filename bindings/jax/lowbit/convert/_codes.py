@@ -26,11 +26,28 @@ class Codes(NamedTuple):
 
     @classmethod
     def of(cls, bits, table, codes, block, scales):
-        """From a table in any order, perhaps with a level twice (lpmm has one)."""
+        """From a table in any order, perhaps with a level twice (lpmm has one).
+
+        Raises ValueError for a code beyond the table.
+        """
+        if codes.max(initial=0) >= len(table):
+            raise ValueError(f"code {codes.max(initial=0)} of a table of {len(table)} levels")
         levels, positions = np.unique(np.asarray(table, np.float32), return_inverse=True)
         return cls(bits, levels, positions.astype(np.uint8)[codes.ravel()], block, scales)
 
     def decode(self, shape):
+        """Raises ValueError unless codes and scales are those of a tensor of this shape."""
+        numel = math.prod(shape)
+        if self.codes.size != numel:
+            raise ValueError(f"{self.codes.size} codes of {numel} elements")
+        if self.block is None:
+            fits, what = tuple(map(len, self.scales)) == shape, "its axes"
+        else:
+            fits = self.block > 0 and -(-numel // self.block) == self.scales.size
+            what = f"blocks of {self.block}"
+        if not fits:
+            count = sum(map(np.size, self.scales))
+            raise ValueError(f"{count} scales of shape {shape} do not fit {what}")
         values = self.levels[self.codes]
         if self.block is not None:
             return (values * np.repeat(self.scales, self.block)[: values.size]).reshape(shape)

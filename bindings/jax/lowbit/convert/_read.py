@@ -203,8 +203,10 @@ def _torchao(value, shape, signed):
     """OptimState4bit, OptimState8bit or OptimStateFp8."""
     codes, scales = _array(value.codes), _array(value.scale).ravel()
     numel = math.prod(shape)
+    block = numel // max(scales.size, 1)
+    if codes.size not in (numel, numel // 2) or block * scales.size != numel:
+        raise ValueError(f"{codes.size} codes and {scales.size} scales of {numel} elements")
     if codes.dtype.kind == "f":
-        block = numel // scales.size
         values = (codes.reshape(-1, block) * scales[:, None]).astype(np.float32).reshape(shape)
         # A table ends at 1, theirs at 448: the division and the product round once each.
         table = _e4m3()
@@ -216,7 +218,7 @@ def _torchao(value, shape, signed):
     bits = 8 if codes.size == numel else 4
     if bits == 4:
         codes = unpack(codes, 4, numel, high_first=True)
-    coded = Codes.of(bits, _array(value.qmap), codes, numel // scales.size, scales)
+    coded = Codes.of(bits, _array(value.qmap), codes, block, scales)
     return _decoded(coded, shape, "torchao")
 
 
@@ -254,6 +256,8 @@ def _lpmm(packed, qstate, shape):
     scaled = overhead.get("scaled_shape")
     if overhead.get("max_dims") is not None:
         block, scales = None, tuple(_array(x).ravel() for x in overhead["max_dims"])
+    elif overhead.get("max1") is None:
+        raise ValueError(f"no scales are among {sorted(overhead)}")
     else:
         scales = _array(overhead["max1"]).ravel()
         if scaled is None:
@@ -262,8 +266,6 @@ def _lpmm(packed, qstate, shape):
             block = numel
         else:
             block = int(scaled[-1])
-        if -(-numel // block) != scales.size:
-            raise ValueError(f"{scales.size} scales of {numel} elements in groups of {block}")
     return _decoded(Codes.of(bits, table, codes, block, scales), shape, "lpmm")
 
 

@@ -185,7 +185,9 @@ class _Blocks(NamedTuple):
 
     def is_flat(self, block):
         """Whether blocks of so many elements, counted through the whole tensor, are these."""
-        same = -(-self.columns // block) == self.row_blocks
+        # Sizes are powers of two, of which one gives the count, or all agree on one block.
+        power = block > 0 and block & (block - 1) == 0
+        same = power and -(-self.columns // block) == self.row_blocks
         return same and (self.rows == 1 or self.columns % block == 0)
 
 
