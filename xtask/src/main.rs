@@ -35,7 +35,8 @@ usage: cargo xtask <command>
   experiment E  run an experiment: `experiment e1 screen`; `experiment --help` has all
   gpu-bundle    collect what a machine with a GPU but no Rust needs to run the GPU checks
   header        write the C header
-  peers         time the CPU code against PyTorch, torchao, bitsandbytes, DeepSpeed and optax
+  peers         time the CPU code against PyTorch, torchao, bitsandbytes, DeepSpeed and optax;
+                `peers convert`: test the conversion of their states
 
 Tools that are not on the machine are installed into target/env.
 ";

@@ -1,4 +1,5 @@
-//! `cargo xtask peers`: times lowbit against the optimizers that others offer on a CPU.
+//! `cargo xtask peers`: times lowbit against the optimizers that others offer on a CPU, and tests the
+//! conversion of their states with the packages themselves.
 
 use std::process::Command;
 
@@ -6,15 +7,20 @@ use crate::env;
 use crate::error::Result;
 use crate::shell::Shell;
 
-/// Arguments go to the harness; `cargo xtask peers --help` lists them.
+/// Arguments go to the harness; `cargo xtask peers --help` lists them. `convert` alone runs the tests
+/// of `lowbit.convert` instead, also those that need the packages.
 pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
     // Only the CPU is timed, so this does not fetch a CUDA compiler.
     sh.run(Command::new("cargo").args(["build", "--release", "--package", "lowbit"]))?;
-    sh.run(
-        env::peers::python(sh)?
-            .arg(sh.path("tests/bench/peers/run.py"))
-            .args(args)
-            .env("LOWBIT_LIBRARY", sh.path("target/release/liblowbit.so"))
-            .env("PYTHONPATH", sh.path("bindings/jax")),
-    )
+    let mut python = env::peers::python(sh)?;
+    python
+        .env("LOWBIT_LIBRARY", sh.path("target/release/liblowbit.so"))
+        .env("PYTHONPATH", sh.path("bindings/jax"));
+    if args == ["convert"] {
+        python.current_dir(sh.path("bindings/jax/tests"));
+        python.args(["-m", "unittest", "--verbose", "test_convert"]);
+    } else {
+        python.arg(sh.path("tests/bench/peers/run.py")).args(args);
+    }
+    sh.run(&mut python)
 }

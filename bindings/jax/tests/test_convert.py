@@ -1,5 +1,6 @@
 """States of other packages, from the files in `foreign`, and back. Without torch they are read from
-the arrays in the .npz files; with torch, torchao or bitsandbytes also by those."""
+the arrays in the .npz files; with torch, torchao or bitsandbytes also by those: `cargo xtask peers
+convert`."""
 
 import contextlib
 import importlib.util
