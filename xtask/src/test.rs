@@ -162,11 +162,15 @@ fn mpi(sh: &Shell, steps: &mut Steps) {
     let Some(mpi) = steps.run("set up MPI", || env::mpi::ensure(sh)) else {
         return;
     };
-    steps.run("example: sharded, on 2 and 3 processes", || {
+    steps.run("example: sharded, on 3 processes and then on 2", || {
         let source = "examples/cpp/sharded.cpp";
         let program = build::program_by(&mpi.compiler, sh, source, "sharded", &["-O3"])?;
-        for processes in [2, 3] {
-            sh.run(mpi.run(processes).arg(&program).args(["--steps", "8"]))?;
+        let folder = sh.path("target/sharded-test");
+        env::remove(&folder)?;
+        for (processes, steps, what) in [(3, "4", "--save"), (2, "8", "--resume")] {
+            let mut command = mpi.run(processes);
+            command.arg(&program).args(["--steps", steps, what]);
+            sh.run(command.arg(&folder))?;
         }
         Ok(())
     });
