@@ -1,5 +1,5 @@
-// Trains the byte-level GPT on several processes, each with the optimizer states of its own rows, and
-// checks that parameters and states are those of one process, bit for bit.
+// Trains the byte-level GPT on several processes, each with the optimizer states of its own
+// rows, and checks that parameters and states are those of one process, bit for bit.
 //
 //   cargo build --release -p lowbit
 //   mpicxx -std=c++17 -O3 -Iinclude -Ibindings/cpp examples/cpp/sharded.cpp -o sharded
@@ -7,16 +7,16 @@
 //   mpirun -np 3 ./sharded --steps 10 --save FOLDER
 //   mpirun -np 2 ./sharded --steps 20 --resume FOLDER
 //
-// Every process holds the whole model and works on its part of the batch. Gradients are exchanged so
-// that each process has the sum for the rows it owns; it steps those, and sends the new parameters
-// round (ZeRO, stage 2). What the library needs of other shards it says itself: after each stage of
-// `collect` the trainer all-reduces integers, with MPI_MAX or MPI_SUM, which give the same bits in any
-// order. The trainer's own sums of gradients are in f32: it adds micro-batches in their order, so that
-// they do not depend on the number of processes either.
+// Every process holds the whole model and works on its part of the batch. Gradients are
+// exchanged so that each process has the sum for the rows it owns; it steps those, and sends the
+// new parameters round (ZeRO, stage 2). What the library needs of other shards it says itself:
+// after each stage of `collect` the trainer all-reduces integers, with MPI_MAX or MPI_SUM, which
+// give the same bits in any order. The trainer's own sums of gradients are in f32: it adds
+// micro-batches in their order, so that they do not depend on the number of processes either.
 //
-// Rows are cut where the library allows it: anywhere if a row holds whole blocks of 128, as rows here
-// do. Tensors of one axis belong to one process each. A checkpoint is a file from each process and an
-// index; it is loaded by any number of processes.
+// Rows are cut where the library allows it: anywhere if a row holds whole blocks of 128, as rows
+// here do. Tensors of one axis belong to one process each. A checkpoint is a file from each
+// process and an index; it is loaded by any number of processes.
 // Where to read next: gpt.hpp, the model.
 
 #include <mpi.h>

@@ -1,5 +1,5 @@
-//! `cargo xtask peers`: times lowbit against the optimizers that others offer on a CPU, and tests the
-//! conversion of their states with the packages themselves.
+//! `cargo xtask peers`: times lowbit against the optimizers that others offer on a CPU, and tests
+//! the conversion of their states with the packages themselves.
 
 use std::process::Command;
 
