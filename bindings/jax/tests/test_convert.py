@@ -304,6 +304,39 @@ class TestExport(unittest.TestCase):
                 self.assertTrue(support.same(left, right), (i, key))
         self.again(exported, SHAPES, plan, state)
 
+    def test_lpmm_and_back_is_the_same(self):
+        shapes = {**SHAPES, "f": (9, 512)}
+        source, _, plan, state = self.plan("lpmm", shapes=shapes)
+        exported = convert.to_lpmm(plan, state, 3, tensor=np.asarray)
+        for i, entry in source["state"].items():
+            for key in ("exp_avg", "exp_avg_sq"):
+                # Blocks of "odd" run across its rows, where lowbit's do not.
+                if key not in entry or i == 1:
+                    continue
+                self.assertTrue(support.same(exported["state"][i][key], entry[key]), (i, key))
+                given = entry[f"{key}_qstate"]
+                qstate = exported["state"][i][f"{key}_qstate"]
+                self.assertEqual(qstate["enable"], "overhead" in given)
+                if qstate["enable"]:
+                    self.assertTrue(support.same(qstate["qmap"], given["qmap"]))
+                    self.check_overhead(qstate["overhead"], given["overhead"])
+        for key in ("exp_avg_sq_row", "exp_avg_sq_col"):
+            self.assertTrue(support.same(exported["state"][3][key], source["state"][3][key]))
+        again = convert.from_torch(exported, shapes)
+        for name in ("m", "v"):
+            for (key, shape), values in zip(shapes.items(), plan.decompress(name, state)):
+                found = again.moments[key, name].values.astype(np.float32)
+                self.assertEqual(found.shape, shape)
+                np.testing.assert_allclose(found, values, rtol=1e-6 if key == "f" else 0)
+
+    def check_overhead(self, found, given):
+        self.assertEqual(tuple(found["scaled_shape"]), tuple(given["scaled_shape"]))
+        for part in ("max1", "max_dims"):
+            left, right = found.get(part), given.get(part)
+            pairs = zip(left, right) if part == "max_dims" and right else [(left, right)]
+            for left, right in pairs:
+                self.assertTrue(left is right or support.same(left, right), part)
+
     def test_what_has_no_place_becomes_f32(self):
         """Rank-1 and dithered states in torchao, 4 bits in bitsandbytes."""
         block = {"bits": 4, "normalization": "block", "block": 128, "dither": True}
@@ -354,6 +387,7 @@ class TestExport(unittest.TestCase):
             for exported in (
                 convert.to_torchao(plan, state, 3, tensor=np.asarray, wrap=wrap),
                 convert.to_bitsandbytes(plan, state, 3, tensor=np.asarray),
+                convert.to_lpmm(plan, state, 3, tensor=np.asarray),
             ):
                 imported = convert.from_torch(exported, shapes)
                 coded += sum(moment.coded is not None for moment in imported.moments.values())

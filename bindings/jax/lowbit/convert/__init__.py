@@ -10,7 +10,7 @@ for the functions that make their objects.
 
 Read: `torch.optim.Adam` and `AdamW`, torchao's AdamW in 4 bits, 8 bits and FP8, bitsandbytes' 8-bit
 AdamW, lpmm (the authors' code of the paper) with block-wise, rank-1 and factored states, and
-optax's Adam. Written: torch, torchao, bitsandbytes and optax.
+optax's Adam. All are written, too.
 
 Without a spec the states are kept as they came: codes are copied with their scales and their table,
 bit for bit, wherever the blocks of both sides fall on the same elements (theirs run across rows,
@@ -26,7 +26,7 @@ From a shell: `python -m lowbit.convert --help`.
 
 from ._fit import Kept, Report, exact_spec, to_lowbit
 from ._read import Imported, from_optax, from_torch, load
-from ._write import to_bitsandbytes, to_optax, to_torch, to_torchao
+from ._write import to_bitsandbytes, to_lpmm, to_optax, to_torch, to_torchao
 
 __all__ = [
     "Imported",
@@ -38,6 +38,7 @@ __all__ = [
     "load",
     "to_bitsandbytes",
     "to_lowbit",
+    "to_lpmm",
     "to_optax",
     "to_torch",
     "to_torchao",

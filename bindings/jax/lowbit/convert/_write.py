@@ -44,13 +44,13 @@ def to_torchao(plan, state, step, groups=None, *, tensor=None, wrap=None):
     """
     tensor, wrap = tensor or _torch_tensor(), wrap or _torchao_state
     dictionary = to_torch(plan, state, step, groups, tensor=tensor)
-    for kept in _blocks(plan, state):
+    for kept in _coded(plan, state):
         shape, codes = plan.tensors[kept.tensor].shape, kept.codes
-        block, rest = divmod(codes.size, kept.scales.size)
+        block, rest = divmod(codes.size, max(np.size(kept.scales.get("scales")), 1))
         if rest or not kept.is_flat(block) or kept.bits not in (4, 8):
             continue
         codes = codes[::2] << 4 | codes[1::2] if kept.bits == 4 else codes.reshape(shape)
-        parts = map(tensor, (codes, kept.scales, kept.levels))
+        parts = map(tensor, (codes, kept.block_scales(), kept.levels))
         wrapped = wrap(*parts, kept.state == "m", shape, kept.bits)
         dictionary["state"][kept.tensor][_KEYS[kept.state]] = wrapped
     for group in dictionary["param_groups"]:
@@ -75,13 +75,13 @@ def to_bitsandbytes(plan, state, step, groups=None, *, tensor=None):
         for i in range(len(plan.tensors))
     ]
     coded = {}
-    for kept in _blocks(plan, state):
+    for kept in _coded(plan, state):
         if kept.bits == 8 and kept.is_flat(256) and kept.state in ("m", "v"):
             number = "1" if kept.state == "m" else "2"
             coded.setdefault(kept.tensor, {}).update(
                 {
                     f"state{number}": tensor(kept.codes.reshape(plan.tensors[kept.tensor].shape)),
-                    f"absmax{number}": tensor(kept.scales),
+                    f"absmax{number}": tensor(kept.block_scales()),
                     f"qmap{number}": tensor(kept.levels),
                 }
             )
@@ -89,6 +89,75 @@ def to_bitsandbytes(plan, state, step, groups=None, *, tensor=None):
         if len(parts) == 6:
             entries[i].update(parts)
     return {"state": dict(enumerate(entries)), "param_groups": _groups(plan, groups, False)}
+
+
+def to_lpmm(plan, state, step, groups=None, *, qconfig=None, tensor=None):
+    """The state dict of lpmm's `AdamW` (the authors' code of the paper). States of 2, 4 or 8 bits
+    keep codes, table and scales if these are rank-1, or of blocks that are also blocks when counted
+    through the whole tensor; means over the last two axes stay factors; all others become f32.
+
+    qconfig: `optimizer.qconfig` of the optimizer that loads it. The package takes bits and
+        normalizations from there, so they have to be those of the states.
+    """
+    if tensor is None:
+        import torch
+
+        tensor, dtype = _torch_tensor(), torch.float32
+    else:
+        dtype = np.float32
+    moments = _decoded(plan, state)
+    parts = _parts(plan, state)
+    coded = {(kept.tensor, kept.state): kept for kept in _coded(plan, state)}
+    entries = {}
+    for i, info in enumerate(plan.tensors):
+        entries[i] = entry = {"step": tensor(np.array(step, np.float32))}
+        for name in ("m", "v"):
+            key, kept = _KEYS[name], coded.get((i, name))
+            entry[f"{key}_qstate"] = qstate = {"enable": False, "overhead": {}, "qmap": None}
+            found = parts[i, name]
+            if set(found) == {"rows", "columns", "mean"} and _are_last_two(info.shape, found):
+                entry["exp_avg_sq_row"] = tensor(found["rows"].copy())
+                entry["exp_avg_sq_col"] = tensor(found["columns"].copy())
+                continue
+            overhead = None if kept is None else _lpmm_overhead(info.shape, kept, tensor, dtype)
+            if overhead is None:
+                entry[key] = tensor(moments[name][i])
+                continue
+            qstate.update(enable=True, overhead=overhead, qmap=tensor(kept.levels))
+            entry[key] = tensor(_lpmm_packed(kept))
+    return {"state": entries, "param_groups": _groups(plan, groups, False), "qconfig": qconfig}
+
+
+def _are_last_two(shape, found):
+    return found["rows"].shape == shape[:-1] and found["columns"].shape == shape[:-2] + shape[-1:]
+
+
+def _lpmm_overhead(shape, kept, tensor, dtype):
+    """What the package keeps beside packed codes; None where it has no such scales."""
+    axes = [kept.scales.get(f"axis{axis}") for axis in range(len(shape))]
+    stride = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    common = {"dtype": dtype, "stride": stride, "dim": len(shape)}
+    if set(kept.scales) == {"scales"}:
+        scales = kept.scales["scales"].ravel()
+        size = next((b for b in (32 << k for k in range(8)) if kept.is_flat(b)), None)
+        if size is None:
+            return None
+        # Of a single block any size will do; theirs is at least 128.
+        size = max(size, 128) if scales.size == 1 else size
+        max1 = tensor(scales.reshape(-1, 1).copy())
+        return {**common, "max1": max1, "scaled_shape": (scales.size, size)}
+    if len(shape) < 2 or any(axis is None for axis in axes) or len(kept.scales) != len(shape):
+        return None
+    keep = [[n if a == axis else 1 for a, n in enumerate(shape)] for axis in range(len(shape))]
+    maxima = [tensor(axis.reshape(dims).copy()) for axis, dims in zip(axes, keep)]
+    return {**common, "max1": None, "max_dims": maxima, "scaled_shape": shape}
+
+
+def _lpmm_packed(kept):
+    """In groups of 2048, the first code of a byte in its lowest bits, one byte more than needed."""
+    codes = np.pad(kept.codes, (0, -kept.codes.size % 2048))
+    packed = _codes.pack_rows(codes, 1, codes.size, 8 // kept.bits).ravel()
+    return np.append(packed, np.uint8(0)).view(np.int8)
 
 
 def to_optax(plan, state, step, like):
@@ -164,13 +233,14 @@ def _groups(plan, groups, amsgrad):
     ]
 
 
-class _Blocks(NamedTuple):
-    """A state with a scale for each block.
+class _Coded(NamedTuple):
+    """A state that is levels times scales.
 
     tensor, state: index and name.
     bits: of the place of a code: 2, 4 or 8.
-    codes, levels: as in `Codes`. scales: flat.
-    rows, columns, row_blocks: of the block grid.
+    codes, levels: as in `Codes`.
+    scales: the buffers of scales, by part.
+    rows, columns: of the block grid.
     """
 
     tensor: int
@@ -178,43 +248,46 @@ class _Blocks(NamedTuple):
     bits: int
     codes: np.ndarray
     levels: np.ndarray
-    scales: np.ndarray
+    scales: dict
     rows: int
     columns: int
-    row_blocks: int
 
     def is_flat(self, block):
-        """Whether blocks of so many elements, counted through the whole tensor, are these."""
+        """Whether it has a scale for each block of so many elements, counted through the whole
+        tensor."""
+        if set(self.scales) != {"scales"}:
+            return False
         # Sizes are powers of two, of which one gives the count, or all agree on one block.
         power = block > 0 and block & (block - 1) == 0
-        same = power and -(-self.columns // block) == self.row_blocks
+        same = power and -(-self.columns // block) == self.scales["scales"].shape[-1]
         return same and (self.rows == 1 or self.columns % block == 0)
 
+    def block_scales(self):
+        return self.scales["scales"].ravel().copy()
 
-def _blocks(plan, state):
-    """The states that are levels times block scales."""
-    if '"dither":true' in plan.spec.json:
-        return  # a dither is added to the levels, another one in each block
+
+def _parts(plan, state):
+    """The arrays of each state, by (tensor's index, state's name) and part."""
     parts = {}
     for info, array in zip(plan.buffers, state):
         parts.setdefault((info.tensor, info.state), {})[info.part] = array
-    for (i, name), of in parts.items():
-        if set(of) != {"codes", "scales"} or not of["codes"].size:
+    return parts
+
+
+def _coded(plan, state):
+    """The states that are codes."""
+    if '"dither":true' in plan.spec.json:
+        return  # a dither is added to the levels, another one in each block
+    for (i, name), scales in _parts(plan, state).items():
+        codes = scales.pop("codes", None)
+        if codes is None or not codes.size:
             continue
         numel = math.prod(plan.tensors[i].shape)
-        rows, columns = _codes.rows_and_columns(numel, of["codes"].shape)
-        per_byte = _codes.codes_per_byte(columns, of["codes"].shape[-1])
-        yield _Blocks(
-            i,
-            name,
-            8 // per_byte,
-            _codes.unpack_rows(of["codes"], columns),
-            _codes.levels(plan, i, name, 1 << 8 // per_byte),
-            of["scales"].ravel().copy(),
-            rows,
-            columns,
-            of["scales"].shape[-1],
-        )
+        rows, columns = _codes.rows_and_columns(numel, codes.shape)
+        bits = 8 // _codes.codes_per_byte(columns, codes.shape[-1])
+        levels = _codes.levels(plan, i, name, 1 << bits)
+        codes = _codes.unpack_rows(codes, columns)
+        yield _Coded(i, name, bits, codes, levels, scales, rows, columns)
 
 
 def _torch_tensor():
