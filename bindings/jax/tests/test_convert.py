@@ -159,6 +159,15 @@ class TestImport(unittest.TestCase):
         self.assertAlmostEqual(kept.largest, abs(off).max() / abs(values).max())
         self.assertIn("quantized", str(report))
 
+    def test_what_a_spec_lacks_is_reported(self):
+        source, _ = state_dict("amsgrad", SMALL)
+        imported = convert.from_torch(source, SMALL)
+        _, _, report = convert.to_lowbit(imported, "lion32")
+        found = {key: kept.how for key, kept in lines(report).items() if key[0] == "w"}
+        expected = {"m": "f32", "v": "dropped", "vmax": "dropped"}
+        self.assertEqual(found, {("w", state): how for state, how in expected.items()})
+        self.assertFalse(report.exact)
+
     def test_a_named_table_of_the_same_levels_takes_the_codes(self):
         """torchao's maps are the library's but for a last place here and there."""
         source, _ = state_dict("torchao4")

@@ -20,7 +20,8 @@ class Kept(NamedTuple):
     """What became of one state of one tensor.
 
     source: what it was.
-    how: "copied" (the codes, scales or factors), "quantized", or "f32".
+    how: "copied" (the codes, scales or factors), "quantized", "f32", or "dropped": the spec has no
+        such state.
     exact: every value decodes to the same bits as at the source.
     error: root of the mean square error over root of the mean square.
     largest: largest error over largest magnitude.
@@ -71,12 +72,12 @@ def to_lowbit(imported, spec=None, *, threads=1):
     kept = {}
     for name in dict.fromkeys(info.state for info in plan.buffers):
         kept |= _fill(plan, state, name, imported.moments)
-    names = list(imported.shapes)
-    return (
-        plan,
-        state,
-        Report(kept[key] for key in sorted(kept, key=lambda k: (names.index(k[0]), k[1]))),
-    )
+    for (tensor, name), moment in imported.moments.items():
+        dropped = Kept(tensor, name, moment.source, "dropped", False, 1.0, 1.0)
+        kept.setdefault((tensor, name), dropped)
+    places = {name: place for place, name in enumerate(imported.shapes)}
+    order = sorted(kept, key=lambda key: (places[key[0]], key[1]))
+    return plan, state, Report(kept[key] for key in order)
 
 
 def _fill(plan, state, name, moments):
