@@ -26,6 +26,7 @@ from lowbit import convert
 
 FOREIGN = pathlib.Path(__file__).parent / "foreign"
 SHAPES = {"w": (8, 768), "odd": (17, 245), "b": (10,)}
+LPMM = {**SHAPES, "f": (9, 512)}
 SMALL = {"w": (6, 40), "odd": (3, 5, 7), "b": (10,)}
 
 
@@ -116,7 +117,7 @@ class TestImport(unittest.TestCase):
             self.assertEqual(lines(report)[param, "m"].how, "copied")
 
     def test_lpmm(self):
-        shapes = {**SHAPES, "f": (9, 512)}
+        shapes = LPMM
         plan, state, report = self.check_decoded("lpmm", shapes, exact=False)
         found = lines(report)
         self.assertTrue(found["w", "m"].exact and found["w", "v"].exact)
@@ -137,7 +138,7 @@ class TestImport(unittest.TestCase):
         self.assertTrue(support.same(of["columns"], given["exp_avg_sq_col"]))
 
     def test_blocks_across_rows_are_kept_of_a_flat_parameter(self):
-        source, decoded = state_dict("lpmm", {**SHAPES, "f": (9, 512)})
+        source, decoded = state_dict("lpmm", LPMM)
         source["state"].pop(3)
         source["param_groups"][0]["params"].pop()
         imported = convert.from_torch(source, {**SHAPES, "odd": (17 * 245,)})
@@ -199,10 +200,10 @@ class TestImport(unittest.TestCase):
 
     def test_misfits_of_torchao_and_lpmm_are_named(self):
         def broken(name, change, message):
-            source, _ = state_dict(name, {**SHAPES, "f": (9, 512)} if name == "lpmm" else SHAPES)
+            source, _ = state_dict(name, LPMM if name == "lpmm" else SHAPES)
             change(source["state"][0])
             with self.assertRaisesRegex(ValueError, message):
-                convert.from_torch(source, {**SHAPES, "f": (9, 512)})
+                convert.from_torch(source, LPMM)
 
         def less(part):
             return lambda state: setattr(
@@ -314,7 +315,7 @@ class TestExport(unittest.TestCase):
         self.again(exported, SHAPES, plan, state)
 
     def test_lpmm_and_back_is_the_same(self):
-        shapes = {**SHAPES, "f": (9, 512)}
+        shapes = LPMM
         source, _, plan, state = self.plan("lpmm", shapes=shapes)
         exported = convert.to_lpmm(plan, state, 3, tensor=np.asarray)
         for i, entry in source["state"].items():
@@ -523,6 +524,19 @@ class TestTorch(unittest.TestCase):
         optimizer.step()
         self.assertEqual(optimizer.state[params[0]]["state1"].dtype, torch.uint8)
         self.assertEqual(optimizer.state[params[0]]["step"], 4)
+
+    def test_a_file_of_lpmm(self):
+        import torch
+
+        source = convert.from_torch(state_dict("lpmm", LPMM)[0], LPMM)
+        plan, state, _ = convert.to_lowbit(source)
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "lpmm.pt"
+            torch.save(convert.to_lpmm(plan, state, 3), path)
+            again = convert.from_torch(convert.load(path), LPMM)
+        self.assertTrue(
+            support.same(again.moments["w", "v"].values, source.moments["w", "v"].values)
+        )
 
     def test_command(self):
         with tempfile.TemporaryDirectory() as folder:

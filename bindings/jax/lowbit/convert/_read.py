@@ -56,8 +56,12 @@ _WRAPPED = "__bnb_optimizer_quant_state__"
 
 def load(path):
     """The state dict in a file of torch.save, on the CPU, by torch.load with weights_only: a file
-    that holds anything but tensors and plain values raises an error, and no code of it runs. For
-    torchao's states torchao must be installed, which tells torch that they are plain tensors."""
+    that holds anything but tensors and plain values raises an error, and no code of it runs.
+
+    For torchao's states torchao must be installed, which tells torch that they are plain tensors.
+    lpmm puts its configuration, an object, beside the states: save them without it, as
+    `torch.save({key: d[key] for key in ("state", "param_groups")}, path)`.
+    """
     import torch
 
     if importlib.util.find_spec("torchao"):
