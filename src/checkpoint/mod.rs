@@ -23,6 +23,7 @@ mod place;
 mod read;
 mod reshard;
 mod source;
+mod statistics;
 mod values;
 mod write;
 
@@ -39,6 +40,7 @@ pub use index::write_index;
 pub use read::Checkpoint;
 pub use reshard::{merge, split};
 pub use source::Source;
+pub use statistics::StateStatistics;
 
 /// Bytes moved at a time.
 const CHUNK: usize = 1 << 20;
