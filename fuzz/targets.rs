@@ -77,7 +77,10 @@ fn fixed() -> (&'static Plan, &'static State) {
             let context = std::sync::Arc::new(lowbit::Context::Cpu(context));
             let plan = Plan::new(context, &spec, tensors).unwrap();
             let state = State::new(&plan, null_mut()).unwrap();
-            (Box::leak(Box::new(plan)) as &_, Box::leak(Box::new(state)) as &_)
+            (
+                Box::leak(Box::new(plan)) as &_,
+                Box::leak(Box::new(state)) as &_,
+            )
         })
     })
 }
@@ -89,7 +92,11 @@ fn with_right_checksums(data: &[u8]) -> Option<Vec<u8>> {
     let json: serde_json::Value = serde_json::from_slice(data.get(8..start)?).ok()?;
     let entry = |value: &serde_json::Value| {
         let offsets = value.get("data_offsets")?;
-        let at = |i: usize| usize::try_from(offsets.get(i)?.as_u64()?).ok()?.checked_add(start);
+        let at = |i: usize| {
+            usize::try_from(offsets.get(i)?.as_u64()?)
+                .ok()?
+                .checked_add(start)
+        };
         Some((at(0)?, at(1)?))
     };
     let mut entries: Vec<_> = json.as_object()?.values().filter_map(entry).collect();
@@ -101,7 +108,9 @@ fn with_right_checksums(data: &[u8]) -> Option<Vec<u8>> {
         .iter()
         .map(|&(first, end)| data.get(first..end).map_or(0, crc32fast::hash));
     for sum in std::iter::once(header).chain(sums) {
-        fixed.get_mut(at..at.checked_add(4)?)?.copy_from_slice(&sum.to_le_bytes());
+        fixed
+            .get_mut(at..at.checked_add(4)?)?
+            .copy_from_slice(&sum.to_le_bytes());
         at += 4;
     }
     Some(fixed)
@@ -144,7 +153,11 @@ unsafe extern "C" {
     fn lowbit_plan_info(plan: *const c_void, out: *mut c_void) -> i32;
     fn lowbit_plan_destroy(plan: *mut c_void);
     fn lowbit_step(plan: *const c_void, args: *const c_void, stream: *mut c_void) -> i32;
-    fn lowbit_checkpoint_write(plan: *const c_void, args: *const c_void, stream: *mut c_void) -> i32;
+    fn lowbit_checkpoint_write(
+        plan: *const c_void,
+        args: *const c_void,
+        stream: *mut c_void,
+    ) -> i32;
     fn lowbit_checkpoint_read(
         plan: *const c_void,
         args: *const c_void,
@@ -226,7 +239,10 @@ pub fn sized_structs(mut data: &[u8]) {
     }
     let name = text(data);
     let [m, v, x] = [0, 1, 2].map(|i| quantizers[i].pointer());
-    let rule = Struct::new(data, &[(8, name.as_ptr().cast()), (16, m), (24, v), (32, x)]);
+    let rule = Struct::new(
+        data,
+        &[(8, name.as_ptr().cast()), (16, m), (24, v), (32, x)],
+    );
     let adafactor = Struct::new(data, &[]);
     let pointers = [
         (16, name.as_ptr().cast()),
@@ -254,11 +270,16 @@ pub fn sized_structs(mut data: &[u8]) {
         }
     }
     let shape: *const c_void = shape.as_ptr().cast();
-    let pointers = [(16, name.as_ptr().cast()), (24, shape), (48, shape), (56, shape)];
+    let pointers = [
+        (16, name.as_ptr().cast()),
+        (24, shape),
+        (48, shape),
+        (56, shape),
+    ];
     let mut tensor = Struct::new(data, &pointers);
     // ndim shares a word with param_dtype.
     if let Some(word) = tensor.words.get_mut(4) {
-        *word = *word & !0xffff_ffff | *word % 19;
+        *word = *word & !0xffff_ffff | (*word % 19);
     }
     // SAFETY: as above.
     unsafe {

@@ -154,10 +154,19 @@ fn a_7b_state_is_saved_and_loaded_in_a_few_mib() {
     let from = Checkpoint::of(Box::new(&file)).unwrap();
     // SAFETY: the memory was mapped above; that buffers share it is of no matter to a copy.
     unsafe {
-        plan.read_checkpoint(&from, &state, false, Some(&mut sample), std::ptr::null_mut())
-            .unwrap();
+        plan.read_checkpoint(
+            &from,
+            &state,
+            false,
+            Some(&mut sample),
+            std::ptr::null_mut(),
+        )
+        .unwrap();
     }
     let extra = peak - before;
-    println!("{length} bytes saved and loaded, {} KiB besides the states", extra >> 10);
+    println!(
+        "{length} bytes saved and loaded, {} KiB besides the states",
+        extra >> 10
+    );
     assert!(calls > 10_000 && extra < MOST, "{extra} bytes");
 }

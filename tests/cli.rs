@@ -1,10 +1,6 @@
 //! The command-line tool, as people run it.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test"
-)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -55,7 +51,14 @@ fn path(path: &Path) -> &str {
 fn inspect_tells_what_a_checkpoint_has() {
     let file = golden("v1/adamw4-f32.safetensors");
     let text = works(&["inspect", path(&file)]);
-    for word in ["step 3", "t3", "[20, 33]", "4-bit rank1/linear", "B/parameter", "x as many"] {
+    for word in [
+        "step 3",
+        "t3",
+        "[20, 33]",
+        "4-bit rank1/linear",
+        "B/parameter",
+        "x as many",
+    ] {
         assert!(text.contains(word), "{word}: {text}");
     }
     let found = json(&["inspect", path(&file)]);
@@ -74,8 +77,14 @@ fn inspect_tells_what_a_checkpoint_has() {
     assert_eq!(headers["state_bytes"], found["state_bytes"]);
     assert!(headers["tensors"][3]["states"][0].get("rms").is_none());
     let shards = json(&["inspect", path(&golden("v1/adamw4-f32-shards.json"))]);
-    assert_eq!((&shards["files"], &shards["elements"]), (&3.into(), &found["elements"]));
-    let weights = works(&["inspect", path(&golden("v1/weights-master-bf16.safetensors"))]);
+    assert_eq!(
+        (&shards["files"], &shards["elements"]),
+        (&3.into(), &found["elements"])
+    );
+    let weights = works(&[
+        "inspect",
+        path(&golden("v1/weights-master-bf16.safetensors")),
+    ]);
     assert!(weights.contains("master"), "{weights}");
 }
 
@@ -98,7 +107,15 @@ fn split_merge_index_and_diff() {
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let whole = golden("v1/adamw4-f32.safetensors");
     let whole = path(&whole);
-    let written = json(&["split", whole, &at("ä b.json"), "--parts", "2", "--axis", "0"]);
+    let written = json(&[
+        "split",
+        whole,
+        &at("ä b.json"),
+        "--parts",
+        "2",
+        "--axis",
+        "0",
+    ]);
     assert_eq!(written["written"].as_array().unwrap().len(), 3);
     works(&["merge", &at("ä b.json"), &at("merged")]);
     assert!(std::fs::read(at("merged")).unwrap() == std::fs::read(whole).unwrap());
@@ -110,7 +127,11 @@ fn split_merge_index_and_diff() {
     ]);
     assert!(works(&["diff", &at("again.json"), whole]).contains("equal"));
     fails(
-        &["index", &at("half.json"), &at("ä b-00002-of-00002.safetensors")],
+        &[
+            "index",
+            &at("half.json"),
+            &at("ä b-00002-of-00002.safetensors"),
+        ],
         3,
         "is in no file",
     );
@@ -119,11 +140,17 @@ fn split_merge_index_and_diff() {
     let output = run(&["diff", whole, path(&other), "--json"]);
     assert_eq!(output.status.code(), Some(1));
     let found: Value = serde_json::from_str(&stdout(&output)).unwrap();
-    assert_eq!((&found["equal"], &found["same_spec"]), (&false.into(), &false.into()));
+    assert_eq!(
+        (&found["equal"], &found["same_spec"]),
+        (&false.into(), &false.into())
+    );
     // m is kept alike in both; v is not.
     let differences = found["differences"].as_array().unwrap();
     assert!(!differences.is_empty());
-    assert!(differences.iter().all(|line| line["state"] == "v"), "{found}");
+    assert!(
+        differences.iter().all(|line| line["state"] == "v"),
+        "{found}"
+    );
     let output = run(&["diff", whole, path(&other)]);
     assert!(stdout(&output).contains("the checkpoints differ"));
 }
@@ -136,21 +163,40 @@ fn convert_says_what_it_loses() {
     let found = json(&["convert", path(&from), &at("eight"), "--spec", "adamw8"]);
     let states = found["states"].as_array().unwrap();
     // Below the threshold nothing is lost.
-    assert!(states.iter().all(|state| state["relative_error"] == 0.0), "{found}");
+    assert!(
+        states.iter().all(|state| state["relative_error"] == 0.0),
+        "{found}"
+    );
     let spec = r#"{"optimizer":"adamw","threshold":100,
         "m":{"bits":8,"normalization":"block","mapping":"de"},
         "v":{"bits":8,"normalization":"block","mapping":"de"}}"#;
     std::fs::write(at("spec.json"), spec).unwrap();
-    let found = json(&["convert", path(&from), &at("eight"), "--spec", &format!("@{}", at("spec.json"))]);
+    let found = json(&[
+        "convert",
+        path(&from),
+        &at("eight"),
+        "--spec",
+        &format!("@{}", at("spec.json")),
+    ]);
     let states = found["states"].as_array().unwrap();
-    let errors = states.iter().map(|state| state["relative_error"].as_f64().unwrap());
+    let errors = states
+        .iter()
+        .map(|state| state["relative_error"].as_f64().unwrap());
     let largest = errors.fold(0.0, f64::max);
     assert!(largest > 0.0 && largest < 0.02, "{largest}");
     works(&["verify", &at("eight")]);
     let text = works(&["convert", path(&from), &at("lion"), "--spec", "lion4"]);
     assert!(text.contains("wrote"), "{text}");
-    fails(&["convert", path(&from), &at("x"), "--spec", "adamw9"], 3, "adamw9");
-    fails(&["convert", path(&from), &at("x"), "--spec", "@/nowhere"], 3, "/nowhere");
+    fails(
+        &["convert", path(&from), &at("x"), "--spec", "adamw9"],
+        3,
+        "adamw9",
+    );
+    fails(
+        &["convert", path(&from), &at("x"), "--spec", "@/nowhere"],
+        3,
+        "/nowhere",
+    );
     assert!(!Path::new(&at("x")).exists());
 }
 

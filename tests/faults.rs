@@ -69,11 +69,17 @@ fn load(path: &Path) -> Result<i64> {
     let model = model(-1);
     let state = buffers(&model);
     // SAFETY: all memory is the model's.
-    let info = unsafe { model.plan.load_checkpoint(path, &state, std::ptr::null_mut()) };
+    let info = unsafe {
+        model
+            .plan
+            .load_checkpoint(path, &state, std::ptr::null_mut())
+    };
     let wanted = match &info {
         Ok(info) => info.step as u8,
         // Refused: as it was.
-        Err(error) if error.to_string().contains("in part written") => return Err(info.unwrap_err()),
+        Err(error) if error.to_string().contains("in part written") => {
+            return Err(info.unwrap_err());
+        }
         Err(_) => 0xff,
     };
     for memory in &model.state {
@@ -119,7 +125,9 @@ fn start(task: &str, path: &Path, preload: Option<(&Path, &str)>) -> Child {
         .stdout(Stdio::piped())
         .stderr(Stdio::null());
     if let Some((library, fault)) = preload {
-        command.env("LD_PRELOAD", library).env("LOWBIT_FAULT", fault);
+        command
+            .env("LD_PRELOAD", library)
+            .env("LOWBIT_FAULT", fault);
     }
     command.spawn().unwrap()
 }
@@ -129,7 +137,9 @@ fn outcome(child: Child) -> String {
     let output = child.wait_with_output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     let line = text.lines().find_map(|line| line.split_once("status "));
-    line.unwrap_or_else(|| panic!("a child said {text}")).1.to_owned()
+    line.unwrap_or_else(|| panic!("a child said {text}"))
+        .1
+        .to_owned()
 }
 
 /// Files of the folder that nobody asked for.
@@ -203,7 +213,10 @@ fn two_processes_may_save_to_one_path() {
         child.kill().unwrap();
         child.wait().unwrap();
     }
-    let saves: usize = readers.into_iter().map(|reader| reader.join().unwrap()).sum();
+    let saves: usize = readers
+        .into_iter()
+        .map(|reader| reader.join().unwrap())
+        .sum();
     load(&path).unwrap();
     assert!(steps.iter().any(|step| step % 2 == 0) && steps.iter().any(|step| step % 2 == 1));
     println!("two processes: {saves} saves to one path, {loads} loads meanwhile, all sound");
@@ -245,7 +258,11 @@ fn failing_system_calls_lose_nothing() {
             for &code in codes {
                 let next = (last + 1) % 200;
                 let fault = format!("{function} {nth} {code}");
-                let said = outcome(start(&format!("save {next}"), &path, Some((&library, &fault))));
+                let said = outcome(start(
+                    &format!("save {next}"),
+                    &path,
+                    Some((&library, &fault)),
+                ));
                 faults += 1;
                 let step = load(&path).unwrap();
                 if said.starts_with("OK") {
@@ -298,7 +315,10 @@ fn paths_of_all_kinds() {
         assert_eq!(load(&sub.join(name)).unwrap(), 4);
     }
     // A folder that cannot be written to, also by root.
-    let mut refused = vec![PathBuf::from("/proc/state"), folder.path().join("none/state")];
+    let mut refused = vec![
+        PathBuf::from("/proc/state"),
+        folder.path().join("none/state"),
+    ];
     // SAFETY: no arguments.
     if unsafe { libc::geteuid() } != 0 {
         use std::os::unix::fs::PermissionsExt as _;

@@ -96,7 +96,10 @@ fn replay(target: &str, run: fn(&[u8])) {
         alter(&mut bytes, &corpus, &mut random);
         run(&bytes);
     }
-    println!("{target}: {} of the corpus and {runs} altered, 0 crashes", corpus.len());
+    println!(
+        "{target}: {} of the corpus and {runs} altered, 0 crashes",
+        corpus.len()
+    );
 }
 
 #[test]

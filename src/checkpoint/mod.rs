@@ -126,7 +126,8 @@ impl Plan {
         let mut meter = Meter::new(progress, bytes);
         from.verify_sources(&gathers, &mut meter)?;
         meter.seal();
-        let partly = |error: Error| error.within("after verification; the state is in part written");
+        let partly =
+            |error: Error| error.within("after verification; the state is in part written");
         for (gather, buffer) in gathers.iter_mut().zip(state) {
             let (data, bytes) = (buffer.data.cast::<u8>(), crate::layout::index(buffer.bytes));
             let copy = gather.copy_of();

@@ -70,9 +70,9 @@ impl Checkpoint<'_> {
         let (plan, buffers) = (&part.plan, part.state.buffers());
         let tensor = &plan.tensors[0];
         let state = &tensor.states[number];
-        for i in state.first_buffer..state.first_buffer + state.buffer_count {
-            self.gather(plan, &plan.buffers[i])?
-                .fill(memory(buffers[i]))?;
+        let range = state.first_buffer..state.first_buffer + state.buffer_count;
+        for (info, buffer) in plan.buffers[range.clone()].iter().zip(&buffers[range]) {
+            self.gather(plan, info)?.fill(memory(*buffer))?;
         }
         let mut values = crate::codec::values(tensor.numel)?;
         let output = [Buffer {

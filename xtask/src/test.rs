@@ -170,6 +170,11 @@ fn jax(sh: &Shell, steps: &mut Steps, library: &Path, handover: Option<&Path>) {
             .env("LOWBIT_LIBRARY", library);
         command
     };
+    steps.run("checkpoints: a second reader", || {
+        let mut reader = Command::new(&python);
+        reader.arg(sh.path("tests/golden/reader.py"));
+        sh.run(reader.arg(sh.path("tests/golden/v1")))
+    });
     steps.run("JAX: tests", || {
         // With the hooks, as one test makes the library panic.
         sh.run(&mut run(&hooks, &["-m", "unittest", "discover", "-v"]))

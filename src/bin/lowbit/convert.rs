@@ -40,7 +40,11 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<bool, Failur
     }
     drop(progress);
     let written = Checkpoint::open(path)?;
-    let mut rows = vec![["tensor", "state", "quantizer", ">rel. error"].map(str::to_owned).to_vec()];
+    let mut rows = vec![
+        ["tensor", "state", "quantizer", ">rel. error"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
     let mut list = Vec::new();
     for tensor in new.tensors() {
         let (name, shape) = (&tensor.info.name, &tensor.info.shape);

@@ -24,13 +24,23 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<bool, Failur
         text += &format!("steps: {} and {}\n", a.step(), b.step());
     }
     if !spec {
-        text += &format!("specs: {}\n       {}\n", a.spec().to_json()?, b.spec().to_json()?);
+        text += &format!(
+            "specs: {}\n       {}\n",
+            a.spec().to_json()?,
+            b.spec().to_json()?
+        );
     }
     let (mut rows, mut list) = (Vec::new(), Vec::new());
     rows.push(
-        ["tensor", "state", ">elements that differ", ">largest difference", ">rel. difference"]
-            .map(str::to_owned)
-            .to_vec(),
+        [
+            "tensor",
+            "state",
+            ">elements that differ",
+            ">largest difference",
+            ">rel. difference",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
     );
     let mut compared = 0;
     let (here, there) = (a.tensors(), b.tensors());
@@ -94,7 +104,11 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<bool, Failur
     }
     text += &format!(
         "{compared} states compared: {}\n",
-        if equal { "equal" } else { "the checkpoints differ" }
+        if equal {
+            "equal"
+        } else {
+            "the checkpoints differ"
+        }
     );
     let result = json!({
         "equal": equal, "steps": [a.step(), b.step()], "same_spec": spec, "compared": compared,

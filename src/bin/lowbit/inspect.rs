@@ -18,8 +18,19 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<bool, Failur
     let plan = from.plan(tensors.clone())?;
     let mut rows = vec![
         [
-            "tensor", "shape", "shards", "state", "quantizer", ">bytes", ">rms", ">largest",
-            ">est. error", ">lowest", ">highest", ">zero scale", ">nonfinite",
+            "tensor",
+            "shape",
+            "shards",
+            "state",
+            "quantizer",
+            ">bytes",
+            ">rms",
+            ">largest",
+            ">est. error",
+            ">lowest",
+            ">highest",
+            ">zero scale",
+            ">nonfinite",
         ]
         .map(str::to_owned)
         .to_vec(),

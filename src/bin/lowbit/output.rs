@@ -47,7 +47,9 @@ impl Progress {
     /// For the library's callbacks; never cancels.
     pub(crate) fn report(&mut self, done: u64, total: u64) -> bool {
         let time = self.start.elapsed();
-        if self.shown && time > Duration::from_secs(1) && time - self.last > Duration::from_millis(200)
+        if self.shown
+            && time > Duration::from_secs(1)
+            && time - self.last > Duration::from_millis(200)
         {
             self.last = time;
             self.line = true;

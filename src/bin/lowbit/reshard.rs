@@ -12,7 +12,11 @@ pub(crate) fn merge(arguments: &Arguments, output: &Output) -> Result<bool, Fail
     let [from, to] = two(&arguments.paths);
     let from = Checkpoint::open(from)?;
     let mut progress = output.progress("merging");
-    checkpoint::merge(&from, to, Some(&mut |done, total| progress.report(done, total)))?;
+    checkpoint::merge(
+        &from,
+        to,
+        Some(&mut |done, total| progress.report(done, total)),
+    )?;
     wrote(&[to.to_owned()], output);
     Ok(true)
 }
