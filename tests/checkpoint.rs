@@ -27,9 +27,13 @@ fn write(model: &Model, step: i64) -> Vec<u8> {
     let mut bytes = Vec::new();
     // SAFETY: all memory is the model's.
     unsafe {
-        model
-            .plan
-            .write_checkpoint(&buffers(model), step, &mut bytes, None, std::ptr::null_mut())
+        model.plan.write_checkpoint(
+            &buffers(model),
+            step,
+            &mut bytes,
+            None,
+            std::ptr::null_mut(),
+        )
     }
     .unwrap();
     assert_eq!(

@@ -207,7 +207,13 @@ fn a_quantizer_changes_for_one_tensor_during_training() {
     // SAFETY: all memory is this test's.
     unsafe {
         new.plan
-            .write_checkpoint(&buffers(&new.state), 6, &mut file, None, std::ptr::null_mut())
+            .write_checkpoint(
+                &buffers(&new.state),
+                6,
+                &mut file,
+                None,
+                std::ptr::null_mut(),
+            )
             .unwrap();
     }
     let head = String::from_utf8_lossy(&file[..4000]);

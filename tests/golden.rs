@@ -256,7 +256,8 @@ struct Parts {
 
 impl Parts {
     fn sound() -> Self {
-        let bytes = std::fs::read(folder("v1/adamw4-f32-shards-00002-of-00003.safetensors")).unwrap();
+        let bytes =
+            std::fs::read(folder("v1/adamw4-f32-shards-00002-of-00003.safetensors")).unwrap();
         let end = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
         Self {
             header: serde_json::from_slice(&bytes[8..end]).unwrap(),
@@ -328,7 +329,11 @@ fn malformed() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     vec![
         ("empty", "FORMAT_TRUNCATED", vec![]),
         ("seven-bytes", "FORMAT_TRUNCATED", vec![8; 7]),
-        ("zip", "FORMAT_MAGIC", b"PK\x03\x04 some other file".to_vec()),
+        (
+            "zip",
+            "FORMAT_MAGIC",
+            b"PK\x03\x04 some other file".to_vec(),
+        ),
         ("length-absurd", "FORMAT_MAGIC", vec![0xff; 64]),
         ("length-beyond-the-file", "FORMAT_TRUNCATED", {
             let mut bytes = sound();
@@ -342,7 +347,11 @@ fn malformed() -> Vec<(&'static str, &'static str, Vec<u8>)> {
             bytes
         }),
         ("header-a-list", "FORMAT_CORRUPT", text("[[[[]]]]")),
-        ("header-nested-deeply", "FORMAT_CORRUPT", text(&"[".repeat(1000))),
+        (
+            "header-nested-deeply",
+            "FORMAT_CORRUPT",
+            text(&"[".repeat(1000)),
+        ),
         ("of-another-program", "FORMAT_MAGIC", text("{}      ")),
         (
             "metadata-no-json",
@@ -354,8 +363,16 @@ fn malformed() -> Vec<(&'static str, &'static str, Vec<u8>)> {
             "FORMAT_CORRUPT",
             text(r#"{"__metadata__":{"lowbit":"{}"}}"#),
         ),
-        ("future", "FORMAT_VERSION", meta(|meta| meta["format"] = json!(2))),
-        ("format-0", "FORMAT_VERSION", meta(|meta| meta["format"] = json!(0))),
+        (
+            "future",
+            "FORMAT_VERSION",
+            meta(|meta| meta["format"] = json!(2)),
+        ),
+        (
+            "format-0",
+            "FORMAT_VERSION",
+            meta(|meta| meta["format"] = json!(0)),
+        ),
         ("no-checksums", "FORMAT_CORRUPT", {
             let mut parts = Parts::sound();
             let entry = parts.header.as_object_mut().unwrap().remove("lowbit/crc32");
@@ -372,15 +389,25 @@ fn malformed() -> Vec<(&'static str, &'static str, Vec<u8>)> {
                 map.insert("crc".to_owned(), entry);
             }),
         ),
-        ("checksum-of-the-header", "FORMAT_CORRUPT", flipped(|bytes| {
-            let start = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-            let json: Value = serde_json::from_slice(&bytes[8..start]).unwrap();
-            start + json["lowbit/crc32"]["data_offsets"][0].as_u64().unwrap() as usize
-        })),
-        ("checksum-of-an-entry", "FORMAT_CORRUPT", flipped(|bytes| bytes.len() - 1)),
-        ("data-altered", "FORMAT_CORRUPT", flipped(|bytes| {
-            8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize
-        })),
+        (
+            "checksum-of-the-header",
+            "FORMAT_CORRUPT",
+            flipped(|bytes| {
+                let start = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+                let json: Value = serde_json::from_slice(&bytes[8..start]).unwrap();
+                start + json["lowbit/crc32"]["data_offsets"][0].as_u64().unwrap() as usize
+            }),
+        ),
+        (
+            "checksum-of-an-entry",
+            "FORMAT_CORRUPT",
+            flipped(|bytes| bytes.len() - 1),
+        ),
+        (
+            "data-altered",
+            "FORMAT_CORRUPT",
+            flipped(|bytes| 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize),
+        ),
         ("data-truncated", "FORMAT_TRUNCATED", {
             let mut bytes = sound();
             bytes.pop();
@@ -453,7 +480,11 @@ fn malformed() -> Vec<(&'static str, &'static str, Vec<u8>)> {
                 header["t1/v/value"] = a;
             }),
         ),
-        ("step-negative", "FORMAT_CORRUPT", meta(|meta| meta["step"] = json!(-1))),
+        (
+            "step-negative",
+            "FORMAT_CORRUPT",
+            meta(|meta| meta["step"] = json!(-1)),
+        ),
         ("step-missing", "UNSUPPORTED", {
             meta(|meta| {
                 meta.as_object_mut().unwrap().remove("step");

@@ -29,7 +29,10 @@ fn generate() -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let config = cbindgen::Config::from_file(root.join("cbindgen.toml")).unwrap();
     let mut builder = cbindgen::Builder::new().with_config(config);
-    for source in SOURCES.into_iter().chain(["checkpoint", "checkpoint_files"]) {
+    for source in SOURCES
+        .into_iter()
+        .chain(["checkpoint", "checkpoint_files"])
+    {
         builder = builder.with_src(root.join(format!("src/capi/{source}.rs")));
     }
     builder = builder.with_src(root.join("src/xla/step.rs"));

@@ -183,7 +183,11 @@ fn headers_that_ask_for_much_get_little() {
         format!(r#"{{"format":1,"step":0,"tables":[[{zeros}]]}}"#),
         format!(r#"{{"format":1,"step":0,"tensors":[{{"shape":[{zeros}]}}]}}"#),
         format!(r#"{{"format":1,"unknown":[{zeros}]}}"#),
-        format!(r#"{{"format":1,"unknown":{}{}}}"#, "[".repeat(50_000), "]".repeat(50_000)),
+        format!(
+            r#"{{"format":1,"unknown":{}{}}}"#,
+            "[".repeat(50_000),
+            "]".repeat(50_000)
+        ),
     ] {
         refused(&with(&meta), || meta[..40].to_owned());
     }
@@ -208,7 +212,15 @@ fn without_memory_there_is_a_status() {
     let state = buffers(&model);
     let before = model.state.clone();
     let (mut failed, mut worked) = (0, 0);
-    for limit in [1 << 16, 1 << 17, 1 << 18, 1 << 19, (1 << 20) - 1, 1 << 20, 1 << 21] {
+    for limit in [
+        1 << 16,
+        1 << 17,
+        1 << 18,
+        1 << 19,
+        (1 << 20) - 1,
+        1 << 20,
+        1 << 21,
+    ] {
         bytes.clear();
         // SAFETY: all memory is the model's.
         let written = limited(limit, || unsafe {

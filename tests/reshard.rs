@@ -40,7 +40,12 @@ fn save(model: &Model, path: &Path) {
 fn load(model: &Model, path: &Path) -> Result<()> {
     let state = buffers(model);
     // SAFETY: all memory is the model's.
-    unsafe { model.plan.load_checkpoint(path, &state, std::ptr::null_mut()) }.map(drop)
+    unsafe {
+        model
+            .plan
+            .load_checkpoint(path, &state, std::ptr::null_mut())
+    }
+    .map(drop)
 }
 
 /// One tensor of each kind of row: several axes merged, rows of their own, one axis.
@@ -177,7 +182,12 @@ fn any_mesh_loads_on_any_mesh() {
             let folder = tempfile::tempdir_in(&folder).unwrap();
             let whole = folder.path().join("whole.safetensors");
             save(model, &whole);
-            let infos: Vec<_> = model.plan.tensors().iter().map(|t| t.info.clone()).collect();
+            let infos: Vec<_> = model
+                .plan
+                .tensors()
+                .iter()
+                .map(|t| t.info.clone())
+                .collect();
             let block = model.plan.tensors()[0].grid.block;
             let one = mesh(&infos, &rows, &columns, block);
             let two = mesh(&infos, &rows2, &columns2, block);
@@ -276,7 +286,10 @@ fn some_tensors_of_a_checkpoint_load_when_asked_for() {
     let whole = trained(&cases()[3]);
     let path = folder.path().join("whole");
     save(&whole, &path);
-    let infos: Vec<_> = whole.plan.tensors()[1..3].iter().map(|t| t.info.clone()).collect();
+    let infos: Vec<_> = whole.plan.tensors()[1..3]
+        .iter()
+        .map(|t| t.info.clone())
+        .collect();
     let some = Model::new(Variant::Auto, 1, whole.plan.spec(), infos);
     let error = load(&some, &path).unwrap_err();
     assert_eq!(error.status(), Status::FormatMismatch, "{error}");
@@ -343,7 +356,11 @@ fn slices_are_slices_of_the_whole() {
             ("layer.3", "m", &[i64::MAX], &[i64::MAX]),
             ("layer.3", "m", &[0, 0], &[1, 1]),
         ] {
-            let state = if name == "sm3" && state == "m" { "v" } else { state };
+            let state = if name == "sm3" && state == "m" {
+                "v"
+            } else {
+                state
+            };
             let error = from.values(tensor, state, offset, shape).unwrap_err();
             assert_eq!(error.status(), Status::InvalidArgument, "{error}");
         }

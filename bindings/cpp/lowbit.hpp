@@ -30,6 +30,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <exception>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -515,6 +517,72 @@ struct step_args {
 };
 
 // What every tensor got and where every state buffer lies. Immutable.
+// Is told the bytes that are done and how many there are; false ends the call with CANCELLED.
+using progress_function = std::function<bool(std::int64_t done, std::int64_t total)>;
+
+// Takes the next bytes of a checkpoint; false ends the call with IO.
+using write_function = std::function<bool(const void* data, std::size_t bytes)>;
+
+struct save_options {
+  // Above 0: the path has "{step}" in its file's name, and so many of the files with such names stay.
+  std::int32_t keep = 0;
+  progress_function progress;
+};
+
+struct load_options {
+  // The checkpoint may have tensors that the plan lacks.
+  bool subset = false;
+  progress_function progress;
+};
+
+namespace detail {
+
+// A function of the caller's that C calls: what it throws waits until C has returned.
+template <class F>
+class callback {
+ public:
+  explicit callback(const std::function<F>& function) : function_(function) {}
+  explicit operator bool() const { return static_cast<bool>(function_); }
+
+  template <class... A>
+  std::int32_t operator()(A... arguments) noexcept {
+#ifdef LOWBIT_NO_EXCEPTIONS
+    return function_(arguments...) ? 0 : 1;
+#else
+    try {
+      return function_(arguments...) ? 0 : 1;
+    } catch (...) {
+      thrown_ = std::current_exception();
+      return 1;
+    }
+#endif
+  }
+
+  void rethrow() const {
+#ifndef LOWBIT_NO_EXCEPTIONS
+    if (thrown_) {
+      std::rethrow_exception(thrown_);
+    }
+#endif
+  }
+
+ private:
+  const std::function<F>& function_;
+#ifndef LOWBIT_NO_EXCEPTIONS
+  std::exception_ptr thrown_;
+#endif
+};
+
+inline std::int32_t report(void* user, std::int64_t done, std::int64_t total) {
+  return (*static_cast<callback<bool(std::int64_t, std::int64_t)>*>(user))(done, total);
+}
+
+inline std::int32_t write(void* user, const void* data, std::size_t bytes) {
+  return (*static_cast<callback<bool(const void*, std::size_t)>*>(user))(data, bytes);
+}
+
+}  // namespace detail
+
 class plan {
  public:
   static outcome<plan> make(const context& context, const spec& spec,
@@ -630,11 +698,61 @@ class plan {
         lowbit_checkpoint_save(get(), state.data(), state.count(), steps, path.c_str(), stream)));
   }
 
-  // Reads a checkpoint of an equal plan into `state` and returns its number of steps.
+  // The same with a number of checkpoints to keep, progress, or both.
+  outcome<void> save(const std::string& path, buffers state, std::int64_t steps,
+                     const save_options& options, void* stream = nullptr) const {
+    lowbit_save_args_t args = save_args(state, steps);
+    detail::callback<bool(std::int64_t, std::int64_t)> progress(options.progress);
+    args.path = path.c_str();
+    args.keep = options.keep;
+    args.progress = progress ? detail::report : nullptr;
+    args.progress_user = &progress;
+    status done = status::of(lowbit_checkpoint_write(get(), &args, stream));
+    progress.rethrow();
+    return detail::settle(std::move(done));
+  }
+
+  // Writes a checkpoint piece by piece; `function` returns false where it cannot go on.
+  outcome<void> save(const write_function& function, buffers state, std::int64_t steps,
+                     void* stream = nullptr) const {
+    lowbit_save_args_t args = save_args(state, steps);
+    detail::callback<bool(const void*, std::size_t)> write(function);
+    args.write = detail::write;
+    args.write_user = &write;
+    status done = status::of(lowbit_checkpoint_write(get(), &args, stream));
+    write.rethrow();
+    return detail::settle(std::move(done));
+  }
+
+  // Writes the checkpoint file of this plan's tensors, whole or shards, from one of any mesh.
+  outcome<void> reshard(const std::string& from, const std::string& path) const {
+    return detail::settle(
+        status::of(lowbit_checkpoint_reshard(get(), from.c_str(), path.c_str(), nullptr, nullptr)));
+  }
+
+  // Reads a checkpoint, or an index of several, of the same spec and tensors, whatever its shards,
+  // into `state` and returns its number of steps.
   outcome<std::int64_t> load(const std::string& path, buffers state, void* stream = nullptr) const {
     std::int64_t steps = 0;
     status done = read(path, state, stream, steps);
     return detail::settle(std::move(done), steps);
+  }
+
+  // The same with options.
+  outcome<std::int64_t> load(const std::string& path, buffers state, const load_options& options,
+                             void* stream = nullptr) const {
+    lowbit_load_args_t args = LOWBIT_LOAD_ARGS_INIT;
+    detail::callback<bool(std::int64_t, std::int64_t)> progress(options.progress);
+    args.flags = options.subset ? LOWBIT_LOAD_SUBSET : 0;
+    args.buffer_count = state.count();
+    args.state = state.data();
+    args.path = path.c_str();
+    args.progress = progress ? detail::report : nullptr;
+    args.progress_user = &progress;
+    lowbit_checkpoint_info_t info = LOWBIT_CHECKPOINT_INFO_INIT;
+    status done = status::of(lowbit_checkpoint_read(get(), &args, stream, &info));
+    progress.rethrow();
+    return detail::settle(std::move(done), info.step);
   }
 
   // The same in memory.
@@ -667,6 +785,14 @@ class plan {
   friend class stepper;
 
   plan(lowbit_plan_t* handle, bool on_host) : handle_(handle), on_host_(on_host) {}
+
+  static lowbit_save_args_t save_args(buffers state, std::int64_t steps) {
+    lowbit_save_args_t args = LOWBIT_SAVE_ARGS_INIT;
+    args.buffer_count = state.count();
+    args.state = state.data();
+    args.step = steps;
+    return args;
+  }
 
   status read(const std::string& path, buffers state, void* stream, std::int64_t& steps) const {
     lowbit_checkpoint_info_t info = LOWBIT_CHECKPOINT_INFO_INIT;
@@ -871,4 +997,65 @@ class stepper {
 };
 
 }  // inline namespace
+// --- checkpoint files ---
+
+// Writes the index of files that lie in its folder, once they are one complete checkpoint: each has
+// the shards of one process. It is the index that is then loaded.
+inline outcome<void> write_index(const std::vector<std::string>& files, const std::string& path) {
+  std::vector<const char*> names;
+  for (const std::string& file : files) {
+    names.push_back(file.c_str());
+  }
+  return detail::settle(status::of(lowbit_checkpoint_index(
+      names.data(), static_cast<std::int64_t>(names.size()), path.c_str())));
+}
+
+// Writes all tensors of a checkpoint, whole, into one file.
+inline outcome<void> merge_checkpoint(const std::string& from, const std::string& path) {
+  return detail::settle(
+      status::of(lowbit_checkpoint_merge(from.c_str(), path.c_str(), nullptr, nullptr)));
+}
+
+// Cuts every tensor along `axis` into `parts`: a file for each, and their index at `path`.
+inline outcome<void> split_checkpoint(const std::string& from, std::int32_t axis,
+                                      std::int64_t parts, const std::string& path) {
+  return detail::settle(status::of(
+      lowbit_checkpoint_split(from.c_str(), axis, parts, path.c_str(), nullptr, nullptr)));
+}
+
+// Step, spec, and tensors with the places of their shards, as JSON.
+inline outcome<std::string> checkpoint_json(const std::string& from) {
+  std::size_t needed = 0;
+  std::string text;
+  status done = status::of(lowbit_checkpoint_json(from.c_str(), nullptr, 0, &needed));
+  if (done) {
+    text.resize(needed);
+    done = status::of(lowbit_checkpoint_json(from.c_str(), &text[0], text.size(), nullptr));
+    text.resize(needed - 1);
+  }
+  return detail::settle(std::move(done), std::move(text));
+}
+
+// The values of a slice of one state of one tensor, without reading the rest.
+inline outcome<std::vector<float>> checkpoint_values(const std::string& from,
+                                                     const std::string& tensor,
+                                                     const std::string& state,
+                                                     const std::vector<std::int64_t>& offset,
+                                                     const std::vector<std::int64_t>& shape) {
+  if (offset.size() != shape.size()) {
+    return detail::settle(status(LOWBIT_STATUS_INVALID_ARGUMENT,
+                                 "offset and shape differ in their number of axes"),
+                          std::vector<float>());
+  }
+  std::int64_t count = 1;
+  for (const std::int64_t extent : shape) {
+    count *= extent > 0 ? extent : 0;
+  }
+  std::vector<float> values(static_cast<std::size_t>(count));
+  status done = status::of(lowbit_checkpoint_values(
+      from.c_str(), tensor.c_str(), state.c_str(), offset.data(), shape.data(),
+      static_cast<std::int32_t>(shape.size()), values.data(), 4 * count));
+  return detail::settle(std::move(done), std::move(values));
+}
+
 }  // namespace lowbit

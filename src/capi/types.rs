@@ -626,9 +626,8 @@ pub struct lowbit_checkpoint_info_t {
 }
 
 /// Takes the next bytes of a checkpoint; 0 for OK, anything else fails the call with IO.
-pub type lowbit_write_t = Option<
-    unsafe extern "C" fn(user: *mut c_void, data: *const c_void, bytes: usize) -> i32,
->;
+pub type lowbit_write_t =
+    Option<unsafe extern "C" fn(user: *mut c_void, data: *const c_void, bytes: usize) -> i32>;
 
 /// Fills `data` with the bytes of a checkpoint from byte `offset` on; 0 for OK, anything else fails
 /// the call with IO.

@@ -105,8 +105,9 @@ impl Cursor {
         };
         // A run takes in an axis while all inner ones are whole on both sides.
         let mut inner = axes - 1;
-        let whole =
-            |axis: usize| shared.shape[axis] == source.shape[axis] && shared.shape[axis] == target.shape[axis];
+        let whole = |axis: usize| {
+            shared.shape[axis] == source.shape[axis] && shared.shape[axis] == target.shape[axis]
+        };
         while inner > 0 && whole(inner) {
             inner -= 1;
         }

@@ -294,7 +294,12 @@ fn entries(plan: &Plan, order: &[usize]) -> Vec<(String, Entry)> {
             _ => EntryDtype::F32,
         };
         let shape = buffer.shape.iter().map(|extent| index(*extent)).collect();
-        list.push(entry(plan.entry_name(buffer), dtype, shape, index(buffer.bytes)));
+        list.push(entry(
+            plan.entry_name(buffer),
+            dtype,
+            shape,
+            index(buffer.bytes),
+        ));
     }
     let sums = 1 + order.len();
     list.push(entry(

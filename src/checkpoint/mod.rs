@@ -23,6 +23,7 @@ mod place;
 mod read;
 mod reshard;
 mod source;
+mod statistics;
 mod values;
 mod write;
 
@@ -39,6 +40,7 @@ pub use index::write_index;
 pub use read::Checkpoint;
 pub use reshard::{merge, split};
 pub use source::Source;
+pub use statistics::StateStatistics;
 
 /// Bytes moved at a time.
 const CHUNK: usize = 1 << 20;
@@ -124,7 +126,8 @@ impl Plan {
         let mut meter = Meter::new(progress, bytes);
         from.verify_sources(&gathers, &mut meter)?;
         meter.seal();
-        let partly = |error: Error| error.within("after verification; the state is in part written");
+        let partly =
+            |error: Error| error.within("after verification; the state is in part written");
         for (gather, buffer) in gathers.iter_mut().zip(state) {
             let (data, bytes) = (buffer.data.cast::<u8>(), crate::layout::index(buffer.bytes));
             let copy = gather.copy_of();

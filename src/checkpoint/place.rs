@@ -101,7 +101,10 @@ fn codes<'a>(tensor: &'a TensorPlan, state: &str) -> Option<&'a Codes> {
 
 /// The axes that a vector of maxima or means keeps; `None` for a value per element.
 fn kept_axes<'a>(tensor: &'a TensorPlan, info: &BufferInfo) -> Option<&'a [usize]> {
-    let state = tensor.states.iter().find(|state| state.name == info.state)?;
+    let state = tensor
+        .states
+        .iter()
+        .find(|state| state.name == info.state)?;
     let mut maxima = state.maxima().iter();
     if let Some(found) = maxima.find(|maxima| maxima.part == info.part) {
         return Some(found.projection.axes());
@@ -122,10 +125,8 @@ pub(super) fn enclosing(global: &[i64], wanted: &Place, block: i64) -> Place {
     let Some(cut) = (lead..global.len()).find(|&axis| global[axis] > 1) else {
         return place;
     };
-    for axis in cut + 1..global.len() {
-        place.offset[axis] = 0;
-        place.shape[axis] = global[axis];
-    }
+    place.offset[cut + 1..].fill(0);
+    place.shape[cut + 1..].copy_from_slice(&global[cut + 1..]);
     // A cut at `index` is allowed where `index * stride` is a multiple of the block.
     let stride: i64 = global[cut + 1..].iter().product();
     let each = block / gcd(block, stride);

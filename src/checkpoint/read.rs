@@ -77,7 +77,6 @@ impl Checkpoint<'static> {
         checkpoint.check_complete().map_err(within)?;
         Ok(checkpoint)
     }
-
 }
 
 impl<'a> Checkpoint<'a> {
@@ -215,8 +214,7 @@ impl<'a> Checkpoint<'a> {
             "spec": self.spec(),
             "tensors": tensors,
         });
-        serde_json::to_string(&all)
-            .map_err(|error| Error::new(Status::Internal, error.to_string()))
+        serde_json::to_string(&all).map_err(|error| Error::new(Status::Internal, error.to_string()))
     }
 
     /// A plan, on the CPU, of tensors of this checkpoint.
@@ -351,17 +349,20 @@ impl<'a> Checkpoint<'a> {
         info: &'b BufferInfo,
     ) -> impl Iterator<Item = (usize, usize)> + 'b {
         let shards = self.shards.get(&plan.tensors[info.tensor].info.name);
-        shards.into_iter().flatten().filter_map(|&(member, tensor)| {
-            let other = &self.members[member].opened.plan;
-            let tensor = &other.tensors[tensor];
-            let range = tensor.first_buffer..tensor.first_buffer + tensor.buffer_count;
-            range
-                .into_iter()
-                .find(|&i| {
-                    other.buffers[i].state == info.state && other.buffers[i].part == info.part
-                })
-                .map(|buffer| (member, buffer))
-        })
+        shards
+            .into_iter()
+            .flatten()
+            .filter_map(|&(member, tensor)| {
+                let other = &self.members[member].opened.plan;
+                let tensor = &other.tensors[tensor];
+                let range = tensor.first_buffer..tensor.first_buffer + tensor.buffer_count;
+                range
+                    .into_iter()
+                    .find(|&i| {
+                        other.buffers[i].state == info.state && other.buffers[i].part == info.part
+                    })
+                    .map(|buffer| (member, buffer))
+            })
     }
 
     /// Shards that have the same part of a tensor must have the same bytes there.

@@ -99,12 +99,14 @@ pub fn split(
         let plan = from.plan(tensors.collect())?;
         let name = format!("{stem}-{:05}-of-{parts:05}.safetensors", part + 1);
         let file = file::folder(path).join(name);
-        // Of all parts together.
+        // All parts count alike: as the bytes of the source.
+        let each = from.bytes();
         let mut report = |done: u64, total: u64| {
-            let before = total * part as u64;
+            let here = u128::from(each) * u128::from(done) / u128::from(total.max(1));
+            let done = each * part as u64 + here as u64;
             progress
                 .as_mut()
-                .is_none_or(|report| report(before + done, total * parts as u64))
+                .is_none_or(|report| report(done, each * parts as u64))
         };
         plan.reshard_checkpoint(from, &file, false, Some(&mut report))?;
         files.push(file);

@@ -4,7 +4,7 @@ use super::place::{Place, enclosing};
 use super::read::Checkpoint;
 use crate::error::{Result, invalid};
 use crate::layout::index;
-use crate::plan::TensorInfo;
+use crate::plan::{Plan, TensorInfo};
 use crate::state::State;
 use crate::step::Buffer;
 
@@ -22,10 +22,6 @@ impl Checkpoint<'_> {
         offset: &[i64],
         shape: &[i64],
     ) -> Result<Vec<f32>> {
-        let tensors = self.tensors();
-        let Some(info) = tensors.iter().find(|info| info.name == name) else {
-            return Err(invalid(format!("there is no tensor {name:?}")));
-        };
         let states = self.spec().states();
         let Some(number) = states.iter().position(|other| *other == state) else {
             return Err(invalid(format!(
@@ -33,38 +29,69 @@ impl Checkpoint<'_> {
                 states.join(", ")
             )));
         };
+        let info = self.info(name)?;
         let wanted = wanted(&info.shape, offset, shape)?;
-        // Once whole, to know the block.
-        let whole = self.plan(vec![info.clone()])?;
-        let place = enclosing(&info.shape, &wanted, whole.tensors[0].grid.block);
-        let plan = self.plan(vec![TensorInfo {
-            shape: place.shape.clone(),
-            global_shape: Some(info.shape.clone()),
-            offset: Some(place.offset.clone()),
-            ..info.clone()
-        }])?;
-        let memory = State::new(&plan, std::ptr::null_mut())?;
-        let (first, count) = {
-            let state = &plan.tensors[0].states[number];
-            (state.first_buffer, state.buffer_count)
+        let part = self.part(name, Some(&wanted))?;
+        let values = self.decode(&part, number)?;
+        let tensor = &part.plan.tensors[0];
+        let place = Place {
+            offset: tensor.offset.clone(),
+            shape: tensor.info.shape.clone(),
         };
-        let buffers = plan.buffers.iter().zip(memory.buffers());
-        for (info, buffer) in buffers.skip(first).take(count) {
-            let bytes = buffer_bytes(*buffer);
-            self.gather(&plan, info)?.fill(bytes)?;
+        Ok(inner(values, &place, &wanted))
+    }
+
+    fn info(&self, name: &str) -> Result<TensorInfo> {
+        let mut tensors = self.tensors().into_iter();
+        tensors
+            .find(|info| info.name == name)
+            .ok_or_else(|| invalid(format!("there is no tensor {name:?}")))
+    }
+
+    /// Room for the states of a tensor, or of the shard of it that holds `wanted`.
+    pub(super) fn part(&self, name: &str, wanted: Option<&Place>) -> Result<Part> {
+        let info = self.info(name)?;
+        let mut plan = self.plan(vec![info.clone()])?;
+        if let Some(wanted) = wanted {
+            let place = enclosing(&info.shape, wanted, plan.tensors[0].grid.block);
+            plan = self.plan(vec![TensorInfo {
+                shape: place.shape,
+                global_shape: Some(info.shape.clone()),
+                offset: Some(place.offset),
+                ..info
+            }])?;
         }
-        let mut values = crate::codec::values(plan.tensors[0].numel)?;
+        let state = State::new(&plan, std::ptr::null_mut())?;
+        Ok(Part { plan, state })
+    }
+
+    /// Reads one state of a part, and decodes it.
+    pub(super) fn decode(&self, part: &Part, number: usize) -> Result<Vec<f32>> {
+        let (plan, buffers) = (&part.plan, part.state.buffers());
+        let tensor = &plan.tensors[0];
+        let state = &tensor.states[number];
+        let range = state.first_buffer..state.first_buffer + state.buffer_count;
+        for (info, buffer) in plan.buffers[range.clone()].iter().zip(&buffers[range]) {
+            self.gather(plan, info)?.fill(memory(*buffer))?;
+        }
+        let mut values = crate::codec::values(tensor.numel)?;
         let output = [Buffer {
             data: values.as_mut_ptr().cast(),
-            bytes: 4 * plan.tensors[0].numel,
+            bytes: 4 * tensor.numel,
         }];
         // SAFETY: the plan's own state, and values of its tensor's size.
         #[expect(unsafe_code, reason = "decodes into memory of this function")]
         unsafe {
-            plan.decompress(number, memory.buffers(), &output, std::ptr::null_mut())?;
+            plan.decompress(number, buffers, &output, std::ptr::null_mut())?;
         }
-        Ok(inner(&values, &place, &wanted))
+        Ok(values)
     }
+}
+
+/// A plan of one tensor, with a state that nobody else has.
+pub(super) struct Part {
+    pub(super) plan: Plan,
+    pub(super) state: State,
 }
 
 fn wanted(global: &[i64], offset: &[i64], shape: &[i64]) -> Result<Place> {
@@ -88,12 +115,12 @@ fn wanted(global: &[i64], offset: &[i64], shape: &[i64]) -> Result<Place> {
     })
 }
 
-/// The memory of a buffer that this module owns.
-fn buffer_bytes<'a>(buffer: Buffer) -> &'a mut [u8] {
+/// The memory of a buffer of a [`Part`].
+pub(super) fn memory<'a>(buffer: Buffer) -> &'a mut [u8] {
     if buffer.bytes == 0 {
         return &mut [];
     }
-    // SAFETY: of a `State` that nobody else has, alive while the slice is used.
+    // SAFETY: of a part's state, alive and used once at a time while the slice is.
     #[expect(unsafe_code, reason = "a state's arena has raw pointers")]
     unsafe {
         std::slice::from_raw_parts_mut(buffer.data.cast(), index(buffer.bytes))
@@ -101,9 +128,9 @@ fn buffer_bytes<'a>(buffer: Buffer) -> &'a mut [u8] {
 }
 
 /// The elements of `wanted` among those of `place`.
-fn inner(values: &[f32], place: &Place, wanted: &Place) -> Vec<f32> {
+fn inner(values: Vec<f32>, place: &Place, wanted: &Place) -> Vec<f32> {
     if place == wanted {
-        return values.to_vec();
+        return values;
     }
     let count: i64 = wanted.shape.iter().product();
     let position = |element: i64| {

@@ -7,6 +7,7 @@
 )]
 
 mod build;
+mod checkpoints;
 mod demo;
 mod env;
 mod error;
@@ -35,6 +36,7 @@ usage: cargo xtask <command>
   experiment E  run an experiment: `experiment e1 screen`; `experiment --help` has all
   gpu-bundle    collect what a machine with a GPU but no Rust needs to run the GPU checks
   header        write the C header
+  checkpoints   time saving and loading against cp and torch.save
   peers         time the CPU code against PyTorch, torchao, bitsandbytes, DeepSpeed and optax;
                 `peers convert`: test the conversion of their states
 
@@ -71,6 +73,7 @@ fn dispatch(args: &[String]) -> Result<()> {
         "experiment" => experiment::run,
         "gpu-bundle" => gpu_bundle::run,
         "header" => header::run,
+        "checkpoints" => checkpoints::run,
         "peers" => peers::run,
         "help" | "-h" | "--help" => {
             print!("{USAGE}");

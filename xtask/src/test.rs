@@ -227,6 +227,11 @@ fn jax(
             .env("LOWBIT_LIBRARY", library);
         command
     };
+    steps.run("checkpoints: a second reader", || {
+        let mut reader = Command::new(&python);
+        reader.arg(sh.path("tests/golden/reader.py"));
+        sh.run(reader.arg(sh.path("tests/golden/v1")))
+    });
     steps.run("JAX: tests", || {
         // With the hooks, as one test makes the library panic.
         let mut tests = run(&hooks, &["-m", "unittest", "discover", "-v"]);

@@ -401,6 +401,54 @@ void checkpoints() {
   CHECK(MUST(stepper.plan().deserialize(bytes, loaded)) == 3);
   CHECK(bytes_of(loaded) == bytes_of(stepper.state()));
 
+  // Progress, pieces, the last two.
+  const lowbit::plan& plan = stepper.plan();
+  std::int64_t reported = 0;
+  lowbit::load_options loading;
+  loading.progress = [&](std::int64_t done, std::int64_t) { return (reported = done) > 0; };
+  CHECK(MUST(plan.load(path, loaded, loading)) == 2 && reported > 0);
+  loading.progress = [](std::int64_t, std::int64_t) { return false; };
+  FAILS(plan.load(path, loaded, loading), CANCELLED, "cancelled");
+  std::vector<unsigned char> pieces;
+  const lowbit::write_function sink = [&](const void* data, std::size_t count) {
+    const auto* first = static_cast<const unsigned char*>(data);
+    pieces.insert(pieces.end(), first, first + count);
+    return true;
+  };
+  MUST(plan.save(sink, stepper.state(), 3));
+  CHECK(pieces == bytes);
+  FAILS(plan.save([](const void*, std::size_t) { return false; }, stepper.state(), 3), IO,
+        "callback");
+#ifndef LOWBIT_NO_EXCEPTIONS
+  bool thrown = false;
+  try {
+    plan.save([](const void*, std::size_t) -> bool { throw 5; }, stepper.state(), 3);
+  } catch (int number) {
+    thrown = number == 5;
+  }
+  CHECK(thrown);
+#endif
+  lowbit::save_options keeping;
+  keeping.keep = 2;
+  for (std::int64_t step = 1; step <= 3; ++step) {
+    MUST(plan.save((folder / "run-{step}").string(), stepper.state(), step, keeping));
+  }
+  CHECK(!std::filesystem::exists(folder / "run-1") && std::filesystem::exists(folder / "run-3"));
+
+  // Other meshes, and a slice.
+  const auto name = [&](const char* file) { return (folder / file).string(); };
+  MUST(lowbit::split_checkpoint(path, 0, 2, name("parts.json")));
+  MUST(lowbit::merge_checkpoint(name("parts.json"), name("merged")));
+  MUST(plan.load(name("merged"), loaded));
+  MUST(plan.reshard(name("parts.json"), name("again")));
+  MUST(lowbit::write_index({name("again")}, name("again.json")));
+  MUST(plan.load(name("again.json"), loaded));
+  CHECK(MUST(lowbit::checkpoint_json(name("again.json"))).find("\"step\":2") != std::string::npos);
+    const std::vector<std::int64_t> shape = {3, 130};
+  const auto origin = std::vector<std::int64_t>(shape.size(), 0);
+  CHECK(!MUST(lowbit::checkpoint_values(path, "weight", "m", origin, shape)).empty());
+  FAILS(lowbit::checkpoint_values(path, "none", "m", origin, shape), INVALID_ARGUMENT, "none");
+
   lowbit::stepper other = MUST(lowbit::stepper::make(make_plan("adamw32")));
   FAILS(other.load(path), FORMAT_MISMATCH, "spec");
   CHECK(other.steps() == 0);

@@ -2,13 +2,24 @@
 
 `lowbit.jax` has the optimizers for JAX; it is the only module that imports JAX. This one wraps the
 library itself: `Plan` says what states a list of tensors gets, and steps, saves and loads them as
-numpy arrays.
+numpy arrays; `checkpoint` works on the files.
 
 The shared library is the file that the environment's `LOWBIT_LIBRARY` names, else the one in the
 package's folder.
 """
 
+from . import checkpoint
 from ._library import Error, library_path, version
 from .core import BufferInfo, Plan, Spec, StageInfo, Tensor
 
-__all__ = ["BufferInfo", "Error", "Plan", "Spec", "StageInfo", "Tensor", "library_path", "version"]
+__all__ = [
+    "BufferInfo",
+    "Error",
+    "Plan",
+    "Spec",
+    "StageInfo",
+    "Tensor",
+    "checkpoint",
+    "library_path",
+    "version",
+]

@@ -1,5 +1,6 @@
 """Finds, loads and checks the shared library; turns its statuses into exceptions."""
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -93,6 +94,26 @@ def text_of(name, handle):
     text = ctypes.create_string_buffer(needed.value)
     call(name, handle, text, len(text), None)
     return text.value.decode()
+
+
+@contextlib.contextmanager
+def callback(progress):
+    """A Python function (or None) as a lowbit_progress_t. What it raises cannot cross C: it ends the
+    call, and is raised when the call has returned."""
+    raised = []
+
+    def report(_user, done, total):
+        try:
+            progress(done, total)
+        except BaseException as error:
+            raised.append(error)
+        return bool(raised)
+
+    try:
+        yield _c_api.lowbit_progress_t(report) if progress else _c_api.lowbit_progress_t()
+    finally:
+        if raised:
+            raise raised[0] from None
 
 
 def create(owner, kind, name, *arguments):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import _c_api
-from ._library import call, create, text_of
+from ._library import call, callback, create, text_of
 
 _DTYPES = {
     "f32": _c_api.LOWBIT_DTYPE_F32,
@@ -323,36 +323,52 @@ class Plan:
         call("lowbit_decompress", self.handle, name.encode(), *arguments)
         return arrays
 
-    def save(self, path, state, step):
-        """Writes the state arrays after `step` steps to a checkpoint file, whole or not at all."""
+    def save(self, path, state, step, *, keep=0, progress=None):
+        """Writes the state arrays after `step` steps to a checkpoint file, whole or not at all.
+
+        keep: above 0 the file's name has "{step}" in it, which is replaced, and of the files with such
+            names the newest `keep` stay.
+        progress: called with the bytes that are done and how many there are.
+        """
         buffers = _buffers(state)
-        call(
-            "lowbit_checkpoint_save",
-            self.handle,
-            buffers,
-            len(buffers),
-            step,
-            os.fsencode(path),
-            None,
-        )
+        arguments = _c_api.lowbit_save_args_t.init()
+        arguments.buffer_count, arguments.state = len(buffers), buffers
+        arguments.step, arguments.path, arguments.keep = step, os.fsencode(path), keep
+        with callback(progress) as arguments.progress:
+            call("lowbit_checkpoint_write", self.handle, ctypes.byref(arguments), None)
 
-    def load(self, path, state):
-        """Reads a checkpoint file into the state arrays; returns the number of steps done.
+    def load(self, path, state, *, subset=False, progress=None):
+        """Reads a checkpoint file, or an index of several, into the state arrays; returns the number of
+        steps done. The shards that were saved need not be those of this plan.
 
-        Raises Error, with the state untouched, unless the whole file is sound and of an equal plan.
+        subset: the checkpoint may have tensors that the plan lacks.
+        progress: called with the bytes that are done and how many there are.
+
+        Raises Error, with the state untouched, unless all that it is read from is sound and of the same
+        spec and tensors.
         """
         info = _c_api.lowbit_checkpoint_info_t.init()
         buffers = _buffers(state, written=True)
-        call(
-            "lowbit_checkpoint_load",
-            self.handle,
-            os.fsencode(path),
-            buffers,
-            len(buffers),
-            None,
-            ctypes.byref(info),
-        )
+        arguments = _c_api.lowbit_load_args_t.init()
+        arguments.flags = _c_api.LOWBIT_LOAD_SUBSET if subset else 0
+        arguments.buffer_count, arguments.state = len(buffers), buffers
+        arguments.path = os.fsencode(path)
+        with callback(progress) as arguments.progress:
+            call(
+                "lowbit_checkpoint_read",
+                self.handle,
+                ctypes.byref(arguments),
+                None,
+                ctypes.byref(info),
+            )
         return info.step
+
+    def reshard(self, source, path, *, progress=None):
+        """Writes the checkpoint file of this plan's tensors, whole or any shards of them, from the
+        checkpoint `source` of any mesh."""
+        source, path = os.fsencode(source), os.fsencode(path)
+        with callback(progress) as report:
+            call("lowbit_checkpoint_reshard", self.handle, source, path, report, None)
 
 
 def _buffers(arrays, written=False):

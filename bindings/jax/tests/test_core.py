@@ -17,7 +17,7 @@ import numpy as np
 import safetensors.numpy
 
 import lowbit
-from lowbit import _c_api, _library
+from lowbit import _c_api, _library, checkpoint
 
 
 class TestLibrary(unittest.TestCase):
@@ -177,6 +177,46 @@ class TestPlan(unittest.TestCase):
             self.check_by_safetensors(path, state)
         with self.assertRaisesRegex(lowbit.Error, "IO"):
             self.plan.load("/nowhere/at/all", other)
+
+    def test_checkpoint_files(self):
+        state = self.plan.zeros()
+        self.plan.step(self.params, self.grads, state)
+        with tempfile.TemporaryDirectory() as folder:
+            folder, reports = pathlib.Path(folder), []
+            whole, parts = folder / "whole", folder / "parts.json"
+            self.plan.save(whole, state, 1, progress=lambda *report: reports.append(report))
+            self.assertEqual(reports[-1], (whole.stat().st_size,) * 2)
+            checkpoint.split(whole, parts, 3)
+            other = self.plan.zeros()
+            self.assertEqual(self.plan.load(parts, other), 1)
+            self.assertTrue(all(map(support.same, state, other)))
+            checkpoint.merge(parts, folder / "merged")
+            self.assertEqual((folder / "merged").read_bytes(), whole.read_bytes())
+            self.plan.reshard(parts, folder / "again")
+            checkpoint.write_index(folder / "again.json", [folder / "again"])
+            tensor = self.plan.tensors[0]
+            described = checkpoint.describe(folder / "again.json")
+            self.assertEqual(described["step"], 1)
+            self.assertEqual(described["tensors"][0]["name"], tensor.name)
+            expected = self.plan.decompress("m", state)[0]
+            self.assertTrue(support.same(checkpoint.values(parts, tensor.name, "m"), expected))
+            offset = [extent // 2 for extent in tensor.shape]
+            shape = [extent - start for extent, start in zip(tensor.shape, offset, strict=True)]
+            found = checkpoint.values(parts, tensor.name, "m", offset, shape)
+            cut = tuple(slice(start, None) for start in offset)
+            self.assertTrue(support.same(found, np.ascontiguousarray(expected[cut])))
+            for step in range(3):
+                self.plan.save(folder / "run-{step}", state, step, keep=2)
+            kept = sorted(path.name for path in folder.glob("run-*"))
+            self.assertEqual(kept, ["run-1", "run-2"])
+
+            def fail(done, total):
+                raise ZeroDivisionError
+
+            with self.assertRaises(ZeroDivisionError):
+                self.plan.load(whole, other, progress=fail)
+            with self.assertRaises(KeyError):
+                checkpoint.values(whole, "none", "m")
 
     def check_by_safetensors(self, path, state):
         """The file by the safetensors package and zlib alone."""

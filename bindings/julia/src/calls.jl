@@ -287,49 +287,136 @@ decompress(plan::Plan, name::AbstractString, state::State) =
     decompress!(plan, name, state, [Array{Float32}(undef, tensor.size) for tensor in plan.tensors])
 
 """
-    save(plan, path, state; step, stream = C_NULL)
+    save(plan, path, state; step, keep = 0, stream = C_NULL)
 
 Write a checkpoint, whole or not at all; `step` is the number of steps done. The file is a
 safetensors file and the same from every language; parameters are not in it.
+
+With `keep` above 0 the file's name has `{step}` in it, which is replaced, and of the files with such
+names the newest `keep` stay.
 """
 function save(
     plan::Plan,
     path::AbstractString,
     state::State;
     step::Integer,
+    keep::Integer = 0,
     stream = C_NULL,
 )
     s, text = Buffers(plan, state), String(path)
-    status = GC.@preserve plan s text gc_safe(
-        lowbit_checkpoint_save,
-        Base.unsafe_convert(Ptr{lowbit_plan_t}, plan),
-        pointer(s.data),
-        length(s.data),
-        Int64(step),
-        Base.unsafe_convert(Cstring, text),
-        Ptr{Cvoid}(stream),
-    )
+    GC.@preserve s text begin
+        args = Ref(lowbit_save_args_t(
+            buffer_count = length(s.data),
+            state = pointer(s.data),
+            step = Int64(step),
+            path = pointer(text),
+            keep = Int32(keep),
+        ))
+        status = GC.@preserve plan args gc_safe(
+            lowbit_checkpoint_write,
+            Base.unsafe_convert(Ptr{lowbit_plan_t}, plan),
+            Base.unsafe_convert(Ptr{lowbit_save_args_t}, args),
+            Ptr{Cvoid}(stream),
+        )
+    end
     check(status)
     return nothing
 end
 
 """
-    load!(plan, path, state; stream = C_NULL) -> step
+    load!(plan, path, state; subset = false, stream = C_NULL) -> step
 
-Read a checkpoint that was written under an equal plan, from whatever language, into `state`, and
-return the number of steps done. A file that is refused leaves the state as it was.
+Read a checkpoint file, or an index of several, that was written under the same spec for the same
+tensors or any shards of them, from whatever language, into `state`, and return the number of steps
+done. With `subset` the checkpoint may have tensors that the plan lacks. What is refused leaves the
+state as it was.
 """
-function load!(plan::Plan, path::AbstractString, state::State; stream = C_NULL)
+function load!(plan::Plan, path::AbstractString, state::State; subset::Bool = false, stream = C_NULL)
     s, text, info = Buffers(plan, state), String(path), Ref(lowbit_checkpoint_info_t())
-    status = GC.@preserve plan s text info gc_safe(
-        lowbit_checkpoint_load,
-        Base.unsafe_convert(Ptr{lowbit_plan_t}, plan),
-        Base.unsafe_convert(Cstring, text),
-        pointer(s.data),
-        length(s.data),
-        Ptr{Cvoid}(stream),
-        Base.unsafe_convert(Ptr{lowbit_checkpoint_info_t}, info),
-    )
+    GC.@preserve s text begin
+        args = Ref(lowbit_load_args_t(
+            flags = UInt64(subset ? LOWBIT_LOAD_SUBSET : 0),
+            buffer_count = length(s.data),
+            state = pointer(s.data),
+            path = pointer(text),
+        ))
+        status = GC.@preserve plan args info gc_safe(
+            lowbit_checkpoint_read,
+            Base.unsafe_convert(Ptr{lowbit_plan_t}, plan),
+            Base.unsafe_convert(Ptr{lowbit_load_args_t}, args),
+            Ptr{Cvoid}(stream),
+            Base.unsafe_convert(Ptr{lowbit_checkpoint_info_t}, info),
+        )
+    end
     check(status)
     return info[].step
+end
+
+"""
+    reshard(plan, source, path)
+
+Write the checkpoint file of this plan's tensors, whole or any shards of them, from the checkpoint
+`source` of any mesh.
+"""
+function reshard(plan::Plan, source::AbstractString, path::AbstractString)
+    from, to = String(source), String(path)
+    status = GC.@preserve plan from to gc_safe(
+        lowbit_checkpoint_reshard,
+        Base.unsafe_convert(Ptr{lowbit_plan_t}, plan),
+        Base.unsafe_convert(Cstring, from),
+        Base.unsafe_convert(Cstring, to),
+        C_NULL,
+        C_NULL,
+    )
+    return check(status)
+end
+
+"""
+    merge_checkpoint(source, path)
+
+Write all tensors of a checkpoint, whole, into one file.
+"""
+function merge_checkpoint(source::AbstractString, path::AbstractString)
+    from, to = String(source), String(path)
+    status = GC.@preserve from to gc_safe(
+        lowbit_checkpoint_merge,
+        Base.unsafe_convert(Cstring, from),
+        Base.unsafe_convert(Cstring, to),
+        C_NULL,
+        C_NULL,
+    )
+    return check(status)
+end
+
+"""
+    write_index(path, files)
+
+Write the index of files that lie in its folder, each with the shards of one process, once they are
+one complete checkpoint. It is the index that is then loaded.
+"""
+function write_index(path::AbstractString, files)
+    to, names = String(path), map(String, collect(files))
+    status = GC.@preserve to names begin
+        pointers = map(pointer, names)
+        GC.@preserve pointers gc_safe(
+            lowbit_checkpoint_index,
+            pointer(pointers),
+            length(pointers),
+            Base.unsafe_convert(Cstring, to),
+        )
+    end
+    return check(status)
+end
+
+"""
+    checkpoint_json(path)
+
+Step, spec, and tensors with the places of their shards, as a JSON text. Shapes are those of the file:
+Julia's sizes reversed.
+"""
+function checkpoint_json(path::AbstractString)
+    from = String(path)
+    return GC.@preserve from read_text() do buffer, capacity, needed
+        lowbit_checkpoint_json(Base.unsafe_convert(Cstring, from), buffer, capacity, needed)
+    end
 end

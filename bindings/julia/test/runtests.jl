@@ -66,6 +66,8 @@ end
             Lowbit.lowbit_buffer_t => 16,
             Lowbit.lowbit_step_args_t => 152,
             Lowbit.lowbit_checkpoint_info_t => 16,
+            Lowbit.lowbit_save_args_t => 88,
+            Lowbit.lowbit_load_args_t => 88,
         ]
             @test isbitstype(type)
             @test sizeof(type) == bytes
@@ -442,6 +444,21 @@ end
             Lowbit.save(plan, path, state; step = 1)
             @test Lowbit.load!(plan, path, other) == 1
             @test other == state
+
+            # Files of shards, and the last two.
+            merged, index = joinpath(folder, "merged"), joinpath(folder, "index.json")
+            Lowbit.reshard(plan, path, merged)
+            Lowbit.write_index(index, [merged])
+            loaded = Lowbit.State(plan)
+            @test Lowbit.load!(plan, index, loaded; subset = true) == 1
+            @test loaded == state
+            Lowbit.merge_checkpoint(index, joinpath(folder, "again"))
+            @test read(joinpath(folder, "again")) == read(path)
+            @test occursin("\"step\":1", Lowbit.checkpoint_json(index))
+            for step in 1:3
+                Lowbit.save(plan, joinpath(folder, "run-{step}"), state; step = step, keep = 2)
+            end
+            @test filter(startswith("run"), readdir(folder)) == ["run-2", "run-3"]
 
             # What is refused changes nothing.
             bytes = read(path)
