@@ -9,6 +9,7 @@
 #include "approx.cuh"
 #include "dtypes.cuh"
 #include "tasks.cuh"
+#include "weights.cuh"
 
 namespace lowbit {
 
@@ -66,17 +67,18 @@ __device__ __forceinline__ Largest largest_of(const Quad& x, int count) {
   return largest;
 }
 
-// g becomes the update.
+// g becomes the update. L2: the decay was part of the gradient.
+template <bool L2>
 __device__ __forceinline__ void step_updates(Quad& x, bool fast, const Scalars& s) {
   if (fast) {
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {
-      x.g[i] = update_in_range(x.m[i], x.v[i], __fmul_rn(s.lr_wd, x.p[i]), s);
+      x.g[i] = update_in_range(x.m[i], x.v[i], L2 ? 0.0f : __fmul_rn(s.lr_wd, x.p[i]), s);
     }
   } else {
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {
-      x.g[i] = update_of(x.m[i], x.v[i], __fmul_rn(s.lr_wd, x.p[i]), s);
+      x.g[i] = update_of(x.m[i], x.v[i], L2 ? 0.0f : __fmul_rn(s.lr_wd, x.p[i]), s);
     }
   }
 }
@@ -94,41 +96,141 @@ __device__ __forceinline__ void keep(void* to, bool updates, long long element, 
   }
 }
 
-// Parameters, gradients and where the result goes: parameters or updates.
+// Parameters with what is beside them, gradients, and where the result goes: parameters or updates.
 template <typename P, typename G>
 struct Memory {
+  static constexpr bool CORRECTED = P::FORM == CORRECTION8;
+
   const typename P::Storage* param;
   const typename G::Storage* grad;
   typename P::Storage* to;
+  signed char* beside;
   bool updates;
 
   __device__ __forceinline__ void advance(long long elements) {
     param += elements;
     grad += elements;
     to += elements;
+    if (CORRECTED) {
+      beside += elements;
+    }
   }
 
   __device__ __forceinline__ Memory(const Launch& launch, const Tensor& t)
       : param(pointer<const typename P::Storage>(launch, t, PARAM)),
         grad(pointer<const typename G::Storage>(launch, t, GRAD)),
-        updates((launch.flags & UPDATES) != 0) {
+        beside(CORRECTED ? pointer<signed char>(launch, t, BESIDE) : nullptr),
+        // Of the other forms there are no updates.
+        updates(P::FORM == PLAIN && (launch.flags & UPDATES) != 0) {
     to = pointer<typename P::Storage>(launch, t, updates ? UPDATE : PARAM);
   }
 
   // Whether four elements can be accessed at once.
   __device__ __forceinline__ bool aligned() const {
     constexpr int P_BYTES = EACH * sizeof(*param), G_BYTES = EACH * sizeof(*grad);
-    return is_aligned(param, P_BYTES) && is_aligned(to, P_BYTES) && is_aligned(grad, G_BYTES);
+    return is_aligned(param, P_BYTES) && is_aligned(to, P_BYTES) && is_aligned(grad, G_BYTES) &&
+           (!CORRECTED || is_aligned(beside, EACH));
+  }
+
+  // What a step updates.
+  template <bool Wide>
+  __device__ __forceinline__ void load_params(long long at, int count, float (&p)[EACH]) const {
+    load<P, Wide>(param, at, count, p);
+    if constexpr (CORRECTED) {
+      const unsigned corrections = load_bytes<Wide>(beside + at, count);
+#pragma unroll
+      for (int i = 0; i < EACH; ++i) {
+        p[i] = join_correction(__float_as_uint(p[i]) >> 16,
+                               static_cast<signed char>(corrections >> 8 * i));
+      }
+    }
+  }
+
+  // The reverse; `draws()` gives the draws of four elements, for stochastic rounding.
+  template <bool Wide, typename Draws>
+  __device__ __forceinline__ void store_params(long long at, int count, const float (&x)[EACH],
+                                               Draws draws) const {
+    if constexpr (P::FORM == STOCHASTIC_WEIGHTS) {
+      const uint2 drawn = draws();
+      const unsigned b[EACH] = {
+          stochastic_bf16(x[0], drawn.x & 0xffff), stochastic_bf16(x[1], drawn.x >> 16),
+          stochastic_bf16(x[2], drawn.y & 0xffff), stochastic_bf16(x[3], drawn.y >> 16)};
+      if constexpr (Wide) {
+        *reinterpret_cast<uint2*>(to + at) = make_uint2(b[0] | b[1] << 16, b[2] | b[3] << 16);
+      } else {
+        for (int i = 0; i < count; ++i) {
+          to[at + i] = static_cast<typename P::Storage>(i == 0   ? b[0]
+                                                        : i == 1 ? b[1]
+                                                        : i == 2 ? b[2]
+                                                                 : b[3]);
+        }
+      }
+    } else {
+      store<P, Wide>(to, at, count, x);
+    }
+    if constexpr (CORRECTED) {
+      unsigned corrections = 0;
+#pragma unroll
+      for (int i = 0; i < EACH; ++i) {
+        const int correction = split_correction(x[i], Bf16::encode(x[i]));
+        corrections |= (static_cast<unsigned>(correction) & 0xff) << 8 * i;
+      }
+      store_bytes<Wide>(beside + at, count, corrections);
+    }
+  }
+};
+
+// Where a lane's elements are in the grid of a tensor that is no shard: for random numbers.
+template <typename P>
+struct Position {
+  static constexpr bool USED = P::FORM == STOCHASTIC_WEIGHTS;
+
+  long long row;
+  long long block;
+  long long blocks;  // of a row
+
+  // Of a unit of a tensor whose rows are whole blocks, and may have been merged to one (`table.rs`).
+  __device__ __forceinline__ Position(const Tensor& t, long long unit) {
+    if (USED) {
+      const long long columns = columns_of(t);
+      blocks = columns == 0 ? 1 : (columns + BLOCK - 1) / BLOCK;
+      row = unit / blocks;
+      block = unit - row * blocks;
+    }
+  }
+
+  __device__ __forceinline__ void advance(int units) {
+    if (USED) {
+      block += units;
+      if (block >= blocks) {
+        row += block / blocks;
+        block %= blocks;
+      }
+    }
+  }
+
+  __device__ __forceinline__ uint2 draws(const Walker& walker) const {
+    return walker.stream().draws(WEIGHT_DRAW, row, block * BLOCK + EACH * lane_index());
+  }
+
+  __device__ static __forceinline__ long long columns_of(const Tensor& t) {
+    long long columns = 1;
+    for (int axis = t.lead; axis < t.axes; ++axis) {
+      columns *= t.shape[axis];
+    }
+    return columns;
   }
 };
 
 template <typename P, typename G, typename States, bool Wide>
-__device__ __forceinline__ void step_unit(const Launch& launch, const Shared& shared,
-                                          const States& states, const Memory<P, G>& memory,
-                                          const Place& place, bool in_range, bool skip_blocks) {
-  const Scalars& s = shared.scalars;
+__device__ __forceinline__ void step_unit(const Walker& walker, const States& states,
+                                          const Memory<P, G>& memory, const Place& place,
+                                          const Position<P>& position, bool in_range,
+                                          bool skip_blocks) {
+  const Launch& launch = walker.launch;
+  const Scalars& s = walker.shared.scalars;
   Quad x;
-  load<P, Wide>(memory.param, place.element, place.count, x.p);
+  memory.template load_params<Wide>(place.element, place.count, x.p);
   load<G, Wide>(memory.grad, place.element, place.count, x.g);
   states.template load<Wide>(place, x.m, x.v);
   float largest_square = 0.0f;
@@ -139,6 +241,16 @@ __device__ __forceinline__ void step_unit(const Launch& launch, const Shared& sh
       largest_square = max_nan(largest_square, __fmul_rn(x.g[i], x.g[i]));
     }
   }
+  // Adam's decay is part of the gradient, and may hide that that is not finite.
+  const bool l2 = s.l2 != 0.0f;
+  bool bad = false;
+  if (l2) {
+#pragma unroll
+    for (int i = 0; i < EACH; ++i) {
+      bad = bad || non_finite(x.g[i]);
+      x.g[i] = __fmaf_rn(s.l2, x.p[i], x.g[i]);
+    }
+  }
   const bool usual = step_moments(x, s);
   const Largest largest = largest_of<Wide>(x, place.count);
   const bool fast =
@@ -146,9 +258,10 @@ __device__ __forceinline__ void step_unit(const Launch& launch, const Shared& sh
   const unsigned v_maximum =
       States::V_SHOWS_NON_FINITE ? warp_max(__float_as_uint(largest.v)) : 0;
   if (skip_blocks) {
-    bool bad = false;
     if (!States::V_SHOWS_NON_FINITE) {
       bad = __any_sync(ALL_LANES, magnitude(largest_square) >= INF_BITS) != 0;
+    } else if (l2) {
+      bad = __any_sync(ALL_LANES, bad) != 0;
     } else if (v_maximum >= INF_BITS) {
       // A gradient whose square is not finite makes v so, but v may have been so before.
       float g[EACH];
@@ -166,7 +279,11 @@ __device__ __forceinline__ void step_unit(const Launch& launch, const Shared& sh
       return;
     }
   }
-  step_updates(x, fast, s);
+  if (l2) {
+    step_updates<true>(x, fast, s);
+  } else {
+    step_updates<false>(x, fast, s);
+  }
   states.template store<Wide>(place, x, largest.m, v_maximum, usual);
   if (!memory.updates) {
 #pragma unroll
@@ -174,16 +291,18 @@ __device__ __forceinline__ void step_unit(const Launch& launch, const Shared& sh
       x.g[i] = __fadd_rn(x.p[i], x.g[i]);  // R8
     }
   }
-  store<P, Wide>(memory.to, place.element, place.count, x.g);
+  memory.template store_params<Wide>(place.element, place.count, x.g,
+                                     [&] { return position.draws(walker); });
 }
 
 // The units `first` .. `end` - 1 of any tensor.
 template <typename P, typename G, typename States>
-__device__ __forceinline__ void step_ragged(const Launch& launch, const Shared& shared,
+__device__ __forceinline__ void step_ragged(const Walker& walker,
                                             const typename States::Tables& tables,
                                             long long first, long long end, bool in_range,
                                             bool skip_blocks) {
-  const Tensor& t = shared.tensor;
+  const Launch& launch = walker.launch;
+  const Tensor& t = walker.shared.tensor;
   const Memory<P, G> memory(launch, t);
   const States states(launch, t, tables);
 #pragma unroll 1
@@ -196,10 +315,10 @@ __device__ __forceinline__ void step_ragged(const Launch& launch, const Shared& 
     place.element = row * t.cols + col;
     place.byte = row * ((t.cols + 1) / 2) + col / 2;
     place.count = rest >= EACH ? EACH : rest > 0 ? static_cast<int>(rest) : 0;
-    if (shared.skip) {
+    if (walker.shared.skip) {
       keep<P>(memory.to, memory.updates, place.element, place.count);
     } else {
-      step_unit<P, G, States, false>(launch, shared, states, memory, place, in_range,
+      step_unit<P, G, States, false>(walker, states, memory, place, Position<P>(t, unit), in_range,
                                      skip_blocks);
     }
   }
@@ -236,28 +355,37 @@ __device__ __forceinline__ void step_tensors(const Launch& launch) {
     const int full = !wide ? 0 : elements < here * BLOCK ? here - 1 : here;
     memory.advance((first + warp_index()) * BLOCK + EACH * lane_index());
     states.advance(first + warp_index(), lane_index());
+    Position<P> position(t, first + warp_index());
     const Place place{0, 0, 0, EACH};
 #pragma unroll 1
     for (int unit = warp_index(); unit < full; unit += WARPS) {
-      step_unit<P, G, States, true>(launch, shared, states, memory, place, in_range, skip_blocks);
+      step_unit<P, G, States, true>(walker, states, memory, place, position, in_range,
+                                    skip_blocks);
       memory.advance(WARPS * BLOCK);
       states.advance(WARPS, 0);
+      position.advance(WARPS);
     }
-    step_ragged<P, G, States>(launch, shared, tables, first + full, first + here, in_range,
-                              skip_blocks);
+    step_ragged<P, G, States>(walker, tables, first + full, first + here, in_range, skip_blocks);
   }
 }
 
 }  // namespace lowbit
 
-// The four kernels of one form of the states: parameter and gradient are each f32 or bf16.
-#define LOWBIT_ADAMW_KERNEL(NAME, P, G, STATES)                          \
-  extern "C" __global__ void __launch_bounds__(lowbit::THREADS, 3)       \
-      NAME(const lowbit::Launch __grid_constant__ launch) {              \
-    lowbit::step_tensors<lowbit::P, lowbit::G, lowbit::STATES>(launch);  \
+// The kernels of one form of the states, by parameter and gradient, in the order of `Kernel::of`;
+// RESIDENT thread blocks are to fit a multiprocessor.
+#define LOWBIT_ADAMW_KERNEL(SUFFIX, STEP, STATES, RESIDENT, NAMES, P, G)           \
+  extern "C" __global__ void __launch_bounds__(lowbit::THREADS, RESIDENT)          \
+      lowbit_k_adamw_##NAMES##_##SUFFIX(const lowbit::Launch __grid_constant__ launch) { \
+    lowbit::STEP<lowbit::P, lowbit::G, STATES>(launch);                            \
   }
-#define LOWBIT_ADAMW_KERNELS(SUFFIX, STATES)                                  \
-  LOWBIT_ADAMW_KERNEL(lowbit_k_adamw_f32_f32_##SUFFIX, F32, F32, STATES)      \
-  LOWBIT_ADAMW_KERNEL(lowbit_k_adamw_f32_bf16_##SUFFIX, F32, Bf16, STATES)    \
-  LOWBIT_ADAMW_KERNEL(lowbit_k_adamw_bf16_f32_##SUFFIX, Bf16, F32, STATES)    \
-  LOWBIT_ADAMW_KERNEL(lowbit_k_adamw_bf16_bf16_##SUFFIX, Bf16, Bf16, STATES)
+#define LOWBIT_ADAMW_KERNELS(...)                                                   \
+  LOWBIT_ADAMW_KERNEL(__VA_ARGS__, f32_f32, F32, F32)                               \
+  LOWBIT_ADAMW_KERNEL(__VA_ARGS__, f32_bf16, F32, Bf16)                             \
+  LOWBIT_ADAMW_KERNEL(__VA_ARGS__, bf16_f32, Bf16, F32)                             \
+  LOWBIT_ADAMW_KERNEL(__VA_ARGS__, bf16_bf16, Bf16, Bf16)                           \
+  LOWBIT_ADAMW_KERNEL(__VA_ARGS__, f16_f32, F16, F32)                               \
+  LOWBIT_ADAMW_KERNEL(__VA_ARGS__, f16_f16, F16, F16)                               \
+  LOWBIT_ADAMW_KERNEL(__VA_ARGS__, bf16stochastic_f32, Bf16Stochastic, F32)         \
+  LOWBIT_ADAMW_KERNEL(__VA_ARGS__, bf16stochastic_bf16, Bf16Stochastic, Bf16)       \
+  LOWBIT_ADAMW_KERNEL(__VA_ARGS__, bf16correction8_f32, Bf16Correction8, F32)       \
+  LOWBIT_ADAMW_KERNEL(__VA_ARGS__, bf16correction8_bf16, Bf16Correction8, Bf16)

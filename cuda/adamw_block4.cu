@@ -103,4 +103,4 @@ struct Block4States {
 
 }  // namespace lowbit
 
-LOWBIT_ADAMW_KERNELS(block4, Block4States)
+LOWBIT_ADAMW_KERNELS(block4, step_tensors, lowbit::Block4States, 3)

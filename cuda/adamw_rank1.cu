@@ -208,16 +208,17 @@ __device__ __forceinline__ void collect_tile(const Launch& launch, const Shared&
 }
 
 template <typename P, typename G, bool Wide>
-__device__ __forceinline__ void apply_row(const Launch& launch, const Shared& shared,
-                                          const SignedTable& m_table, const LinearTable& v_table,
+__device__ __forceinline__ void apply_row(const Walker& walker, const SignedTable& m_table,
+                                          const LinearTable& v_table,
                                           const Column& column, const unsigned (&new_columns)[EACH],
                                           const Memory<P, G>& memory, unsigned char* m_codes,
                                           float* m_scale, unsigned char* v_codes, long long row,
                                           bool in_range) {
-  const Tensor& t = shared.tensor;
-  const Scalars& s = shared.scalars;
+  const Launch& launch = walker.launch;
+  const Tensor& t = walker.shared.tensor;
+  const Scalars& s = walker.shared.scalars;
   Quad x;
-  load<P, Wide>(memory.param, 0, column.count, x.p);
+  memory.template load_params<Wide>(0, column.count, x.p);
   load<G, Wide>(memory.grad, 0, column.count, x.g);
   const unsigned m_code = load_nibbles<Wide>(m_codes, column.count);
   const unsigned v_code = load_nibbles<Wide>(v_codes, column.count);
@@ -244,8 +245,9 @@ __device__ __forceinline__ void apply_row(const Launch& launch, const Shared& sh
   }
   const Codebook& book = *in_table<Codebook>(launch, t.state[1].codebook);
   const unsigned v_new_codes = encode_v(x.v, scales, book);
-  step_updates(x,
-               usual && in_range && largest.m <= LARGEST_MOMENT && largest.v <= LARGEST_MOMENT, s);
+  const bool fast =
+      usual && in_range && largest.m <= LARGEST_MOMENT && largest.v <= LARGEST_MOMENT;
+  step_updates<false>(x, fast, s);
   __syncwarp();  // the old scale is read before it is written
   store_nibbles<Wide>(m_codes, column.count, m_new_codes);
   store_nibbles<Wide>(v_codes, column.count, v_new_codes);
@@ -257,13 +259,17 @@ __device__ __forceinline__ void apply_row(const Launch& launch, const Shared& sh
       x.g[i] = __fadd_rn(x.p[i], x.g[i]);  // R8
     }
   }
-  store<P, Wide>(memory.to, 0, column.count, x.g);
+  memory.template store_params<Wide>(0, column.count, x.g, [&] {
+    // The tensor is no shard.
+    return walker.stream().draws(WEIGHT_DRAW, row, column.col);
+  });
 }
 
 template <typename P, typename G>
-__device__ __forceinline__ void apply_tile(const Launch& launch, const Shared& shared,
-                                           const SignedTable& m_table, const LinearTable& v_table,
-                                           long long task) {
+__device__ __forceinline__ void apply_tile(const Walker& walker, const SignedTable& m_table,
+                                           const LinearTable& v_table, long long task) {
+  const Launch& launch = walker.launch;
+  const Shared& shared = walker.shared;
   const Tensor& t = shared.tensor;
   const Tiles tiles(t);
   const Column column(launch, t, tiles, task);
@@ -298,10 +304,10 @@ __device__ __forceinline__ void apply_tile(const Launch& launch, const Shared& s
     if (shared.skip) {
       keep<P>(memory.to, memory.updates, 0, column.count);
     } else if (wide) {
-      apply_row<P, G, true>(launch, shared, m_table, v_table, column, new_columns, memory, m_codes,
+      apply_row<P, G, true>(walker, m_table, v_table, column, new_columns, memory, m_codes,
                             m_scales, v_codes, row, in_range);
     } else {
-      apply_row<P, G, false>(launch, shared, m_table, v_table, column, new_columns, memory, m_codes,
+      apply_row<P, G, false>(walker, m_table, v_table, column, new_columns, memory, m_codes,
                              m_scales, v_codes, row, in_range);
     }
     memory.advance(step * t.cols);
@@ -337,7 +343,7 @@ __device__ __forceinline__ void await_statistics(const Launch& launch, Shared& s
   __syncthreads();
 }
 
-template <typename P, typename G>
+template <typename P, typename G, typename>
 __device__ __forceinline__ void step_tiles(const Launch& launch) {
   __shared__ Shared shared;
   Walker walker(launch, shared);
@@ -374,8 +380,7 @@ __device__ __forceinline__ void step_tiles(const Launch& launch) {
       }
       walker.count_skipped(at);
       if (at.index < tiles) {
-        apply_tile<P, G>(launch, shared, m_table, v_table,
-                         fused ? tiles - 1 - at.index : at.index);
+        apply_tile<P, G>(walker, m_table, v_table, fused ? tiles - 1 - at.index : at.index);
       }
     }
     task = fused ? next_ticket(launch, shared) : task + gridDim.x;
@@ -384,12 +389,4 @@ __device__ __forceinline__ void step_tiles(const Launch& launch) {
 
 }  // namespace lowbit
 
-#define LOWBIT_RANK1_KERNEL(NAME, P, G)                              \
-  extern "C" __global__ void __launch_bounds__(lowbit::THREADS, 2)   \
-      NAME(const lowbit::Launch __grid_constant__ launch) {          \
-    lowbit::step_tiles<lowbit::P, lowbit::G>(launch);                \
-  }
-LOWBIT_RANK1_KERNEL(lowbit_k_adamw_f32_f32_rank1, F32, F32)
-LOWBIT_RANK1_KERNEL(lowbit_k_adamw_f32_bf16_rank1, F32, Bf16)
-LOWBIT_RANK1_KERNEL(lowbit_k_adamw_bf16_f32_rank1, Bf16, F32)
-LOWBIT_RANK1_KERNEL(lowbit_k_adamw_bf16_bf16_rank1, Bf16, Bf16)
+LOWBIT_ADAMW_KERNELS(rank1, step_tiles, void, 2)

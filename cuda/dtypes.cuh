@@ -1,5 +1,5 @@
-// Parameters and gradients to and from f32. Conversions are integer arithmetic, so that no toolkit
-// headers are needed; NaN leaves in canonical form.
+// Parameters and gradients to and from f32. Conversions are integer arithmetic or single instructions,
+// so that no toolkit headers are needed; NaN leaves in canonical form.
 
 #pragma once
 
@@ -8,13 +8,16 @@
 
 namespace lowbit {
 
+// FORM: what is kept beside a parameter of this type (weights.cuh has the others).
 struct F32 {
+  static constexpr int FORM = PLAIN;
   using Storage = unsigned;
   __device__ static __forceinline__ float decode(unsigned bits) { return __uint_as_float(bits); }
   __device__ static __forceinline__ unsigned encode(float x) { return __float_as_uint(canonical(x)); }
 };
 
 struct Bf16 {
+  static constexpr int FORM = PLAIN;
   using Storage = unsigned short;
   __device__ static __forceinline__ float decode(unsigned bits) {
     return __uint_as_float(bits << 16);
@@ -31,14 +34,11 @@ struct Bf16 {
 };
 
 struct F16 {
+  static constexpr int FORM = PLAIN;
   using Storage = unsigned short;
-  // The exponent is moved by an exact multiplication, which also makes subnormals normal.
-  __device__ static __forceinline__ float decode(unsigned bits) {
-    const unsigned sign = (bits & 0x8000) << 16;
-    const unsigned rest = (bits & 0x7fff) << 13;
-    const float finite = __fmul_rn(__uint_as_float(rest), 0x1p112f);
-    const unsigned value = rest >= 0x0f800000 ? rest | INF_BITS : __float_as_uint(finite);
-    return __uint_as_float(sign | value);
+  __device__ static __forceinline__ float decode(unsigned bits) { return f16_to_f32(bits); }
+  __device__ static __forceinline__ unsigned pack(float low, float high) {
+    return pack_f16(low, high);
   }
   // To nearest, ties to even.
   __device__ static __forceinline__ unsigned encode(float x) {
@@ -97,6 +97,33 @@ __device__ __forceinline__ void load(const void* tensor, long long at, int count
   } else {
     for (int i = 0; i < 4; ++i) {
       x[i] = i < count ? Dtype::decode(from[i]) : 0.0f;
+    }
+  }
+}
+
+// Four bytes, the first in the lowest; those from `count` on are 0.
+template <bool Wide>
+__device__ __forceinline__ unsigned load_bytes(const signed char* at, int count) {
+  if constexpr (Wide) {
+    return *reinterpret_cast<const unsigned*>(at);
+  } else {
+    unsigned bytes = 0;
+    for (int i = 0; i < 4; ++i) {
+      bytes |= i < count ? (static_cast<unsigned>(at[i]) & 0xff) << 8 * i : 0;
+    }
+    return bytes;
+  }
+}
+
+template <bool Wide>
+__device__ __forceinline__ void store_bytes(signed char* at, int count, unsigned bytes) {
+  if constexpr (Wide) {
+    *reinterpret_cast<unsigned*>(at) = bytes;
+  } else {
+    for (int i = 0; i < 4; ++i) {
+      if (i < count) {
+        at[i] = static_cast<signed char>(bytes >> 8 * i);
+      }
     }
   }
 }

@@ -41,6 +41,20 @@ __device__ __forceinline__ unsigned pack_bf16(float low, float high) {
   return y;
 }
 
+// The same to f16.
+__device__ __forceinline__ unsigned pack_f16(float low, float high) {
+  unsigned y;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+  return y;
+}
+
+// Exact, subnormals too; of a NaN only that it is one.
+__device__ __forceinline__ float f16_to_f32(unsigned bits) {
+  float y;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(static_cast<unsigned short>(bits)));
+  return y;
+}
+
 }  // namespace lowbit
 
 #endif

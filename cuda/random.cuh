@@ -16,19 +16,26 @@ struct Stream {
 
   // The draw of a column.
   __device__ __forceinline__ unsigned draw(unsigned purpose, long long row, long long col) const {
-    const unsigned word = words(purpose, row, col / 8, step, static_cast<int>(col % 8) / 2);
+    const int which = static_cast<int>(col % 8) / 2;
+    const uint2 words = pair(purpose, row, col / 8, step, which / 2);
+    const unsigned word = which & 1 ? words.y : words.x;
     return col & 1 ? word >> 16 : word & 0xffff;
+  }
+
+  // Those of four columns from `col`, a multiple of four, on: 16 bits each, the first in the lowest.
+  __device__ __forceinline__ uint2 draws(unsigned purpose, long long row, long long col) const {
+    return pair(purpose, row, col / 8, step, static_cast<int>(col / 4 & 1));
   }
 
   // The draw of a block for subtractive dither, keyed by the block's scale instead of the step.
   __device__ __forceinline__ unsigned dither(unsigned state, long long row, long long block,
                                              float scale) const {
-    return words(DITHER_DRAW + state, row, block, __float_as_uint(scale), 0) & 0xffff;
+    return pair(DITHER_DRAW + state, row, block, __float_as_uint(scale), 0).x & 0xffff;
   }
 
-  // One of the four words of a counter.
-  __device__ inline unsigned words(unsigned purpose, long long row, long long group, unsigned third,
-                                   int which) const {
+  // The first or the second pair of a counter's four words.
+  __device__ inline uint2 pair(unsigned purpose, long long row, long long group, unsigned third,
+                               int which) const {
     unsigned c0 = static_cast<unsigned>(group), c1 = static_cast<unsigned>(row), c2 = third;
     unsigned c3 = tensor | purpose << 28;
     unsigned k0 = key[0], k1 = key[1];
@@ -41,7 +48,7 @@ struct Stream {
       k0 += 0x9e3779b9;
       k1 += 0xbb67ae85;
     }
-    return which == 0 ? c0 : which == 1 ? c1 : which == 2 ? c2 : c3;
+    return which == 0 ? make_uint2(c0, c1) : make_uint2(c2, c3);
   }
 };
 

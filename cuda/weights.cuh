@@ -26,14 +26,19 @@ __device__ __forceinline__ float join_remainder(unsigned b, unsigned low) {
   return __uint_as_float(bits - (low >> 15 << 16) + low);
 }
 
+// RN(U / 254). U is a power of two, so where the quotient is normal it is a product.
+__device__ __forceinline__ float correction_step(unsigned b) {
+  const float place = last_place(b);
+  return place >= 0x1p-110f ? __fmul_rn(place, 1.0f / 254.0f) : __fdiv_rn(place, 254.0f);
+}
+
 // RN(b + RN(correction RN(U / 254))), where U is the last place of b.
 __device__ __forceinline__ float join_correction(unsigned b, int correction) {
   const float value = __uint_as_float(b << 16);
   if (!is_finite_bf16(b)) {
     return canonical(value);
   }
-  const float step = __fdiv_rn(last_place(b), 254.0f);
-  return __fadd_rn(value, __fmul_rn(static_cast<float>(correction), step));
+  return __fadd_rn(value, __fmul_rn(static_cast<float>(correction), correction_step(b)));
 }
 
 // RNE(254 (theta - b) / U)
@@ -42,7 +47,12 @@ __device__ __forceinline__ int split_correction(float theta, unsigned b) {
     return 0;
   }
   const float error = __fadd_rn(theta, -__uint_as_float(b << 16));
-  return __float2int_rn(__fmul_rn(254.0f, __fdiv_rn(error, last_place(b))));
+  const float place = last_place(b);
+  // The reciprocal of a power of two is one, if it is a normal number.
+  const float parts = place >= 0x1p-110f
+                          ? __fmul_rn(error, __uint_as_float(0x7f000000 - __float_as_uint(place)))
+                          : __fdiv_rn(error, place);
+  return __float2int_rn(__fmul_rn(254.0f, parts));
 }
 
 // x rounded to bf16 by a draw: the mean over all draws is x.
@@ -116,5 +126,15 @@ __device__ __forceinline__ void store_weight(void* param, void* beside, int dtyp
     }
   }
 }
+
+// ---- parameters of common tensors, with the form known when the kernel is compiled -------------
+
+struct Bf16Stochastic : Bf16 {
+  static constexpr int FORM = STOCHASTIC_WEIGHTS;
+};
+
+struct Bf16Correction8 : Bf16 {
+  static constexpr int FORM = CORRECTION8;
+};
 
 }  // namespace lowbit

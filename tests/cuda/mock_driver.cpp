@@ -14,6 +14,9 @@
 #include <dlfcn.h>
 #include <elf.h>
 
+#include <functional>
+#include <memory>
+#include <mutex>
 #include <string>
 #include <utility>
 
@@ -23,8 +26,12 @@ using Result = int;
 using Handle = void*;
 
 std::string calls;             // names of the functions called, each followed by a space
-std::vector<Handle> contexts;  // current ones, the last on top
+std::recursive_mutex mutex;    // calls come from several threads
+thread_local std::vector<Handle> contexts;  // current ones, the last on top
 Handle last_stream = nullptr;
+
+using Graph = std::vector<std::function<void()>>;
+Graph* capture = nullptr;  // where work goes instead of being done
 
 long variable(const char* name, long otherwise) {
   const char* text = std::getenv(name);
@@ -32,6 +39,7 @@ long variable(const char* name, long otherwise) {
 }
 
 Result called(const char* name) {
+  const std::lock_guard guard(mutex);
   calls += name;
   calls += ' ';
   const char* fail = std::getenv("MOCK_FAIL");
@@ -44,11 +52,23 @@ Result called(const char* name) {
 // What a call does unless it is to fail.
 template <typename Body>
 Result call(const char* name, Body body) {
+  const std::lock_guard guard(mutex);
   const Result result = called(name);
   if (result == 0) {
     body();
   }
   return result;
+}
+
+// Work on a stream: done at once, or captured.
+template <typename Body>
+void enqueue(Handle stream, Body body) {
+  last_stream = stream;
+  if (capture == nullptr) {
+    body();
+  } else {
+    capture->push_back(body);
+  }
 }
 
 // Some contexts that are not the caller's, one for each device.
@@ -66,6 +86,17 @@ void mock_forget_calls() { calls.clear(); }
 Handle mock_last_stream() { return last_stream; }
 Handle mock_current_context() { return contexts.empty() ? nullptr : contexts.back(); }
 void mock_set_context(Handle context) { contexts.assign(1, context); }
+void mock_use_primary_context() { contexts.assign(1, primary_context(0)); }
+void mock_begin_capture() { capture = new Graph; }
+Graph* mock_end_capture() { return std::exchange(capture, nullptr); }
+void mock_replay(const Graph* graph) {
+  for (const auto& work : *graph) {
+    work();
+  }
+}
+void mock_enqueue_add(int* number, int value) {
+  enqueue(nullptr, [=] { *number += value; });
+}
 
 // ---- the driver --------------------------------------------------------------------------------
 
@@ -107,6 +138,9 @@ Result cuDeviceGet(int* device, int ordinal) {
 Result cuDeviceGetAttribute(int* value, int attribute, int) {
   return call(__func__, [=] {
     switch (attribute) {
+      case 13:  // kilohertz
+        *value = 1980000;
+        break;
       case 16:  // multiprocessors
         *value = 2;
         break;
@@ -136,6 +170,22 @@ Result cuCtxPopCurrent_v2(Handle* context) {
   });
 }
 
+// For what the host program does, not the library.
+Result cuCtxGetCurrent(Handle* context) {
+  *context = mock_current_context();
+  return 0;
+}
+Result cuCtxCreate_v2(Handle* context, unsigned, int) {
+  *context = new char;
+  contexts.push_back(*context);
+  return 0;
+}
+Result cuCtxDestroy_v2(Handle context) {
+  contexts.pop_back();
+  delete static_cast<char*>(context);
+  return 0;
+}
+
 Result cuCtxGetDevice(int* device) {
   return call(__func__,
               [=] { *device = static_cast<int>(static_cast<char*>(contexts.back()) - primary_contexts); });
@@ -160,6 +210,9 @@ size_t size_of_image(const char* image) {
 // A module is a copy of its image.
 Result cuModuleLoadDataEx(Handle* module, const char* image, unsigned count, const int* options,
                           Handle* values) {
+  if (capture != nullptr) {
+    return 900;
+  }
   const Result result = called(__func__);
   if (result != 0 && count > 0 && options[0] == 5) {  // CU_JIT_ERROR_LOG_BUFFER
     std::strcpy(static_cast<char*>(values[0]), "line 1; a message of the assembler\n");
@@ -192,13 +245,20 @@ Result cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Handle, int, siz
 Result cuLaunchKernel(Handle function, unsigned grid, unsigned, unsigned, unsigned threads,
                       unsigned, unsigned, unsigned, Handle stream, Handle* params, Handle*) {
   return call(__func__, [=] {
-    last_stream = stream;
     const auto kernel = reinterpret_cast<void (*)(const Launch&)>(function);
-    shim::launch(kernel, grid, threads, *static_cast<const Launch*>(params[0]), 1);
+    // A driver copies the parameters before it returns.
+    const auto launch = std::make_shared<Launch>(*static_cast<const Launch*>(params[0]));
+    enqueue(stream, [=] { shim::launch(kernel, grid, threads, *launch, 1); });
   });
 }
 
+// What a capture forbids, or would not do as a step's caller expects.
+Result not_captured() { return capture == nullptr ? 0 : 900; }
+
 Result cuMemAllocAsync(Handle* data, size_t bytes, Handle stream) {
+  if (const Result refused = not_captured()) {
+    return refused;
+  }
   return call(__func__, [=] {
     last_stream = stream;
     *data = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
@@ -215,20 +275,17 @@ Result cuMemFreeAsync(Handle data, Handle stream) {
 }
 
 Result cuMemsetD8Async(Handle data, unsigned char value, size_t bytes, Handle stream) {
-  return call(__func__, [=] {
-    last_stream = stream;
-    std::memset(data, value, bytes);
-  });
+  return call(__func__, [=] { enqueue(stream, [=] { std::memset(data, value, bytes); }); });
 }
 
 Result cuMemcpyDtoDAsync_v2(Handle to, Handle from, size_t bytes, Handle stream) {
-  return call(__func__, [=] {
-    last_stream = stream;
-    std::memcpy(to, from, bytes);
-  });
+  return call(__func__, [=] { enqueue(stream, [=] { std::memcpy(to, from, bytes); }); });
 }
 
 Result cuMemcpyDtoHAsync_v2(Handle to, Handle from, size_t bytes, Handle stream) {
+  if (const Result refused = not_captured()) {
+    return refused;
+  }
   return call(__func__, [=] {
     last_stream = stream;
     std::memcpy(to, from, bytes);
@@ -236,6 +293,9 @@ Result cuMemcpyDtoHAsync_v2(Handle to, Handle from, size_t bytes, Handle stream)
 }
 
 Result cuMemcpyHtoDAsync_v2(Handle to, Handle from, size_t bytes, Handle stream) {
+  if (const Result refused = not_captured()) {
+    return refused;
+  }
   return call(__func__, [=] {
     last_stream = stream;
     std::memcpy(to, from, bytes);
@@ -243,6 +303,9 @@ Result cuMemcpyHtoDAsync_v2(Handle to, Handle from, size_t bytes, Handle stream)
 }
 
 Result cuStreamSynchronize(Handle stream) {
+  if (const Result refused = not_captured()) {
+    return refused;
+  }
   return call(__func__, [=] { last_stream = stream; });
 }
 

@@ -403,4 +403,30 @@ inline unsigned pack_bf16(float low, float high) {
   };
   return round(low) | round(high) << 16;
 }
+inline unsigned pack_f16(float low, float high) {
+  // By exact arithmetic on the value, unlike the kernels' own conversion.
+  const auto round = [](float x) {
+    if (std::isnan(x)) {
+      return 0x7fffu;
+    }
+    const uint32_t sign = std::signbit(x) ? 0x8000u : 0;
+    const double size = std::fabs(static_cast<double>(x));
+    if (size >= 65520) {
+      return sign | 0x7c00u;
+    }
+    // Multiples of the last place, which is 2^-24 at least.
+    const int exponent = size < 0x1p-14 ? -24 : std::ilogb(size) - 10;
+    const auto multiple = static_cast<uint32_t>(std::nearbyint(std::ldexp(size, -exponent)));
+    return sign | (static_cast<uint32_t>(exponent + 24) * 1024 + multiple);
+  };
+  return round(low) | round(high) << 16;
+}
+inline float f16_to_f32(unsigned bits) {
+  const int exponent = static_cast<int>(bits >> 10 & 31);
+  const auto fraction = static_cast<float>(bits & 1023);
+  const float size = exponent == 31  ? (fraction == 0 ? INFINITY : NAN)
+                     : exponent == 0 ? std::ldexp(fraction, -24)
+                                     : std::ldexp(fraction + 1024, exponent - 25);
+  return bits & 0x8000 ? -size : size;
+}
 }  // namespace lowbit

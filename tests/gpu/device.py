@@ -190,7 +190,8 @@ class DeviceState:
             zeros(math.prod(info.shape) * info.numpy_dtype.itemsize)
             for info in plan.reference.buffers
         ]
-        self.scratch = zeros(plan.sizes.scratch_bytes)
+        # It need not be cleared: what a kernel reads before it is written would be seen.
+        self.scratch = torch.empty(plan.sizes.scratch_bytes, dtype=torch.uint8, device=DEVICE)
         self.skipped = torch.zeros(2, dtype=torch.int64, device=DEVICE)
 
 

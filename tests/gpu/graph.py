@@ -7,15 +7,13 @@ import numpy as np
 from lowbit import Tensor
 
 import inputs
+from calls import HYPER, Calls
 from device import DEVICE, ENVIRONMENT, DevicePlan, require_same, to_device, torch
 
 SHAPES = ((512, 512), (4097,), (100,))
 NUMELS = tuple(math.prod(shape) for shape in SHAPES)
 DTYPES = ("f32", "bf16")
 REPLAYS = 8
-
-#: The order in lowbit_step_args_t.hyper.
-HYPER = ("lr", "beta1", "beta2", "eps", "weight_decay", "grad_scale", "clip_factor", "skip")
 
 
 def run(report):
@@ -29,6 +27,8 @@ def run(report):
         "capture and replay, as update", captured, random, "adamw4-block", "bf16", "f32", True
     )
     report.check("the graph counts its own steps", self_counting, random)
+    for spec, name in itertools.product(("adamw4-block", "adamw4"), Calls.names):
+        report.check(f"capture and replay, {spec}: {name}", every_call, random, spec, name)
 
 
 class Training:
@@ -115,4 +115,18 @@ def self_counting(random):
         training.step_number.fill_(step - 1)
         graph.replay()
         compared = training.require_same()
+    return f"{compared / 1e6:.1f} MB equal after each of {REPLAYS} replays"
+
+
+def every_call(random, spec, name):
+    """Captured as the plan's first, then replayed."""
+    calls = Calls(random, spec, SHAPES)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        calls.enqueue(name)
+    compared = calls.require_same()  # capturing has changed nothing
+    for _ in range(REPLAYS):
+        graph.replay()
+        calls.expect(name)
+        compared = calls.require_same()
     return f"{compared / 1e6:.1f} MB equal after each of {REPLAYS} replays"

@@ -13,6 +13,7 @@ from lowbit import Error, Spec, Tensor
 from lowbit._library import call
 
 import inputs
+from calls import Calls
 from device import (
     DEVICE,
     ENVIRONMENT,
@@ -101,6 +102,8 @@ def run(report):
             report.check(f"conformance: {case.name}", conformance, case)
     report.check("conformance: cases without a kernel", without_kernels, cases)
     report.check("stats, then apply", stats_then_apply, random)
+    for (name, spec), entry in itertools.product(specs.items(), Calls.names):
+        report.check(f"{name}: {entry}", every_call, random, spec, entry)
     report.check("checkpoint written from and read into device memory", checkpoint, random)
     report.check("more than 2^31 elements", beyond_32_bits)
 
@@ -287,6 +290,17 @@ def stats_then_apply(random):
 
     compared = sum(model.step(step, launch=launch) for step in range(1, STEPS + 1))
     return f"{compared / 1e6:.0f} MB equal"
+
+
+def every_call(random, spec, name):
+    """Steps that count, the norm, states to values and back, averages: after steps that filled the
+    states."""
+    calls = Calls(random, spec, SHAPES)
+    for entry in ("counted_step", "counted_step", "compress", name, name):
+        calls.enqueue(entry)
+        calls.expect(entry)
+        compared = calls.require_same()
+    return f"{compared / 1e6:.1f} MB equal"
 
 
 def checkpoint(random):

@@ -4,9 +4,11 @@ import ctypes
 import threading
 import time
 
-from lowbit import Tensor
+from lowbit import Error, Tensor, _c_api
+from lowbit._library import create
 
 import inputs
+from calls import Calls
 from device import DEVICE, ENVIRONMENT, DevicePlan, require_same, to_device, torch
 
 NUMELS = (1 << 20, 4097, 100)
@@ -20,11 +22,14 @@ def run(report):
     report.check("ordered on the caller's stream", ordered, random)
     report.check("two streams at once", two_streams, random)
     report.check("two threads with one plan", two_threads, random)
-    report.check("returns before the work runs", returns_early, random)
+    for name in Calls.names:
+        report.check(f"returns before the work runs: {name}", returns_early, random, name)
     report.check("current context: torch's", context_stays, random, current_context)
     report.check("current context: none", context_stays, random, no_context)
     report.check("current context: another", context_stays, random, other_context)
-    report.check("no device memory allocated", no_allocation, random)
+    for name in Calls.names:
+        report.check(f"no device memory allocated: {name}", no_allocation, random, name)
+    report.check("devices that do not exist are refused", wrong_device)
 
 
 class Training:
@@ -142,44 +147,65 @@ def two_threads(random):
 # ---- no synchronisation, no allocation -----------------------------------------------------------
 
 
-def returns_early(random):
-    training = Training(random)
+def returns_early(random, name):
+    calls = Calls(random)
     cycles = busy_cycles()
     stream = torch.cuda.Stream()
-    training.step(stream)
+    calls.enqueue(name, stream)
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(cycles)
         # Whatever the clock did since the measurement: the stream is known to be busy if this
-        # event has not happened when the steps have returned.
+        # event has not happened when the calls have returned.
         busy = stream.record_event()
     begin = time.perf_counter()
     for _ in range(20):
-        training.step(stream)
+        calls.enqueue(name, stream)
     elapsed_ms = 1e3 * (time.perf_counter() - begin)
     if busy.query():
-        raise AssertionError(f"20 steps took {elapsed_ms:.1f} ms and waited for the stream")
+        raise AssertionError(f"20 calls took {elapsed_ms:.1f} ms and waited for the stream")
     if elapsed_ms > BUSY_MS / 4:
-        raise AssertionError(f"20 steps took {elapsed_ms:.1f} ms on the host")
+        raise AssertionError(f"20 calls took {elapsed_ms:.1f} ms on the host")
+    for _ in range(21):
+        calls.expect(name)
     return (
-        f"20 steps enqueued in {elapsed_ms:.2f} ms behind a kernel of {BUSY_MS} ms;"
-        f" {training.require_same()}"
+        f"20 calls enqueued in {elapsed_ms:.2f} ms behind a kernel of {BUSY_MS} ms;"
+        f" {calls.require_same() / 1e6:.1f} MB equal the reference"
     )
 
 
-def no_allocation(random):
-    training = Training(random)
-    training.step()
+def no_allocation(random, name):
+    calls = Calls(random)
+    calls.enqueue(name)
     torch.cuda.synchronize()
     before = torch.cuda.mem_get_info()
     for _ in range(100):
-        training.step()
+        calls.enqueue(name)
     enqueued = torch.cuda.mem_get_info()
     torch.cuda.synchronize()
     after = torch.cuda.mem_get_info()
     if not before == enqueued == after:
         raise AssertionError(f"(free, total) was {before}, then {enqueued}, then {after}")
-    return f"{before[0]} bytes free before and after 100 steps"
+    return f"{before[0]} bytes free before and after 100 calls"
+
+
+def wrong_device():
+    """A context on an ordinal that there is not is refused, and names it."""
+    count = torch.cuda.device_count()
+    for device in (count, -1):
+        info = _c_api.lowbit_cuda_info_t.init(device=device)
+        try:
+            create(Refused(), "context", "lowbit_context_create_cuda", ctypes.byref(info))
+        except Error as error:
+            if error.name != "INVALID_ARGUMENT" or f"device is {device}" not in str(error):
+                raise
+        else:
+            raise AssertionError(f"device {device} was opened; there are {count}")
+    return f"{count} and -1, where there are {count}"
+
+
+class Refused:
+    """What a context would have belonged to."""
 
 
 # ---- the caller's context ------------------------------------------------------------------------

@@ -15,7 +15,10 @@ COLUMNS = (
     ("ns_per_param", "ns/param", ".4f"),
     ("bytes_per_param", "B/param", ".3f"),
     ("gb_per_s", "GB/s", ".0f"),
+    ("bytes_ms", "bytes ms", ".3f"),
+    ("issue_ms", "issue ms", ".3f"),
     ("times_the_floor", "x floor", ".3f"),
+    ("ratio", "ratio", ".3f"),
     ("host_us", "host us", ".1f"),
     ("done_us", "done us", ".1f"),
 )

@@ -1,10 +1,15 @@
-"""How long steps take on 10^9 parameters, beside a copy, and PyTorch's fused AdamW, in one run.
+"""How long steps take on 10^9 parameters beside a copy, in one run. 66 GiB of device memory.
 
 Every round runs each candidate once, so that clocks and temperature are the same for all; CUDA
-events time them, and the medians of the rounds are compared. The floor of a candidate is the time
-in which its bytes would move at the copy's rate. All working sets are far larger than the L2 cache.
+events time them, and the medians of the rounds are compared. All working sets are far larger than
+the L2 cache. Two floors are beside each time: the time in which its bytes would move at the copy's
+rate, and the time in which the device would issue its instructions, as counted in the machine code
+(`cuda/instructions.json`).
 """
 
+import ctypes
+import json
+import math
 import statistics
 import time
 
@@ -12,59 +17,76 @@ from lowbit import Plan, Tensor
 
 import inputs
 from device import DEVICE, ENVIRONMENT, DevicePlan, require_same, to_device, to_host, torch
+from report import ROOT
 
 NUMEL = 10**9
+#: The same number of elements as a matrix, for states that have rows and columns.
+MATRIX = (31250, 32000)
 COPY_BYTES = 4 << 30
 WARM_UP, ROUNDS = 3, 21
 #: Elements at the tensor's end that are compared with the reference, whole blocks of them.
 TAIL = 1 << 16
-NEEDED_BYTES = 72 << 30
+NEEDED_BYTES = 66 << 30
 
 #: Preset, dtype of the parameter, dtype of the gradient.
 STEPS = (
     ("adamw4-block", "bf16", "bf16"),
     ("adamw4-block", "bf16", "f32"),
     ("adamw4-block", "f32", "f32"),
+    ("adamw4", "bf16", "bf16"),
+    ("adamw4", "f32", "f32"),
     ("adamw32", "bf16", "bf16"),
     ("adamw32", "f32", "f32"),
 )
 TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+#: What the kernels of a preset are called.
+KERNELS = {"adamw4-block": "block4", "adamw4": "rank1", "adamw32": "f32"}
 
 
 def run(report):
     report.environment.update(ENVIRONMENT)
-    if not report.check("enough free device memory", enough_memory):
+    if not report.check("enough free device memory", enough_memory, NEEDED_BYTES):
         return
-    candidates = [Copy()] + [Step(*step) for step in STEPS] + [TorchAdamw()]
+    candidates = [Copy()] + [Step(*step) for step in STEPS]
+    measure(report, candidates)
+    for candidate in candidates[1:]:
+        if candidate.preset != "adamw4":
+            report.check(f"{candidate.name}: what was timed is right", candidate.verify)
+    del candidates, candidate
+    for count in (1, 300):
+        report.measure(f"adamw4-block bf16/f32, {count} x 65536", **host_time(count))
+
+
+def enough_memory(needed):
+    free, _ = torch.cuda.mem_get_info()
+    if free < needed:
+        raise AssertionError(f"{free / 2**30:.1f} GiB are free; {needed >> 30} are needed")
+    return f"{free / 2**30:.1f} GiB"
+
+
+def measure(report, candidates):
+    """Times candidates, of which the first is a copy, and puts their rows into the report."""
     times = alternate(candidates)
     copy = candidates[0]
     copy_rate = copy.bytes / statistics.median(times[copy])
     for candidate in candidates:
         seconds = statistics.median(times[candidate])
+        bytes_ms = 1e3 * candidate.bytes / copy_rate
+        issue_ms = issue_floor_ms(candidate)
         report.measure(
             candidate.name,
             milliseconds=1e3 * seconds,
             fastest_ms=1e3 * min(times[candidate]),
             slowest_ms=1e3 * max(times[candidate]),
             rounds=len(times[candidate]),
-            ns_per_param=None if candidate is copy else 1e9 * seconds / NUMEL,
-            bytes_per_param=None if candidate is copy else candidate.bytes / NUMEL,
+            ns_per_param=None if candidate is copy else 1e9 * seconds / candidate.numel,
+            bytes_per_param=None if candidate is copy else candidate.bytes / candidate.numel,
             gb_per_s=candidate.bytes / seconds / 1e9,
-            times_the_floor=seconds * copy_rate / candidate.bytes,
+            bytes_ms=bytes_ms,
+            issue_ms=issue_ms,
+            times_the_floor=1e3 * seconds / max(bytes_ms, issue_ms or 0),
         )
-    for candidate in candidates:
-        if isinstance(candidate, Step):
-            report.check(f"{candidate.name}: what was timed is right", candidate.verify)
-    del candidates, candidate, copy, times
-    for count in (1, 300):
-        report.measure(f"adamw4-block bf16/f32, {count} x 65536", **host_time(count))
-
-
-def enough_memory():
-    free, _ = torch.cuda.mem_get_info()
-    if free < NEEDED_BYTES:
-        raise AssertionError(f"{free / 2**30:.1f} GiB are free; {NEEDED_BYTES >> 30} are needed")
-    return f"{free / 2**30:.1f} GiB"
+    return {candidate.name: statistics.median(times[candidate]) for candidate in candidates}
 
 
 def alternate(candidates):
@@ -85,11 +107,35 @@ def alternate(candidates):
     return times
 
 
+def issue_floor_ms(candidate):
+    """The time in which the device would issue the instructions of a kernel that has been counted
+    for its architecture; None for others."""
+    counts = json.loads((ROOT / "cuda/instructions.json").read_text(encoding="utf-8"))
+    major, minor, multiprocessors, kilohertz = map(device_attribute, (75, 76, 16, 13))
+    counted = counts.get(f"sm_{major}{minor}", {}).get(getattr(candidate, "kernel", None))
+    if counted is None:
+        return None
+    # Four schedulers a multiprocessor, each issuing for the 32 elements of a warp's lanes.
+    elements_per_ms = kilohertz * multiprocessors * 4 * 32 / counted
+    return candidate.numel / elements_per_ms
+
+
+def device_attribute(number):
+    """A CUdevice_attribute of device 0, asked of the driver that the library has loaded."""
+    value = ctypes.c_int()
+    status = ctypes.CDLL("libcuda.so.1").cuDeviceGetAttribute(
+        ctypes.byref(value), ctypes.c_int(number), ctypes.c_int(0)
+    )
+    if status != 0:
+        raise RuntimeError(f"cuDeviceGetAttribute({number}) returned {status}")
+    return value.value
+
+
 # ---- candidates ----------------------------------------------------------------------------------
 
 
-def numbers(dtype, scale):
-    tensor = torch.empty(NUMEL, dtype=TORCH_DTYPES[dtype], device=DEVICE)
+def numbers(dtype, scale, numel):
+    tensor = torch.empty(numel, dtype=TORCH_DTYPES[dtype], device=DEVICE)
     generator = torch.Generator(DEVICE).manual_seed(1)
     return tensor.normal_(generator=generator).mul_(scale)
 
@@ -98,9 +144,9 @@ class Copy:
     """Bytes read and bytes written."""
 
     name = "copy"
-    bytes = 2 * COPY_BYTES
 
     def __init__(self):
+        self.bytes = 2 * COPY_BYTES
         self.source = torch.zeros(COPY_BYTES, dtype=torch.uint8, device=DEVICE)
         self.target = torch.empty_like(self.source)
 
@@ -109,51 +155,50 @@ class Copy:
 
 
 class Step:
-    """A lowbit step in place: parameter and states read and written, gradient read."""
+    """A lowbit step in place: parameter and states read and written, gradient read.
 
-    def __init__(self, preset, param_dtype, grad_dtype):
-        self.name = f"{preset} {param_dtype}/{grad_dtype}"
+    model: (params, grads) that others use as well, lists of tensors; shapes: theirs.
+    """
+
+    def __init__(self, preset, param_dtype, grad_dtype, shapes=None, model=None, name=None):
         self.preset, self.dtypes = preset, (param_dtype, grad_dtype)
-        self.plan = DevicePlan(preset, [Tensor("t", (NUMEL,), param_dtype, grad_dtype)])
-        self.params = numbers(param_dtype, 2**-5)
-        self.grads = numbers(grad_dtype, 2**-8)
+        self.name = name or f"{preset} {param_dtype}/{grad_dtype}"
+        self.kernel = f"lowbit_k_adamw_{param_dtype}_{grad_dtype}_{KERNELS[preset]}"
+        shapes = shapes or [MATRIX if preset == "adamw4" else (NUMEL,)]
+        self.plan = DevicePlan(
+            preset, [Tensor(f"t{i}", shape, *self.dtypes) for i, shape in enumerate(shapes)]
+        )
+        numels = [math.prod(shape) for shape in shapes]
+        self.numel = sum(numels)
+        self.params, self.grads = model or [
+            [numbers(dtype, scale, numel) for numel in numels]
+            for dtype, scale in ((param_dtype, 2**-5), (grad_dtype, 2**-8))
+        ]
         self.state = self.plan.state()
         self.steps = 0
         self.first_tail = to_host(self.tail(self.params)).copy()
-        sizes = 2 * self.params.element_size() + self.grads.element_size()
-        self.bytes = NUMEL * sizes + 2 * self.plan.reference.state_bytes
+        sizes = 2 * self.params[0].element_size() + self.grads[0].element_size()
+        self.bytes = self.numel * sizes + 2 * self.plan.reference.state_bytes
 
     @staticmethod
-    def tail(tensor):
-        return tensor[-TAIL:].view(torch.uint8)
+    def tail(tensors):
+        return tensors[-1][-TAIL:].view(torch.uint8)
 
     def run(self):
         self.steps += 1
-        self.plan.step([self.params], [self.grads], self.state, step=self.steps)
+        self.plan.step(self.params, self.grads, self.state, step=self.steps)
 
     def verify(self):
-        """The end of the tensor after all rounds, against the reference on that part alone."""
+        """The end of the last tensor after all rounds, against the reference on that part alone:
+        where scales are of blocks, it is the same."""
         plan = Plan(self.preset, [Tensor("t", (TAIL,), *self.dtypes)], variant="reference")
         params, grads, state = self.first_tail, to_host(self.tail(self.grads)), plan.zeros()
         for step in range(1, self.steps + 1):
             plan.step([params], [grads], state, step=step)
         require_same("parameter", self.tail(self.params), params)
-        return f"the last {TAIL} of {NUMEL} elements equal the reference after {self.steps} steps"
-
-
-class TorchAdamw:
-    """torch.optim.AdamW(fused=True); its moments have the parameter's dtype."""
-
-    name = "torch AdamW(fused=True) bf16"
-    bytes = NUMEL * 7 * 2
-
-    def __init__(self):
-        self.params = torch.nn.Parameter(numbers("bf16", 2**-5))
-        self.params.grad = numbers("bf16", 2**-8)
-        self.optimizer = torch.optim.AdamW([self.params], fused=True)
-
-    def run(self):
-        self.optimizer.step()
+        return (
+            f"the last {TAIL} of {self.numel} elements equal the reference after {self.steps} steps"
+        )
 
 
 # ---- host time -----------------------------------------------------------------------------------

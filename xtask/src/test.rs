@@ -43,7 +43,7 @@ pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
     if wanted("cpp") {
         cpp(sh, &mut steps);
     }
-    let mock = ["cpp", "jax", "julia"]
+    let mock = ["cpp", "jax", "julia", "gpu-bundle"]
         .into_iter()
         .any(wanted)
         .then(|| steps.run("build the mock driver", || build::mock_driver(sh)))
@@ -85,7 +85,7 @@ pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
         experiments(sh, &mut steps, &library);
     }
     if wanted("gpu-bundle") {
-        gpu_bundle(sh, &mut steps);
+        gpu_bundle(sh, &mut steps, mock.as_deref());
     }
     steps.finish()
 }
@@ -304,21 +304,46 @@ fn experiments(sh: &Shell, steps: &mut Steps, library: &Path) {
     }
 }
 
-/// The bundle, unpacked where nothing of the checkout is, asks for a GPU before anything else.
-fn gpu_bundle(sh: &Shell, steps: &mut Steps) {
+/// The bundle, unpacked where nothing of the checkout is, asks for a GPU before anything else; and
+/// its parts are rehearsed with the mock driver.
+fn gpu_bundle(sh: &Shell, steps: &mut Steps, mock: Option<&Path>) {
     let Some(python) = steps.run("set up Python for the GPU bundle", || {
         env::python::ensure(sh)
     }) else {
         return;
     };
-    steps.run("GPU bundle: unpacked and probed", || {
+    let dir = std::env::temp_dir().join(format!("lowbit-gpu-bundle-{}", std::process::id()));
+    let probed = steps.run("GPU bundle: unpacked and probed", || {
         let bundle = gpu_bundle::create(sh)?;
-        let dir = std::env::temp_dir().join(format!("lowbit-gpu-bundle-{}", std::process::id()));
         std::fs::create_dir(&dir).context(dir.display())?;
-        let checked = probe(sh, &bundle.archive, &dir, &python);
-        env::remove(&dir)?;
-        checked
+        probe(sh, &bundle.archive, &dir, &python)
     });
+    if let (Some(()), Some(mock)) = (probed, mock) {
+        steps.run("GPU bundle: its parts, with a mock driver", || {
+            rehearse(sh, &dir, &python, mock)
+        });
+    }
+    steps.run("GPU bundle: removed", || env::remove(&dir));
+}
+
+fn rehearse(sh: &Shell, dir: &Path, python: &Path, mock: &Path) -> Result<()> {
+    let bundle = dir.join("gpu-bundle");
+    let gpu = bundle.join("tests/gpu");
+    let paths = [sh.path("tests/gpu/rehearsal"), bundle.join("bindings/jax")];
+    let paths = std::env::join_paths(paths)
+        .map_err(|error| Error::Failed(format!("PYTHONPATH: {error}")))?;
+    let results = dir.join("rehearsal");
+    std::fs::create_dir(&results).context(results.display())?;
+    let mut run = Command::new(python);
+    run.arg(gpu.join("rehearse.py"))
+        .arg(results)
+        .args(["parity", "streams", "graph", "xla", "sanitizer"])
+        .args(["timing", "model", "peers"])
+        .env("LD_LIBRARY_PATH", mock)
+        .env("PYTHONPATH", paths)
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .env("LOWBIT_LIBRARY", bundle.join("lib/liblowbit.so"));
+    sh.run(&mut run)
 }
 
 fn probe(sh: &Shell, archive: &Path, dir: &Path, python: &Path) -> Result<()> {

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, LazyLock};
 
-use super::kernels::{KERNELS, THREADS};
+use super::kernels::{FORMS, KERNELS, THREADS};
 use super::launch::{self, Direction, Work};
 use super::params::{Codebook, Launch, Scalars, Segment, State, Tensor};
 use super::table::{self, Lists};
@@ -613,13 +613,6 @@ fn run_all(cases: &[Case]) {
     );
 }
 
-const DTYPES: [(Dtype, Dtype); 4] = [
-    (Dtype::F32, Dtype::F32),
-    (Dtype::F32, Dtype::Bf16),
-    (Dtype::Bf16, Dtype::F32),
-    (Dtype::Bf16, Dtype::Bf16),
-];
-
 const PRESETS: [&str; 4] = ["adamw4-block", "adamw4", "adamw32", "adamw8"];
 
 /// Sizes around every boundary: none, one, vector, lane, block, thread block, ragged rows.
@@ -682,15 +675,18 @@ fn layouts_are_those_of_the_kernels() {
 fn every_shape_dtype_and_output_equals_the_reference() {
     let mut cases = Vec::new();
     for name in PRESETS {
-        for (param, grad) in DTYPES {
+        for (param, weights, grad) in FORMS {
             for output in [Output::InPlace, Output::Update, Output::OverGrad] {
-                if output == Output::OverGrad && param != grad {
+                if output == Output::OverGrad && param != grad
+                    || output != Output::InPlace && weights != Weights::Plain
+                {
                     continue;
                 }
                 for at_end in [false, true] {
                     cases.push(Case {
                         shapes: shapes(),
                         param,
+                        weights,
                         grad,
                         spec: preset(name),
                         output,
@@ -708,7 +704,7 @@ fn every_shape_dtype_and_output_equals_the_reference() {
 fn unusual_values_equal_the_reference_under_every_policy() {
     let mut cases = Vec::new();
     for name in PRESETS {
-        for (param, grad) in DTYPES {
+        for (param, weights, grad) in FORMS {
             for paint in [Paint::Scales, Paint::NonFinite, Paint::Wild] {
                 for nonfinite in [
                     NonFinite::Default,
@@ -717,9 +713,13 @@ fn unusual_values_equal_the_reference_under_every_policy() {
                     NonFinite::Propagate,
                 ] {
                     for output in [Output::InPlace, Output::Update] {
+                        if output != Output::InPlace && weights != Weights::Plain {
+                            continue;
+                        }
                         cases.push(Case {
                             shapes: vec![vec![2048], vec![6, 1001], vec![257]],
                             param,
+                            weights,
                             grad,
                             spec: preset(name),
                             output,
@@ -730,6 +730,40 @@ fn unusual_values_equal_the_reference_under_every_policy() {
                         });
                     }
                 }
+            }
+        }
+    }
+    run_all(&cases);
+}
+
+#[test]
+fn adam_equals_the_reference_in_the_kernels_of_adamw() {
+    let mut cases = Vec::new();
+    for name in ["adamw4-block", "adamw32"] {
+        for (param, weights, grad) in FORMS {
+            for (paint, weight_decay) in [
+                (Paint::Plain, 0.0),
+                (Paint::Plain, 0.1),
+                (Paint::NonFinite, 0.1),
+                (Paint::Wild, 3.0),
+            ] {
+                cases.push(Case {
+                    shapes: vec![vec![2048], vec![6, 1001], vec![5, 384]],
+                    param,
+                    weights,
+                    grad,
+                    spec: Spec {
+                        optimizer: Optimizer::Adam,
+                        ..preset(name)
+                    },
+                    paint,
+                    wild_state: paint == Paint::Wild,
+                    hyper: Hyper {
+                        weight_decay,
+                        ..Hyper::default()
+                    },
+                    ..Case::default()
+                });
             }
         }
     }
@@ -1371,10 +1405,11 @@ fn common_tensors_have_kernels_of_their_own() {
         ("adamw4", "rank1"),
         ("adamw32", "f32"),
     ] {
-        for (param, grad) in DTYPES {
+        for (param, weights, grad) in FORMS {
             let case = Case {
                 shapes: vec![vec![40, 257], vec![3, 5, 256]],
                 param,
+                weights,
                 grad,
                 spec: preset(name),
                 ..Case::default()
@@ -1382,8 +1417,12 @@ fn common_tensors_have_kernels_of_their_own() {
             let lists = Host::new(&case.plan(), 1).unwrap().lists;
             let used = lists.apply.iter().chain(&lists.fused);
             let used: Vec<_> = used.map(|list| KERNELS[list.kernel.0].1).collect();
+            let beside = match weights {
+                Weights::Plain => "",
+                _ => weights.name(),
+            };
             let (param, grad) = (param.name(), grad.name());
-            let want = format!("lowbit_k_adamw_{param}_{grad}_{states}");
+            let want = format!("lowbit_k_adamw_{param}{beside}_{grad}_{states}");
             assert_eq!(used, [CString::new(want).unwrap().as_c_str()]);
         }
     }

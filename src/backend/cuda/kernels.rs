@@ -54,9 +54,9 @@ pub(super) fn embedded() -> Result<Embedded> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Kernel(pub(super) usize);
 
-/// Module and symbol of every kernel. Those for common tensors come in fours: parameters in f32 or
-/// bf16, then gradients.
-pub(super) const KERNELS: [(&str, &CStr); 23] = [
+/// Module and symbol of every kernel. Those for common tensors come in groups, one for each form of
+/// the states, in the order of [`FORMS`].
+pub(super) const KERNELS: [(&str, &CStr); 41] = [
     ("adamw_any", c"lowbit_k_collect"),
     ("adamw_any", c"lowbit_k_finish"),
     ("adamw_any", c"lowbit_k_adamw_any"),
@@ -64,14 +64,35 @@ pub(super) const KERNELS: [(&str, &CStr); 23] = [
     ("adamw_block4", c"lowbit_k_adamw_f32_bf16_block4"),
     ("adamw_block4", c"lowbit_k_adamw_bf16_f32_block4"),
     ("adamw_block4", c"lowbit_k_adamw_bf16_bf16_block4"),
+    ("adamw_block4", c"lowbit_k_adamw_f16_f32_block4"),
+    ("adamw_block4", c"lowbit_k_adamw_f16_f16_block4"),
+    ("adamw_block4", c"lowbit_k_adamw_bf16stochastic_f32_block4"),
+    ("adamw_block4", c"lowbit_k_adamw_bf16stochastic_bf16_block4"),
+    ("adamw_block4", c"lowbit_k_adamw_bf16correction8_f32_block4"),
+    (
+        "adamw_block4",
+        c"lowbit_k_adamw_bf16correction8_bf16_block4",
+    ),
     ("adamw_f32", c"lowbit_k_adamw_f32_f32_f32"),
     ("adamw_f32", c"lowbit_k_adamw_f32_bf16_f32"),
     ("adamw_f32", c"lowbit_k_adamw_bf16_f32_f32"),
     ("adamw_f32", c"lowbit_k_adamw_bf16_bf16_f32"),
+    ("adamw_f32", c"lowbit_k_adamw_f16_f32_f32"),
+    ("adamw_f32", c"lowbit_k_adamw_f16_f16_f32"),
+    ("adamw_f32", c"lowbit_k_adamw_bf16stochastic_f32_f32"),
+    ("adamw_f32", c"lowbit_k_adamw_bf16stochastic_bf16_f32"),
+    ("adamw_f32", c"lowbit_k_adamw_bf16correction8_f32_f32"),
+    ("adamw_f32", c"lowbit_k_adamw_bf16correction8_bf16_f32"),
     ("adamw_rank1", c"lowbit_k_adamw_f32_f32_rank1"),
     ("adamw_rank1", c"lowbit_k_adamw_f32_bf16_rank1"),
     ("adamw_rank1", c"lowbit_k_adamw_bf16_f32_rank1"),
     ("adamw_rank1", c"lowbit_k_adamw_bf16_bf16_rank1"),
+    ("adamw_rank1", c"lowbit_k_adamw_f16_f32_rank1"),
+    ("adamw_rank1", c"lowbit_k_adamw_f16_f16_rank1"),
+    ("adamw_rank1", c"lowbit_k_adamw_bf16stochastic_f32_rank1"),
+    ("adamw_rank1", c"lowbit_k_adamw_bf16stochastic_bf16_rank1"),
+    ("adamw_rank1", c"lowbit_k_adamw_bf16correction8_f32_rank1"),
+    ("adamw_rank1", c"lowbit_k_adamw_bf16correction8_bf16_rank1"),
     ("codec", c"lowbit_k_clear_maxima"),
     ("codec", c"lowbit_k_raise_maxima"),
     ("codec", c"lowbit_k_compress"),
@@ -82,20 +103,34 @@ pub(super) const KERNELS: [(&str, &CStr); 23] = [
     ("norm", c"lowbit_k_count_step"),
 ];
 
+/// Parameters, what is kept beside them, and gradients of the kernels for common tensors.
+pub(super) const FORMS: [(Dtype, Weights, Dtype); 10] = [
+    (Dtype::F32, Weights::Plain, Dtype::F32),
+    (Dtype::F32, Weights::Plain, Dtype::Bf16),
+    (Dtype::Bf16, Weights::Plain, Dtype::F32),
+    (Dtype::Bf16, Weights::Plain, Dtype::Bf16),
+    (Dtype::F16, Weights::Plain, Dtype::F32),
+    (Dtype::F16, Weights::Plain, Dtype::F16),
+    (Dtype::Bf16, Weights::Stochastic, Dtype::F32),
+    (Dtype::Bf16, Weights::Stochastic, Dtype::Bf16),
+    (Dtype::Bf16, Weights::Correction8, Dtype::F32),
+    (Dtype::Bf16, Weights::Correction8, Dtype::Bf16),
+];
+
 pub(super) const COLLECT: Kernel = Kernel(0);
 pub(super) const FINISH: Kernel = Kernel(1);
 const ANY: Kernel = Kernel(2);
 const BLOCK4: Kernel = Kernel(3);
-const F32: Kernel = Kernel(7);
-const RANK1: Kernel = Kernel(11);
-pub(super) const CLEAR_MAXIMA: Kernel = Kernel(15);
-pub(super) const RAISE_MAXIMA: Kernel = Kernel(16);
-pub(super) const COMPRESS: Kernel = Kernel(17);
-pub(super) const DECOMPRESS: Kernel = Kernel(18);
-pub(super) const NORM_MAX: Kernel = Kernel(19);
-pub(super) const NORM_SUM: Kernel = Kernel(20);
-pub(super) const NORM_FINISH: Kernel = Kernel(21);
-pub(super) const COUNT_STEP: Kernel = Kernel(22);
+const F32: Kernel = Kernel(BLOCK4.0 + FORMS.len());
+const RANK1: Kernel = Kernel(F32.0 + FORMS.len());
+pub(super) const CLEAR_MAXIMA: Kernel = Kernel(RANK1.0 + FORMS.len());
+pub(super) const RAISE_MAXIMA: Kernel = Kernel(CLEAR_MAXIMA.0 + 1);
+pub(super) const COMPRESS: Kernel = Kernel(RAISE_MAXIMA.0 + 1);
+pub(super) const DECOMPRESS: Kernel = Kernel(COMPRESS.0 + 1);
+pub(super) const NORM_MAX: Kernel = Kernel(DECOMPRESS.0 + 1);
+pub(super) const NORM_SUM: Kernel = Kernel(NORM_MAX.0 + 1);
+pub(super) const NORM_FINISH: Kernel = Kernel(NORM_SUM.0 + 1);
+pub(super) const COUNT_STEP: Kernel = Kernel(NORM_FINISH.0 + 1);
 
 /// Those that plans launch without a list.
 pub(super) const WITHOUT_LISTS: [Kernel; 2] = [NORM_FINISH, COUNT_STEP];
@@ -115,18 +150,14 @@ impl Kernel {
     /// The kernel that steps a tensor.
     pub(super) fn of(spec: &Spec, tensor: &TensorPlan) -> Self {
         let info = &tensor.info;
-        let narrow = |dtype| match dtype {
-            Dtype::F32 => Some(0),
-            Dtype::Bf16 => Some(1),
-            _ => None,
-        };
-        let common = spec.optimizer == Optimizer::Adamw
+        let wanted = (info.param_dtype, info.weights, info.grad_dtype);
+        let common = matches!(spec.optimizer, Optimizer::Adamw | Optimizer::Adam)
             && !spec.amsgrad
-            && info.weights == Weights::Plain
-            && tensor.grid.block == BLOCK;
-        let (Some(param), Some(grad), true) =
-            (narrow(info.param_dtype), narrow(info.grad_dtype), common)
-        else {
+            && tensor.grid.block == BLOCK
+            // They draw random numbers by the place in the tensor at hand.
+            && (info.weights != Weights::Stochastic || info.shape == tensor.global_shape);
+        let form = FORMS.iter().position(|form| *form == wanted);
+        let (Some(form), true) = (form, common) else {
             return ANY;
         };
         // A one-axis tensor under rank-1 has blocks of 128 as well.
@@ -144,7 +175,8 @@ impl Kernel {
             F32
         } else if coded(0, Mapping::De) && coded(1, Mapping::Linear) {
             BLOCK4
-        } else if coded(0, Mapping::De)
+        } else if spec.optimizer == Optimizer::Adamw
+            && coded(0, Mapping::De)
             && tensor.states[1].quantizer == Quantizer::rank1(Mapping::Linear)
             && tensor.grid.lead.len() + 1 == info.shape.len()
         {
@@ -152,7 +184,7 @@ impl Kernel {
         } else {
             return ANY;
         };
-        Self(first.0 + 2 * param + grad)
+        Self(first.0 + form)
     }
 
     /// Whether it collects statistics and applies them in one launch.

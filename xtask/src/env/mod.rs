@@ -5,6 +5,7 @@
 
 mod apt;
 pub(crate) mod experiments;
+pub(crate) mod gpu;
 pub(crate) mod julia;
 pub(crate) mod mpi;
 pub(crate) mod nvrtc;

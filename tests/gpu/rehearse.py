@@ -1,0 +1,126 @@
+"""Runs parts without a GPU: rehearse.py FOLDER PART... with the mock driver of tests/cuda on
+LD_LIBRARY_PATH and the folder `rehearsal`, a torch of few functions, on PYTHONPATH.
+
+Kernels run on the host, by the emulation of tests/cuda, on fewer and smaller tensors. So the code of
+the parts has been run before a GPU's time is spent on it; times mean nothing here.
+"""
+
+import os
+import sys
+
+import calls
+import summary
+from report import Report
+
+
+class SmallCalls(calls.Calls):
+    def __init__(self, random, spec="adamw4", shapes=((20, 210), (4097,), (100,))):
+        super().__init__(random, spec, shapes)
+
+
+def not_rehearsed(*_):
+    return "not rehearsed"
+
+
+def parity():
+    import parity
+
+    parity.SHAPES = ((0,), (), (1,), (129,), (4097,), (30, 140))
+    parity.CASE_SHAPES = ((1,), (4097,))
+    parity.STEPS = 2
+    parity.DTYPES = ("bf16", "f16")
+    parity.POLICIES = {name: parity.POLICIES[name] for name in ("default", "skip_tensor")}
+    # The hashes are of large tensors, and so is the other.
+    parity.conformance = parity.beyond_32_bits = not_rehearsed
+    return parity
+
+
+def streams():
+    import streams
+
+    streams.NUMELS = (4097, 100)
+    # The mock does the work before it returns.
+    streams.BUSY_MS = 1e9
+    streams.Calls = SmallCalls
+    return streams
+
+
+def graph():
+    import graph
+
+    graph.SHAPES, graph.NUMELS = ((20, 210), (4097,), (100,)), (4200, 4097, 100)
+    graph.DTYPES, graph.REPLAYS = ("bf16",), 4
+    return graph
+
+
+def small_timing():
+    import timing
+
+    timing.NUMEL, timing.MATRIX, timing.COPY_BYTES = 8448, (66, 128), 1 << 16
+    timing.WARM_UP, timing.ROUNDS, timing.TAIL, timing.NEEDED_BYTES = 1, 2, 4224, 0
+    return timing
+
+
+def timing():
+    timing = small_timing()
+    host_time = timing.host_time
+    timing.host_time = lambda count: host_time(min(count, 8), calls=2)
+    return timing
+
+
+def model():
+    import model
+
+    small_timing()
+    model.LAYERS, model.WIDTH, model.HIDDEN, model.VOCABULARY = 1, 128, 130, 64
+    model.NEEDED_BYTES = 0
+    return model
+
+
+def peers():
+    import peers
+
+    small_timing()
+    peers.NEEDED_BYTES = 0
+    # The rehearsal's torch has no optimizers, and others' need a GPU.
+    peers.PEERS = ()
+    return peers
+
+
+def sanitizer():
+    """What runs under the tool, and whether the tool is there."""
+    import sanitized
+    import sanitizer
+
+    sanitized.SHAPES = ((20, 210), (4097,), (100,), ())
+    sanitized.PRESETS = ("adamw4", "adamw32")
+    sanitizer.sanitize = lambda binary, tool: sanitized.main() if tool == "memcheck" else "once"
+    return sanitizer
+
+
+def xla():
+    """By JAX on the CPU."""
+    import xla
+
+    os.environ["LOWBIT_REHEARSAL"] = "cpu"
+    xla.WAYS = {"on the CPU": ""}
+    return xla
+
+
+def main(folder, *parts):
+    passed = True
+    for part in parts:
+        report = Report(part)
+        print(f"==> rehearsal of {part} (LOWBIT_SEED={report.seed})", flush=True)
+        try:
+            globals()[part]().run(report)
+        except Exception as error:
+            report.fail("set-up", error)
+        report.write(folder)
+        passed = passed and report.passed
+    summary.main(folder, *parts)
+    return passed
+
+
+if __name__ == "__main__":
+    sys.exit(0 if main(*sys.argv[1:]) else 1)
