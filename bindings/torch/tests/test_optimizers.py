@@ -211,7 +211,7 @@ class TestOptions(unittest.TestCase):
             ({"v": "factored"}, "v factored"),
             ({"v": 32}, "v f32"),
             ({"m": "fp32"}, "m f32"),
-            ({"m": {"bits": 4, "normalization": "block", "mapping": "nf4"}}, "m 4-bit block(128)/nf4"),
+            ({"m": {"bits": 4, "normalization": "block", "mapping": "nf4"}}, "block(128)/nf4"),
             ({"spec": "adamw4-block"}, "v 4-bit block(128)/linear"),
             ({"threshold": 10**6}, "<= threshold 1000000"),
         ):
@@ -301,10 +301,9 @@ class TestErrors(unittest.TestCase):
         meta = torch.nn.Parameter(torch.ones(3, device="meta"))
         self.check(TypeError, "layer.weight is on meta", meta, torch.ones(3, device="meta"))
         plain = torch.nn.Parameter(torch.ones(3))
-        self.check(lowbit.Error, "layer.weight", plain, torch.ones(3), spec={
-            "optimizer": "adamw", "m": {"bits": 32}, "v": {"bits": 32}, "threshold": 0,
-            "overrides": [{"match": "*", "m": {"bits": 4, "normalization": "row", "mapping": "de"}}],
-        }, nonfinite="skip_block")
+        options = {"m": {"bits": 4, "normalization": "row", "mapping": "de"}, "threshold": 0}
+        options["nonfinite"] = "skip_block"
+        self.check(lowbit.Error, "layer.weight", plain, torch.ones(3), **options)
 
     def test_a_spec_of_another_optimizer(self):
         with self.assertRaisesRegex(ValueError, "the spec is for lion, not for adamw"):

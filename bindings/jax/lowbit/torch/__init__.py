@@ -8,6 +8,7 @@ They are subclasses of `torch.optim.Optimizer` and take its place: with paramete
 schedulers, closures, hooks, `GradScaler` and `state_dict`.
 """
 
+from .checkpoint import load, save
 from .optimizers import (
     SM3,
     Adafactor,
@@ -34,4 +35,6 @@ __all__ = [
     "Lion8bit",
     "SGD4bit",
     "SGD8bit",
+    "load",
+    "save",
 ]

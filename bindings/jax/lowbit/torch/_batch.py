@@ -177,7 +177,8 @@ class Batch:
     def _prepare(self, member, wanted, index):
         """Makes the states of a new parameter, or looks whether those that it has will do."""
         state = member.state
-        fresh = not state
+        # A state that is taken over has nothing but its count.
+        fresh = not state.keys() - {"step"}
         for key, info in wanted:
             if fresh:
                 tensor = torch.zeros(info.shape, dtype=DTYPES[info.dtype], device=self.device)
@@ -191,6 +192,10 @@ class Batch:
                 )
             else:
                 _check_state(local(state[key]), info, self.device, f"{key} of {member.name}")
+
+    @property
+    def sharded(self):
+        return self._shards is not None
 
     def is_current(self, state):
         """Whether the optimizer's states are still those that the batch was made for."""

@@ -105,8 +105,8 @@ def _literal(name):
 def with_options(spec, options):
     """A spec's text with these options over its own.
 
-    options: a tuple of pairs; a tuple of pairs as a value stands for a dict, whose keys are put over
-        those of the spec.
+    options: a tuple of pairs; a tuple of pairs as a value stands for a dict, whose keys are put
+        over those of the spec.
     """
     found = json.loads(spec)
     for key, value in options:

@@ -2,6 +2,7 @@
 
 import torch
 
+from . import takeover
 from .optimizer import LowbitOptimizer, documented
 
 
@@ -48,6 +49,8 @@ def _momentum(momentum, spec, m):
 class _Adam(LowbitOptimizer):
     """What Adam and AdamW share."""
 
+    _torch = None
+
     def __init__(self, params, lr, betas, eps, weight_decay, amsgrad, options):
         _check_lr(lr, options)
         _check("epsilon value", eps, eps > 0.0)
@@ -68,6 +71,29 @@ class _Adam(LowbitOptimizer):
     def _options(self, group):
         return {"amsgrad": group["amsgrad"]}
 
+    @classmethod
+    def from_adamw(cls, optimizer, params=None, **options):
+        """Takes over a running optimizer of torch: its groups, and its states quantized.
+
+        optimizer: a `torch.optim.AdamW`, or `torch.optim.Adam` for the Adam classes; it is not
+            changed.
+        params: parameters in the same order, if not the same ones.
+        options: further arguments of this class.
+
+        Raises TypeError for another optimizer, ValueError where states cannot be taken over
+        (amsgrad, DTensors).
+        """
+        return takeover.from_torch(cls, cls._torch, optimizer, params, options)
+
+    def to_adamw(self, **options):
+        """Gives back torch's optimizer of the same parameters, its states in their dtypes.
+
+        options: further arguments of it, as fused=True.
+
+        What is kept beside 16-bit parameters is not in it.
+        """
+        return takeover.to_torch(self._torch, self, options)
+
 
 @documented
 class AdamW4bit(_Adam):
@@ -79,6 +105,7 @@ class AdamW4bit(_Adam):
     """
 
     _optimizer = "adamw"
+    _torch = torch.optim.AdamW
 
     def __init__(
         self,
@@ -127,6 +154,7 @@ class Adam4bit(_Adam):
     """
 
     _optimizer = "adam"
+    _torch = torch.optim.Adam
 
     def __init__(
         self,
