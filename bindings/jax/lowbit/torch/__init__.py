@@ -22,6 +22,7 @@ from .optimizers import (
     SGD4bit,
     SGD8bit,
 )
+from .release import release
 
 __all__ = [
     "SM3",
@@ -36,5 +37,6 @@ __all__ = [
     "SGD4bit",
     "SGD8bit",
     "load",
+    "release",
     "save",
 ]

@@ -102,19 +102,19 @@ class Batch:
     hyper: a parameter group -> its lr, beta1, beta2, eps and weight decay: numbers or tensors.
     count: the steps that these parameters have done.
     nonfinite: a key of core.NONFINITE.
+    device: where the states are and the step is done.
     shards: None, or the Shards that says where the parameters lie in global tensors.
 
     States that are not there yet are made, of zeros. All members share one counter of steps, an
     int32 tensor on their device.
     """
 
-    def __init__(self, members, spec, hyper, *, count, nonfinite, threads, shards=None):
+    def __init__(self, members, spec, hyper, *, count, nonfinite, threads, device, shards=None):
         self.params = [member.param for member in members]
         self._hyper_of = hyper
         self._groups = _distinct(member.group for member in members)
         self._shards = shards
-        first = local(self.params[0])
-        self.device = first.device
+        self.device = device
         tensors = tuple(self._tensor(member) for member in members)
         places = None if shards is None else shards.places(tensors)
         self.plan = plan_of(spec, tensors, places, self.device, threads)
@@ -124,7 +124,7 @@ class Batch:
             key = f"{info.state}.{info.part}"
             keys[info.tensor].append((key, info))
         for index, (member, wanted) in enumerate(zip(members, keys)):
-            self._prepare(member, wanted, index)
+            self._prepare(index, member, wanted)
             self.slots += [(member.state, key) for key, _ in wanted]
         self.counter = torch.tensor(count, dtype=torch.int32, device=self.device)
         self._one = torch.ones_like(self.counter)
@@ -174,17 +174,17 @@ class Batch:
             next(i for i, group in enumerate(self._groups) if group is member.group),
         )
 
-    def _prepare(self, member, wanted, index):
+    def _prepare(self, index, member, wanted):
         """Makes the states of a new parameter, or looks whether those that it has will do."""
         state = member.state
         # A state that is taken over has nothing but its count.
         fresh = not state.keys() - {"step"}
         for key, info in wanted:
             if fresh:
-                tensor = torch.zeros(info.shape, dtype=DTYPES[info.dtype], device=self.device)
+                value = torch.zeros(info.shape, dtype=DTYPES[info.dtype], device=self.device)
                 if self._shards is not None:
-                    tensor = self._shards.state(index, key, tensor)
-                state[key] = tensor
+                    value = self._shards.state(index, key, self.plan.tensors[index], value)
+                state[key] = value
             elif key not in state:
                 raise KeyError(
                     f"the state of {member.name} has {sorted(state)} and not {key}: it is that of"

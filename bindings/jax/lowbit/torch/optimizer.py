@@ -3,8 +3,9 @@
 import torch
 
 from .. import core
-from . import _spec
+from . import _spec, compile
 from ._batch import PLAIN, Batch, Member, float_dtype, local
+from ._shards import Shards, sharding
 
 #: The arguments that become the group's option `spec`.
 _QUANTIZERS = ("spec", "m", "v", "threshold", "seed", "overrides")
@@ -30,6 +31,8 @@ COMMON = """
         "correction8" (bfloat16).
     nonfinite: what happens when a gradient is not finite: "default", "skip_block", "skip_tensor",
         "skip_step" or "propagate".
+    offload: keep the states of parameters on a device in the host's memory and step them there:
+        gradients come down, parameters go down and up, through pinned memory. Waits for the device.
     threads: of the CPU; None: `torch.get_num_threads()`.
 
     A group may have its own spec, m, v, overrides, threshold, seed, weights and nonfinite. In
@@ -78,6 +81,7 @@ class LowbitOptimizer(torch.optim.Optimizer):
         seed=None,
         weights="plain",
         nonfinite="default",
+        offload=False,
         threads=None,
         maximize=False,
         foreach=None,
@@ -96,6 +100,7 @@ class LowbitOptimizer(torch.optim.Optimizer):
             "overrides": overrides,
         }
         self._threads = threads
+        self._offload = offload
         self._reset()
         defaults = {
             **defaults,
@@ -111,6 +116,7 @@ class LowbitOptimizer(torch.optim.Optimizer):
 
     def _reset(self):
         self._stepper = Stepper(self)
+        self._number = compile.number(self)
 
     # --- groups ----------------------------------------------------------------------------------
 
@@ -183,8 +189,28 @@ class LowbitOptimizer(torch.optim.Optimizer):
             found = [param for param in group["params"] if param.grad is not None]
             params += found
             groups += [group] * len(found)
-        self._stepper.step(params, groups)
+        if compile.is_compiling():
+            self._compiled_step(params)
+        else:
+            self._stepper.step(params, groups)
         return loss
+
+    def _compiled_step(self, params):
+        all_params = [param for group in self.param_groups for param in group["params"]]
+        stepped = {id(param) for param in params}
+        indices = [i for i, param in enumerate(all_params) if id(param) in stepped]
+        grads = [local(param.grad) for param in params]
+        compile.step_([local(param) for param in params], grads, indices, self._number)
+
+    def step_at(self, indices, params, grads):
+        """One step of some parameters, on tensors that may be copies of theirs."""
+        pairs = [(param, group) for group in self.param_groups for param in group["params"]]
+        whole, groups = zip(*(pairs[i] for i in indices))
+        self._stepper.step_tensors(list(whole), list(groups), list(params), list(grads))
+
+    def home(self, param):
+        """The device that a parameter's states are on."""
+        return torch.device("cpu") if self._offload else local(param).device
 
     def skipped(self):
         """How many blocks and how many tensors were left as they are because of gradients that
@@ -216,14 +242,15 @@ class LowbitOptimizer(torch.optim.Optimizer):
         pairs = overrides.items() if isinstance(overrides, dict) else overrides
         # Modules have become names in the groups; they are not for a file.
         given = {**self._given, "overrides": [pair for pair in pairs if isinstance(pair[0], str)]}
-        return {**super().__getstate__(), "_given": given, "_threads": self._threads}
+        options = {"_given": given, "_threads": self._threads, "_offload": self._offload}
+        return {**super().__getstate__(), **options}
 
     def __setstate__(self, state):
         super().__setstate__(state)
         self._reset()
         for param, values in self.state.items():
             if isinstance(values, _Sealed):
-                self.state[param] = values.opened(param)
+                self.state[param] = values.opened(self.home(param))
 
 
 class Stepper:
@@ -233,6 +260,7 @@ class Stepper:
         self._optimizer = optimizer
         self._signature = None
         self._batches = []
+        self._buffers = {}
         self._contiguous = True
         self._skipped = (0, 0)
 
@@ -242,9 +270,15 @@ class Stepper:
         params: a list of parameters that have gradients.
         groups: the parameter group of each.
         """
+        grads = [_placed_as(param, param.grad) for param in params]
+        self.step_tensors(params, groups, _locals(params), _locals(grads))
+
+    def step_tensors(self, whole, groups, params, grads):
+        """As `step`, given what of parameters and gradients is in this process.
+
+        whole: the parameters.
+        """
         optimizer = self._optimizer
-        whole, params = params, _locals(params)
-        grads = _locals([param.grad for param in whole])
         # All that may change between steps and matters but for addresses. Flat lists: this is most
         # of the time that a step of many small tensors takes. That gradients have the shape and the
         # device of their parameters is torch's doing.
@@ -269,17 +303,37 @@ class Stepper:
         found_inf = getattr(optimizer, "found_inf", None)
         for batch, members in self._batches:
             targets, sources = [params[i] for i in members], [grads[i] for i in members]
-            if self._contiguous:
-                batch.step(targets, sources, grad_scale, found_inf)
-            else:
-                copies = [target.contiguous() for target in targets]
-                sources = [source.contiguous() for source in sources]
-                batch.step(copies, sources, grad_scale, found_inf)
-                for target, copy in zip(targets, copies):
-                    if copy is not target:
-                        target.copy_(copy)
+            work, sources = self._work(batch, targets, sources)
+            batch.step(work, sources, grad_scale, found_inf)
+            for target, copy in zip(targets, work):
+                if copy is not target:
+                    target.copy_(copy, non_blocking=True)
             # Autograd then knows of the change, as of that by any in-place operation.
             _increment_version(targets)
+
+    def _work(self, batch, params, grads):
+        """What the step reads and writes: the tensors, or copies where those will not do."""
+        if self._optimizer._offload:
+            buffers = self._host_buffers(batch, params, grads)
+            for buffer, tensor in zip(buffers, (*params, *grads)):
+                buffer.copy_(tensor, non_blocking=True)
+            if params[0].device.type == "cuda":
+                torch.cuda.current_stream(params[0].device).synchronize()
+            return buffers[: len(params)], buffers[len(params) :]
+        if self._contiguous:
+            return params, grads
+        return [p.contiguous() for p in params], [g.contiguous() for g in grads]
+
+    def _host_buffers(self, batch, params, grads):
+        """Memory of the host for parameters and gradients, kept from step to step."""
+        if batch not in self._buffers:
+            self._buffers[batch] = [
+                torch.empty(
+                    tensor.shape, dtype=tensor.dtype, pin_memory=tensor.device.type == "cuda"
+                )
+                for tensor in (*params, *grads)
+            ]
+        return self._buffers[batch]
 
     def _make(self, whole, groups, params, grads):
         names = self._optimizer.names()
@@ -299,6 +353,7 @@ class Stepper:
                     f" parameter {tuple(p.shape)} on {p.device}"
                 )
         self._skipped = self.skipped()
+        self._buffers = {}
         self._contiguous = all(tensor.is_contiguous() for tensor in (*params, *grads))
         index = {id(param): i for i, param in enumerate(whole)}
         self._batches = [
@@ -313,7 +368,7 @@ class Stepper:
 
 def batches(optimizer, params, groups):
     """A list of Batch for parameters and the group of each: one for all that have the same device,
-    spec, policy and count of steps."""
+    spec, policy, count of steps and sharding."""
     names = optimizer.names()
     counts, sorted_out = {}, {}
     for param, group in zip(params, groups):
@@ -328,7 +383,7 @@ def batches(optimizer, params, groups):
         spec, nonfinite = optimizer.spec_of(group), group["nonfinite"]
         grad_dtype = param.dtype if param.grad is None else param.grad.dtype
         member = Member(names[id(param)], param, state, group, grad_dtype)
-        key = (local(param).device, spec, nonfinite, count)
+        key = (optimizer.home(param), spec, nonfinite, count, sharding(param))
         sorted_out.setdefault(key, []).append(member)
     threads = optimizer._threads or torch.get_num_threads()
     if len(sorted_out) > 1 and any(key[2] == "skip_step" for key in sorted_out):
@@ -336,10 +391,14 @@ def batches(optimizer, params, groups):
             "nonfinite='skip_step' needs all parameters in one call: one device, one spec, one"
             " count of steps"
         )
-    return [
-        Batch(members, spec, optimizer._hyper, count=count, nonfinite=nonfinite, threads=threads)
-        for (_, spec, nonfinite, count), members in sorted_out.items()
-    ]
+    found = []
+    for (device, spec, nonfinite, count, shared), members in sorted_out.items():
+        shards = None
+        if shared is not None:
+            shards = Shards([m.param for m in members], [m.name for m in members], spec)
+        options = {"count": count, "nonfinite": nonfinite, "threads": threads, "device": device}
+        found.append(Batch(members, spec, optimizer._hyper, shards=shards, **options))
+    return found
 
 
 class _Sealed:
@@ -348,9 +407,8 @@ class _Sealed:
     def __init__(self, state):
         self._state = state
 
-    def opened(self, param):
-        """The state, its tensors where the parameter is."""
-        device = local(param).device
+    def opened(self, device):
+        """The state, its tensors on this device."""
         return {
             key: value.to(device) if isinstance(value, torch.Tensor) else value
             for key, value in self._state.items()
@@ -363,6 +421,15 @@ def _sealed(state_dict):
         for key, value in state_dict["state"].items()
     }
     return {**state_dict, "state": state}
+
+
+def _placed_as(param, grad):
+    """A gradient whose shards are those of its parameter."""
+    if type(grad) in PLAIN or not hasattr(param, "placements"):
+        return grad
+    if grad.placements == param.placements:
+        return grad
+    return grad.redistribute(placements=param.placements)
 
 
 def _locals(tensors):
