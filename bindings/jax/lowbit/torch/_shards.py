@@ -48,7 +48,8 @@ class Shards:
         self._groups = [self.mesh.get_group(axis) for axis, cut in enumerate(self._cuts) if cut]
 
     def places(self, tensors):
-        """A core.Place for each of these tensors, which are the shards of this process."""
+        """A core.Place for each of these tensors, which are the shards of this process; None for
+        one whose elements have nothing to do with each other, and which may be cut anywhere."""
         from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
         found = []
@@ -60,10 +61,25 @@ class Shards:
                 raise ValueError(
                     f"the shard of {tensor.name} has shape {tensor.shape} and not {tuple(shape)}"
                 )
+            if self._is_elementwise(param, tensor):
+                found.append(None)
+                continue
             # An empty shard may be said to begin anywhere, also behind the end.
             offset = (min(begin, extent) for begin, extent in zip(offset, param.shape))
             found.append(core.Place(tuple(param.shape), tuple(offset)))
         return tuple(found)
+
+    def _is_elementwise(self, param, tensor):
+        """Whether a step of the whole tensor is one of each element: float32 states, and neither
+        random numbers nor statistics. (But where a gradient is not finite, a block is skipped;
+        blocks are then those of the shard.)"""
+        whole = tensor._replace(shape=tuple(param.shape), group=0)
+        states = [key for key in _buffers(self._spec, whole, None) if not key.startswith("weights.")]
+        return (
+            json.loads(self._spec)["optimizer"] in ("adamw", "adam", "sgdm", "lion")
+            and all(key.endswith(".value") for key in states)
+            and tensor.weights != "stochastic"
+        )
 
     def state(self, index, key, tensor, value):
         """The DTensor whose shard of this process is `value`.
