@@ -1,8 +1,8 @@
 """Optimizer state in 4 bits (or 32), stepped by fused kernels.
 
-`lowbit.jax` has the optimizers for JAX; it is the only module that imports JAX. This one wraps the
-library itself: `Plan` says what states a list of tensors gets, and steps, saves and loads them as
-numpy arrays; `checkpoint` works on the files.
+`lowbit.jax` has the optimizers for JAX, `lowbit.torch` those for PyTorch; no other module imports
+those two. This one wraps the library itself: `Plan` says what states a list of tensors gets, and
+steps, saves and loads them as numpy arrays; `checkpoint` works on the files.
 
 The shared library is the file that the environment's `LOWBIT_LIBRARY` names, else the one in the
 package's folder.
@@ -10,11 +10,13 @@ package's folder.
 
 from . import checkpoint
 from ._library import Error, library_path, version
-from .core import BufferInfo, Plan, Spec, StageInfo, Tensor
+from .core import BufferInfo, Context, Place, Plan, Spec, StageInfo, Tensor
 
 __all__ = [
     "BufferInfo",
+    "Context",
     "Error",
+    "Place",
     "Plan",
     "Spec",
     "StageInfo",

@@ -103,6 +103,37 @@ class Spec:
         return f"Spec({self.json})"
 
 
+class Context:
+    """One backend instance, which plans may share.
+
+    threads: of the CPU, the caller's among them; 0: as many as the process may use.
+    variant: a key of VARIANTS.
+    cuda: the ordinal of a CUDA device, instead of the CPU.
+
+    Raises Error if it cannot be used, with the reason.
+    """
+
+    def __init__(self, *, threads=1, variant="auto", cuda=None):
+        if cuda is None:
+            info = _c_api.lowbit_cpu_info_t.init(threads=threads, variant=VARIANTS[variant])
+            name = "lowbit_context_create_cpu"
+        else:
+            info = _c_api.lowbit_cuda_info_t.init(device=cuda)
+            name = "lowbit_context_create_cuda"
+        self.handle = create(self, "context", name, ctypes.byref(info))
+
+
+class Place(NamedTuple):
+    """Where a shard lies in its global tensor.
+
+    global_shape: extents of the global tensor.
+    offset: index of the shard's first element along each axis.
+    """
+
+    global_shape: tuple
+    offset: tuple
+
+
 class Tensor(NamedTuple):
     """A tensor of a plan.
 
@@ -162,8 +193,9 @@ class Plan:
 
     spec: a Spec, or what makes one.
     tensors: a list of Tensor.
-    threads: of the CPU, the caller's among them; 0: as many as the process may use.
-    variant: a key of VARIANTS.
+    threads, variant: of a Context that is the plan's own.
+    context: a Context, instead of these.
+    places: for each tensor a Place, or None for a tensor that is whole; None: all are whole.
 
     buffers: a tuple of BufferInfo, tensor by tensor, state by state, part by part. Lists of state
         arrays are in this order. Zeros are the initial state.
@@ -175,26 +207,28 @@ class Plan:
     Raises Error naming tensor and field.
     """
 
-    def __init__(self, spec, tensors, *, threads=1, variant="auto"):
+    def __init__(self, spec, tensors, *, threads=1, variant="auto", context=None, places=None):
         self.spec = spec if isinstance(spec, Spec) else Spec(spec)
         self.tensors = tuple(tensors)
-        info = _c_api.lowbit_cpu_info_t.init(threads=threads, variant=VARIANTS[variant])
-        self._context = create(self, "context", "lowbit_context_create_cpu", ctypes.byref(info))
+        context = Context(threads=threads, variant=variant) if context is None else context
+        places = [None] * len(self.tensors) if places is None else places
         infos = [
             _c_api.lowbit_tensor_info_t.init(
                 name=tensor.name.encode(),
-                shape=(ctypes.c_int64 * len(tensor.shape))(*tensor.shape),
+                shape=_int64s(tensor.shape),
                 ndim=len(tensor.shape),
                 param_dtype=_DTYPES[tensor.param_dtype],
                 grad_dtype=_DTYPES[tensor.grad_dtype],
                 weights=WEIGHTS[tensor.weights],
                 group=tensor.group,
+                global_shape=None if place is None else _int64s(place.global_shape),
+                offset=None if place is None else _int64s(place.offset),
             )
-            for tensor in self.tensors
+            for tensor, place in zip(self.tensors, places, strict=True)
         ]
         array = (_c_api.lowbit_tensor_info_t * len(infos))(*infos)
         self.handle = create(
-            self, "plan", "lowbit_plan_create", self._context, self.spec.handle, array, len(array)
+            self, "plan", "lowbit_plan_create", context.handle, self.spec.handle, array, len(array)
         )
         sizes = _c_api.lowbit_plan_info_t.init()
         call("lowbit_plan_info", self.handle, ctypes.byref(sizes))
@@ -369,6 +403,10 @@ class Plan:
         source, path = os.fsencode(source), os.fsencode(path)
         with callback(progress) as report:
             call("lowbit_checkpoint_reshard", self.handle, source, path, report, None)
+
+
+def _int64s(numbers):
+    return (ctypes.c_int64 * len(numbers))(*numbers)
 
 
 def _buffers(arrays, written=False):
