@@ -16,7 +16,7 @@ use super::run::{Run, code_row, load_run, scale_row, store_run};
 use super::weights::{load_weights, store_weights};
 use super::{Unit, apply_unit, prefetch, skip};
 use crate::backend::cpu::call::TensorCall;
-use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, Vector, registers};
+use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, PACKED, Vector, registers};
 use crate::backend::cpu::reference::block_scale;
 use crate::dtype::Dtype;
 use crate::numerics::Scalars;
@@ -42,6 +42,9 @@ pub(super) unsafe fn in_registers<L: Lanes>(
     };
     let scalars = rule.plain()?;
     let scalars = scalars.scalars();
+    let info = &call.tensor.info;
+    let f32 = info.param_dtype == Dtype::F32 && info.grad_dtype == Dtype::F32;
+    let plain = f32 && call.weight.form == Weights::Plain && call.in_place();
     let [m, v] = call.tensor.states.as_slice() else {
         return None;
     };
@@ -50,15 +53,27 @@ pub(super) unsafe fn in_registers<L: Lanes>(
         match (&m.format, &v.format) {
             (Format::F32, Format::F32) => {
                 let (m, v) = (Plain::of(call, 0), Plain::of(call, 1));
-                Some(step::<L, _, _>(call, scalars, units, m, v, work))
+                Some(if plain {
+                    step::<L, _, _, true>(call, scalars, units, m, v, work)
+                } else {
+                    step::<L, _, _, false>(call, scalars, units, m, v, work)
+                })
             }
             (Format::Codes(m), Format::Codes(v)) => {
                 let m = Blocks::<L::Vector>::of(0, m)?;
                 if let Some(v) = Blocks::of(1, v) {
-                    return Some(step::<L, _, _>(call, scalars, units, m, v, work));
+                    return Some(if plain {
+                        step::<L, _, _, true>(call, scalars, units, m, v, work)
+                    } else {
+                        step::<L, _, _, false>(call, scalars, units, m, v, work)
+                    });
                 }
                 let v = RankOne::of(call, 1, v)?;
-                Some(step::<L, _, _>(call, scalars, units, m, v, work))
+                Some(if plain {
+                    step::<L, _, _, true>(call, scalars, units, m, v, work)
+                } else {
+                    step::<L, _, _, false>(call, scalars, units, m, v, work)
+                })
             }
             _ => None,
         }
@@ -66,7 +81,7 @@ pub(super) unsafe fn in_registers<L: Lanes>(
 }
 
 #[inline(always)]
-unsafe fn step<L: Lanes, M: Moment<L>, V: Moment<L>>(
+unsafe fn step<L: Lanes, M: Moment<L>, V: Moment<L>, const PLAIN: bool>(
     call: &TensorCall<'_>,
     scalars: &Scalars,
     units: Range<i64>,
@@ -88,15 +103,20 @@ unsafe fn step<L: Lanes, M: Moment<L>, V: Moment<L>>(
                     v.enter(call, run);
                     row = run.row;
                 }
-                chunk::<L, M, V>(call, scalars, run, &m, &v, &mut p, &mut g)
+                chunk::<L, M, V, PLAIN>(call, scalars, run, &m, &v, &mut p, &mut g)
             }
         };
     }
     skipped
 }
 
+/// What an update alone is taken from: -0 less a number is its negative, exactly.
+static NOTHING: Chunk = Chunk([-0.0; CHUNK]);
+
+/// Updates one chunk; returns 1 if it was skipped. `PLAIN` says that parameters and gradients are f32
+/// and updated where they are; others go by way of `p` and `g`.
 #[inline(always)]
-unsafe fn chunk<L: Lanes, M: Moment<L>, V: Moment<L>>(
+unsafe fn chunk<L: Lanes, M: Moment<L>, V: Moment<L>, const PLAIN: bool>(
     call: &TensorCall<'_>,
     scalars: &Scalars,
     run: Run,
@@ -106,77 +126,94 @@ unsafe fn chunk<L: Lanes, M: Moment<L>, V: Moment<L>>(
     g: &mut Chunk,
 ) -> i64 {
     let info = &call.tensor.info;
-    prefetch::<L>(call, run);
+    // So that the compiler knows it.
+    let run = Run { len: CHUNK, ..run };
     // SAFETY: the run is a chunk in the tensor.
     unsafe {
-        // f32 are read and written where they are, the rest by way of a chunk on the stack.
-        let plain = info.param_dtype == Dtype::F32 && call.weight.form == Weights::Plain;
-        let gradient = if info.grad_dtype == Dtype::F32 {
+        let gradient = if PLAIN {
+            prefetch::<L>(call.weight.data, size_of::<f32>(), run);
+            prefetch::<L>(call.grad, size_of::<f32>(), run);
             call.grad.cast::<f32>().add(run.first)
         } else {
+            prefetch::<L>(call.weight.data, info.param_dtype.size(), run);
+            prefetch::<L>(call.grad, info.grad_dtype.size(), run);
             load_run::<L>(call.grad, info.grad_dtype, run, g);
             g.as_ptr()
         };
-        let grad_scale = L::Vector::splat(call.grad_scale);
-        let gradient = |at: usize| L::Vector::load(gradient.add(at)).mul(grad_scale); // R1
-        if call.skip_blocks {
-            // Zero, or NaN if a square is not finite.
-            let zero = L::Vector::splat(0.0);
-            let mut sum = zero;
-            for j in 0..registers::<L::Vector>() {
-                let g = gradient(j * L::Vector::WIDTH);
-                sum = g.mul(g).mul_add(zero, sum);
-            }
-            if sum.any_nan() {
-                skip(call, run);
-                return 1;
-            }
-        }
-        let from = if plain {
-            call.weight.data.cast::<f32>().add(run.first).cast_const()
-        } else {
-            load_weights::<L>(call, run, p);
-            p.as_ptr()
-        };
-        let to = match (call.in_place(), plain) {
-            (true, true) => call.weight.data.cast::<f32>().add(run.first),
-            (false, true) => call.update.cast::<f32>().add(run.first),
-            (_, false) => p.as_mut_ptr(),
-        };
-
         let splat = |x| L::Vector::splat(x);
+        let (grad_scale, zero) = (splat(call.grad_scale), splat(0.0));
         let (beta1, one_minus_beta1) = (splat(scalars.beta1), splat(scalars.one_minus_beta1));
         let (beta2, one_minus_beta2) = (splat(scalars.beta2), splat(scalars.one_minus_beta2));
         let (inv_sqrt_bc2, eps) = (splat(scalars.inv_sqrt_bc2), splat(scalars.eps));
         let (lr_bc1, lr_wd) = (splat(scalars.lr_bc1), splat(scalars.lr_wd));
         let (old_m, old_v) = (m.open(run), v.open(run));
         let (mut new_m, mut new_v) = (L::Vector::ZEROS, L::Vector::ZEROS);
-        let (mut largest_m, mut largest_v) = (splat(0.0), splat(0.0));
+        let (mut largest_m, mut largest_v) = (zero, zero);
         for j in 0..registers::<L::Vector>() {
             let at = j * L::Vector::WIDTH;
-            let (p, g) = (L::Vector::load(from.add(at)), gradient(at));
+            let g = L::Vector::load(gradient.add(at)).mul(grad_scale); // R1
             let w = g.mul(g); // R2
             let m = beta1.mul_add(m.decode(old_m, run, at), one_minus_beta1.mul(g)); // R3
             let v = beta2.mul_add(v.decode(old_v, run, at), one_minus_beta2.mul(w)); // R4
-            let d = v.sqrt().mul_add(inv_sqrt_bc2, eps); // R5
-            let q = m.div(d); // R6
-            let u = lr_bc1.neg_mul_add(q, lr_wd.mul(p)); // R7
-            let result = if call.in_place() { p.add(u) } else { u }; // R8
-            result.canonical().store(to.add(at));
             new_m.as_mut()[j] = m;
             new_v.as_mut()[j] = v;
             largest_m = largest_m.largest(m);
-            largest_v = largest_v.largest(v);
+            largest_v = largest_v.highest(v);
         }
-        if !plain {
-            if call.in_place() {
-                store_weights::<L>(call, run, p);
-            } else {
-                store_run::<L>(call.update, info.param_dtype, run, p);
+        // What a finite square leaves of a v that was not negative is not negative either, and v is not
+        // finite where the square is not.
+        let usual = largest_v.all_usual();
+        if !usual {
+            if call.skip_blocks {
+                // Zero, or NaN if a square is not finite.
+                let mut sum = zero;
+                for j in 0..registers::<L::Vector>() {
+                    let g = L::Vector::load(gradient.add(j * L::Vector::WIDTH)).mul(grad_scale);
+                    sum = g.mul(g).mul_add(zero, sum);
+                }
+                if sum.any_nan() {
+                    skip(call, run);
+                    return 1;
+                }
+            }
+            largest_v = zero;
+            for v in new_v.as_ref() {
+                largest_v = largest_v.largest(*v);
             }
         }
-        m.close(call, run, &new_m, largest_m);
-        v.close(call, run, &new_v, largest_v);
+
+        let (p, base) = if PLAIN {
+            let p = call.weight.data.cast::<f32>().add(run.first);
+            (p, p.cast_const())
+        } else {
+            load_weights::<L>(call, run, p);
+            let p = p.as_mut_ptr();
+            let base = if call.in_place() {
+                p.cast_const()
+            } else {
+                NOTHING.as_ptr()
+            };
+            (p, base)
+        };
+        for j in 0..registers::<L::Vector>() {
+            let at = j * L::Vector::WIDTH;
+            let d = new_v.as_ref()[j].sqrt().mul_add(inv_sqrt_bc2, eps); // R5
+            let q = new_m.as_ref()[j].div(d); // R6
+            let decay = lr_wd.mul(L::Vector::load(p.add(at)));
+            let base = L::Vector::load(base.add(at));
+            let result = base.sub(lr_bc1.mul_add(q, decay)); // R7, R8
+            result.canonical().store(p.add(at));
+        }
+        if !PLAIN {
+            let chunk = &*p.cast::<Chunk>();
+            if call.in_place() {
+                store_weights::<L>(call, run, chunk);
+            } else {
+                store_run::<L>(call.update, info.param_dtype, run, chunk);
+            }
+        }
+        m.close(call, run, &new_m, largest_m, false);
+        v.close(call, run, &new_v, largest_v, usual);
     }
     0
 }
@@ -246,6 +283,16 @@ pub(super) unsafe fn maxima_in_registers<L: Lanes>(
     }
 }
 
+/// The codes of values x that are not negative under a linear table of 16 come from `y = 16 x / s`: the
+/// number of thresholds below x is within 1/2 of `y - 1`, but for a few last places, if it is neither 0
+/// nor 15. Taken times this instead of 16, the quotient is less than y, by 2^-5 at most even if it was
+/// taken with an estimate of `1 / s`. So its floor is one more than the code, or the code, and at most 15: the
+/// threshold between the two decides ([`Vector::decide`]). Thresholds under a subnormal s may coincide.
+const SHORT_OF_16: f32 = 16.0 - 1.0 / 64.0;
+
+/// 2^125.
+const HUGE: f32 = (1_u128 << 125) as f32;
+
 /// A state of the tensor as a kernel sees it.
 ///
 /// # Safety
@@ -259,13 +306,15 @@ trait Moment<L: Lanes> {
     unsafe fn open(&self, run: Run) -> Self::Open;
     /// The values of a register from element `at` of the run on.
     unsafe fn decode(&self, open: Self::Open, run: Run, at: usize) -> L::Vector;
-    /// Stores the new values, whose largest magnitudes are known.
+    /// Stores the new values, given the largest magnitude in each lane, and whether it is known that
+    /// none is negative, infinite or NaN.
     unsafe fn close(
         &self,
         call: &TensorCall<'_>,
         run: Run,
         values: &<L::Vector as Vector>::Registers,
         largest: L::Vector,
+        usual: bool,
     );
 }
 
@@ -300,6 +349,7 @@ impl<L: Lanes> Moment<L> for Plain {
         run: Run,
         values: &<L::Vector as Vector>::Registers,
         _: L::Vector,
+        _: bool,
     ) {
         for (j, value) in values.as_ref().iter().enumerate() {
             // SAFETY: as above.
@@ -317,6 +367,8 @@ struct Row<V: Vector> {
     codes: *mut u8,
     levels: V::Table,
     midpoints: V::Table,
+    /// The midpoint below each code, and one below everything.
+    below: V::Table,
 }
 
 impl<V: Vector> Row<V> {
@@ -333,13 +385,31 @@ impl<V: Vector> Row<V> {
         let (mut levels, mut midpoints) = ([0.0; 16], [f32::INFINITY; 16]);
         levels.copy_from_slice(&codes.table.by_code[..16]);
         midpoints[..codes.table.midpoints.len()].copy_from_slice(&codes.table.midpoints);
+        let mut below = [f32::NEG_INFINITY; 16];
+        below[1..].copy_from_slice(&midpoints[..15]);
         // SAFETY: the kernels are used on processors that have the instructions.
         unsafe {
             Some(Self {
                 codes: std::ptr::null_mut(),
                 levels: V::table(&levels),
                 midpoints: V::table(&midpoints),
+                below: V::table(&below),
             })
+        }
+    }
+
+    /// Stores the codes of a chunk that are the numbers of thresholds passed.
+    #[inline(always)]
+    unsafe fn search(&self, values: &V::Registers, thresholds: &V::Thresholds, run: Run) {
+        // SAFETY: the caller's run lies in the row.
+        unsafe {
+            for (i, values) in values.as_ref().chunks_exact(PACKED).enumerate() {
+                let mut packed = V::unpacked();
+                for x in values {
+                    packed = V::pack(packed, x.search(thresholds));
+                }
+                V::store_packed(packed, self.at(run, i * PACKED * V::WIDTH));
+            }
         }
     }
 
@@ -410,28 +480,30 @@ impl<L: Lanes> Moment<L> for Blocks<'_, L::Vector> {
         run: Run,
         values: &<L::Vector as Vector>::Registers,
         largest: L::Vector,
+        usual: bool,
     ) {
         // SAFETY: as above.
         unsafe {
             let scale = block_scale(largest.reduce_largest());
             *self.scales.add(run.col / CHUNK) = scale;
             let scale_all = L::Vector::splat(scale);
-            let factor = 16.0 / scale;
-            if self.codes.table.linear == Some(16.0) && factor.is_finite() {
-                // As `Lanes::count_linear`: a finite factor means a scale that is not subnormal.
-                let (factor, minus_one) = (L::Vector::splat(factor), L::Vector::splat(-1.0));
-                for (j, x) in values.as_ref().iter().enumerate() {
-                    let q = x.mul_add(factor, minus_one);
-                    let codes = x.decide(q, self.row.midpoints, scale_all);
-                    L::Vector::store_codes(codes, self.row.at(run, j * L::Vector::WIDTH));
+            let factor = SHORT_OF_16 / scale;
+            if usual && self.codes.table.linear == Some(16.0) && factor.is_finite() {
+                // As in `RankOne`; a finite factor means a scale that is not subnormal.
+                let factor = L::Vector::splat(factor);
+                let below = L::Vector::scale(self.row.below, scale_all);
+                for (i, values) in values.as_ref().chunks_exact(PACKED).enumerate() {
+                    let mut packed = L::Vector::unpacked();
+                    for x in values {
+                        packed = L::Vector::pack(packed, x.decide(*x, factor, below, None));
+                    }
+                    let to = self.row.at(run, i * PACKED * L::Vector::WIDTH);
+                    L::Vector::store_packed(packed, to);
                 }
             } else {
                 let scaled = L::Vector::scale(self.row.midpoints, scale_all);
                 let thresholds = L::Vector::thresholds(scaled);
-                for (j, x) in values.as_ref().iter().enumerate() {
-                    let codes = x.search(&thresholds);
-                    L::Vector::store_codes(codes, self.row.at(run, j * L::Vector::WIDTH));
-                }
+                self.row.search(values, &thresholds, run);
             }
         }
     }
@@ -551,23 +623,29 @@ impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
         run: Run,
         values: &<L::Vector as Vector>::Registers,
         _: L::Vector,
+        usual: bool,
     ) {
         // SAFETY: as above.
         unsafe {
-            let (levels, minus_one) = (L::Vector::splat(16.0), L::Vector::splat(-1.0));
             let rest = L::Vector::splat(self.rest[1]);
-            let mut subnormal = false;
-            for (j, x) in values.as_ref().iter().enumerate() {
-                let at = j * L::Vector::WIDTH;
-                let columns = L::Vector::load(self.columns[1].add(run.col + at));
-                let scale = rest.smallest(columns);
-                subnormal |= scale.any_subnormal();
-                // As `Lanes::count_linear`.
-                let q = x.div(scale).mul_add(levels, minus_one);
-                let codes = x.decide(q, self.row.midpoints, scale);
-                L::Vector::store_codes(codes, self.row.at(run, at));
+            let factor = L::Vector::splat(SHORT_OF_16);
+            // Beyond, reciprocals may be flushed to zero.
+            let mut usual = usual && self.rest[1] < HUGE;
+            for (i, values) in values.as_ref().chunks_exact(PACKED).enumerate() {
+                let mut packed = L::Vector::unpacked();
+                for (j, x) in values.iter().enumerate() {
+                    let at = (i * PACKED + j) * L::Vector::WIDTH;
+                    let columns = L::Vector::load(self.columns[1].add(run.col + at));
+                    let scale = rest.smallest(columns);
+                    usual &= !scale.any_subnormal();
+                    let q = x.mul(scale.reciprocal());
+                    let codes = x.decide(q, factor, self.row.below, Some(scale));
+                    packed = L::Vector::pack(packed, codes);
+                }
+                let to = self.row.at(run, i * PACKED * L::Vector::WIDTH);
+                L::Vector::store_packed(packed, to);
             }
-            if subnormal {
+            if !usual {
                 let mut chunk = Chunk::ZERO;
                 for (j, x) in values.as_ref().iter().enumerate() {
                     x.store(chunk.as_mut_ptr().add(j * L::Vector::WIDTH));
