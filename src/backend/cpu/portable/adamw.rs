@@ -42,9 +42,6 @@ pub(super) unsafe fn in_registers<L: Lanes>(
     };
     let scalars = rule.plain()?;
     let scalars = scalars.scalars();
-    let info = &call.tensor.info;
-    let f32 = info.param_dtype == Dtype::F32 && info.grad_dtype == Dtype::F32;
-    let plain = f32 && call.weight.form == Weights::Plain && call.in_place();
     let [m, v] = call.tensor.states.as_slice() else {
         return None;
     };
@@ -53,27 +50,15 @@ pub(super) unsafe fn in_registers<L: Lanes>(
         match (&m.format, &v.format) {
             (Format::F32, Format::F32) => {
                 let (m, v) = (Plain::of(call, 0), Plain::of(call, 1));
-                Some(if plain {
-                    step::<L, _, _, true>(call, scalars, units, m, v, work)
-                } else {
-                    step::<L, _, _, false>(call, scalars, units, m, v, work)
-                })
+                Some(step::<L, _, _>(call, scalars, units, m, v, work))
             }
             (Format::Codes(m), Format::Codes(v)) => {
                 let m = Blocks::<L::Vector>::of(0, m)?;
                 if let Some(v) = Blocks::of(1, v) {
-                    return Some(if plain {
-                        step::<L, _, _, true>(call, scalars, units, m, v, work)
-                    } else {
-                        step::<L, _, _, false>(call, scalars, units, m, v, work)
-                    });
+                    return Some(step::<L, _, _>(call, scalars, units, m, v, work));
                 }
                 let v = RankOne::of(call, 1, v)?;
-                Some(if plain {
-                    step::<L, _, _, true>(call, scalars, units, m, v, work)
-                } else {
-                    step::<L, _, _, false>(call, scalars, units, m, v, work)
-                })
+                Some(step::<L, _, _>(call, scalars, units, m, v, work))
             }
             _ => None,
         }
@@ -81,7 +66,29 @@ pub(super) unsafe fn in_registers<L: Lanes>(
 }
 
 #[inline(always)]
-unsafe fn step<L: Lanes, M: Moment<L>, V: Moment<L>, const PLAIN: bool>(
+unsafe fn step<L: Lanes, M: Moment<L>, V: Moment<L>>(
+    call: &TensorCall<'_>,
+    scalars: &Scalars,
+    units: Range<i64>,
+    m: M,
+    v: V,
+    work: &mut Unit<1>,
+) -> i64 {
+    let info = &call.tensor.info;
+    let f32 = info.param_dtype == Dtype::F32 && info.grad_dtype == Dtype::F32;
+    // SAFETY: the caller's promise.
+    unsafe {
+        if f32 && call.weight.form == Weights::Plain && call.in_place() {
+            chunks::<L, M, V, true>(call, scalars, units, m, v, work)
+        } else {
+            chunks::<L, M, V, false>(call, scalars, units, m, v, work)
+        }
+    }
+}
+
+/// See [`chunk`].
+#[inline(always)]
+unsafe fn chunks<L: Lanes, M: Moment<L>, V: Moment<L>, const F32_IN_PLACE: bool>(
     call: &TensorCall<'_>,
     scalars: &Scalars,
     units: Range<i64>,
@@ -103,7 +110,7 @@ unsafe fn step<L: Lanes, M: Moment<L>, V: Moment<L>, const PLAIN: bool>(
                     v.enter(call, run);
                     row = run.row;
                 }
-                chunk::<L, M, V, PLAIN>(call, scalars, run, &m, &v, &mut p, &mut g)
+                chunk::<L, M, V, F32_IN_PLACE>(call, scalars, run, &m, &v, &mut p, &mut g)
             }
         };
     }
@@ -113,10 +120,10 @@ unsafe fn step<L: Lanes, M: Moment<L>, V: Moment<L>, const PLAIN: bool>(
 /// What an update alone is taken from: -0 less a number is its negative, exactly.
 static NOTHING: Chunk = Chunk([-0.0; CHUNK]);
 
-/// Updates one chunk; returns 1 if it was skipped. `PLAIN` says that parameters and gradients are f32
+/// Updates one chunk; returns 1 if it was skipped. `F32_IN_PLACE` says that parameters and gradients are f32
 /// and updated where they are; others go by way of `p` and `g`.
 #[inline(always)]
-unsafe fn chunk<L: Lanes, M: Moment<L>, V: Moment<L>, const PLAIN: bool>(
+unsafe fn chunk<L: Lanes, M: Moment<L>, V: Moment<L>, const F32_IN_PLACE: bool>(
     call: &TensorCall<'_>,
     scalars: &Scalars,
     run: Run,
@@ -130,7 +137,7 @@ unsafe fn chunk<L: Lanes, M: Moment<L>, V: Moment<L>, const PLAIN: bool>(
     let run = Run { len: CHUNK, ..run };
     // SAFETY: the run is a chunk in the tensor.
     unsafe {
-        let gradient = if PLAIN {
+        let gradient = if F32_IN_PLACE {
             prefetch::<L>(call.weight.data, size_of::<f32>(), run);
             prefetch::<L>(call.grad, size_of::<f32>(), run);
             call.grad.cast::<f32>().add(run.first)
@@ -182,7 +189,7 @@ unsafe fn chunk<L: Lanes, M: Moment<L>, V: Moment<L>, const PLAIN: bool>(
             }
         }
 
-        let (p, base) = if PLAIN {
+        let (p, base) = if F32_IN_PLACE {
             let p = call.weight.data.cast::<f32>().add(run.first);
             (p, p.cast_const())
         } else {
@@ -204,7 +211,7 @@ unsafe fn chunk<L: Lanes, M: Moment<L>, V: Moment<L>, const PLAIN: bool>(
             let result = base.sub(lr_bc1.mul_add(q, decay)); // R7, R8
             result.canonical().store(p.add(at));
         }
-        if !PLAIN {
+        if !F32_IN_PLACE {
             let chunk = &*p.cast::<Chunk>();
             if call.in_place() {
                 store_weights::<L>(call, run, chunk);
@@ -241,53 +248,101 @@ pub(super) unsafe fn maxima_in_registers<L: Lanes>(
     let Format::Codes(codes) = &state.format else {
         return None;
     };
-    // SAFETY: the caller's promise; the runs are chunks in the tensor.
+    // SAFETY: the caller's promise; the rows are the part's.
     unsafe {
-        let mut v = RankOne::<L::Vector>::of(call, 1, codes)?;
-        let info = &call.tensor.info;
-        let splat = |x| L::Vector::splat(x);
-        let (beta2, one_minus_beta2) = (splat(scalars.beta2), splat(scalars.one_minus_beta2));
-        let (grad_scale, zero) = (splat(call.grad_scale), splat(0.0));
-        let mut finite = zero;
-        let mut copy = Chunk::ZERO;
+        let v = RankOne::of(call, 1, codes)?;
+        let mut finite = true;
+        let (mut rows, mut count) = ([Run::at(&call.tensor.grid, 0, 0, 0); ROWS], 0);
         for row in part.rows(call.tensor) {
-            Moment::<L>::enter(&mut v, call, row);
-            let mut largest = zero;
-            for run in row.parts(CHUNK) {
-                if run.len < CHUNK {
-                    break;
-                }
-                let gradient = if info.grad_dtype == Dtype::F32 {
-                    call.grad.cast::<f32>().add(run.first)
-                } else {
-                    load_run::<L>(call.grad, info.grad_dtype, run, &mut copy);
-                    copy.as_ptr()
-                };
-                let columns = &mut columns.first()[run.col - row.col..][..CHUNK];
-                let columns = columns.as_mut_ptr().cast::<f32>();
-                for j in 0..registers::<L::Vector>() {
-                    let at = j * L::Vector::WIDTH;
-                    let g = L::Vector::load(gradient.add(at)).mul(grad_scale); // R1
-                    let w = g.mul(g); // R2
-                    let old = Moment::<L>::decode(&v, (), run, at);
-                    let new = beta2.mul_add(old, one_minus_beta2.mul(w)); // R4
-                    finite = w.mul_add(zero, finite);
-                    largest = largest.largest(new);
-                    let column = columns.add(at);
-                    L::Vector::load(column).largest(new).store(column);
-                }
+            rows[count] = row;
+            count += 1;
+            if count == ROWS {
+                finite &= raise_rows::<L, ROWS>(call, scalars, v, rows, columns);
+                count = 0;
             }
-            v.raise(call, row, largest.reduce_largest());
         }
-        Some(!finite.any_nan())
+        for row in &rows[..count] {
+            finite &= raise_rows::<L, 1>(call, scalars, v, [*row], columns);
+        }
+        Some(finite)
     }
 }
 
-/// The codes of values x that are not negative under a linear table of 16 come from `y = 16 x / s`: the
-/// number of thresholds below x is within 1/2 of `y - 1`, but for a few last places, if it is neither 0
-/// nor 15. Taken times this instead of 16, the quotient is less than y, by 2^-5 at most even if it was
-/// taken with an estimate of `1 / s`. So its floor is one more than the code, or the code, and at most 15: the
-/// threshold between the two decides ([`Vector::decide`]). Thresholds under a subnormal s may coincide.
+/// Rows that are collected together: the maxima of their columns are loaded and stored once, and as
+/// many streams of memory are read.
+const ROWS: usize = 4;
+
+/// Raises the maxima by the whole chunks of rows; returns whether their gradients are finite.
+#[inline(always)]
+unsafe fn raise_rows<L: Lanes, const N: usize>(
+    call: &TensorCall<'_>,
+    scalars: &Scalars,
+    v: RankOne<'_, L::Vector>,
+    rows: [Run; N],
+    columns: &mut Columns,
+) -> bool {
+    let dtype = call.tensor.info.grad_dtype;
+    // SAFETY: the runs are chunks in the tensor.
+    unsafe {
+        let splat = |x| L::Vector::splat(x);
+        let (beta2, one_minus_beta2) = (splat(scalars.beta2), splat(scalars.one_minus_beta2));
+        let (grad_scale, zero) = (splat(call.grad_scale), splat(0.0));
+        let mut v = [v; N];
+        for (v, row) in v.iter_mut().zip(rows) {
+            Moment::<L>::enter(v, call, row);
+        }
+        let (mut largest, mut finite) = ([zero; N], zero);
+        let mut copies = [Chunk::ZERO; N];
+        for (i, columns) in columns.first()[..rows[0].len]
+            .chunks_exact_mut(CHUNK)
+            .enumerate()
+        {
+            let columns = columns.as_mut_ptr().cast::<f32>();
+            let mut runs = rows;
+            let mut gradients = [std::ptr::null(); N];
+            for r in 0..N {
+                let run = Run {
+                    len: CHUNK,
+                    ..rows[r].part(i * CHUNK, CHUNK)
+                };
+                runs[r] = run;
+                gradients[r] = if dtype == Dtype::F32 {
+                    prefetch::<L>(call.grad, size_of::<f32>(), run);
+                    call.grad.cast::<f32>().add(run.first)
+                } else {
+                    prefetch::<L>(call.grad, dtype.size(), run);
+                    load_run::<L>(call.grad, dtype, run, &mut copies[r]);
+                    copies[r].as_ptr()
+                };
+            }
+            for j in 0..registers::<L::Vector>() {
+                let at = j * L::Vector::WIDTH;
+                let mut column = L::Vector::load(columns.add(at));
+                for r in 0..N {
+                    let g = L::Vector::load(gradients[r].add(at)).mul(grad_scale); // R1
+                    let w = g.mul(g); // R2
+                    let old = Moment::<L>::decode(&v[r], (), runs[r], at);
+                    let new = beta2.mul_add(old, one_minus_beta2.mul(w)); // R4
+                    finite = w.mul_add(zero, finite);
+                    largest[r] = largest[r].largest(new);
+                    column = column.largest(new);
+                }
+                column.store(columns.add(at));
+            }
+        }
+        for r in 0..N {
+            v[r].raise(call, rows[r], largest[r].reduce_largest());
+        }
+        !finite.any_nan()
+    }
+}
+
+/// How codes under a linear table of 16 are computed, for values x from 0 to the scale s: the threshold
+/// between codes k - 1 and k lies where `y = 16 x / s` is k + 1/2, but for a few last places, so that the
+/// code is below y - 1/2 and at least y - 3/2, or 0 or 15 at the ends. This number times the quotient,
+/// even if that was taken with an estimate of `1 / s`, is less than y, and by 2^-5 at most. So its floor is
+/// the code or one more, and at most 15: the threshold between the two decides ([`Vector::decide`]).
+/// A subnormal s is not for this, as its products with neighbouring midpoints may be one number.
 const SHORT_OF_16: f32 = 16.0 - 1.0 / 64.0;
 
 /// 2^125.
@@ -487,7 +542,12 @@ impl<L: Lanes> Moment<L> for Blocks<'_, L::Vector> {
             let scale = block_scale(largest.reduce_largest());
             *self.scales.add(run.col / CHUNK) = scale;
             let scale_all = L::Vector::splat(scale);
-            let factor = SHORT_OF_16 / scale;
+            // Where all values are 0, so is their code.
+            let factor = if scale == 0.0 {
+                0.0
+            } else {
+                SHORT_OF_16 / scale
+            };
             if usual && self.codes.table.linear == Some(16.0) && factor.is_finite() {
                 // As in `RankOne`; a finite factor means a scale that is not subnormal.
                 let factor = L::Vector::splat(factor);
@@ -511,6 +571,7 @@ impl<L: Lanes> Moment<L> for Blocks<'_, L::Vector> {
 
 /// A state of four bits under a linear table and the maxima of the slices along every axis, where
 /// rows of the grid are rows of the last axis.
+#[derive(Clone, Copy)]
 struct RankOne<'a, V: Vector> {
     codes: &'a Codes,
     maxima: &'a [Maxima],
