@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 use half::f16;
 
 use super::{Chunk, Lanes, Vector};
-use crate::numerics::NAN_BITS;
+use crate::numerics::{INF_BITS, NAN_BITS};
 
 /// For processors with AVX2, FMA and F16C.
 pub(in crate::backend::cpu) struct Avx2;
@@ -331,6 +331,7 @@ impl Vector for __m256 {
     type Table = Halves;
     type Thresholds = Levels;
     type Codes = __m256i;
+    type Packed = __m256i;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
@@ -348,8 +349,8 @@ impl Vector for __m256 {
     }
 
     #[inline(always)]
-    unsafe fn add(self, other: Self) -> Self {
-        _mm256_add_ps(self, other)
+    unsafe fn sub(self, other: Self) -> Self {
+        _mm256_sub_ps(self, other)
     }
 
     #[inline(always)]
@@ -368,14 +369,13 @@ impl Vector for __m256 {
     }
 
     #[inline(always)]
-    unsafe fn mul_add(self, a: Self, b: Self) -> Self {
-        _mm256_fmadd_ps(self, a, b)
+    unsafe fn reciprocal(self) -> Self {
+        _mm256_rcp_ps(self)
     }
 
     #[inline(always)]
-    unsafe fn neg_mul_add(self, a: Self, b: Self) -> Self {
-        // Not by fnmsub: where the sum is +0, so is that.
-        _mm256_xor_ps(_mm256_fmadd_ps(self, a, b), _mm256_set1_ps(-0.0))
+    unsafe fn mul_add(self, a: Self, b: Self) -> Self {
+        _mm256_fmadd_ps(self, a, b)
     }
 
     #[inline(always)]
@@ -391,6 +391,20 @@ impl Vector for __m256 {
         let magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(i32::MAX));
         let larger = _mm256_max_epi32(_mm256_castps_si256(self), magnitude);
         _mm256_castsi256_ps(larger)
+    }
+
+    #[inline(always)]
+    unsafe fn highest(self, other: Self) -> Self {
+        let (a, b) = (_mm256_castps_si256(self), _mm256_castps_si256(other));
+        _mm256_castsi256_ps(_mm256_max_epu32(a, b))
+    }
+
+    #[inline(always)]
+    unsafe fn all_usual(self) -> bool {
+        let bits = _mm256_castps_si256(self);
+        let least = _mm256_set1_epi32(INF_BITS.cast_signed());
+        let unusual = _mm256_cmpeq_epi32(_mm256_max_epu32(bits, least), bits);
+        _mm256_testz_si256(unusual, unusual) != 0
     }
 
     #[inline(always)]
@@ -451,28 +465,51 @@ impl Vector for __m256 {
     }
 
     #[inline(always)]
-    unsafe fn decide(self, q: Self, midpoints: Halves, scale: Self) -> __m256i {
-        let most = _mm256_set1_ps(15.0);
+    unsafe fn decide(self, q: Self, factor: Self, below: Halves, scale: Option<Self>) -> __m256i {
         // The second operand is taken where q is NaN.
-        let q = _mm256_min_ps(_mm256_max_ps(q, _mm256_setzero_ps()), most);
+        let q = _mm256_max_ps(_mm256_mul_ps(q, factor), _mm256_setzero_ps());
         let floor = _mm256_cvttps_epi32(q);
-        let threshold = _mm256_mul_ps(midpoints.at(floor), scale);
-        let above = _mm256_cmp_ps::<_CMP_GT_OQ>(self, threshold);
+        let mut threshold = below.at(floor);
+        if let Some(scale) = scale {
+            threshold = _mm256_mul_ps(threshold, scale);
+        }
+        let not_above = _mm256_cmp_ps::<_CMP_LE_OQ>(self, threshold);
         // The comparison is 0 or -1.
-        _mm256_sub_epi32(floor, _mm256_castps_si256(above))
+        _mm256_add_epi32(floor, _mm256_castps_si256(not_above))
     }
 
     #[inline(always)]
-    unsafe fn store_codes(codes: __m256i, to: *mut u8) {
-        // In each 64 bits, the odd code comes above the even one.
-        let pairs = _mm256_or_si256(codes, _mm256_srli_epi64::<28>(codes));
-        let first = _mm256_setr_epi8(
-            0, 8, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, //
-            -1, -1, 0, 8, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
+    unsafe fn unpacked() -> __m256i {
+        _mm256_setzero_si256()
+    }
+
+    #[inline(always)]
+    unsafe fn pack(packed: __m256i, codes: __m256i) -> __m256i {
+        _mm256_or_si256(_mm256_slli_epi32::<4>(packed), codes)
+    }
+
+    #[inline(always)]
+    unsafe fn store_packed(packed: __m256i, to: *mut u8) {
+        // Each 64 bits have the even codes of eight registers, the last one's lowest, and above them
+        // the odd ones: they become the pairs of registers 7, 5, 3, 1 and then of 6, 4, 2, 0.
+        let nibbles = _mm256_set1_epi64x(0xf0f0_f0f0_0f0f_0f0f_u64.cast_signed());
+        let swapped = _mm256_shuffle_epi32::<0b10_11_00_01>(packed);
+        let up = _mm256_sllv_epi32(swapped, _mm256_setr_epi32(4, 32, 4, 32, 4, 32, 4, 32));
+        let down = _mm256_srlv_epi32(swapped, _mm256_setr_epi32(32, 4, 32, 4, 32, 4, 32, 4));
+        let kept = _mm256_and_si256(packed, nibbles);
+        let moved = _mm256_andnot_si256(nibbles, _mm256_or_si256(up, down));
+        let pairs = _mm256_or_si256(kept, moved);
+        // Register by register, two bytes of each half.
+        let order = _mm256_setr_epi8(
+            7, 15, 3, 11, 6, 14, 2, 10, 5, 13, 1, 9, 4, 12, 0, 8, //
+            7, 15, 3, 11, 6, 14, 2, 10, 5, 13, 1, 9, 4, 12, 0, 8,
         );
-        let bytes = _mm256_shuffle_epi8(pairs, first);
-        let upper = _mm256_extracti128_si256::<1>(bytes);
-        let bytes = _mm_or_si128(_mm256_castsi256_si128(bytes), upper);
-        to.cast::<i32>().write_unaligned(_mm_cvtsi128_si32(bytes));
+        let pairs = _mm256_shuffle_epi8(pairs, order);
+        let (low, high) = (
+            _mm256_castsi256_si128(pairs),
+            _mm256_extracti128_si256::<1>(pairs),
+        );
+        _mm_storeu_si128(to.cast(), _mm_unpacklo_epi16(low, high));
+        _mm_storeu_si128(to.add(16).cast(), _mm_unpackhi_epi16(low, high));
     }
 }

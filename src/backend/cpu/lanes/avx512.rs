@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 use half::f16;
 
 use super::{Avx2, Chunk, Lanes, Portable, Vector};
-use crate::numerics::NAN_BITS;
+use crate::numerics::{INF_BITS, NAN_BITS};
 
 /// For processors with AVX-512 F, BW, VL and DQ.
 pub(in crate::backend::cpu) struct Avx512;
@@ -118,22 +118,53 @@ fn store_bytes(codes: __m512i, out: &mut [u8; 16]) {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
 fn lookup(codes: &[u8], values: &[f32; 16], out: &mut [f32]) {
-    let table = load(values);
+    let table = Table::new(values);
     let groups = codes.as_chunks::<8>().0;
     for (bytes, out) in groups.iter().zip(out.as_chunks_mut::<16>().0) {
-        store(decode(table, i64::from_le_bytes(*bytes)), out);
+        store(table.decode(bytes), out);
     }
 }
 
-/// The values of 16 codes.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
-fn decode(table: __m512, codes: i64) -> __m512 {
-    let shifts = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
-    // Each lane shifts its own code down, and a permutation looks at the lowest four bits.
-    let low = _mm512_set1_epi32(codes as i32);
-    let words = _mm512_mask_set1_epi32(low, 0xff00, (codes >> 32) as i32);
-    _mm512_permutexvar_ps(_mm512_srlv_epi32(words, shifts), table)
+/// A constant that the compiler does not see: of operations under a mask it would make several
+/// instructions, and of one permutation of words eight, where it knows their operands.
+#[inline(always)]
+fn hidden<T: Copy>(constant: &T) -> T {
+    // SAFETY: a reference.
+    unsafe { std::ptr::from_ref(constant).read_volatile() }
+}
+
+/// A table of 16, and what looking it up needs.
+#[derive(Clone, Copy)]
+pub(in crate::backend::cpu) struct Table {
+    values: __m512,
+    /// The second eight lanes.
+    upper: __mmask16,
+    one: __m512i,
+}
+
+impl Table {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+    fn new(values: &[f32; 16]) -> Self {
+        Self {
+            values: load(values),
+            upper: hidden(&0xff00),
+            one: _mm512_set1_epi32(hidden(&1)),
+        }
+    }
+
+    /// The values of 16 codes.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+    fn decode(&self, codes: &[u8; 8]) -> __m512 {
+        let shifts = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
+        // Each lane shifts its own code down, and a permutation looks at the lowest four bits.
+        let halves = codes.as_chunks::<4>().0;
+        let low = i32::from_le_bytes(halves[0]);
+        let high = i32::from_le_bytes(halves[1]);
+        let words = _mm512_mask_set1_epi32(_mm512_set1_epi32(low), self.upper, high);
+        _mm512_permutexvar_ps(_mm512_srlv_epi32(words, shifts), self.values)
+    }
 }
 
 /// 16 bytes as integers.
@@ -175,12 +206,14 @@ pub(in crate::backend::cpu) struct Levels {
     quarters: [__m512; 2],
     eighths: __m512,
     sixteenths: __m512,
+    one: __m512i,
 }
 
 impl Levels {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
-    fn new(sixteenths: __m512) -> Self {
+    fn new(table: Table) -> Self {
+        let sixteenths = table.values;
         let ahead = _mm512_setr_epi32(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 15);
         Self {
             middle: _mm512_permutexvar_ps(_mm512_set1_epi32(7), sixteenths),
@@ -190,6 +223,7 @@ impl Levels {
             ],
             eighths: _mm512_permutexvar_ps(ahead, sixteenths),
             sixteenths,
+            one: table.one,
         }
     }
 
@@ -207,7 +241,7 @@ impl Levels {
         let code = _mm512_mask_or_epi32(code, bit, code, _mm512_set1_epi32(2));
         let sixteenth = _mm512_permutexvar_ps(code, self.sixteenths);
         let bit = above::<OR_EQUAL>(x, sixteenth, scale);
-        _mm512_mask_or_epi32(code, bit, code, _mm512_set1_epi32(1))
+        _mm512_mask_or_epi32(code, bit, code, self.one)
     }
 }
 
@@ -229,7 +263,7 @@ fn above<const OR_EQUAL: bool>(x: __m512, threshold: __m512, scale: Option<__m51
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
 fn count(values: &[f32], thresholds: &[f32; 16], out: &mut [u8]) {
-    let levels = Levels::new(load(thresholds));
+    let levels = Levels::new(Table::new(thresholds));
     let groups = values.as_chunks::<16>().0;
     for (values, out) in groups.iter().zip(out.as_chunks_mut::<16>().0) {
         store_bytes(levels.search::<false>(load(values), None), out);
@@ -244,7 +278,7 @@ fn count_scaled<const OR_EQUAL: bool>(
     thresholds: &[f32; 16],
     out: &mut [u8],
 ) {
-    let levels = Levels::new(load(thresholds));
+    let levels = Levels::new(Table::new(thresholds));
     let groups = values.as_chunks::<16>().0.iter();
     let groups = groups.zip(scales.as_chunks::<16>().0);
     for ((values, scales), out) in groups.zip(out.as_chunks_mut::<16>().0) {
@@ -261,7 +295,7 @@ fn count_of_256(values: &[f32], thresholds: &[f32; 256], out: &mut [u8]) {
     for (coarse, group) in coarse.iter_mut().zip(thresholds.as_chunks::<16>().0) {
         *coarse = group[15];
     }
-    let levels = Levels::new(load(&coarse));
+    let levels = Levels::new(Table::new(&coarse));
     let groups = values.as_chunks::<16>().0;
     for (values, out) in groups.iter().zip(out.as_chunks_mut::<16>().0) {
         let x = load(values);
@@ -331,9 +365,10 @@ impl Vector for __m512 {
     type Registers = [Self; 8];
     // SAFETY: zero bits are zeros.
     const ZEROS: [Self; 8] = [unsafe { std::mem::zeroed() }; 8];
-    type Table = Self;
+    type Table = Table;
     type Thresholds = Levels;
     type Codes = __m512i;
+    type Packed = __m512i;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
@@ -351,8 +386,8 @@ impl Vector for __m512 {
     }
 
     #[inline(always)]
-    unsafe fn add(self, other: Self) -> Self {
-        _mm512_add_ps(self, other)
+    unsafe fn sub(self, other: Self) -> Self {
+        _mm512_sub_ps(self, other)
     }
 
     #[inline(always)]
@@ -371,22 +406,22 @@ impl Vector for __m512 {
     }
 
     #[inline(always)]
+    unsafe fn reciprocal(self) -> Self {
+        _mm512_rcp14_ps(self)
+    }
+
+    #[inline(always)]
     unsafe fn mul_add(self, a: Self, b: Self) -> Self {
         _mm512_fmadd_ps(self, a, b)
     }
 
     #[inline(always)]
-    unsafe fn neg_mul_add(self, a: Self, b: Self) -> Self {
-        // Not by fnmsub: where the sum is +0, so is that.
-        _mm512_xor_ps(_mm512_fmadd_ps(self, a, b), _mm512_set1_ps(-0.0))
-    }
-
-    #[inline(always)]
     unsafe fn canonical(self) -> Self {
-        let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(self, self);
-        let bits = _mm512_castps_si512(self);
-        let bits = _mm512_mask_set1_epi32(bits, nan, NAN_BITS.cast_signed());
-        _mm512_castsi512_ps(bits)
+        /// For each class of numbers, what is taken: the first operand for quiet and signaling NaN,
+        /// the second for the rest.
+        const RESPONSES: i32 = 0x1111_1100;
+        let nan = _mm512_castsi512_ps(_mm512_set1_epi32(NAN_BITS.cast_signed()));
+        _mm512_fixupimm_ps::<0>(nan, self, _mm512_set1_epi32(RESPONSES))
     }
 
     #[inline(always)]
@@ -394,6 +429,18 @@ impl Vector for __m512 {
         let magnitude = _mm512_castps_si512(_mm512_abs_ps(other));
         let larger = _mm512_max_epi32(_mm512_castps_si512(self), magnitude);
         _mm512_castsi512_ps(larger)
+    }
+
+    #[inline(always)]
+    unsafe fn highest(self, other: Self) -> Self {
+        let (a, b) = (_mm512_castps_si512(self), _mm512_castps_si512(other));
+        _mm512_castsi512_ps(_mm512_max_epu32(a, b))
+    }
+
+    #[inline(always)]
+    unsafe fn all_usual(self) -> bool {
+        let infinity = _mm512_set1_epi32(INF_BITS.cast_signed());
+        _mm512_cmpge_epu32_mask(_mm512_castps_si512(self), infinity) == 0
     }
 
     #[inline(always)]
@@ -418,22 +465,25 @@ impl Vector for __m512 {
     }
 
     #[inline(always)]
-    unsafe fn table(values: &[f32; 16]) -> Self {
-        load(values)
+    unsafe fn table(values: &[f32; 16]) -> Table {
+        Table::new(values)
     }
 
     #[inline(always)]
-    unsafe fn scale(table: Self, scale: Self) -> Self {
-        _mm512_mul_ps(table, scale)
+    unsafe fn scale(table: Table, scale: Self) -> Table {
+        Table {
+            values: _mm512_mul_ps(table.values, scale),
+            ..table
+        }
     }
 
     #[inline(always)]
-    unsafe fn decode(table: Self, codes: *const u8) -> Self {
-        decode(table, codes.cast::<i64>().read_unaligned())
+    unsafe fn decode(table: Table, codes: *const u8) -> Self {
+        table.decode(&*codes.cast())
     }
 
     #[inline(always)]
-    unsafe fn thresholds(table: Self) -> Levels {
+    unsafe fn thresholds(table: Table) -> Levels {
         Levels::new(table)
     }
 
@@ -443,20 +493,60 @@ impl Vector for __m512 {
     }
 
     #[inline(always)]
-    unsafe fn decide(self, q: Self, midpoints: Self, scale: Self) -> __m512i {
-        let most = _mm512_set1_ps(15.0);
-        // The second operand is taken where q is NaN.
-        let q = _mm512_min_ps(_mm512_max_ps(q, _mm512_setzero_ps()), most);
-        let floor = _mm512_cvttps_epi32(q);
-        let threshold = _mm512_mul_ps(_mm512_permutexvar_ps(floor, midpoints), scale);
-        let above = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(self, threshold);
-        _mm512_mask_add_epi32(floor, above, floor, _mm512_set1_epi32(1))
+    unsafe fn decide(self, q: Self, factor: Self, below: Table, scale: Option<Self>) -> __m512i {
+        // Added to 2^23 and rounded down, a number leaves its integer in the lowest bits; NaN has
+        // zeros there if it comes of 0 times infinity.
+        let whole = _mm512_set1_ps((1_u32 << 23) as f32);
+        let floor = _mm512_fmadd_round_ps::<{ _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC }>(
+            q, factor, whole,
+        );
+        let floor = _mm512_castps_si512(floor);
+        let mut threshold = _mm512_permutexvar_ps(floor, below.values);
+        if let Some(scale) = scale {
+            threshold = _mm512_mul_ps(threshold, scale);
+        }
+        let not_above = _mm512_cmp_ps_mask::<_CMP_LE_OQ>(self, threshold);
+        _mm512_mask_sub_epi32(floor, not_above, floor, below.one)
     }
 
     #[inline(always)]
-    unsafe fn store_codes(codes: __m512i, to: *mut u8) {
-        // In each 64 bits, the odd code comes above the even one.
-        let pairs = _mm512_or_si512(codes, _mm512_srli_epi64::<28>(codes));
-        _mm_storel_epi64(to.cast(), _mm512_cvtepi64_epi8(pairs));
+    unsafe fn unpacked() -> __m512i {
+        _mm512_setzero_si512()
+    }
+
+    #[inline(always)]
+    unsafe fn pack(packed: __m512i, codes: __m512i) -> __m512i {
+        /// The second operand's bits where the third has ones, the first's elsewhere.
+        const SELECT: i32 = 0b1101_1000;
+        let packed = _mm512_slli_epi32::<4>(packed);
+        _mm512_ternarylogic_epi32::<SELECT>(packed, codes, _mm512_set1_epi32(15))
+    }
+
+    #[inline(always)]
+    unsafe fn store_packed(packed: __m512i, to: *mut u8) {
+        const SELECT: i32 = 0b1101_1000;
+        /// Word by word of the result, where it is: a register's two bytes of each 128 bits.
+        #[repr(align(64))]
+        struct Order([u16; 32]);
+        static ORDER: Order = {
+            let mut order = [0; 32];
+            let mut i = 0;
+            while i < 32 {
+                order[i] = (i % 4 * 8 + i / 4) as u16;
+                i += 1;
+            }
+            Order(order)
+        };
+        // Each 64 bits have the even codes of eight registers, the last one's lowest, and above them
+        // the odd ones: they become the pairs of registers 7, 5, 3, 1 and then of 6, 4, 2, 0.
+        let nibbles = _mm512_set1_epi64(0xf0f0_f0f0_0f0f_0f0f_u64.cast_signed());
+        let swapped = _mm512_shuffle_epi32::<0b10_11_00_01>(packed);
+        let moved = _mm512_rolv_epi32(swapped, _mm512_set1_epi64(28 << 32 | 4));
+        let pairs = _mm512_ternarylogic_epi32::<SELECT>(moved, packed, nibbles);
+        // Register by register, two bytes.
+        let order = _mm_setr_epi8(7, 15, 3, 11, 6, 14, 2, 10, 5, 13, 1, 9, 4, 12, 0, 8);
+        let pairs = _mm512_shuffle_epi8(pairs, _mm512_broadcast_i32x4(order));
+        let order = hidden(&*(&raw const ORDER.0).cast::<__m512i>());
+        _mm512_storeu_si512(to.cast(), _mm512_permutexvar_epi16(order, pairs));
     }
 }

@@ -18,7 +18,7 @@ pub(super) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(super) use avx512::Avx512;
 pub(super) use portable::Portable;
-pub(super) use vector::{Vector, registers};
+pub(super) use vector::{PACKED, Vector, registers};
 
 use std::ops::{Deref, DerefMut};
 

@@ -2,8 +2,8 @@
 
 #![expect(unsafe_code, reason = "the trait's functions are unsafe")]
 
-use super::{CHUNK, Lanes, Vector};
-use crate::numerics::{canonical, magnitude};
+use super::{CHUNK, Lanes, PACKED, Vector};
+use crate::numerics::{INF_BITS, canonical, magnitude};
 
 /// See the module's page.
 pub(in crate::backend::cpu) struct Portable;
@@ -93,6 +93,7 @@ impl Vector for [f32; 8] {
     type Table = [f32; 16];
     type Thresholds = [f32; 16];
     type Codes = [u8; 8];
+    type Packed = [u32; 8];
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
@@ -112,8 +113,8 @@ impl Vector for [f32; 8] {
     }
 
     #[inline(always)]
-    unsafe fn add(self, other: Self) -> Self {
-        zip(self, other, |a, b| a + b)
+    unsafe fn sub(self, other: Self) -> Self {
+        zip(self, other, |a, b| a - b)
     }
 
     #[inline(always)]
@@ -132,19 +133,15 @@ impl Vector for [f32; 8] {
     }
 
     #[inline(always)]
+    unsafe fn reciprocal(self) -> Self {
+        zip(self, self, |a, _| 1.0 / a)
+    }
+
+    #[inline(always)]
     unsafe fn mul_add(self, a: Self, b: Self) -> Self {
         let mut out = b;
         for i in 0..8 {
             out[i] = self[i].mul_add(a[i], b[i]);
-        }
-        out
-    }
-
-    #[inline(always)]
-    unsafe fn neg_mul_add(self, a: Self, b: Self) -> Self {
-        let mut out = b;
-        for i in 0..8 {
-            out[i] = -self[i].mul_add(a[i], b[i]);
         }
         out
     }
@@ -159,6 +156,19 @@ impl Vector for [f32; 8] {
         zip(self, other, |a, b| {
             f32::from_bits(magnitude(b).max(a.to_bits().cast_signed()).cast_unsigned())
         })
+    }
+
+    #[inline(always)]
+    unsafe fn highest(self, other: Self) -> Self {
+        zip(self, other, |a, b| {
+            f32::from_bits(a.to_bits().max(b.to_bits()))
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn all_usual(self) -> bool {
+        let inf = INF_BITS;
+        self.iter().fold(true, |all, x| all & (x.to_bits() < inf))
     }
 
     #[inline(always)]
@@ -223,22 +233,46 @@ impl Vector for [f32; 8] {
     }
 
     #[inline(always)]
-    unsafe fn decide(self, q: Self, midpoints: [f32; 16], scale: Self) -> [u8; 8] {
+    unsafe fn decide(
+        self,
+        q: Self,
+        factor: Self,
+        below: [f32; 16],
+        scale: Option<Self>,
+    ) -> [u8; 8] {
         let mut codes = [0; 8];
         for (i, code) in codes.iter_mut().enumerate() {
             // NaN becomes 0.
-            let floor = (q[i] as u8).min(15);
-            let threshold = midpoints[usize::from(floor)] * scale[i];
-            *code = floor + u8::from(self[i] > threshold);
+            let floor = (q[i] * factor[i]) as u8 & 15;
+            let mut threshold = below[usize::from(floor)];
+            if let Some(scale) = scale {
+                threshold *= scale[i];
+            }
+            *code = floor - u8::from(self[i] <= threshold);
         }
         codes
     }
 
     #[inline(always)]
-    unsafe fn store_codes(codes: [u8; 8], to: *mut u8) {
-        let mut bytes = [0; 4];
-        for (byte, pair) in bytes.iter_mut().zip(codes.as_chunks::<2>().0) {
-            *byte = pair[0] | pair[1] << 4;
+    unsafe fn unpacked() -> [u32; 8] {
+        [0; 8]
+    }
+
+    #[inline(always)]
+    unsafe fn pack(mut packed: [u32; 8], codes: [u8; 8]) -> [u32; 8] {
+        for (packed, code) in packed.iter_mut().zip(codes) {
+            *packed = *packed << 4 | u32::from(code);
+        }
+        packed
+    }
+
+    #[inline(always)]
+    unsafe fn store_packed(packed: [u32; 8], to: *mut u8) {
+        let mut bytes = [[0; 4]; PACKED];
+        for (j, bytes) in bytes.iter_mut().rev().enumerate() {
+            for (byte, [even, odd]) in bytes.iter_mut().zip(packed.as_chunks().0) {
+                *byte = (even >> (4 * j) & 15 | (odd >> (4 * j) & 15) << 4) as u8;
+            }
         }
         // SAFETY: the caller's promise.
         unsafe { *to.cast() = bytes };

@@ -194,11 +194,158 @@ fn check_f16<L: Lanes>(name: &str) {
     }
 }
 
+/// The codes that registers make of values, unpacked.
+///
+/// # Safety
+/// The processor has the instructions.
+unsafe fn packed_codes<V: Vector>(values: &[f32], code: impl Fn(V) -> V::Codes) -> Vec<u8> {
+    let group = PACKED * V::WIDTH;
+    let mut padded = values.to_vec();
+    padded.resize(values.len().next_multiple_of(group), 0.0);
+    let mut bytes = vec![0xaa; padded.len() / 2];
+    for (values, bytes) in padded.chunks(group).zip(bytes.chunks_mut(group / 2)) {
+        // SAFETY: as many values and codes as in the registers.
+        unsafe {
+            let mut packed = V::unpacked();
+            for values in values.chunks(V::WIDTH) {
+                packed = V::pack(packed, code(V::load(values.as_ptr())));
+            }
+            V::store_packed(packed, bytes.as_mut_ptr());
+        }
+    }
+    let pairs = bytes.iter().flat_map(|byte| [byte & 15, byte >> 4]);
+    pairs.take(values.len()).collect()
+}
+
+fn check_search<V: Vector>(name: &str) {
+    for (mapping, signed) in [
+        (Mapping::De, true),
+        (Mapping::Linear, false),
+        (Mapping::Nf4, true),
+    ] {
+        let table = Table::of(mapping, 4, signed, &[]).unwrap();
+        let mut midpoints = [f32::INFINITY; 16];
+        midpoints[..table.midpoints.len()].copy_from_slice(&table.midpoints);
+        for scale in SCALES {
+            let passed: Vec<f32> = table.midpoints.iter().map(|mid| mid * scale).collect();
+            let values = values(&passed);
+            let want = counts(&values, |x| passed.iter().filter(|t| x > **t).count());
+            // SAFETY: the caller's processor has the instructions.
+            let got = unsafe {
+                let scaled = V::scale(V::table(&midpoints), V::splat(scale));
+                let thresholds = V::thresholds(scaled);
+                packed_codes::<V>(&values, |x| x.search(&thresholds))
+            };
+            assert_eq!(got, want, "{name} {mapping:?} {scale:e}");
+        }
+    }
+}
+
+/// Codes of the linear table up to its scale, by the exact quotient and by the estimated one.
+fn check_decide<V: Vector>(name: &str) {
+    const FACTOR: f32 = 16.0 - 1.0 / 64.0;
+    let mut below = [f32::NEG_INFINITY; 16];
+    for (k, below) in below[1..].iter_mut().enumerate() {
+        *below = (k as f32 + 1.5) / 16.0;
+    }
+    for scale in [
+        1.0_f32,
+        0.3,
+        1.999_999_9,
+        7.7e-12,
+        4e37,
+        3e38,
+        2e-37,
+        f32::MIN_POSITIVE,
+        0.0,
+    ] {
+        let thresholds = below[1..].iter().map(|mid| mid * scale).collect::<Vec<_>>();
+        let steps = (0..4096).map(|i| scale * (i as f32 / 4095.0));
+        let values: Vec<f32> = values(&thresholds)
+            .into_iter()
+            .chain(steps)
+            .filter(|x| x.to_bits() <= scale.to_bits())
+            .collect();
+        let want = counts(&values, |x| thresholds.iter().filter(|t| x > **t).count());
+        // SAFETY: the caller's processor has the instructions.
+        unsafe {
+            let (table, all) = (V::table(&below), V::splat(scale));
+            let factor = FACTOR / scale;
+            if factor.is_finite() {
+                let (scaled, factor) = (V::scale(table, all), V::splat(factor));
+                let got = packed_codes::<V>(&values, |x| x.decide(x, factor, scaled, None));
+                assert_eq!(got, want, "{name} {scale:e}");
+            }
+            if scale < 2_f32.powi(125) {
+                let got = packed_codes::<V>(&values, |x| {
+                    let q = x.mul(all.reciprocal());
+                    x.decide(q, V::splat(FACTOR), table, Some(all))
+                });
+                assert_eq!(got, want, "{name} {scale:e}, estimated");
+            }
+        }
+    }
+}
+
+/// Single operations: on every pair of notable numbers, and estimates over two octaves and at the ends.
+fn check_operations<V: Vector>(name: &str) {
+    let lane = |x: V| {
+        let mut out = [0.0; 16];
+        // SAFETY: no register is wider.
+        unsafe { x.store(out.as_mut_ptr()) };
+        out[0]
+    };
+    let (tiny, least) = (f32::MIN_POSITIVE, f32::from_bits(1));
+    let notable = [0.0, least, tiny, 1.5, f32::MAX, f32::INFINITY, f32::NAN];
+    for a in notable.into_iter().flat_map(|a| [a, -a]) {
+        // SAFETY: the caller's processor has the instructions.
+        unsafe {
+            let x = V::splat(a);
+            let canonical = crate::numerics::canonical(a);
+            assert_eq!(
+                lane(x.canonical()).to_bits(),
+                canonical.to_bits(),
+                "{name} {a}"
+            );
+            let usual = a.is_sign_positive() && a.is_finite();
+            assert_eq!(x.all_usual(), usual, "{name} {a}");
+            for b in notable.into_iter().flat_map(|b| [b, -b]) {
+                let highest = lane(x.highest(V::splat(b))).to_bits();
+                assert_eq!(highest, a.to_bits().max(b.to_bits()), "{name} {a} {b}");
+            }
+        }
+    }
+    let octaves = (0..1 << 14).map(|i| 0.75 + f32::from(i as u16) / 8192.0);
+    let ends = [tiny, 1.9 * tiny, 2_f32.powi(125), 1.9 * 2_f32.powi(124)];
+    for x in octaves.chain(ends) {
+        // SAFETY: as above.
+        let y = f64::from(lane(unsafe { V::splat(x).reciprocal() }));
+        let error = (y * f64::from(x) - 1.0).abs();
+        assert!(error < 2_f64.powi(-11), "{name} 1 / {x:e}: {error:e}");
+    }
+    // SAFETY: as above.
+    assert_eq!(lane(unsafe { V::splat(0.0).reciprocal() }), f32::INFINITY);
+
+    let bytes: Vec<u8> = (0..=255).map(|i: u8| i.wrapping_mul(37)).collect();
+    let levels: [f32; 16] = std::array::from_fn(|i| i as f32 * 1.5 - 3.0);
+    for bytes in bytes.chunks(V::WIDTH / 2) {
+        let mut out = vec![0.0; V::WIDTH];
+        // SAFETY: as above; two codes a byte.
+        unsafe { V::decode(V::table(&levels), bytes.as_ptr()).store(out.as_mut_ptr()) };
+        let codes = bytes.iter().flat_map(|byte| [byte & 15, byte >> 4]);
+        let want: Vec<f32> = codes.map(|code| levels[usize::from(code)]).collect();
+        assert_eq!(out, want, "{name}");
+    }
+}
+
 fn check<L: Lanes>(name: &str) {
     check_counts::<L>(name);
     check_linear_everywhere::<L>(name);
     check_tables::<L>(name);
     check_f16::<L>(name);
+    check_search::<L::Vector>(name);
+    check_decide::<L::Vector>(name);
+    check_operations::<L::Vector>(name);
 }
 
 #[test]

@@ -23,21 +23,28 @@ pub(in crate::backend::cpu) trait Vector: Copy {
     /// An integer for each element.
     type Codes: Copy;
 
+    /// The lowest four bits of [`PACKED`] registers of codes.
+    type Packed: Copy;
+
     unsafe fn splat(x: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn store(self, to: *mut f32);
-    unsafe fn add(self, other: Self) -> Self;
+    unsafe fn sub(self, other: Self) -> Self;
     unsafe fn mul(self, other: Self) -> Self;
     unsafe fn div(self, other: Self) -> Self;
     unsafe fn sqrt(self) -> Self;
+    /// `1 / self` within 2^-11 of it, for 0 and numbers from 2^-126 to 2^125.
+    unsafe fn reciprocal(self) -> Self;
     /// `RN(self a + b)`.
     unsafe fn mul_add(self, a: Self, b: Self) -> Self;
-    /// `-RN(self a + b)`.
-    unsafe fn neg_mul_add(self, a: Self, b: Self) -> Self;
     /// With every NaN made the canonical one.
     unsafe fn canonical(self) -> Self;
     /// The larger magnitudes, as integers, so that NaN is the largest.
     unsafe fn largest(self, other: Self) -> Self;
+    /// The larger ones as unsigned integers: what is negative or NaN is above all other numbers.
+    unsafe fn highest(self, other: Self) -> Self;
+    /// Whether no number is negative, infinite or NaN.
+    unsafe fn all_usual(self) -> bool;
     /// The smaller of numbers that are not negative, as integers, so that NaN is the largest.
     unsafe fn smallest(self, other: Self) -> Self;
     /// The bits of the largest of the register's magnitudes.
@@ -53,12 +60,25 @@ pub(in crate::backend::cpu) trait Vector: Copy {
     unsafe fn thresholds(table: Self::Table) -> Self::Thresholds;
     /// The number of thresholds that are passed; the sixteenth of the table is infinite.
     unsafe fn search(self, thresholds: &Self::Thresholds) -> Self::Codes;
-    /// The code whose thresholds, `midpoints` times `scale`, are those of a linear table of 16:
-    /// `floor(q)` or one more. Where q is NaN it counts as 0.
-    unsafe fn decide(self, q: Self, midpoints: Self::Table, scale: Self) -> Self::Codes;
-    /// Stores codes of four bits, the even ones in the low nibbles.
-    unsafe fn store_codes(codes: Self::Codes, to: *mut u8);
+    /// `floor(q factor)`, which is from 0 to 15, where `self` is above the threshold of that index,
+    /// and one less where it is not. Thresholds are `below`, times `scale` if there is one. Where q is
+    /// NaN the code is 0.
+    unsafe fn decide(
+        self,
+        q: Self,
+        factor: Self,
+        below: Self::Table,
+        scale: Option<Self>,
+    ) -> Self::Codes;
+    unsafe fn unpacked() -> Self::Packed;
+    /// Adds the codes of the next register; those of the first but [`PACKED`] drop out.
+    unsafe fn pack(packed: Self::Packed, codes: Self::Codes) -> Self::Packed;
+    /// Stores the codes of [`PACKED`] registers, the even ones in the low nibbles.
+    unsafe fn store_packed(packed: Self::Packed, to: *mut u8);
 }
+
+/// Registers whose codes are stored together, as many as 32 bits have nibbles.
+pub(in crate::backend::cpu) const PACKED: usize = 8;
 
 /// Registers of a chunk.
 pub(in crate::backend::cpu) const fn registers<V: Vector>() -> usize {

@@ -16,7 +16,7 @@ use super::run::{Run, code_row, load_run, scale_row, store_run};
 use super::weights::{load_weights, store_weights};
 use super::{Unit, apply_unit, prefetch, skip};
 use crate::backend::cpu::call::TensorCall;
-use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, Vector, registers};
+use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, PACKED, Vector, registers};
 use crate::backend::cpu::reference::block_scale;
 use crate::dtype::Dtype;
 use crate::numerics::Scalars;
@@ -70,6 +70,28 @@ unsafe fn step<L: Lanes, M: Moment<L>, V: Moment<L>>(
     call: &TensorCall<'_>,
     scalars: &Scalars,
     units: Range<i64>,
+    m: M,
+    v: V,
+    work: &mut Unit<1>,
+) -> i64 {
+    let info = &call.tensor.info;
+    let f32 = info.param_dtype == Dtype::F32 && info.grad_dtype == Dtype::F32;
+    // SAFETY: the caller's promise.
+    unsafe {
+        if f32 && call.weight.form == Weights::Plain && call.in_place() {
+            chunks::<L, M, V, true>(call, scalars, units, m, v, work)
+        } else {
+            chunks::<L, M, V, false>(call, scalars, units, m, v, work)
+        }
+    }
+}
+
+/// See [`chunk`].
+#[inline(always)]
+unsafe fn chunks<L: Lanes, M: Moment<L>, V: Moment<L>, const F32_IN_PLACE: bool>(
+    call: &TensorCall<'_>,
+    scalars: &Scalars,
+    units: Range<i64>,
     mut m: M,
     mut v: V,
     work: &mut Unit<1>,
@@ -88,15 +110,20 @@ unsafe fn step<L: Lanes, M: Moment<L>, V: Moment<L>>(
                     v.enter(call, run);
                     row = run.row;
                 }
-                chunk::<L, M, V>(call, scalars, run, &m, &v, &mut p, &mut g)
+                chunk::<L, M, V, F32_IN_PLACE>(call, scalars, run, &m, &v, &mut p, &mut g)
             }
         };
     }
     skipped
 }
 
+/// What an update alone is taken from: -0 less a number is its negative, exactly.
+static NOTHING: Chunk = Chunk([-0.0; CHUNK]);
+
+/// Updates one chunk; returns 1 if it was skipped. `F32_IN_PLACE` says that parameters and gradients are f32
+/// and updated where they are; others go by way of `p` and `g`.
 #[inline(always)]
-unsafe fn chunk<L: Lanes, M: Moment<L>, V: Moment<L>>(
+unsafe fn chunk<L: Lanes, M: Moment<L>, V: Moment<L>, const F32_IN_PLACE: bool>(
     call: &TensorCall<'_>,
     scalars: &Scalars,
     run: Run,
@@ -106,77 +133,94 @@ unsafe fn chunk<L: Lanes, M: Moment<L>, V: Moment<L>>(
     g: &mut Chunk,
 ) -> i64 {
     let info = &call.tensor.info;
-    prefetch::<L>(call, run);
+    // So that the compiler knows it.
+    let run = Run { len: CHUNK, ..run };
     // SAFETY: the run is a chunk in the tensor.
     unsafe {
-        // f32 are read and written where they are, the rest by way of a chunk on the stack.
-        let plain = info.param_dtype == Dtype::F32 && call.weight.form == Weights::Plain;
-        let gradient = if info.grad_dtype == Dtype::F32 {
+        let gradient = if F32_IN_PLACE {
+            prefetch::<L>(call.weight.data, size_of::<f32>(), run);
+            prefetch::<L>(call.grad, size_of::<f32>(), run);
             call.grad.cast::<f32>().add(run.first)
         } else {
+            prefetch::<L>(call.weight.data, info.param_dtype.size(), run);
+            prefetch::<L>(call.grad, info.grad_dtype.size(), run);
             load_run::<L>(call.grad, info.grad_dtype, run, g);
             g.as_ptr()
         };
-        let grad_scale = L::Vector::splat(call.grad_scale);
-        let gradient = |at: usize| L::Vector::load(gradient.add(at)).mul(grad_scale); // R1
-        if call.skip_blocks {
-            // Zero, or NaN if a square is not finite.
-            let zero = L::Vector::splat(0.0);
-            let mut sum = zero;
-            for j in 0..registers::<L::Vector>() {
-                let g = gradient(j * L::Vector::WIDTH);
-                sum = g.mul(g).mul_add(zero, sum);
-            }
-            if sum.any_nan() {
-                skip(call, run);
-                return 1;
-            }
-        }
-        let from = if plain {
-            call.weight.data.cast::<f32>().add(run.first).cast_const()
-        } else {
-            load_weights::<L>(call, run, p);
-            p.as_ptr()
-        };
-        let to = match (call.in_place(), plain) {
-            (true, true) => call.weight.data.cast::<f32>().add(run.first),
-            (false, true) => call.update.cast::<f32>().add(run.first),
-            (_, false) => p.as_mut_ptr(),
-        };
-
         let splat = |x| L::Vector::splat(x);
+        let (grad_scale, zero) = (splat(call.grad_scale), splat(0.0));
         let (beta1, one_minus_beta1) = (splat(scalars.beta1), splat(scalars.one_minus_beta1));
         let (beta2, one_minus_beta2) = (splat(scalars.beta2), splat(scalars.one_minus_beta2));
         let (inv_sqrt_bc2, eps) = (splat(scalars.inv_sqrt_bc2), splat(scalars.eps));
         let (lr_bc1, lr_wd) = (splat(scalars.lr_bc1), splat(scalars.lr_wd));
         let (old_m, old_v) = (m.open(run), v.open(run));
         let (mut new_m, mut new_v) = (L::Vector::ZEROS, L::Vector::ZEROS);
-        let (mut largest_m, mut largest_v) = (splat(0.0), splat(0.0));
+        let (mut largest_m, mut largest_v) = (zero, zero);
         for j in 0..registers::<L::Vector>() {
             let at = j * L::Vector::WIDTH;
-            let (p, g) = (L::Vector::load(from.add(at)), gradient(at));
+            let g = L::Vector::load(gradient.add(at)).mul(grad_scale); // R1
             let w = g.mul(g); // R2
             let m = beta1.mul_add(m.decode(old_m, run, at), one_minus_beta1.mul(g)); // R3
             let v = beta2.mul_add(v.decode(old_v, run, at), one_minus_beta2.mul(w)); // R4
-            let d = v.sqrt().mul_add(inv_sqrt_bc2, eps); // R5
-            let q = m.div(d); // R6
-            let u = lr_bc1.neg_mul_add(q, lr_wd.mul(p)); // R7
-            let result = if call.in_place() { p.add(u) } else { u }; // R8
-            result.canonical().store(to.add(at));
             new_m.as_mut()[j] = m;
             new_v.as_mut()[j] = v;
             largest_m = largest_m.largest(m);
-            largest_v = largest_v.largest(v);
+            largest_v = largest_v.highest(v);
         }
-        if !plain {
-            if call.in_place() {
-                store_weights::<L>(call, run, p);
-            } else {
-                store_run::<L>(call.update, info.param_dtype, run, p);
+        // What a finite square leaves of a v that was not negative is not negative either, and v is not
+        // finite where the square is not.
+        let usual = largest_v.all_usual();
+        if !usual {
+            if call.skip_blocks {
+                // Zero, or NaN if a square is not finite.
+                let mut sum = zero;
+                for j in 0..registers::<L::Vector>() {
+                    let g = L::Vector::load(gradient.add(j * L::Vector::WIDTH)).mul(grad_scale);
+                    sum = g.mul(g).mul_add(zero, sum);
+                }
+                if sum.any_nan() {
+                    skip(call, run);
+                    return 1;
+                }
+            }
+            largest_v = zero;
+            for v in new_v.as_ref() {
+                largest_v = largest_v.largest(*v);
             }
         }
-        m.close(call, run, &new_m, largest_m);
-        v.close(call, run, &new_v, largest_v);
+
+        let (p, base) = if F32_IN_PLACE {
+            let p = call.weight.data.cast::<f32>().add(run.first);
+            (p, p.cast_const())
+        } else {
+            load_weights::<L>(call, run, p);
+            let p = p.as_mut_ptr();
+            let base = if call.in_place() {
+                p.cast_const()
+            } else {
+                NOTHING.as_ptr()
+            };
+            (p, base)
+        };
+        for j in 0..registers::<L::Vector>() {
+            let at = j * L::Vector::WIDTH;
+            let d = new_v.as_ref()[j].sqrt().mul_add(inv_sqrt_bc2, eps); // R5
+            let q = new_m.as_ref()[j].div(d); // R6
+            let decay = lr_wd.mul(L::Vector::load(p.add(at)));
+            let base = L::Vector::load(base.add(at));
+            let result = base.sub(lr_bc1.mul_add(q, decay)); // R7, R8
+            result.canonical().store(p.add(at));
+        }
+        if !F32_IN_PLACE {
+            let chunk = &*p.cast::<Chunk>();
+            if call.in_place() {
+                store_weights::<L>(call, run, chunk);
+            } else {
+                store_run::<L>(call.update, info.param_dtype, run, chunk);
+            }
+        }
+        m.close(call, run, &new_m, largest_m, false);
+        v.close(call, run, &new_v, largest_v, usual);
     }
     0
 }
@@ -204,47 +248,105 @@ pub(super) unsafe fn maxima_in_registers<L: Lanes>(
     let Format::Codes(codes) = &state.format else {
         return None;
     };
-    // SAFETY: the caller's promise; the runs are chunks in the tensor.
+    // SAFETY: the caller's promise; the rows are the part's.
     unsafe {
-        let mut v = RankOne::<L::Vector>::of(call, 1, codes)?;
-        let info = &call.tensor.info;
+        let v = RankOne::of(call, 1, codes)?;
+        let mut finite = true;
+        let (mut rows, mut count) = ([Run::at(&call.tensor.grid, 0, 0, 0); ROWS], 0);
+        for row in part.rows(call.tensor) {
+            rows[count] = row;
+            count += 1;
+            if count == ROWS {
+                finite &= raise_rows::<L, ROWS>(call, scalars, v, rows, columns);
+                count = 0;
+            }
+        }
+        for row in &rows[..count] {
+            finite &= raise_rows::<L, 1>(call, scalars, v, [*row], columns);
+        }
+        Some(finite)
+    }
+}
+
+/// Rows that are collected together: the maxima of their columns are loaded and stored once, and as
+/// many streams of memory are read.
+const ROWS: usize = 4;
+
+/// Raises the maxima by the whole chunks of rows; returns whether their gradients are finite.
+#[inline(always)]
+unsafe fn raise_rows<L: Lanes, const N: usize>(
+    call: &TensorCall<'_>,
+    scalars: &Scalars,
+    v: RankOne<'_, L::Vector>,
+    rows: [Run; N],
+    columns: &mut Columns,
+) -> bool {
+    let dtype = call.tensor.info.grad_dtype;
+    // SAFETY: the runs are chunks in the tensor.
+    unsafe {
         let splat = |x| L::Vector::splat(x);
         let (beta2, one_minus_beta2) = (splat(scalars.beta2), splat(scalars.one_minus_beta2));
         let (grad_scale, zero) = (splat(call.grad_scale), splat(0.0));
-        let mut finite = zero;
-        let mut copy = Chunk::ZERO;
-        for row in part.rows(call.tensor) {
-            Moment::<L>::enter(&mut v, call, row);
-            let mut largest = zero;
-            for run in row.parts(CHUNK) {
-                if run.len < CHUNK {
-                    break;
-                }
-                let gradient = if info.grad_dtype == Dtype::F32 {
+        let mut v = [v; N];
+        for (v, row) in v.iter_mut().zip(rows) {
+            Moment::<L>::enter(v, call, row);
+        }
+        let (mut largest, mut finite) = ([zero; N], zero);
+        let mut copies = [Chunk::ZERO; N];
+        for (i, columns) in columns.first()[..rows[0].len]
+            .chunks_exact_mut(CHUNK)
+            .enumerate()
+        {
+            let columns = columns.as_mut_ptr().cast::<f32>();
+            let mut runs = rows;
+            let mut gradients = [std::ptr::null(); N];
+            for r in 0..N {
+                let run = Run {
+                    len: CHUNK,
+                    ..rows[r].part(i * CHUNK, CHUNK)
+                };
+                runs[r] = run;
+                gradients[r] = if dtype == Dtype::F32 {
+                    prefetch::<L>(call.grad, size_of::<f32>(), run);
                     call.grad.cast::<f32>().add(run.first)
                 } else {
-                    load_run::<L>(call.grad, info.grad_dtype, run, &mut copy);
-                    copy.as_ptr()
+                    prefetch::<L>(call.grad, dtype.size(), run);
+                    load_run::<L>(call.grad, dtype, run, &mut copies[r]);
+                    copies[r].as_ptr()
                 };
-                let columns = &mut columns.first()[run.col - row.col..][..CHUNK];
-                let columns = columns.as_mut_ptr().cast::<f32>();
-                for j in 0..registers::<L::Vector>() {
-                    let at = j * L::Vector::WIDTH;
-                    let g = L::Vector::load(gradient.add(at)).mul(grad_scale); // R1
+            }
+            for j in 0..registers::<L::Vector>() {
+                let at = j * L::Vector::WIDTH;
+                let mut column = L::Vector::load(columns.add(at));
+                for r in 0..N {
+                    let g = L::Vector::load(gradients[r].add(at)).mul(grad_scale); // R1
                     let w = g.mul(g); // R2
-                    let old = Moment::<L>::decode(&v, (), run, at);
+                    let old = Moment::<L>::decode(&v[r], (), runs[r], at);
                     let new = beta2.mul_add(old, one_minus_beta2.mul(w)); // R4
                     finite = w.mul_add(zero, finite);
-                    largest = largest.largest(new);
-                    let column = columns.add(at);
-                    L::Vector::load(column).largest(new).store(column);
+                    largest[r] = largest[r].largest(new);
+                    column = column.largest(new);
                 }
+                column.store(columns.add(at));
             }
-            v.raise(call, row, largest.reduce_largest());
         }
-        Some(!finite.any_nan())
+        for r in 0..N {
+            v[r].raise(call, rows[r], largest[r].reduce_largest());
+        }
+        !finite.any_nan()
     }
 }
+
+/// How codes under a linear table of 16 are computed, for values x from 0 to the scale s: the threshold
+/// between codes k - 1 and k lies where `y = 16 x / s` is k + 1/2, but for a few last places, so that the
+/// code is below y - 1/2 and at least y - 3/2, or 0 or 15 at the ends. This number times the quotient,
+/// even if that was taken with an estimate of `1 / s`, is less than y, and by 2^-5 at most. So its floor is
+/// the code or one more, and at most 15: the threshold between the two decides ([`Vector::decide`]).
+/// A subnormal s is not for this, as its products with neighbouring midpoints may be one number.
+const SHORT_OF_16: f32 = 16.0 - 1.0 / 64.0;
+
+/// 2^125.
+const HUGE: f32 = (1_u128 << 125) as f32;
 
 /// A state of the tensor as a kernel sees it.
 ///
@@ -259,13 +361,15 @@ trait Moment<L: Lanes> {
     unsafe fn open(&self, run: Run) -> Self::Open;
     /// The values of a register from element `at` of the run on.
     unsafe fn decode(&self, open: Self::Open, run: Run, at: usize) -> L::Vector;
-    /// Stores the new values, whose largest magnitudes are known.
+    /// Stores the new values, given the largest magnitude in each lane, and whether it is known that
+    /// none is negative, infinite or NaN.
     unsafe fn close(
         &self,
         call: &TensorCall<'_>,
         run: Run,
         values: &<L::Vector as Vector>::Registers,
         largest: L::Vector,
+        usual: bool,
     );
 }
 
@@ -300,6 +404,7 @@ impl<L: Lanes> Moment<L> for Plain {
         run: Run,
         values: &<L::Vector as Vector>::Registers,
         _: L::Vector,
+        _: bool,
     ) {
         for (j, value) in values.as_ref().iter().enumerate() {
             // SAFETY: as above.
@@ -317,6 +422,8 @@ struct Row<V: Vector> {
     codes: *mut u8,
     levels: V::Table,
     midpoints: V::Table,
+    /// The midpoint below each code, and one below everything.
+    below: V::Table,
 }
 
 impl<V: Vector> Row<V> {
@@ -333,13 +440,31 @@ impl<V: Vector> Row<V> {
         let (mut levels, mut midpoints) = ([0.0; 16], [f32::INFINITY; 16]);
         levels.copy_from_slice(&codes.table.by_code[..16]);
         midpoints[..codes.table.midpoints.len()].copy_from_slice(&codes.table.midpoints);
+        let mut below = [f32::NEG_INFINITY; 16];
+        below[1..].copy_from_slice(&midpoints[..15]);
         // SAFETY: the kernels are used on processors that have the instructions.
         unsafe {
             Some(Self {
                 codes: std::ptr::null_mut(),
                 levels: V::table(&levels),
                 midpoints: V::table(&midpoints),
+                below: V::table(&below),
             })
+        }
+    }
+
+    /// Stores the codes of a chunk that are the numbers of thresholds passed.
+    #[inline(always)]
+    unsafe fn search(&self, values: &V::Registers, thresholds: &V::Thresholds, run: Run) {
+        // SAFETY: the caller's run lies in the row.
+        unsafe {
+            for (i, values) in values.as_ref().chunks_exact(PACKED).enumerate() {
+                let mut packed = V::unpacked();
+                for x in values {
+                    packed = V::pack(packed, x.search(thresholds));
+                }
+                V::store_packed(packed, self.at(run, i * PACKED * V::WIDTH));
+            }
         }
     }
 
@@ -410,28 +535,35 @@ impl<L: Lanes> Moment<L> for Blocks<'_, L::Vector> {
         run: Run,
         values: &<L::Vector as Vector>::Registers,
         largest: L::Vector,
+        usual: bool,
     ) {
         // SAFETY: as above.
         unsafe {
             let scale = block_scale(largest.reduce_largest());
             *self.scales.add(run.col / CHUNK) = scale;
             let scale_all = L::Vector::splat(scale);
-            let factor = 16.0 / scale;
-            if self.codes.table.linear == Some(16.0) && factor.is_finite() {
-                // As `Lanes::count_linear`: a finite factor means a scale that is not subnormal.
-                let (factor, minus_one) = (L::Vector::splat(factor), L::Vector::splat(-1.0));
-                for (j, x) in values.as_ref().iter().enumerate() {
-                    let q = x.mul_add(factor, minus_one);
-                    let codes = x.decide(q, self.row.midpoints, scale_all);
-                    L::Vector::store_codes(codes, self.row.at(run, j * L::Vector::WIDTH));
+            // Where all values are 0, so is their code.
+            let factor = if scale == 0.0 {
+                0.0
+            } else {
+                SHORT_OF_16 / scale
+            };
+            if usual && self.codes.table.linear == Some(16.0) && factor.is_finite() {
+                // As in `RankOne`; a finite factor means a scale that is not subnormal.
+                let factor = L::Vector::splat(factor);
+                let below = L::Vector::scale(self.row.below, scale_all);
+                for (i, values) in values.as_ref().chunks_exact(PACKED).enumerate() {
+                    let mut packed = L::Vector::unpacked();
+                    for x in values {
+                        packed = L::Vector::pack(packed, x.decide(*x, factor, below, None));
+                    }
+                    let to = self.row.at(run, i * PACKED * L::Vector::WIDTH);
+                    L::Vector::store_packed(packed, to);
                 }
             } else {
                 let scaled = L::Vector::scale(self.row.midpoints, scale_all);
                 let thresholds = L::Vector::thresholds(scaled);
-                for (j, x) in values.as_ref().iter().enumerate() {
-                    let codes = x.search(&thresholds);
-                    L::Vector::store_codes(codes, self.row.at(run, j * L::Vector::WIDTH));
-                }
+                self.row.search(values, &thresholds, run);
             }
         }
     }
@@ -439,6 +571,7 @@ impl<L: Lanes> Moment<L> for Blocks<'_, L::Vector> {
 
 /// A state of four bits under a linear table and the maxima of the slices along every axis, where
 /// rows of the grid are rows of the last axis.
+#[derive(Clone, Copy)]
 struct RankOne<'a, V: Vector> {
     codes: &'a Codes,
     maxima: &'a [Maxima],
@@ -551,23 +684,29 @@ impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
         run: Run,
         values: &<L::Vector as Vector>::Registers,
         _: L::Vector,
+        usual: bool,
     ) {
         // SAFETY: as above.
         unsafe {
-            let (levels, minus_one) = (L::Vector::splat(16.0), L::Vector::splat(-1.0));
             let rest = L::Vector::splat(self.rest[1]);
-            let mut subnormal = false;
-            for (j, x) in values.as_ref().iter().enumerate() {
-                let at = j * L::Vector::WIDTH;
-                let columns = L::Vector::load(self.columns[1].add(run.col + at));
-                let scale = rest.smallest(columns);
-                subnormal |= scale.any_subnormal();
-                // As `Lanes::count_linear`.
-                let q = x.div(scale).mul_add(levels, minus_one);
-                let codes = x.decide(q, self.row.midpoints, scale);
-                L::Vector::store_codes(codes, self.row.at(run, at));
+            let factor = L::Vector::splat(SHORT_OF_16);
+            // Beyond, reciprocals may be flushed to zero.
+            let mut usual = usual && self.rest[1] < HUGE;
+            for (i, values) in values.as_ref().chunks_exact(PACKED).enumerate() {
+                let mut packed = L::Vector::unpacked();
+                for (j, x) in values.iter().enumerate() {
+                    let at = (i * PACKED + j) * L::Vector::WIDTH;
+                    let columns = L::Vector::load(self.columns[1].add(run.col + at));
+                    let scale = rest.smallest(columns);
+                    usual &= !scale.any_subnormal();
+                    let q = x.mul(scale.reciprocal());
+                    let codes = x.decide(q, factor, self.row.below, Some(scale));
+                    packed = L::Vector::pack(packed, codes);
+                }
+                let to = self.row.at(run, i * PACKED * L::Vector::WIDTH);
+                L::Vector::store_packed(packed, to);
             }
-            if subnormal {
+            if !usual {
                 let mut chunk = Chunk::ZERO;
                 for (j, x) in values.as_ref().iter().enumerate() {
                     x.store(chunk.as_mut_ptr().add(j * L::Vector::WIDTH));

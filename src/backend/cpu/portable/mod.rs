@@ -179,7 +179,9 @@ unsafe fn apply_unit<L: Lanes, const CHUNKS: usize>(
     } else {
         unit.len.div_ceil(CHUNK)
     };
-    prefetch::<L>(call, unit);
+    let (param, grad) = (tensor.info.param_dtype, tensor.info.grad_dtype);
+    prefetch::<L>(call.weight.data, param.size(), unit);
+    prefetch::<L>(call.grad, grad.size(), unit);
     // SAFETY: the runs lie in the tensor.
     unsafe {
         for (run, g) in unit.parts(CHUNK).zip(&mut work.g) {
@@ -236,21 +238,15 @@ unsafe fn skip(call: &TensorCall<'_>, unit: Run) {
     }
 }
 
-/// Asks for the parameters and gradients of elements to come: a chunk's instructions are more than a
+/// Asks for elements to come of parameters or gradients: a chunk's instructions are more than a
 /// processor looks ahead, and its own prefetching ends with a page.
 #[inline(always)]
-fn prefetch<L: Lanes>(call: &TensorCall<'_>, run: Run) {
+fn prefetch<L: Lanes>(data: *const u8, size: usize, run: Run) {
     const AHEAD: usize = 4 * CHUNK;
     const LINE: usize = 64;
-    let info = &call.tensor.info;
-    for (data, dtype) in [
-        (call.weight.data.cast_const(), info.param_dtype),
-        (call.grad, info.grad_dtype),
-    ] {
-        let first = (run.first + AHEAD) * dtype.size();
-        for at in (0..run.len * dtype.size()).step_by(LINE) {
-            L::prefetch(data.wrapping_add(first + at));
-        }
+    let first = (run.first + AHEAD) * size;
+    for at in (0..run.len * size).step_by(LINE) {
+        L::prefetch(data.wrapping_add(first + at));
     }
 }
 
