@@ -5,12 +5,14 @@
 //! `mid_i = (T_i + T_(i+1)) / 2`: ties to the lower level, and no division by `s` (whose
 //! reciprocal overflows below 2^-128). A code `c` decodes to `RN(T_c s)`.
 
+mod bytes;
 mod table;
 
 use serde::{Deserialize, Serialize};
 
 use crate::numerics::log2;
 
+pub(crate) use bytes::{Lines, Quotients};
 pub use table::{Mapping, Table};
 
 /// How a value between two levels becomes one of them.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::bytes::{Lines, Quotients};
 use crate::error::{Result, invalid, unsupported};
 use crate::numerics::exp2;
 
@@ -46,14 +47,20 @@ pub struct Table {
     /// The number n of levels, where they are `(i + 1) / n` and n is a power of two: codes can then
     /// be computed.
     pub(crate) linear: Option<f32>,
+    /// How codes of eight bits are computed, where they can be.
+    pub(crate) lines: Option<Lines>,
+    /// How levels of eight bits are computed, where they can be.
+    pub(crate) quotients: Option<Quotients>,
 }
 
 impl Table {
     fn new(levels: Vec<f32>) -> Arc<Self> {
-        let midpoints = levels
+        let midpoints: Vec<f32> = levels
             .windows(2)
             .map(|pair| (pair[0] + pair[1]) * 0.5)
             .collect();
+        let lines = Lines::of(&levels, &midpoints);
+        let quotients = Quotients::of(&levels);
         let by_code = std::array::from_fn(|code| levels[code.min(levels.len() - 1)]);
         let count = levels.len() as f32;
         let linear = levels.len().is_power_of_two()
@@ -65,6 +72,8 @@ impl Table {
             midpoints,
             by_code,
             linear: linear.then_some(count),
+            lines,
+            quotients,
         })
     }
 

@@ -1,4 +1,4 @@
-//! Instructions that a step executes per element, for four kernels and every variant that this
+//! Instructions that a step executes per element, for some kernels and every variant that this
 //! processor can run: `cargo bench --bench instructions`. They do not depend on the machine's load,
 //! as times do. Linux only: a child process does one step, and its parent counts by single steps.
 
@@ -20,7 +20,7 @@ use lowbit::plan::TensorInfo;
 use lowbit::spec::Spec;
 use lowbit::weights::Weights;
 
-const KERNELS: [(&str, &str, Dtype, Weights); 4] = [
+const KERNELS: [(&str, &str, Dtype, Weights); 8] = [
     ("adamw32, f32", "adamw32", Dtype::F32, Weights::Plain),
     (
         "adamw4-block, f32",
@@ -35,6 +35,10 @@ const KERNELS: [(&str, &str, Dtype, Weights); 4] = [
         Dtype::Bf16,
         Weights::Stochastic,
     ),
+    ("adamw8, f32", "adamw8", Dtype::F32, Weights::Plain),
+    ("factor4, f32", "factor4", Dtype::F32, Weights::Plain),
+    ("sgdm4, f32", "sgdm4", Dtype::F32, Weights::Plain),
+    ("lion4, f32", "lion4", Dtype::F32, Weights::Plain),
 ];
 
 /// Rows of the small tensor, just large enough to be quantized, and of the large one; what a step does

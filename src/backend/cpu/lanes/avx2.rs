@@ -374,6 +374,22 @@ impl Vector for __m256 {
     }
 
     #[inline(always)]
+    unsafe fn abs(self) -> Self {
+        _mm256_andnot_ps(_mm256_set1_ps(-0.0), self)
+    }
+
+    #[inline(always)]
+    unsafe fn copysign(self, sign: Self) -> Self {
+        let bit = _mm256_set1_ps(-0.0);
+        _mm256_or_ps(_mm256_andnot_ps(bit, self), _mm256_and_ps(bit, sign))
+    }
+
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        _mm256_max_ps(self, other)
+    }
+
+    #[inline(always)]
     unsafe fn mul_add(self, a: Self, b: Self) -> Self {
         _mm256_fmadd_ps(self, a, b)
     }
@@ -437,6 +453,17 @@ impl Vector for __m256 {
     }
 
     #[inline(always)]
+    unsafe fn closest(self, number: Self) -> Self {
+        let integer = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(number);
+        _mm256_min_ps(self, _mm256_sub_ps(number, integer).abs())
+    }
+
+    #[inline(always)]
+    unsafe fn below(self, bound: Self) -> u32 {
+        _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(self, bound)).cast_unsigned()
+    }
+
+    #[inline(always)]
     unsafe fn table(values: &[f32; 16]) -> Halves {
         Halves::new(values)
     }
@@ -444,6 +471,16 @@ impl Vector for __m256 {
     #[inline(always)]
     unsafe fn scale(table: Halves, scale: Self) -> Halves {
         Halves(_mm256_mul_ps(table.0, scale), _mm256_mul_ps(table.1, scale))
+    }
+
+    #[inline(always)]
+    unsafe fn at(table: Halves, codes: __m256i) -> Self {
+        table.at(codes)
+    }
+
+    #[inline(always)]
+    unsafe fn by_exponent(self, table: Halves) -> Self {
+        table.at(_mm256_srli_epi32::<23>(_mm256_castps_si256(self)))
     }
 
     #[inline(always)]
@@ -511,5 +548,17 @@ impl Vector for __m256 {
         );
         _mm_storeu_si128(to.cast(), _mm_unpacklo_epi16(low, high));
         _mm_storeu_si128(to.add(16).cast(), _mm_unpackhi_epi16(low, high));
+    }
+
+    #[inline(always)]
+    unsafe fn load_bytes(from: *const u8) -> Self {
+        _mm256_cvtepi32_ps(widen(&*from.cast()))
+    }
+
+    #[inline(always)]
+    unsafe fn store_bytes(self, zero: i32, to: *mut u8) {
+        let codes = _mm256_add_epi32(_mm256_cvttps_epi32(self), _mm256_set1_epi32(zero));
+        // Which makes 0 of what is negative.
+        store_bytes(codes, &mut *to.cast());
     }
 }

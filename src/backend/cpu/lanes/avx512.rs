@@ -411,6 +411,25 @@ impl Vector for __m512 {
     }
 
     #[inline(always)]
+    unsafe fn abs(self) -> Self {
+        _mm512_abs_ps(self)
+    }
+
+    #[inline(always)]
+    unsafe fn copysign(self, sign: Self) -> Self {
+        // The bits of `sign` where the first operand has ones, of `self` elsewhere.
+        const SELECT: i32 = 0b1100_1010;
+        let bit = _mm512_castps_si512(_mm512_set1_ps(-0.0));
+        let (sign, magnitude) = (_mm512_castps_si512(sign), _mm512_castps_si512(self));
+        _mm512_castsi512_ps(_mm512_ternarylogic_epi32::<SELECT>(bit, sign, magnitude))
+    }
+
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        _mm512_max_ps(self, other)
+    }
+
+    #[inline(always)]
     unsafe fn mul_add(self, a: Self, b: Self) -> Self {
         _mm512_fmadd_ps(self, a, b)
     }
@@ -465,6 +484,20 @@ impl Vector for __m512 {
     }
 
     #[inline(always)]
+    unsafe fn closest(self, number: Self) -> Self {
+        /// The smaller magnitude, without its sign.
+        const LEAST_MAGNITUDE: i32 = 0b1010;
+        // The distance with its sign.
+        let distance = _mm512_reduce_ps::<{ _MM_FROUND_TO_NEAREST_INT }>(number);
+        _mm512_range_ps::<LEAST_MAGNITUDE>(self, distance)
+    }
+
+    #[inline(always)]
+    unsafe fn below(self, bound: Self) -> u32 {
+        u32::from(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(self, bound))
+    }
+
+    #[inline(always)]
     unsafe fn table(values: &[f32; 16]) -> Table {
         Table::new(values)
     }
@@ -475,6 +508,17 @@ impl Vector for __m512 {
             values: _mm512_mul_ps(table.values, scale),
             ..table
         }
+    }
+
+    #[inline(always)]
+    unsafe fn at(table: Table, codes: __m512i) -> Self {
+        _mm512_permutexvar_ps(codes, table.values)
+    }
+
+    #[inline(always)]
+    unsafe fn by_exponent(self, table: Table) -> Self {
+        let exponents = _mm512_srli_epi32::<23>(_mm512_castps_si512(self));
+        _mm512_permutexvar_ps(exponents, table.values)
     }
 
     #[inline(always)]
@@ -548,5 +592,19 @@ impl Vector for __m512 {
         let pairs = _mm512_shuffle_epi8(pairs, _mm512_broadcast_i32x4(order));
         let order = hidden(&*(&raw const ORDER.0).cast::<__m512i>());
         _mm512_storeu_si512(to.cast(), _mm512_permutexvar_epi16(order, pairs));
+    }
+
+    #[inline(always)]
+    unsafe fn load_bytes(from: *const u8) -> Self {
+        _mm512_cvtepi32_ps(widen(&*from.cast()))
+    }
+
+    #[inline(always)]
+    unsafe fn store_bytes(self, zero: i32, to: *mut u8) {
+        let codes = _mm512_add_epi32(_mm512_cvttps_epi32(self), _mm512_set1_epi32(zero));
+        store_bytes(
+            _mm512_max_epi32(codes, _mm512_setzero_si512()),
+            &mut *to.cast(),
+        );
     }
 }

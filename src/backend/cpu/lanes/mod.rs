@@ -8,6 +8,7 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod bytes;
 mod portable;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ mod vector;
 pub(super) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(super) use avx512::Avx512;
+pub(super) use bytes::{Decoder, Encoder, load};
 pub(super) use portable::Portable;
 pub(super) use vector::{PACKED, Vector, registers};
 

@@ -138,6 +138,21 @@ impl Vector for [f32; 8] {
     }
 
     #[inline(always)]
+    unsafe fn abs(self) -> Self {
+        zip(self, self, |a, _| a.abs())
+    }
+
+    #[inline(always)]
+    unsafe fn copysign(self, sign: Self) -> Self {
+        zip(self, sign, f32::copysign)
+    }
+
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        zip(self, other, |a, b| if a > b { a } else { b })
+    }
+
+    #[inline(always)]
     unsafe fn mul_add(self, a: Self, b: Self) -> Self {
         let mut out = b;
         for i in 0..8 {
@@ -195,6 +210,25 @@ impl Vector for [f32; 8] {
     }
 
     #[inline(always)]
+    unsafe fn closest(self, number: Self) -> Self {
+        // Added to a number below 2^22, this leaves no bits of a fraction.
+        const WHOLE: f32 = 1.5 * (1_u32 << 23) as f32;
+        zip(self, number, |a, x| {
+            let distance = (x - ((x + WHOLE) - WHOLE)).abs();
+            if distance < a { distance } else { a }
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn below(self, bound: Self) -> u32 {
+        let mut bits = 0;
+        for i in 0..8 {
+            bits |= u32::from(self[i] < bound[i]) << i;
+        }
+        bits
+    }
+
+    #[inline(always)]
     unsafe fn table(values: &[f32; 16]) -> [f32; 16] {
         *values
     }
@@ -203,6 +237,16 @@ impl Vector for [f32; 8] {
     unsafe fn scale(mut table: [f32; 16], scale: Self) -> [f32; 16] {
         table.iter_mut().for_each(|x| *x *= scale[0]);
         table
+    }
+
+    #[inline(always)]
+    unsafe fn at(table: [f32; 16], codes: [u8; 8]) -> Self {
+        codes.map(|code| table[usize::from(code & 15)])
+    }
+
+    #[inline(always)]
+    unsafe fn by_exponent(self, table: [f32; 16]) -> Self {
+        zip(self, self, |a, _| table[(a.to_bits() >> 23 & 15) as usize])
     }
 
     #[inline(always)]
@@ -274,6 +318,19 @@ impl Vector for [f32; 8] {
                 *byte = (even >> (4 * j) & 15 | (odd >> (4 * j) & 15) << 4) as u8;
             }
         }
+        // SAFETY: the caller's promise.
+        unsafe { *to.cast() = bytes };
+    }
+
+    #[inline(always)]
+    unsafe fn load_bytes(from: *const u8) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { *from.cast::<[u8; 8]>() }.map(f32::from)
+    }
+
+    #[inline(always)]
+    unsafe fn store_bytes(self, zero: i32, to: *mut u8) {
+        let bytes = self.map(|x| (x as i32 + zero).max(0) as u8);
         // SAFETY: the caller's promise.
         unsafe { *to.cast() = bytes };
     }

@@ -3,7 +3,7 @@
 use half::f16;
 
 use super::*;
-use crate::quant::{Mapping, Table};
+use crate::quant::{Lines, Mapping, Table};
 
 /// A list as long as the implementations want, with more zeros behind it.
 fn padded<T: Copy + Default>(mut list: Vec<T>) -> Vec<T> {
@@ -149,6 +149,65 @@ fn check_tables<L: Lanes>(name: &str) {
         }
         for (byte, pair) in packed.iter().zip(codes.chunks(2)) {
             assert_eq!(*byte, pair[0] | pair[1] << 4, "{name} {len}");
+        }
+    }
+}
+
+/// Codes of eight bits that are computed, at every midpoint and on the way from 0 to the scale.
+fn check_bytes<L: Lanes>(name: &str) {
+    for (mapping, signed) in [
+        (Mapping::De, true),
+        (Mapping::De, false),
+        (Mapping::De0, false),
+        (Mapping::Linear, false),
+        (Mapping::LinearWithZero, true),
+    ] {
+        let table = Table::of(mapping, 8, signed, &[]).unwrap();
+        // SAFETY: the caller's processor has the instructions.
+        let encoder = unsafe { Encoder::<L::Vector>::of(&table) }.unwrap();
+        let scales = [1.0, 0.3, 1.999_999_9, 7.7e-12, 3.3e-31, 7.9e-31, 2.1e37];
+        for scale in scales.into_iter().filter(|scale| Lines::cover(*scale)) {
+            let thresholds: Vec<f32> = table.midpoints.iter().map(|mid| mid * scale).collect();
+            let mut all = values(&thresholds);
+            // From one value to the next by 2^-11 of it, and the ends.
+            let mut x = scale;
+            while x > scale * 1e-9 {
+                all.extend([x, -x]);
+                x *= 1.0 - 1.0 / 2048.0;
+            }
+            all.retain(|x| x.abs() <= scale);
+            for values in all.chunks(CHUNK) {
+                let mut chunk = Chunk::ZERO;
+                chunk[..values.len()].copy_from_slice(values);
+                let mut out = [99; CHUNK];
+                // SAFETY: as above.
+                unsafe {
+                    let chunk = load::<L::Vector>(&chunk);
+                    encoder.encode(chunk.as_ref(), scale, out.as_mut_ptr());
+                }
+                for (x, code) in values.iter().zip(out) {
+                    let want = thresholds.iter().filter(|t| x > *t).count();
+                    let context = format!("{name} {mapping:?} {signed} {scale:e} {x:e}");
+                    assert_eq!(usize::from(code), want, "{context}");
+                }
+            }
+        }
+    }
+    for signed in [true, false] {
+        let table = Table::of(Mapping::De, 8, signed, &[]).unwrap();
+        // SAFETY: as above; a register's codes follow each code that is asked for.
+        unsafe {
+            let decoder = Decoder::<L::Vector>::of(&table).unwrap();
+            let codes: [u8; 256] = std::array::from_fn(|code| code as u8);
+            let width = L::Vector::WIDTH;
+            for codes in codes.chunks(width) {
+                let mut levels = [0.0; CHUNK];
+                decoder.decode(codes.as_ptr()).store(levels.as_mut_ptr());
+                for (code, level) in codes.iter().zip(levels) {
+                    let want = table.by_code[usize::from(*code)];
+                    assert_eq!(level.to_bits(), want.to_bits(), "{name} {signed} {code}");
+                }
+            }
         }
     }
 }
@@ -342,6 +401,7 @@ fn check<L: Lanes>(name: &str) {
     check_counts::<L>(name);
     check_linear_everywhere::<L>(name);
     check_tables::<L>(name);
+    check_bytes::<L>(name);
     check_f16::<L>(name);
     check_search::<L::Vector>(name);
     check_decide::<L::Vector>(name);

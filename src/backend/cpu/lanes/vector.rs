@@ -35,6 +35,11 @@ pub(in crate::backend::cpu) trait Vector: Copy {
     unsafe fn sqrt(self) -> Self;
     /// `1 / self` within 2^-11 of it, for 0 and numbers from 2^-126 to 2^125.
     unsafe fn reciprocal(self) -> Self;
+    unsafe fn abs(self) -> Self;
+    /// The magnitude of `self` with the sign of another number.
+    unsafe fn copysign(self, sign: Self) -> Self;
+    /// The larger of two numbers.
+    unsafe fn max(self, other: Self) -> Self;
     /// `RN(self a + b)`.
     unsafe fn mul_add(self, a: Self, b: Self) -> Self;
     /// With every NaN made the canonical one.
@@ -51,10 +56,18 @@ pub(in crate::backend::cpu) trait Vector: Copy {
     unsafe fn reduce_largest(self) -> i32;
     unsafe fn any_nan(self) -> bool;
     unsafe fn any_subnormal(self) -> bool;
+    /// The smaller of `self`, which is not negative, and the distance of a number from an integer.
+    unsafe fn closest(self, number: Self) -> Self;
+    /// A bit for each element, the first one the lowest: whether it is below a bound.
+    unsafe fn below(self, bound: Self) -> u32;
 
     unsafe fn table(values: &[f32; 16]) -> Self::Table;
     /// A table with every value times a scale.
     unsafe fn scale(table: Self::Table, scale: Self) -> Self::Table;
+    /// The values of codes below 16.
+    unsafe fn at(table: Self::Table, codes: Self::Codes) -> Self;
+    /// The values at the lowest four bits of the exponents, as they are stored.
+    unsafe fn by_exponent(self, table: Self::Table) -> Self;
     /// The values of [`Vector::WIDTH`] codes of four bits, the even ones in the low nibbles.
     unsafe fn decode(table: Self::Table, codes: *const u8) -> Self;
     unsafe fn thresholds(table: Self::Table) -> Self::Thresholds;
@@ -75,6 +88,11 @@ pub(in crate::backend::cpu) trait Vector: Copy {
     unsafe fn pack(packed: Self::Packed, codes: Self::Codes) -> Self::Packed;
     /// Stores the codes of [`PACKED`] registers, the even ones in the low nibbles.
     unsafe fn store_packed(packed: Self::Packed, to: *mut u8);
+    /// [`Vector::WIDTH`] bytes as numbers.
+    unsafe fn load_bytes(from: *const u8) -> Self;
+    /// Stores each number without its fraction, plus `zero`, as a byte; 0 if that is negative. It is
+    /// at most 255.
+    unsafe fn store_bytes(self, zero: i32, to: *mut u8);
 }
 
 /// Registers whose codes are stored together, as many as 32 bits have nibbles.

@@ -5,7 +5,7 @@
 use super::collect::fresh_values;
 use super::run::{Run, Stretch, Stretches, code_row, global, load_run, scale_row};
 use crate::backend::cpu::call::TensorCall;
-use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes};
+use crate::backend::cpu::lanes::{CHUNK, Chunk, Decoder, Lanes, Vector, registers};
 use crate::backend::cpu::reference::factored;
 use crate::dtype::Dtype;
 use crate::layout::index;
@@ -181,7 +181,15 @@ unsafe fn levels<L: Lanes>(
             _ => {
                 let mut copy = [0; CHUNK];
                 let bytes = code_bytes(call, codes, buffer, run, &mut copy);
-                L::select_of_256(bytes, &codes.table.by_code, &mut **out);
+                if let Some(decoder) = Decoder::<L::Vector>::of(&codes.table) {
+                    for j in 0..registers::<L::Vector>() {
+                        let at = j * L::Vector::WIDTH;
+                        let levels = decoder.decode(bytes.as_ptr().add(at));
+                        levels.store(out.as_mut_ptr().add(at));
+                    }
+                } else {
+                    L::select_of_256(bytes, &codes.table.by_code, &mut **out);
+                }
             }
         }
     }

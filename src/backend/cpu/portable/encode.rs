@@ -5,14 +5,14 @@
 use super::decode::{Source, dither, smallest};
 use super::run::{Run, code_row, draws, largest, scale_row, store_run};
 use crate::backend::cpu::call::TensorCall;
-use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes};
+use crate::backend::cpu::lanes::{CHUNK, Chunk, Encoder, Lanes, load};
 use crate::backend::cpu::memory::load_code;
 use crate::backend::cpu::reference::block_scale;
 use crate::dtype::Dtype;
 use crate::layout::index;
 use crate::numerics::{INF_BITS, log2};
 use crate::plan::{Codes, Format, Scales};
-use crate::quant::{self, Rounding, Table, corrected_scale, uniform};
+use crate::quant::{self, Lines, Rounding, Table, corrected_scale, uniform};
 use crate::rng::Purpose;
 use crate::step::Buffer;
 
@@ -89,10 +89,10 @@ unsafe fn encode_blocks<L: Lanes>(
         // SAFETY: the unit lies in the tensor, so its codes and scales lie in the buffers.
         unsafe {
             if whole && codes.rounding == Rounding::Nearest && codes.dither.is_none() {
-                let nearest = Nearest::new(&codes.table, scale);
+                let nearest = Nearest::within(&codes.table, scale);
                 for (run, values) in run.parts(CHUNK).zip(chunks) {
                     let mut out = [0; CHUNK];
-                    nearest.find::<L>(&**values, &mut out);
+                    nearest.find::<L>(values, &mut out);
                     store_codes::<L>(call, codes, buffers[0], run, &mut out);
                 }
             } else {
@@ -146,7 +146,7 @@ unsafe fn encode_part<L: Lanes>(
                 *x += offset;
             }
         }
-        Nearest::new(&codes.table, scale).find::<L>(&**values, &mut out);
+        Nearest::new(&codes.table, scale).find::<L>(values, &mut out);
     }
     let buffer = call.state_buffers(state)[0];
     // SAFETY: the caller's run lies in the tensor, so its codes lie in the buffer.
@@ -158,15 +158,26 @@ unsafe fn encode_part<L: Lanes>(
     clippy::large_enum_variant,
     reason = "on the stack, one for each block; no step allocates"
 )]
-enum Nearest {
+enum Nearest<'a> {
     Linear(f32, f32),
+    Lines(&'a Table, f32),
     Few([f32; 16]),
     Many([f32; 256]),
 }
 
-impl Nearest {
+impl<'a> Nearest<'a> {
+    /// For values whose magnitudes are at most the scale.
     #[inline(always)]
-    fn new(table: &Table, scale: f32) -> Self {
+    fn within(table: &'a Table, scale: f32) -> Self {
+        if table.lines.is_some() && table.linear.is_none() && Lines::cover(scale) {
+            Self::Lines(table, scale)
+        } else {
+            Self::new(table, scale)
+        }
+    }
+
+    #[inline(always)]
+    fn new(table: &'a Table, scale: f32) -> Self {
         if let Some(levels) = table.linear
             && !scale.is_subnormal()
         {
@@ -180,13 +191,21 @@ impl Nearest {
     }
 
     #[inline(always)]
-    fn find<L: Lanes>(&self, values: &[f32], out: &mut [u8]) {
+    fn find<L: Lanes>(&self, values: &Chunk, out: &mut [u8; CHUNK]) {
         // SAFETY: the kernels are used on processors that have the instructions.
         unsafe {
             match self {
-                Self::Linear(levels, scale) => L::count_linear_block(values, *scale, *levels, out),
-                Self::Few(thresholds) => L::count(values, thresholds, out),
-                Self::Many(thresholds) => L::count_of_256(values, thresholds, out),
+                Self::Lines(table, scale) => {
+                    if let Some(encoder) = Encoder::<L::Vector>::of(table) {
+                        let values = load::<L::Vector>(values);
+                        encoder.encode(values.as_ref(), *scale, out.as_mut_ptr());
+                    }
+                }
+                Self::Linear(levels, scale) => {
+                    L::count_linear_block(&**values, *scale, *levels, out)
+                }
+                Self::Few(thresholds) => L::count(&**values, thresholds, out),
+                Self::Many(thresholds) => L::count_of_256(&**values, thresholds, out),
             }
         }
     }
