@@ -9,10 +9,11 @@ use crate::steps::Steps;
 use crate::{build, env, experiment, gpu_bundle};
 
 /// The parts that can be asked for by name.
-const PARTS: [&str; 7] = [
+const PARTS: [&str; 8] = [
     "rust",
     "cpp",
     "jax",
+    "torch",
     "julia",
     "examples",
     "experiments",
@@ -42,7 +43,7 @@ pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
     if wanted("cpp") {
         cpp(sh, &mut steps);
     }
-    let handover = (wanted("jax") || wanted("julia") || wanted("examples"))
+    let handover = (wanted("jax") || wanted("torch") || wanted("julia") || wanted("examples"))
         .then(|| steps.run("example: gpt, stopped and resumed", || gpt(sh)))
         .flatten();
     if wanted("examples") {
@@ -53,6 +54,9 @@ pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
     }
     if wanted("jax") {
         jax(sh, &mut steps, &library, handover.as_deref());
+    }
+    if wanted("torch") {
+        torch(sh, &mut steps, &library, handover.as_deref());
     }
     if wanted("julia") {
         julia(sh, &mut steps, &library, handover.as_deref());
@@ -181,6 +185,53 @@ fn jax(sh: &Shell, steps: &mut Steps, library: &Path, handover: Option<&Path>) {
     steps.run("JAX: goes on from the C++ trainer", || {
         sh.run(run(library, &["handover.py"]).arg(found(handover)?))
     });
+}
+
+/// PyTorch's tests, and trainers handed over from C++ and to JAX.
+fn torch(sh: &Shell, steps: &mut Steps, library: &Path, handover: Option<&Path>) {
+    let Some(torch) = steps.run("set up PyTorch", || env::torch::ensure(sh)) else {
+        return;
+    };
+    let tests = sh.path("bindings/torch/tests");
+    let run = |python: &Path, args: &[&str]| {
+        let mut command = Command::new(python);
+        command
+            .args(args)
+            .env("PYTHONPATH", sh.path("bindings/jax"))
+            .env("LOWBIT_LIBRARY", library)
+            .env("TORCHINDUCTOR_CACHE_DIR", sh.path("target/inductor"))
+            .env("TORCHINDUCTOR_COMPILE_THREADS", "1");
+        command
+    };
+    steps.run("PyTorch: tests", || {
+        let mut discover = run(&torch, &["-m", "unittest", "discover", "-v"]);
+        sh.run(discover.current_dir(&tests))
+    });
+    steps.run("PyTorch: goes on from the C++ trainer", || {
+        let mut goes_on = run(&torch, &["handover.py"]);
+        sh.run(goes_on.current_dir(&tests).arg(found(handover)?))
+    });
+    let folder = sh.path("target/handover-torch");
+    let written = steps.run("PyTorch: leaves a trainer", || {
+        env::remove(&folder)?;
+        let mut write = run(&torch, &["handover.py", "--write"]);
+        sh.run(write.current_dir(&tests).arg(&folder))
+    });
+    if written.is_some() {
+        steps.run("JAX: goes on from the PyTorch trainer", || {
+            let mut goes_on = run(&env::python::ensure(sh)?, &["handover.py"]);
+            sh.run(
+                goes_on
+                    .current_dir(sh.path("bindings/jax/tests"))
+                    .arg(&folder),
+            )
+        });
+        steps.run("C++: goes on from the PyTorch trainer", || {
+            let source = "bindings/cpp/tests/handover.cpp";
+            let program = build::program(sh, source, "handover", &["-O2"])?;
+            sh.run(Command::new(program).arg(&folder))
+        });
+    }
 }
 
 fn julia(sh: &Shell, steps: &mut Steps, library: &Path, handover: Option<&Path>) {

@@ -9,6 +9,7 @@ pub(crate) mod julia;
 pub(crate) mod nvrtc;
 pub(crate) mod peers;
 pub(crate) mod python;
+pub(crate) mod torch;
 pub(crate) mod valgrind;
 
 use std::fs::{self, File};
@@ -20,8 +21,9 @@ use crate::shell::{Shell, announce};
 
 type Ensure = fn(&Shell) -> Result<PathBuf>;
 
-const TOOLS: [(&str, Ensure); 4] = [
+const TOOLS: [(&str, Ensure); 5] = [
     ("python", python::ensure),
+    ("torch", torch::ensure),
     ("julia", julia::ensure),
     ("nvrtc", nvrtc::ensure),
     ("valgrind", valgrind::ensure),
