@@ -211,6 +211,10 @@ fn torch(sh: &Shell, steps: &mut Steps, library: &Path, handover: Option<&Path>)
         let mut goes_on = run(&torch, &["handover.py"]);
         sh.run(goes_on.current_dir(&tests).arg(found(handover)?))
     });
+    steps.run("PyTorch: example, a model and its adapters", || {
+        let example = sh.path("examples/torch/adapters.py");
+        sh.run(run(&torch, &[]).arg(example).args(["--steps", "10"]))
+    });
     let folder = sh.path("target/handover-torch");
     let written = steps.run("PyTorch: leaves a trainer", || {
         env::remove(&folder)?;
