@@ -13,6 +13,7 @@ const PARTS: [&str; 8] = [
     "rust",
     "cpp",
     "jax",
+    "torch",
     "julia",
     "mpi",
     "examples",
@@ -51,7 +52,7 @@ pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
     if let Some(mock) = mock.as_deref().filter(|_| wanted("cpp")) {
         cpp_device(sh, &mut steps, mock);
     }
-    let handover = (wanted("jax") || wanted("julia") || wanted("examples"))
+    let handover = (wanted("jax") || wanted("torch") || wanted("julia") || wanted("examples"))
         .then(|| steps.run("example: gpt, stopped and resumed", || gpt(sh)))
         .flatten();
     if wanted("examples") {
@@ -71,6 +72,9 @@ pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
             mock.as_deref(),
             handover.as_deref(),
         );
+    }
+    if wanted("torch") {
+        torch(sh, &mut steps, &library, handover.as_deref());
     }
     if wanted("julia") {
         julia(
@@ -244,6 +248,57 @@ fn jax(
     steps.run("JAX: goes on from the C++ trainer", || {
         sh.run(run(library, &["handover.py"]).arg(found(handover)?))
     });
+}
+
+/// PyTorch's tests, and trainers handed over from C++ and to JAX.
+fn torch(sh: &Shell, steps: &mut Steps, library: &Path, handover: Option<&Path>) {
+    let Some(torch) = steps.run("set up PyTorch", || env::torch::ensure(sh)) else {
+        return;
+    };
+    let tests = sh.path("bindings/torch/tests");
+    let run = |python: &Path, args: &[&str]| {
+        let mut command = Command::new(python);
+        command
+            .args(args)
+            .env("PYTHONPATH", sh.path("bindings/jax"))
+            .env("LOWBIT_LIBRARY", library)
+            .env("TORCHINDUCTOR_CACHE_DIR", sh.path("target/inductor"))
+            .env("TORCHINDUCTOR_COMPILE_THREADS", "1");
+        command
+    };
+    steps.run("PyTorch: tests", || {
+        let mut discover = run(&torch, &["-m", "unittest", "discover", "-v"]);
+        sh.run(discover.current_dir(&tests))
+    });
+    steps.run("PyTorch: goes on from the C++ trainer", || {
+        let mut goes_on = run(&torch, &["handover.py"]);
+        sh.run(goes_on.current_dir(&tests).arg(found(handover)?))
+    });
+    steps.run("PyTorch: example, a model and its adapters", || {
+        let example = sh.path("examples/torch/adapters.py");
+        sh.run(run(&torch, &[]).arg(example).args(["--steps", "10"]))
+    });
+    let folder = sh.path("target/handover-torch");
+    let written = steps.run("PyTorch: leaves a trainer", || {
+        env::remove(&folder)?;
+        let mut write = run(&torch, &["handover.py", "--write"]);
+        sh.run(write.current_dir(&tests).arg(&folder))
+    });
+    if written.is_some() {
+        steps.run("JAX: goes on from the PyTorch trainer", || {
+            let mut goes_on = run(&env::python::ensure(sh)?, &["handover.py"]);
+            sh.run(
+                goes_on
+                    .current_dir(sh.path("bindings/jax/tests"))
+                    .arg(&folder),
+            )
+        });
+        steps.run("C++: goes on from the PyTorch trainer", || {
+            let source = "bindings/cpp/tests/handover.cpp";
+            let program = build::program(sh, source, "handover", &["-O2"])?;
+            sh.run(Command::new(program).arg(&folder))
+        });
+    }
 }
 
 fn julia(

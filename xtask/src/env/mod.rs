@@ -11,6 +11,7 @@ pub(crate) mod mpi;
 pub(crate) mod nvrtc;
 pub(crate) mod peers;
 pub(crate) mod python;
+pub(crate) mod torch;
 pub(crate) mod valgrind;
 
 use std::fs::{self, File};
@@ -24,6 +25,7 @@ type Ensure = fn(&Shell) -> Result<PathBuf>;
 
 const TOOLS: [(&str, Ensure); 5] = [
     ("python", python::ensure),
+    ("torch", torch::ensure),
     ("julia", julia::ensure),
     ("nvrtc", nvrtc::ensure),
     ("valgrind", valgrind::ensure),

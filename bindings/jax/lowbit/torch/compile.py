@@ -21,11 +21,15 @@ def number(optimizer):
     return found
 
 
+_SUPPORTED = hasattr(torch.library, "custom_op")
+
+
 def is_compiling():
-    return hasattr(torch, "compiler") and torch.compiler.is_compiling()
+    """Whether the operator is to be called."""
+    return _SUPPORTED and torch.compiler.is_compiling()
 
 
-if hasattr(torch.library, "custom_op"):
+if _SUPPORTED:
 
     @torch.library.custom_op("lowbit::step_", mutates_args=("params",))
     def step_(

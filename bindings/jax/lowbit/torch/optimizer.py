@@ -199,7 +199,7 @@ class LowbitOptimizer(torch.optim.Optimizer):
         all_params = [param for group in self.param_groups for param in group["params"]]
         stepped = {id(param) for param in params}
         indices = [i for i, param in enumerate(all_params) if id(param) in stepped]
-        grads = [local(param.grad) for param in params]
+        grads = [local(_placed_as(param, param.grad)) for param in params]
         compile.step_([local(param) for param in params], grads, indices, self._number)
 
     def step_at(self, indices, params, grads):
@@ -352,7 +352,8 @@ class Stepper:
                     f"the gradient of {name} has shape {tuple(g.shape)} on {g.device}, the"
                     f" parameter {tuple(p.shape)} on {p.device}"
                 )
-        self._skipped = self.skipped()
+        # What follows may fail; the counts of the old batches are kept once.
+        self._skipped, self._batches, self._signature = self.skipped(), [], None
         self._buffers = {}
         self._contiguous = all(tensor.is_contiguous() for tensor in (*params, *grads))
         index = {id(param): i for i, param in enumerate(whole)}

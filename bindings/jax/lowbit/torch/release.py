@@ -25,7 +25,7 @@ class release:
 
     def __init__(self, optimizer):
         self._handles = []
-        for index, group in enumerate(optimizer.param_groups):
+        for group in optimizer.param_groups:
             if group["nonfinite"] == "skip_step":
                 raise ValueError("nonfinite='skip_step' needs all gradients before the first step")
             if any(hasattr(param, "device_mesh") for param in group["params"]):

@@ -1,0 +1,46 @@
+//! A Python with PyTorch for the CPU, as a virtual environment of its own: it is ten times the size
+//! of JAX.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::{Install, python};
+use crate::error::Result;
+use crate::shell::Shell;
+
+/// The packages and their versions.
+const REQUIREMENTS: &str = include_str!("../../requirements-torch.txt");
+
+/// Returns the environment's Python, which has all that `xtask/requirements-torch.txt` names.
+pub(crate) fn ensure(sh: &Shell) -> Result<PathBuf> {
+    let install = Install {
+        name: "torch",
+        what: "PyTorch for the CPU (530 MB from PyPI, 1.3 GB on disk)",
+        stamp: REQUIREMENTS,
+    };
+    let dir = install.ensure(sh, |dir| build(sh, dir), |dir| works(sh, dir))?;
+    Ok(dir.join("bin/python"))
+}
+
+fn build(sh: &Shell, dir: &Path) -> Result<()> {
+    python::venv(sh, dir)?;
+    sh.quiet(
+        python::pip_install(dir)
+            .args(["--no-deps", "--requirement"])
+            .arg(sh.path("xtask/requirements-torch.txt")),
+    )?;
+    const LIBRARIES: &str = "import sysconfig; print(sysconfig.get_path('purelib') + '/torch/lib')";
+    let libraries = sh.read(Command::new(dir.join("bin/python")).args(["-I", "-c", LIBRARIES]))?;
+    let mut stubs = Command::new(dir.join("bin/python"));
+    sh.quiet(
+        stubs
+            .arg(sh.path("xtask/scripts/torch_stubs.py"))
+            .arg(libraries),
+    )
+}
+
+fn works(sh: &Shell, dir: &Path) -> Result<()> {
+    const IMPORTS: &str = "import torch.testing._internal.common_optimizers";
+    let mut python = Command::new(dir.join("bin/python"));
+    sh.read(python.args(["-I", "-c", IMPORTS])).map(drop)
+}
