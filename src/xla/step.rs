@@ -23,7 +23,7 @@ use super::ffi::{CallFrame, Operand};
 
 /// What the first results are.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Output {
+pub(super) enum Output {
     /// The new parameters.
     Param,
     /// What is to be added to the parameters.
@@ -103,7 +103,7 @@ pub(super) unsafe fn step(frame: &CallFrame) -> Result<()> {
     Ok(())
 }
 
-fn output(name: &str) -> Result<Output> {
+pub(super) fn output(name: &str) -> Result<Output> {
     match name {
         "param" => Ok(Output::Param),
         "update" => Ok(Output::Update),
@@ -116,7 +116,7 @@ fn output(name: &str) -> Result<Output> {
     }
 }
 
-fn nonfinite(raw: i32) -> Result<NonFinite> {
+pub(super) fn nonfinite(raw: i32) -> Result<NonFinite> {
     const ALL: [NonFinite; 5] = [
         NonFinite::Default,
         NonFinite::SkipBlock,
@@ -129,14 +129,18 @@ fn nonfinite(raw: i32) -> Result<NonFinite> {
         .ok_or_else(|| invalid(format!("attribute nonfinite is {raw}; it must be 0 to 4")))
 }
 
-fn check_count(what: &str, got: usize, want: usize) -> Result<()> {
+pub(super) fn check_count(what: &str, got: usize, want: usize) -> Result<()> {
     if got == want {
         return Ok(());
     }
     Err(invalid(format!("{got} {what} given; the plan has {want}")))
 }
 
-fn check_params(plan: &Plan, operands: &[Operand<'_>], what: &str) -> Result<Vec<Buffer>> {
+pub(super) fn check_params(
+    plan: &Plan,
+    operands: &[Operand<'_>],
+    what: &str,
+) -> Result<Vec<Buffer>> {
     let pairs = plan.tensors().iter().zip(operands).enumerate();
     pairs
         .map(|(i, (tensor, operand))| {
@@ -148,7 +152,7 @@ fn check_params(plan: &Plan, operands: &[Operand<'_>], what: &str) -> Result<Vec
         .collect()
 }
 
-fn check_grads(plan: &Plan, operands: &[Operand<'_>]) -> Result<Vec<Buffer>> {
+pub(super) fn check_grads(plan: &Plan, operands: &[Operand<'_>]) -> Result<Vec<Buffer>> {
     let pairs = plan.tensors().iter().zip(operands).enumerate();
     pairs
         .map(|(i, (tensor, operand))| {
@@ -160,7 +164,11 @@ fn check_grads(plan: &Plan, operands: &[Operand<'_>]) -> Result<Vec<Buffer>> {
         .collect()
 }
 
-fn check_states(plan: &Plan, operands: &[Operand<'_>], what: &str) -> Result<Vec<Buffer>> {
+pub(super) fn check_states(
+    plan: &Plan,
+    operands: &[Operand<'_>],
+    what: &str,
+) -> Result<Vec<Buffer>> {
     let pairs = plan.buffers().iter().zip(operands);
     pairs
         .map(|(info, operand)| {
@@ -175,7 +183,7 @@ fn check_states(plan: &Plan, operands: &[Operand<'_>], what: &str) -> Result<Vec
 ///
 /// # Safety
 /// Each pair must be valid memory of one size.
-unsafe fn copy(from: &[Buffer], to: &[Buffer]) {
+pub(super) unsafe fn copy(from: &[Buffer], to: &[Buffer]) {
     for (from, to) in from.iter().zip(to) {
         if from.data != to.data {
             // SAFETY: the caller's promise.
