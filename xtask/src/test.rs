@@ -161,8 +161,8 @@ fn jax(sh: &Shell, steps: &mut Steps, library: &Path, handover: Option<&Path>) {
         return;
     };
     let tests = sh.path("bindings/jax/tests");
-    let run = |library: &Path, args: &[&str]| {
-        let mut command = Command::new(&python);
+    let run_by = |python: &Path, library: &Path, args: &[&str]| {
+        let mut command = Command::new(python);
         command
             .args(args)
             .current_dir(&tests)
@@ -170,9 +170,27 @@ fn jax(sh: &Shell, steps: &mut Steps, library: &Path, handover: Option<&Path>) {
             .env("LOWBIT_LIBRARY", library);
         command
     };
+    let run = |library: &Path, args: &[&str]| run_by(&python, library, args);
     steps.run("JAX: tests", || {
         // With the hooks, as one test makes the library panic.
         sh.run(&mut run(&hooks, &["-m", "unittest", "discover", "-v"]))
+    });
+    steps.run("JAX: tests with the oldest JAX", || {
+        let oldest = env::python::ensure_oldest(sh)?;
+        let tests = [
+            "-m",
+            "unittest",
+            "-v",
+            "test_conformance",
+            "test_jax",
+            "test_sharding.TestMeshes",
+            "test_sharding.TestProcesses",
+        ];
+        sh.run(&mut run_by(&oldest, &hooks, &tests))
+    });
+    steps.run("JAX: a wheel, built and installed", || {
+        let mut wheel = run(library, &["wheel.py"]);
+        sh.run(wheel.arg(library).arg(sh.path("target/wheel-test")))
     });
     steps.run("JAX: conformance", || {
         let lines = sh.read(&mut run(library, &["conformance.py"]))?;

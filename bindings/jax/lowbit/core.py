@@ -111,6 +111,8 @@ class Tensor(NamedTuple):
     param_dtype, grad_dtype: "f32", "bf16" or "f16".
     weights: a key of WEIGHTS: what is kept beside a 16-bit parameter.
     group: which of the step's hyper-parameters are this tensor's, from 0.
+    global_shape, offset: of a shard: the extents of the whole tensor, and the index of its first
+        element there. None: the tensor is whole; the origin.
     """
 
     name: str
@@ -119,6 +121,8 @@ class Tensor(NamedTuple):
     grad_dtype: str = "f32"
     weights: str = "plain"
     group: int = 0
+    global_shape: tuple | None = None
+    offset: tuple | None = None
 
 
 class BufferInfo(NamedTuple):
@@ -180,17 +184,18 @@ class Plan:
         self.tensors = tuple(tensors)
         info = _c_api.lowbit_cpu_info_t.init(threads=threads, variant=VARIANTS[variant])
         self._context = create(self, "context", "lowbit_context_create_cpu", ctypes.byref(info))
+        extents = [_extents(tensor) for tensor in self.tensors]
         infos = [
             _c_api.lowbit_tensor_info_t.init(
                 name=tensor.name.encode(),
-                shape=(ctypes.c_int64 * len(tensor.shape))(*tensor.shape),
                 ndim=len(tensor.shape),
                 param_dtype=_DTYPES[tensor.param_dtype],
                 grad_dtype=_DTYPES[tensor.grad_dtype],
                 weights=WEIGHTS[tensor.weights],
                 group=tensor.group,
+                **place,
             )
-            for tensor in self.tensors
+            for tensor, place in zip(self.tensors, extents)
         ]
         array = (_c_api.lowbit_tensor_info_t * len(infos))(*infos)
         self.handle = create(
@@ -353,6 +358,16 @@ class Plan:
             ctypes.byref(info),
         )
         return info.step
+
+
+def _extents(tensor):
+    """The arrays of a tensor's descriptor."""
+    given = {"shape": tensor.shape, "global_shape": tensor.global_shape, "offset": tensor.offset}
+    return {
+        name: (ctypes.c_int64 * len(values))(*values)
+        for name, values in given.items()
+        if values is not None
+    }
 
 
 def _buffers(arrays, written=False):
