@@ -16,8 +16,8 @@ use std::process::Command;
 #[path = "c/library.rs"]
 mod library;
 
-/// Registered with XLA. Their argument is a struct of XLA's, so C programs have no use for them.
-const NOT_IN_THE_HEADER: [&str; 2] = ["lowbit_xla_step", "lowbit_xla_step_cuda"];
+/// Found by XLA, by name. Their argument is a struct of XLA's, so C programs have no use for them.
+const NOT_IN_THE_HEADER: &str = "lowbit_xla_";
 
 fn root(path: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -94,7 +94,7 @@ fn the_header_declares_what_is_exported() {
     let (exported, declared) = (exported(), declared());
     let undeclared: Vec<_> = exported
         .difference(&declared)
-        .filter(|name| !NOT_IN_THE_HEADER.contains(&name.as_str()))
+        .filter(|name| !name.starts_with(NOT_IN_THE_HEADER))
         .collect();
     let missing: Vec<_> = declared.difference(&exported).collect();
     assert!(undeclared.is_empty(), "not in the header: {undeclared:?}");

@@ -38,7 +38,7 @@ pub(super) enum Platform {
 
 /// What the first results are.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Output {
+pub(super) enum Output {
     /// The new parameters.
     Param,
     /// What is to be added to the parameters.
@@ -152,7 +152,7 @@ pub(super) unsafe fn step(frame: &CallFrame, platform: Platform) -> Result<()> {
     unsafe { plan.step(&args, Stage::All, stream) }
 }
 
-fn output(name: &str) -> Result<Output> {
+pub(super) fn output(name: &str) -> Result<Output> {
     match name {
         "param" => Ok(Output::Param),
         "update" => Ok(Output::Update),
@@ -165,7 +165,7 @@ fn output(name: &str) -> Result<Output> {
     }
 }
 
-fn nonfinite(raw: i32) -> Result<NonFinite> {
+pub(super) fn nonfinite(raw: i32) -> Result<NonFinite> {
     const ALL: [NonFinite; 5] = [
         NonFinite::Default,
         NonFinite::SkipBlock,
@@ -178,14 +178,18 @@ fn nonfinite(raw: i32) -> Result<NonFinite> {
         .ok_or_else(|| invalid(format!("attribute nonfinite is {raw}; it must be 0 to 4")))
 }
 
-fn check_count(what: &str, got: usize, want: usize) -> Result<()> {
+pub(super) fn check_count(what: &str, got: usize, want: usize) -> Result<()> {
     if got == want {
         return Ok(());
     }
     Err(invalid(format!("{got} {what} given; the plan has {want}")))
 }
 
-fn check_params(plan: &Plan, operands: &[Operand<'_>], what: &str) -> Result<Vec<Buffer>> {
+pub(super) fn check_params(
+    plan: &Plan,
+    operands: &[Operand<'_>],
+    what: &str,
+) -> Result<Vec<Buffer>> {
     let pairs = plan.tensors().iter().zip(operands).enumerate();
     pairs
         .map(|(i, (tensor, operand))| {
@@ -197,7 +201,7 @@ fn check_params(plan: &Plan, operands: &[Operand<'_>], what: &str) -> Result<Vec
         .collect()
 }
 
-fn check_grads(plan: &Plan, operands: &[Operand<'_>]) -> Result<Vec<Buffer>> {
+pub(super) fn check_grads(plan: &Plan, operands: &[Operand<'_>]) -> Result<Vec<Buffer>> {
     let pairs = plan.tensors().iter().zip(operands).enumerate();
     pairs
         .map(|(i, (tensor, operand))| {
@@ -209,7 +213,11 @@ fn check_grads(plan: &Plan, operands: &[Operand<'_>]) -> Result<Vec<Buffer>> {
         .collect()
 }
 
-fn check_states(plan: &Plan, operands: &[Operand<'_>], what: &str) -> Result<Vec<Buffer>> {
+pub(super) fn check_states(
+    plan: &Plan,
+    operands: &[Operand<'_>],
+    what: &str,
+) -> Result<Vec<Buffer>> {
     let pairs = plan.buffers().iter().zip(operands);
     pairs
         .map(|(info, operand)| {
@@ -224,7 +232,12 @@ fn check_states(plan: &Plan, operands: &[Operand<'_>], what: &str) -> Result<Vec
 ///
 /// # Safety
 /// Each pair must be valid memory of one size in the plan's memory space.
-unsafe fn copy(plan: &Plan, from: &[Buffer], to: &[Buffer], stream: *mut c_void) -> Result<()> {
+pub(super) unsafe fn copy(
+    plan: &Plan,
+    from: &[Buffer],
+    to: &[Buffer],
+    stream: *mut c_void,
+) -> Result<()> {
     for (from, to) in from.iter().zip(to) {
         if from.data != to.data {
             let bytes = index(to.bytes);

@@ -222,8 +222,8 @@ fn jax(
         return;
     };
     let tests = sh.path("bindings/jax/tests");
-    let run = |library: &Path, args: &[&str]| {
-        let mut command = Command::new(&python);
+    let run_by = |python: &Path, library: &Path, args: &[&str]| {
+        let mut command = Command::new(python);
         command
             .args(args)
             .current_dir(&tests)
@@ -231,6 +231,7 @@ fn jax(
             .env("LOWBIT_LIBRARY", library);
         command
     };
+    let run = |library: &Path, args: &[&str]| run_by(&python, library, args);
     steps.run("checkpoints: a second reader", || {
         let mut reader = Command::new(&python);
         reader.arg(sh.path("tests/golden/reader.py"));
@@ -240,6 +241,23 @@ fn jax(
         // With the hooks, as one test makes the library panic.
         let mut tests = run(&hooks, &["-m", "unittest", "discover", "-v"]);
         sh.run(tests.envs(mock.map(|mock| ("LOWBIT_MOCK_DRIVER", mock))))
+    });
+    steps.run("JAX: tests with the oldest JAX", || {
+        let oldest = env::python::ensure_oldest(sh)?;
+        let tests = [
+            "-m",
+            "unittest",
+            "-v",
+            "test_conformance",
+            "test_jax",
+            "test_sharding.TestMeshes",
+            "test_sharding.TestProcesses",
+        ];
+        sh.run(&mut run_by(&oldest, &hooks, &tests))
+    });
+    steps.run("JAX: a wheel, built and installed", || {
+        let mut wheel = run(library, &["wheel.py"]);
+        sh.run(wheel.arg(library).arg(sh.path("target/wheel-test")))
     });
     steps.run("JAX: conformance", || {
         let lines = sh.read(&mut run(library, &["conformance.py"]))?;

@@ -10,13 +10,12 @@ package's folder.
 
 from . import checkpoint
 from ._library import Error, library_path, version
-from .core import BufferInfo, Context, Place, Plan, Spec, StageInfo, Tensor
+from .core import BufferInfo, Context, Plan, Spec, StageInfo, Tensor
 
 __all__ = [
     "BufferInfo",
     "Context",
     "Error",
-    "Place",
     "Plan",
     "Spec",
     "StageInfo",

@@ -123,17 +123,6 @@ class Context:
         self.handle = create(self, "context", name, ctypes.byref(info))
 
 
-class Place(NamedTuple):
-    """Where a shard lies in its global tensor.
-
-    global_shape: extents of the global tensor.
-    offset: index of the shard's first element along each axis.
-    """
-
-    global_shape: tuple
-    offset: tuple
-
-
 class Tensor(NamedTuple):
     """A tensor of a plan.
 
@@ -142,6 +131,8 @@ class Tensor(NamedTuple):
     param_dtype, grad_dtype: "f32", "bf16" or "f16".
     weights: a key of WEIGHTS: what is kept beside a 16-bit parameter.
     group: which of the step's hyper-parameters are this tensor's, from 0.
+    global_shape, offset: of a shard: the extents of the whole tensor, and the index of its first
+        element there. None: the tensor is whole; the origin.
     """
 
     name: str
@@ -150,6 +141,8 @@ class Tensor(NamedTuple):
     grad_dtype: str = "f32"
     weights: str = "plain"
     group: int = 0
+    global_shape: tuple | None = None
+    offset: tuple | None = None
 
 
 class BufferInfo(NamedTuple):
@@ -195,7 +188,6 @@ class Plan:
     tensors: a list of Tensor.
     threads, variant: of a Context that is the plan's own.
     context: a Context, instead of these.
-    places: for each tensor a Place, or None for a tensor that is whole; None: all are whole.
 
     buffers: a tuple of BufferInfo, tensor by tensor, state by state, part by part. Lists of state
         arrays are in this order. Zeros are the initial state.
@@ -207,24 +199,22 @@ class Plan:
     Raises Error naming tensor and field.
     """
 
-    def __init__(self, spec, tensors, *, threads=1, variant="auto", context=None, places=None):
+    def __init__(self, spec, tensors, *, threads=1, variant="auto", context=None):
         self.spec = spec if isinstance(spec, Spec) else Spec(spec)
         self.tensors = tuple(tensors)
         context = Context(threads=threads, variant=variant) if context is None else context
-        places = [None] * len(self.tensors) if places is None else places
+        extents = [_extents(tensor) for tensor in self.tensors]
         infos = [
             _c_api.lowbit_tensor_info_t.init(
                 name=tensor.name.encode(),
-                shape=_int64s(tensor.shape),
                 ndim=len(tensor.shape),
                 param_dtype=_DTYPES[tensor.param_dtype],
                 grad_dtype=_DTYPES[tensor.grad_dtype],
                 weights=WEIGHTS[tensor.weights],
                 group=tensor.group,
-                global_shape=None if place is None else _int64s(place.global_shape),
-                offset=None if place is None else _int64s(place.offset),
+                **place,
             )
-            for tensor, place in zip(self.tensors, places, strict=True)
+            for tensor, place in zip(self.tensors, extents)
         ]
         array = (_c_api.lowbit_tensor_info_t * len(infos))(*infos)
         self.handle = create(
@@ -405,8 +395,14 @@ class Plan:
             call("lowbit_checkpoint_reshard", self.handle, source, path, report, None)
 
 
-def _int64s(numbers):
-    return (ctypes.c_int64 * len(numbers))(*numbers)
+def _extents(tensor):
+    """The arrays of a tensor's descriptor."""
+    given = {"shape": tensor.shape, "global_shape": tensor.global_shape, "offset": tensor.offset}
+    return {
+        name: (ctypes.c_int64 * len(values))(*values)
+        for name, values in given.items()
+        if values is not None
+    }
 
 
 def _buffers(arrays, written=False):

@@ -8,9 +8,10 @@
         grads = jax.grad(loss)(params, batch)
         return optimizer.apply(grads, state, params)
 
-Parameters and states are updated in place where they are donated, and stay intact where not. The
-state is a tree of plain arrays. The step is one custom call for every 64 tensors, on the CPU or on
-an NVIDIA GPU, where it may be part of a command buffer.
+Each is an `optax.GradientTransformationExtraArgs`, with `apply` beside `update`. Parameters and states
+are updated in place where they are donated, and stay intact where not. The state is a tree of plain
+arrays, sharded as the parameters are. The step is one custom call for every 64 tensors, on the CPU or
+on an NVIDIA GPU, where it may be part of a command buffer.
 """
 
 import dataclasses
@@ -22,11 +23,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from jax.sharding import PartitionSpec
 
-from . import core
+from . import _shards, core
 from ._library import library
 
 _TARGET = "lowbit_xla_step"
+_SHARD_TARGET = "lowbit_xla_shard"
 
 #: The most that a device's plan needs of scratch beyond the CPU's, in words for each tensor
 #: (`ticket_words` in src/backend/cuda/table.rs). The handler refuses less than it needs.
@@ -88,7 +92,11 @@ _COMMON = """
         parameters are stepped by `apply` only.
     nonfinite: what happens when a gradient is not finite: "default", "skip_block", "skip_tensor",
         "skip_step" or "propagate".
-    threads: that work in one call on the CPU, XLA's among them; 0: as many as the process may use.
+    threads: that work in one call on the CPU, XLA's among them. None: as many as the process may use.
+    shardings: a tree of `NamedSharding` of the parameters' structure (or a prefix of it), or a function
+        from parameters to one. None: as their types say on a mesh with Explicit axes, or, outside of
+        `jit`, the arrays themselves. Under `jit` on a mesh with Auto axes nothing says how parameters
+        are sharded, and without this XLA would gather them.
 
     Raises lowbit.Error if the spec is not one.
     """
@@ -102,7 +110,8 @@ def _documented(function):
 
 @_documented
 def adamw(
-    learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, *, spec="adamw4", **options
+    learning_rate: optax.ScalarOrSchedule, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, *, spec="adamw4", mask=None, weights=None,
+    nonfinite="default", threads=None, shardings=None
 ):
     """AdamW (Loshchilov and Hutter 2019).
 
@@ -110,12 +119,13 @@ def adamw(
     spec: "adamw4" (the paper's), "adamw4-block", "adamw8" or "adamw32".
     """
     spec = _spec("adamw", spec)
-    return _optimizer(spec, learning_rate, b1, b2, eps, weight_decay, **options)
+    return _optimizer(spec, learning_rate, b1, b2, eps, weight_decay, mask=mask, weights=weights, nonfinite=nonfinite, threads=threads, shardings=shardings)
 
 
 @_documented
 def factor(
-    learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, *, spec="factor4", **options
+    learning_rate: optax.ScalarOrSchedule, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, *, spec="factor4", mask=None, weights=None,
+    nonfinite="default", threads=None, shardings=None
 ):
     """The paper's 4-bit Factor: AdamW whose v is kept as means of rows and columns.
 
@@ -123,23 +133,24 @@ def factor(
     spec: "factor4" or "factor32".
     """
     spec = _spec("adamw", spec)
-    return _optimizer(spec, learning_rate, b1, b2, eps, weight_decay, **options)
+    return _optimizer(spec, learning_rate, b1, b2, eps, weight_decay, mask=mask, weights=weights, nonfinite=nonfinite, threads=threads, shardings=shardings)
 
 
 @_documented
-def adam(learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, *, spec="adamw4", **options):
+def adam(learning_rate: optax.ScalarOrSchedule, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, *, spec="adamw4", mask=None, weights=None,
+    nonfinite="default", threads=None, shardings=None):
     """Adam (Kingma and Ba 2015); the decay, if any, is part of the gradient (L2).
 
     b1, b2, eps: as in optax.
     spec: also a preset of AdamW, for its quantizers.
     """
     spec = {**_spec("adam", spec, "adamw"), "optimizer": "adam"}
-    return _optimizer(spec, learning_rate, b1, b2, eps, weight_decay, **options)
+    return _optimizer(spec, learning_rate, b1, b2, eps, weight_decay, mask=mask, weights=weights, nonfinite=nonfinite, threads=threads, shardings=shardings)
 
 
 @_documented
 def sgdm(
-    learning_rate,
+    learning_rate: optax.ScalarOrSchedule,
     momentum=0.9,
     weight_decay=0.0,
     *,
@@ -147,7 +158,11 @@ def sgdm(
     nesterov=None,
     decoupled=None,
     spec="sgdm4",
-    **options,
+    mask=None,
+    weights=None,
+    nonfinite="default",
+    threads=None,
+    shardings=None,
 ):
     """SGD with momentum, as torch defines it.
 
@@ -159,23 +174,24 @@ def sgdm(
     """
     given = {"nesterov": nesterov, "dampening": dampening, "decoupled": decoupled}
     spec = _with_options(_spec("sgdm", spec), "sgdm", given)
-    return _optimizer(spec, learning_rate, momentum, weight_decay=weight_decay, **options)
+    return _optimizer(spec, learning_rate, momentum, weight_decay=weight_decay, mask=mask, weights=weights, nonfinite=nonfinite, threads=threads, shardings=shardings)
 
 
 @_documented
-def lion(learning_rate, b1=0.9, b2=0.99, weight_decay=1e-3, *, spec="lion4", **options):
+def lion(learning_rate: optax.ScalarOrSchedule, b1=0.9, b2=0.99, weight_decay=1e-3, *, spec="lion4", mask=None, weights=None,
+    nonfinite="default", threads=None, shardings=None):
     """Lion (Chen et al. 2023).
 
     b1, b2, weight_decay: as in optax.
     spec: "lion4", "lion8" or "lion32".
     """
     spec = _spec("lion", spec)
-    return _optimizer(spec, learning_rate, b1, b2, weight_decay=weight_decay, **options)
+    return _optimizer(spec, learning_rate, b1, b2, weight_decay=weight_decay, mask=mask, weights=weights, nonfinite=nonfinite, threads=threads, shardings=shardings)
 
 
 @_documented
 def adafactor(
-    learning_rate=None,
+    learning_rate: optax.ScalarOrSchedule | None = None,
     decay_rate=None,
     multiply_by_parameter_scale=None,
     clipping_threshold=None,
@@ -185,7 +201,11 @@ def adafactor(
     *,
     eps_parameter_scale=None,
     spec="adafactor",
-    **options,
+    mask=None,
+    weights=None,
+    nonfinite="default",
+    threads=None,
+    shardings=None,
 ):
     """Adafactor (Shazeer and Stern 2018), with the arguments of optax.
 
@@ -213,11 +233,12 @@ def adafactor(
         given["relative_step"] = learning_rate is None
     spec, b1 = _with_momentum(_with_options(spec, "adafactor", given), momentum)
     learning_rate = 0.01 if learning_rate is None else learning_rate
-    return _optimizer(spec, learning_rate, b1, eps=eps, weight_decay=weight_decay_rate, **options)
+    return _optimizer(spec, learning_rate, b1, eps=eps, weight_decay=weight_decay_rate, mask=mask, weights=weights, nonfinite=nonfinite, threads=threads, shardings=shardings)
 
 
 @_documented
-def sm3(learning_rate, momentum=0.9, weight_decay=0.0, *, spec="sm3", **options):
+def sm3(learning_rate: optax.ScalarOrSchedule, momentum=0.9, weight_decay=0.0, *, spec="sm3", mask=None, weights=None,
+    nonfinite="default", threads=None, shardings=None):
     """SM3 (Anil et al. 2019): the second moment is one vector of maxima for each axis.
 
     momentum: None: none. Kept as the spec says, in 32 bits if it says nothing.
@@ -225,7 +246,7 @@ def sm3(learning_rate, momentum=0.9, weight_decay=0.0, *, spec="sm3", **options)
     spec: "sm3".
     """
     spec, b1 = _with_momentum(_spec("sm3", spec), momentum)
-    return _optimizer(spec, learning_rate, b1, weight_decay=weight_decay, **options)
+    return _optimizer(spec, learning_rate, b1, weight_decay=weight_decay, mask=mask, weights=weights, nonfinite=nonfinite, threads=threads, shardings=shardings)
 
 
 def _spec(optimizer, spec, also=None):
@@ -258,25 +279,84 @@ def _optimizer(
     eps=1e-8,
     weight_decay=0.0,
     *,
-    mask=None,
-    weights=None,
-    nonfinite="default",
-    threads=0,
+    mask,
+    weights,
+    nonfinite,
+    threads,
+    shardings,
 ):
     """What all constructors come to. Hyper-parameters that an optimizer has not are not read."""
     if nonfinite not in core.NONFINITE:
         raise ValueError(f"nonfinite is {nonfinite!r}; it must be one of {list(core.NONFINITE)}")
     if isinstance(weights, str) and weights not in core.WEIGHTS:
         raise ValueError(f"weights is {weights!r}; it must be one of {list(core.WEIGHTS)}")
-    return Optimizer(
+    rule = _Rule(
         *(learning_rate, b1, b2, eps, weight_decay),
-        *(mask, core.Spec(spec), weights, nonfinite, threads),
+        *(mask, core.Spec(spec), weights, nonfinite, threads or 0, shardings),
     )
+    return Optimizer(rule)
+
+
+class Optimizer(optax.GradientTransformationExtraArgs):
+    """What the constructors return: an optax optimizer that can also step in place.
+
+    init(params): the state before the first step. Only shapes, dtypes and shardings matter.
+    update(grads, state, params, **arguments): one step in optax's form: returns what is to be added
+        to the parameters (in their dtype), and the state. Takes what `apply` takes, and passes over
+        arguments that are others'. With 16-bit parameters `apply` is more exact: it rounds once.
+        Parameters and gradients in float64 are stepped in float32.
+    spec: the `lowbit.Spec`.
+    """
+
+    def __new__(cls, rule):
+        made = super().__new__(cls, rule.init, rule.update)
+        made._rule = rule
+        return made
+
+    @property
+    def spec(self):
+        return self._rule.spec
+
+    def plan(self, params):
+        """The `lowbit.Plan` of all parameters (arrays or shapes): its `report()` says what each
+        got and why, `state_bytes` how much memory the states take."""
+        return self._rule.plan(params)
+
+    def apply(
+        self,
+        grads,
+        state,
+        params,
+        *,
+        learning_rate=None,
+        grad_scale=1.0,
+        clip_factor=1.0,
+        skip=False,
+    ):
+        """One step: returns new parameters and state, in place where `params` and `state` are
+        donated.
+
+        grads: a tree like `params`, float32, bfloat16 or float16; need not have the parameters'
+            dtypes.
+        learning_rate: instead of the optimizer's.
+        grad_scale, clip_factor: the gradients are multiplied by both.
+        skip: a bool; if true, nothing changes, the count included.
+        """
+        return self._rule.step(
+            "param",
+            grads,
+            state,
+            params,
+            learning_rate=learning_rate,
+            grad_scale=grad_scale,
+            clip_factor=clip_factor,
+            skip=skip,
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Optimizer:
-    """What the constructors return. `init, update = optimizer` unpacks it as optax does."""
+class _Rule:
+    """The arguments of an optimizer, and what is done with them."""
 
     learning_rate: Any
     b1: Any
@@ -288,52 +368,57 @@ class Optimizer:
     weights: Any
     nonfinite: str
     threads: int
-
-    def __iter__(self):
-        return iter((self.init, self.update))
+    shardings: Any
 
     def plan(self, params):
-        """The `lowbit.Plan` of all parameters (arrays or shapes): its `report()` says what each
-        got and why, `state_bytes` how much memory the states take."""
         return _plan(self.spec, tuple(self._tensors(params, params)))
 
     def init(self, params):
-        """The state before the first step. Only shapes and dtypes of `params` matter."""
         plan = self.plan(params)
-        zeros = [jnp.zeros(info.shape, info.numpy_dtype) for info in plan.buffers]
-        return self._state(plan, jax.tree.structure(params), zeros, 0)
+        layout = self._layout(params, plan.tensors)
+        treedef = jax.tree.structure(params)
 
-    def apply(self, grads, state, params, **arguments):
-        """One step: returns new parameters and state, in place where `params` and `state` are
-        donated.
+        def make():
+            zeros = [jnp.zeros(info.shape, info.numpy_dtype) for info in plan.buffers]
+            if layout is not None:
+                zeros = [
+                    layout.place(zero, spec)
+                    for zero, spec in zip(zeros, layout.buffer_specs(plan), strict=True)
+                ]
+            return self.state(plan, treedef, zeros, 0)
 
-        grads: a tree like `params`, float32, bfloat16 or float16; need not have the parameters'
-            dtypes.
-        learning_rate: instead of the optimizer's.
-        grad_scale, clip_factor: the gradients are multiplied by both.
-        skip: a bool; if true, nothing changes, the count included.
-        """
-        return self._step("param", grads, state, params, **arguments)
+        # Only a program can make an array on devices of several processes.
+        return make() if layout is None else jax.jit(make)()
 
-    def update(self, grads, state, params, **arguments):
-        """One step in optax's form: returns what is to be added to the parameters (in their
-        dtype), and the state. Takes what `apply` takes.
-
-        With 16-bit parameters `apply` is more exact: it rounds once.
-        """
-        return self._step("update", grads, state, params, **arguments)
-
-    def _step(
+    def update(
         self,
-        output,
         grads,
         state,
-        params,
+        params=None,
         *,
         learning_rate=None,
         grad_scale=1.0,
         clip_factor=1.0,
         skip=False,
+        **_,
+    ):
+        def narrow(leaf):
+            return leaf.astype(jnp.float32) if leaf.dtype == jnp.float64 else leaf
+
+        updates, state = self.step(
+            "update",
+            jax.tree.map(narrow, grads),
+            state,
+            jax.tree.map(narrow, params),
+            learning_rate=learning_rate,
+            grad_scale=grad_scale,
+            clip_factor=clip_factor,
+            skip=skip,
+        )
+        return jax.tree.map(lambda update, param: update.astype(param.dtype), updates, params), state
+
+    def step(
+        self, output, grads, state, params, *, learning_rate, grad_scale, clip_factor, skip
     ):
         if params is None:
             raise ValueError("the step needs the parameters: pass params")
@@ -344,7 +429,13 @@ class Optimizer:
             tensor._replace(group=0 if decay else 1)
             for tensor, decay in zip(self._tensors(params, grads), decays, strict=True)
         ]
+        layout = self._layout(params, tensors)
         params, grads = treedef.flatten_up_to(params), treedef.flatten_up_to(grads)
+        for tensor, param in zip(tensors, params):
+            if param.dtype == jnp.float64:
+                raise TypeError(
+                    f"the parameter {tensor.name} has dtype float64, which only `update` takes"
+                )
         if learning_rate is None:
             learning_rate = self.learning_rate
         if callable(learning_rate):
@@ -362,21 +453,24 @@ class Optimizer:
         step = state.count + 1
         slots = _slots(treedef, state)
         outputs, skipped = list(params), state.skipped
+        options = {"output": output, "nonfinite": nonfinite, "threads": self.threads}
         # Empty tensors have nothing to update.
         filled = [i for i, param in enumerate(params) if param.size > 0]
-        for at in range(0, len(filled), _TENSORS_PER_CALL):
-            members = filled[at : at + _TENSORS_PER_CALL]
+        for members in _chunks(filled, layout):
             plan = _plan(self.spec, tuple(tensors[i] for i in members))
             hyper = [value for row in rows[: plan.group_count] for value in row]
-            new_params, buffers, counts = _call(
-                plan,
-                {"output": output, "nonfinite": nonfinite, "threads": self.threads},
-                jnp.stack([jnp.asarray(value, jnp.float32).reshape(()) for value in hyper]),
-                step,
+            hyper = jnp.stack([jnp.asarray(value, jnp.float32).reshape(()) for value in hyper])
+            operands = (
                 [params[i] for i in members],
                 [grads[i] for i in members],
                 [slots[_slot(info)][members[info.tensor]] for info in plan.buffers],
             )
+            if layout is None:
+                new_params, buffers, counts = _call(plan, options, hyper, step, *operands)
+            else:
+                new_params, buffers, counts = _call_sharded(
+                    plan, layout.of(members), options, hyper, step, *operands
+                )
             for i, param in zip(members, new_params):
                 outputs[i] = param
             for info, buffer in zip(plan.buffers, buffers):
@@ -384,6 +478,15 @@ class Optimizer:
             skipped = skipped + counts
         count = jnp.where(jnp.asarray(skip, bool), state.count, step)
         return treedef.unflatten(outputs), _unflatten(treedef, slots, count, skipped)
+
+    def _layout(self, params, tensors):
+        """How the parameters lie on a mesh; None if on none."""
+        leaves = jax.tree.leaves(params)
+        if self.shardings is None:
+            shardings = [_shards.sharding_of(leaf) for leaf in leaves]
+        else:
+            shardings = _spread(self.shardings, params, None)
+        return _shards.layout(self.spec, tensors, shardings, _plan)
 
     def _tensors(self, params, grads):
         """A core.Tensor for each leaf."""
@@ -408,7 +511,7 @@ class Optimizer:
             tensors.append(core.Tensor(name, tuple(param.shape), *dtypes, form))
         return tensors
 
-    def _state(self, plan, treedef, buffers, count):
+    def state(self, plan, treedef, buffers, count):
         """A state of the plan's buffers, with dummies where there is none or an empty one.
 
         Which trees it has follows from the spec and, for tensors of at most two axes, from
@@ -461,7 +564,7 @@ def load(path, optimizer, params):
     arrays = plan.zeros()
     count = plan.load(path, arrays)
     arrays = [jnp.array(array) for array in arrays]
-    return optimizer._state(plan, jax.tree.structure(params), arrays, count)
+    return optimizer._rule.state(plan, jax.tree.structure(params), arrays, count)
 
 
 # --- the custom call -----------------------------------------------------------------------------
@@ -479,6 +582,8 @@ def _register():
     handler = jax.ffi.pycapsule(library().lowbit_xla_step_cuda)
     stages = {"initialize": handler, "execute": handler}
     jax.ffi.register_ffi_target(_TARGET, stages, platform="CUDA")
+    handler = jax.ffi.pycapsule(library().lowbit_xla_shard)
+    jax.ffi.register_ffi_target(_SHARD_TARGET, handler, platform="cpu")
 
 
 def _call(plan, options, hyper, step, params, grads, buffers):
@@ -491,13 +596,10 @@ def _call(plan, options, hyper, step, params, grads, buffers):
     # Operands: hyper, step, params, grads, buffers. Aliased to their results, all are updated in
     # place under donation; without it XLA copies before the call.
     n = len(params)
-    aliases = {2 + 2 * n + i: n + i for i in range(len(buffers))}
-    for i, (param, grad) in enumerate(zip(params, grads)):
-        if not update:
-            aliases[2 + i] = i
-        elif param.dtype == grad.dtype:
-            aliases[2 + n + i] = i
-    call = jax.ffi.ffi_call(_TARGET, results, input_output_aliases=aliases)
+    aliases = _aliases(2, update, params, grads, buffers)
+    call = jax.ffi.ffi_call(
+        _TARGET, results, input_output_aliases=aliases, vmap_method="sequential"
+    )
     new = call(
         hyper,
         step,
@@ -510,6 +612,98 @@ def _call(plan, options, hyper, step, params, grads, buffers):
     )
     # The counters are 64-bit, the low half of each first.
     return new[:n], new[n:-2], new[-1][:, 0]
+
+
+def _aliases(first, update, params, grads, buffers):
+    """Which operands are their results: parameters, or gradients for updates, and states.
+
+    first: how many operands come before the parameters.
+    """
+    n = len(params)
+    aliases = {first + 2 * n + i: n + i for i in range(len(buffers))}
+    for i, (param, grad) in enumerate(zip(params, grads)):
+        if not update:
+            aliases[first + i] = i
+        elif param.dtype == grad.dtype:
+            aliases[first + n + i] = i
+    return aliases
+
+
+def _call_sharded(plan, layout, options, hyper, step, params, grads, buffers):
+    """The same on a mesh: what each device does with its shards, and what they combine.
+
+    plan: of the whole tensors.
+    layout: of the same tensors.
+    """
+    local = _plan(plan.spec, tuple(shard.tensor for shard in layout.shards))
+
+    def body(hyper, step, params, grads, buffers):
+        params = [shard.gather(param) for shard, param in zip(layout.shards, params)]
+        grads = [shard.gather(grad) for shard, grad in zip(layout.shards, grads)]
+        if layout.axes:
+            new = _staged(local, layout, options, hyper, step, params, grads, buffers)
+        else:
+            new = _call(local, options, hyper, step, params, grads, buffers)
+        return [shard.cut(param) for shard, param in zip(layout.shards, new[0])], *new[1:]
+
+    scalar = PartitionSpec()
+    tensors = [shard.spec for shard in layout.shards]
+    states = layout.buffer_specs(plan)
+    return _shards.shard_map(
+        body,
+        layout.mesh,
+        (scalar, scalar, tensors, tensors, states),
+        (tensors, states, scalar),
+    )(hyper, step, params, grads, buffers)
+
+
+def _staged(plan, layout, options, hyper, step, params, grads, buffers):
+    """One step by stages, on one device's shards: what `_call` returns."""
+    attributes = {
+        "plan": _plan_json(plan, options["threads"]),
+        "output": options["output"],
+        "nonfinite": np.int32(core.NONFINITE[options["nonfinite"]]),
+    }
+    operands = (hyper, step, layout.offsets(), *params, *grads, *buffers)
+    scratch = jnp.zeros((plan.scratch_bytes // 4,), jnp.int32)
+    collect = jax.ffi.ffi_call(
+        _SHARD_TARGET,
+        jax.ShapeDtypeStruct(scratch.shape, scratch.dtype),
+        input_output_aliases={len(operands): 0},
+        vmap_method="sequential",
+    )
+    for i, stage in enumerate(plan.stages):
+        # The first statistics are a word for each tensor that says whether it has non-finite gradients.
+        # Where there are no others, only skip_tensor asks.
+        flags_only = i == 0 and stage.count == len(params)
+        if flags_only and options["nonfinite"] != "skip_tensor":
+            continue
+        scratch = collect(*operands, scratch, stage=np.int32(i), **attributes)
+        scratch = _shards.combine(scratch, stage, layout.axes)
+    update = options["output"] == "update"
+    results = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (*params, *buffers)]
+    results.append(jax.ShapeDtypeStruct((2,), jnp.int32))
+    apply = jax.ffi.ffi_call(
+        _SHARD_TARGET,
+        results,
+        input_output_aliases=_aliases(3, update, params, grads, buffers),
+        vmap_method="sequential",
+    )
+    new = apply(*operands, scratch, stage=np.int32(-1), **attributes)
+    n = len(params)
+    blocks, tensors = new[-1]
+    counts = jnp.stack([jax.lax.psum(blocks, layout.axes), jax.lax.pmax(tensors, layout.axes)])
+    return new[:n], new[n:-1], counts
+
+
+def _chunks(indices, layout):
+    """The tensors of each call: at most 64, sharded over the same axes."""
+    groups = {}
+    for i in indices:
+        groups.setdefault(() if layout is None else layout.shards[i].axes, []).append(i)
+    for members in groups.values():
+        for at in range(0, len(members), _TENSORS_PER_CALL):
+            yield members[at : at + _TENSORS_PER_CALL]
 
 
 def _plan_json(plan, threads):
@@ -640,7 +834,7 @@ def _key(key):
 
 
 def _dtype(leaf, what):
-    dtypes = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+    dtypes = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "float64": "f32"}
     dtype = dtypes.get(jnp.dtype(leaf.dtype).name)
     if dtype is None:
         raise TypeError(f"{what} has dtype {leaf.dtype}; it must be one of {list(dtypes)}")

@@ -1,11 +1,14 @@
-"""What the tests share. Importing it chooses the CPU and, if none is installed, this package."""
+"""What the tests share. Importing it chooses the CPU, as eight devices, and, if none is installed, this
+package."""
 
 import importlib.util
 import os
 import pathlib
+import socket
 import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 
@@ -112,3 +115,10 @@ def same(left, right):
 def to_jax(arrays):
     """Copies, so that donation never reaches a numpy array."""
     return {key: jnp.array(array) for key, array in arrays.items()}
+
+
+def free_port():
+    """A TCP port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

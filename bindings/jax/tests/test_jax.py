@@ -4,6 +4,7 @@ import concurrent.futures
 import json
 import pathlib
 import tempfile
+import time
 import unittest
 
 import support  # noqa: F401  (first: it chooses the platform)
@@ -11,6 +12,7 @@ import support  # noqa: F401  (first: it chooses the platform)
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import lowbit
 import lowbit.jax
@@ -445,6 +447,86 @@ class TestArguments(unittest.TestCase):
         result, _ = step(params, grads, 0.8, 0.1)
         _, want, _ = reference("adamw4", params, grads, 1, beta1=0.8, weight_decay=0.1)
         self.assertTrue(same(result["wte"], want["wte"]))
+
+
+class TestTransformations(unittest.TestCase):
+    def test_vmap_gives_each_member_its_own_bits(self):
+        params, grads = model()
+        optimizer = lowbit.jax.adamw(1e-3)
+        rates = jnp.array([1e-3, 1e-2, 1e-1], jnp.float32)
+        many = jax.tree.map(lambda p: jnp.stack([p, 2 * p, 3 * p]), to_jax(params))
+
+        def member(params, rate):
+            state = optimizer.init(params)
+            return optimizer.apply(to_jax(grads), state, params, learning_rate=rate)
+
+        together = jax.jit(jax.vmap(member))(many, rates)
+        for i in range(3):
+            alone = jax.jit(member)(jax.tree.map(lambda p: p[i], many), rates[i])  # noqa: B023
+            for left, right in zip(
+                jax.tree.leaves(jax.tree.map(lambda p: p[i], together)),  # noqa: B023
+                jax.tree.leaves(alone),
+                strict=True,
+            ):
+                self.assertTrue(same(left, right))
+
+    def test_optax_composes_it(self):
+        params, grads = model(shapes=FULL)
+        chain = optax.chain(optax.clip_by_global_norm(1.0), lowbit.jax.adamw(1e-3))
+        updates, state = jax.jit(chain.update)(to_jax(grads), chain.init(params), to_jax(params))
+        self.assertEqual(int(state[1].count), 1)
+        masked = optax.masked(lowbit.jax.adamw(1e-3), {key: key != "bias" for key in FULL})
+        updates, _ = jax.jit(masked.update)(to_jax(grads), masked.init(params), to_jax(params))
+        self.assertTrue(same(updates["bias"], grads["bias"]))
+        specs = optax.tree_utils.tree_map_params(
+            lowbit.jax.adamw(1e-3),
+            lambda _, name: name,
+            lowbit.jax.adamw(1e-3).init(params),
+            {key: key for key in FULL},
+        )
+        self.assertEqual(specs.v.axes[1]["wte"], "wte")
+
+    def test_injected_hyperparameters_change_without_a_new_trace(self):
+        params, grads = model()
+        optimizer = optax.inject_hyperparams(lowbit.jax.adamw)(learning_rate=1e-3, b1=0.8)
+        step = jax.jit(lambda g, s, p: optimizer.update(g, s, p))
+        for rate in (1e-3, 1e-2):
+            state = optimizer.init(params)
+            state.hyperparams["learning_rate"] = jnp.float32(rate)
+            updates, _ = step(to_jax(grads), state, to_jax(params))
+            _, want, _ = reference("adamw4", params, grads, 1, lr=rate, beta1=0.8)
+            self.assertTrue(same(params["wte"] + np.asarray(updates["wte"]), want["wte"]))
+        self.assertEqual(step._cache_size(), 1)
+
+    def test_float64_is_stepped_in_float32(self):
+        enabled = (
+            jax.enable_x64(True) if callable(jax.enable_x64) else jax.experimental.enable_x64()
+        )
+        with enabled:
+            params, grads = model(shapes={"wte": (300, 257)})
+            wide = {"wte": jnp.asarray(params["wte"], jnp.float64)}
+            optimizer = lowbit.jax.adamw(1e-3)
+            state = optimizer.init(wide)
+            updates, _ = optimizer.update(to_jax(grads), state, wide)
+            self.assertEqual(updates["wte"].dtype, jnp.float64)
+            with self.assertRaisesRegex(TypeError, "wte has dtype float64"):
+                optimizer.apply(to_jax(grads), state, wide)
+
+    def test_time_to_compile_a_thousand_tensors(self):
+        params = {f"t{i:04}": jnp.zeros((16, 300)) for i in range(1000)}
+        optimizer = lowbit.jax.adamw(1e-3)
+        step, state = step_function(optimizer, donate=True), optimizer.init(params)
+        start = time.perf_counter()
+        lowered = step.lower(params, state, params)
+        traced = time.perf_counter()
+        compiled = lowered.compile()
+        end = time.perf_counter()
+        calls = compiled.as_text().count('custom_call_target="lowbit_xla_step"')
+        self.assertEqual(calls, 16)
+        print(
+            f"\n1000 tensors in {calls} calls: traced in {traced - start:.1f} s, "
+            f"compiled in {end - traced:.1f} s"
+        )
 
 
 class TestState(unittest.TestCase):

@@ -25,7 +25,7 @@ const NO_BASE: &str = "there is no Python 3.11 to 3.14 with venv and ensurepip o
 pub(crate) fn ensure(sh: &Shell) -> Result<PathBuf> {
     let install = Install {
         name: "python",
-        what: "JAX for the CPU, optax, NumPy and safetensors (140 MB from PyPI, 630 MB on disk)",
+        what: "JAX for the CPU, optax, orbax, NumPy and safetensors (170 MB from PyPI, 750 MB on disk)",
         stamp: REQUIREMENTS,
     };
     let dir = install.ensure(
@@ -41,6 +41,32 @@ pub(crate) fn ensure(sh: &Shell) -> Result<PathBuf> {
         |dir| {
             let mut python = Command::new(python(dir));
             sh.read(python.args(["-I", "-c", "import jaxlib, ml_dtypes, safetensors"]))
+                .map(drop)
+        },
+    )?;
+    Ok(python(&dir))
+}
+
+/// Returns the Python of an environment with the oldest JAX that the package supports.
+pub(crate) fn ensure_oldest(sh: &Shell) -> Result<PathBuf> {
+    let install = Install {
+        name: "python-oldest",
+        what: "the oldest supported JAX, for the CPU (120 MB from PyPI, 550 MB on disk)",
+        stamp: include_str!("../../requirements-oldest.txt"),
+    };
+    let dir = install.ensure(
+        sh,
+        |dir| {
+            venv(sh, dir)?;
+            sh.quiet(
+                pip_install(dir)
+                    .arg("--requirement")
+                    .arg(sh.path("xtask/requirements-oldest.txt")),
+            )
+        },
+        |dir| {
+            let mut python = Command::new(python(dir));
+            sh.read(python.args(["-I", "-c", "import jaxlib, optax"]))
                 .map(drop)
         },
     )?;

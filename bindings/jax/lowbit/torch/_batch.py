@@ -75,15 +75,14 @@ def float_dtype(dtype, what):
 
 
 @functools.lru_cache(maxsize=256)
-def plan_of(spec, tensors, places, device, threads):
+def plan_of(spec, tensors, device, threads):
     """A plan; those of models seen lately are kept.
 
     spec: as text.
     tensors: a tuple of core.Tensor.
-    places: None, or for each tensor a core.Place or None.
     device: a torch.device.
     """
-    return core.Plan(json.loads(spec), tensors, context=_context(device, threads), places=places)
+    return core.Plan(json.loads(spec), tensors, context=_context(device, threads))
 
 
 @functools.lru_cache(maxsize=None)
@@ -116,8 +115,9 @@ class Batch:
         self._shards = shards
         self.device = device
         tensors = tuple(self._tensor(member) for member in members)
-        places = None if shards is None else shards.places(tensors)
-        self.plan = plan_of(spec, tensors, places, self.device, threads)
+        if shards is not None:
+            tensors = shards.placed(tensors)
+        self.plan = plan_of(spec, tensors, self.device, threads)
         self.slots = []
         keys = [[] for _ in members]
         for info in self.plan.buffers:

@@ -47,9 +47,9 @@ class Shards:
         self.mesh, self._cuts = sharding(params[0])
         self._groups = [self.mesh.get_group(axis) for axis, cut in enumerate(self._cuts) if cut]
 
-    def places(self, tensors):
-        """A core.Place for each of these tensors, which are the shards of this process; None for
-        one whose elements have nothing to do with each other, and which may be cut anywhere."""
+    def placed(self, tensors):
+        """These tensors, the shards of this process, with their place in the whole ones; but for
+        those whose elements have nothing to do with each other, and which may be cut anywhere."""
         from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
         found = []
@@ -62,11 +62,11 @@ class Shards:
                     f"the shard of {tensor.name} has shape {tensor.shape} and not {tuple(shape)}"
                 )
             if self._is_elementwise(param, tensor):
-                found.append(None)
+                found.append(tensor)
                 continue
             # An empty shard may be said to begin anywhere, also behind the end.
-            offset = (min(begin, extent) for begin, extent in zip(offset, param.shape))
-            found.append(core.Place(tuple(param.shape), tuple(offset)))
+            offset = tuple(min(begin, extent) for begin, extent in zip(offset, param.shape))
+            found.append(tensor._replace(global_shape=tuple(param.shape), offset=offset))
         return tuple(found)
 
     def _is_elementwise(self, param, tensor):
@@ -117,12 +117,11 @@ def _buffers(spec, whole, empty):
 
     empty: the axis along which a shard has no elements; None: of the whole tensor.
     """
-    tensor, places = whole, None
+    tensor = whole
     if empty is not None:
         shape = whole.shape
-        tensor = whole._replace(shape=(*shape[:empty], 0, *shape[empty + 1 :]))
-        places = [core.Place(shape, (0,) * len(shape))]
-    plan = core.Plan(json.loads(spec), [tensor], places=places)
+        tensor = whole._replace(shape=(*shape[:empty], 0, *shape[empty + 1 :]), global_shape=shape)
+    plan = core.Plan(json.loads(spec), [tensor])
     return {f"{info.state}.{info.part}": info.shape for info in plan.buffers}
 
 
