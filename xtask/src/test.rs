@@ -288,6 +288,15 @@ fn torch(sh: &Shell, steps: &mut Steps, library: &Path, handover: Option<&Path>)
         let mut discover = run(&torch, &["-m", "unittest", "discover", "-v"]);
         sh.run(discover.current_dir(&tests))
     });
+    steps.run("PyTorch: conversions", || {
+        // By JAX's Python, since they are compared with optax.
+        let purelib = "import sysconfig; print(sysconfig.get_path('purelib'))";
+        let packages = sh.read(Command::new(&torch).args(["-c", purelib]))?;
+        let path = format!("{}:{}", sh.path("bindings/jax").display(), packages.trim());
+        let mut convert = run(&env::python::ensure(sh)?, &["-m", "unittest", "test_convert"]);
+        convert.current_dir(sh.path("bindings/jax/tests"));
+        sh.run(convert.env("PYTHONPATH", path))
+    });
     steps.run("PyTorch: goes on from the C++ trainer", || {
         let mut goes_on = run(&torch, &["handover.py"]);
         sh.run(goes_on.current_dir(&tests).arg(found(handover)?))
