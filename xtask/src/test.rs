@@ -9,7 +9,7 @@ use crate::steps::Steps;
 use crate::{build, env, experiment, gpu_bundle};
 
 /// The parts that can be asked for by name.
-const PARTS: [&str; 8] = [
+const PARTS: [&str; 9] = [
     "rust",
     "cpp",
     "jax",

@@ -23,7 +23,7 @@ use crate::shell::{Shell, announce};
 
 type Ensure = fn(&Shell) -> Result<PathBuf>;
 
-const TOOLS: [(&str, Ensure); 5] = [
+const TOOLS: [(&str, Ensure); 6] = [
     ("python", python::ensure),
     ("torch", torch::ensure),
     ("julia", julia::ensure),
