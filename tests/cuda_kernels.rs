@@ -1,16 +1,19 @@
-//! What NVIDIA's assembler makes of the embedded kernels: no spills and no local memory on any
-//! architecture, and the table of registers in `cuda/README.md`. Needs no GPU.
+//! What NVIDIA's assembler makes of the embedded kernels: no spills and no local memory, the table in
+//! `cuda/README.md`, and the instructions that steps execute, which `tests/gpu` compares times with
+//! (`cuda/instructions.json`). Needs no GPU.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The common ones since the oldest that the kernels run on.
-const ARCHITECTURES: [&str; 6] = ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"];
+#[path = "cuda/sass.rs"]
+mod sass;
 
-/// Those of A100, of H100 and H200.
+/// Those of A100, of H100 and H200. The build itself assembles for all architectures, and refuses
+/// spills and local memory there.
 const LISTED: [&str; 2] = ["sm_80", "sm_90"];
 
 /// Threads of a thread block (`THREADS` in tasks.cuh).
@@ -20,11 +23,23 @@ const THREADS: u32 = 256;
 const REGISTERS: u32 = 65536;
 const MOST_THREADS: u32 = 2048;
 
-/// What `ptxas` says about one kernel.
+/// Elements that a thread does in one turn of the loop of a kernel for common tensors (`EACH` in
+/// adamw.cuh).
+const EACH: f64 = 4.0;
+
+/// What an H200 can do: lanes x instructions in a second, and bytes at nine tenths of its nominal
+/// bandwidth.
+const ISSUES: f64 = 132.0 * 4.0 * 32.0 * 1.98e9;
+const BANDWIDTH: f64 = 4.3e12;
+
+/// What `ptxas` and `nvdisasm` say about one kernel.
 #[derive(Debug, PartialEq)]
 struct Usage {
     kernel: String,
     registers: u32,
+    shared: u32,
+    /// Executed for an element, on the usual path.
+    instructions: Option<f64>,
 }
 
 impl Usage {
@@ -36,8 +51,8 @@ impl Usage {
     }
 }
 
-/// The assembler beside the compiler, or on `PATH`.
-fn ptxas() -> Option<PathBuf> {
+/// A tool beside the compiler, or on `PATH`.
+fn tool(name: &str) -> Option<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let asked = std::env::var_os("LOWBIT_NVRTC").map(PathBuf::from);
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -46,7 +61,7 @@ fn ptxas() -> Option<PathBuf> {
         .flatten()
         .map(|dir| dir.join("bin"))
         .chain(std::env::split_paths(&path))
-        .map(|dir| dir.join("ptxas"))
+        .map(|dir| dir.join(name))
         .find(|file| file.is_file())
 }
 
@@ -71,9 +86,14 @@ fn modules() -> Vec<(String, String)> {
 }
 
 /// Assembles a module; panics unless every function of it does without local memory.
-fn assemble(ptxas: &Path, name: &str, ptx: &str, architecture: &str) -> Vec<Usage> {
+fn assemble(
+    (ptxas, nvdisasm): (&Path, &Path),
+    name: &str,
+    ptx: &str,
+    architecture: &str,
+) -> Vec<Usage> {
     let dir = tempfile::tempdir().unwrap();
-    let input = dir.path().join("in.ptx");
+    let (input, cubin) = (dir.path().join("in.ptx"), dir.path().join("out.cubin"));
     std::fs::write(&input, ptx).unwrap();
     let output = Command::new(ptxas)
         .args([
@@ -82,7 +102,7 @@ fn assemble(ptxas: &Path, name: &str, ptx: &str, architecture: &str) -> Vec<Usag
             "--warn-on-local-memory-usage",
         ])
         .args(["--warning-as-error", "--gpu-name", architecture, "-o"])
-        .args([&dir.path().join("out.cubin"), &input])
+        .args([&cubin, &input])
         .output()
         .unwrap();
     let text = String::from_utf8(output.stderr).unwrap();
@@ -102,10 +122,15 @@ fn assemble(ptxas: &Path, name: &str, ptx: &str, architecture: &str) -> Vec<Usag
                 "{kernel:?} for {architecture}"
             );
         } else if let Some((_, rest)) = line.split_once("Used ") {
-            let (registers, _) = rest.split_once(" registers").unwrap();
+            let (registers, rest) = rest.split_once(" registers").unwrap();
+            let shared = rest
+                .split(", ")
+                .find_map(|part| part.strip_suffix(" bytes smem"));
             usages.push(Usage {
                 kernel: kernel.take().unwrap(),
                 registers: registers.parse().unwrap(),
+                shared: shared.map_or(0, |bytes| bytes.parse().unwrap()),
+                instructions: None,
             });
         }
     }
@@ -115,7 +140,84 @@ fn assemble(ptxas: &Path, name: &str, ptx: &str, architecture: &str) -> Vec<Usag
         "not every kernel of {name} is reported:\n{text}"
     );
     usages.sort_by(|a, b| a.kernel.cmp(&b.kernel));
+    let output = Command::new(nvdisasm)
+        .arg("-c")
+        .arg(&cubin)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let functions = sass::functions(&String::from_utf8(output.stdout).unwrap());
+    for usage in &mut usages {
+        let function = functions.iter().find(|found| found.name == usage.kernel);
+        usage.instructions = executed(function.unwrap());
+    }
     usages
+}
+
+/// Instructions executed for an element by the kernels for common tensors: full blocks, aligned,
+/// with moments in the range of approx.cuh. None for the others, whose tensors differ too much.
+fn executed(function: &sass::Function) -> Option<f64> {
+    if Traffic::of(&function.name).is_none() {
+        return None;
+    }
+    let wide = |name: &'static str| {
+        move |body: &str| {
+            let rest = body.strip_prefix(name).unwrap_or_default();
+            rest.starts_with(".E.64") || rest.starts_with(".E.128")
+        }
+    };
+    // Only full blocks are stored so.
+    let stores = function.find(wide("STG"));
+    let each: Vec<_> = stores.iter().map(|store| vec![*store]).collect();
+    let mut count = function.shortest_loop(&each, &[]).unwrap();
+    if function.name.ends_with("_rank1") {
+        // The pass that collects maxima: one of each row by REDUX.
+        let groups = [
+            function.find(wide("LDG")),
+            function.find(|body| body.starts_with("REDUX") || body.starts_with("CREDUX")),
+        ];
+        count += function.shortest_loop(&groups, &stores).unwrap();
+    }
+    Some(count as f64 / EACH)
+}
+
+/// Bytes that a kernel for common tensors moves for an element.
+struct Traffic {
+    /// To and from memory.
+    memory: f64,
+    /// The second reads of two passes, from the L2 cache.
+    cache: f64,
+}
+
+impl Traffic {
+    fn of(kernel: &str) -> Option<Self> {
+        let mut parts = kernel.strip_prefix("lowbit_k_adamw_")?.split('_');
+        let (param, grad, states) = (parts.next()?, parts.next()?, parts.next()?);
+        let size = |dtype: &str| if dtype == "f32" { 4.0 } else { 2.0 };
+        let beside = if param.ends_with("correction8") {
+            2.0
+        } else {
+            0.0
+        };
+        let elements = 2.0 * size(param) + beside + size(grad);
+        // Codes, and scales of blocks of 128, are read and written.
+        let (codes, scales) = (2.0 * 0.5, 2.0 * 4.0 / 128.0);
+        let (states, cache) = match states {
+            "block4" => (2.0 * (codes + scales), 0.0),
+            "rank1" => (2.0 * codes + scales, size(grad) + 0.5),
+            "f32" => (4.0 * 4.0, 0.0),
+            _ => return None,
+        };
+        Some(Self {
+            memory: elements + states,
+            cache,
+        })
+    }
+
+    /// Instructions of an element that an H200 can issue while its bytes move.
+    fn budget(&self) -> f64 {
+        ISSUES * self.memory / BANDWIDTH
+    }
 }
 
 /// "12.1.105" in what NVIDIA's tools print about themselves.
@@ -128,19 +230,27 @@ fn version(text: &str) -> &str {
 const BEGIN: &str = "<!-- LOWBIT_BLESS=1 cargo test --test cuda_kernels -->\n";
 const END: &str = "<!-- end -->";
 
-/// Another compiler makes other code: the table is compared if both tools are those that it names.
-fn compare(tools: &str, table: &str) {
+/// Another compiler makes other code: table and counts are compared if the tools are those that the
+/// table names.
+fn compare(tools: &str, table: &str, counts: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda/README.md");
     let readme = std::fs::read_to_string(&path).unwrap();
     let (before, rest) = readme.split_once(BEGIN).unwrap();
     let (found, after) = rest.split_once(END).unwrap();
     let expected = format!("{tools}\n\n{table}");
+    let counted = path.with_file_name("instructions.json");
     if std::env::var_os("LOWBIT_BLESS").is_some() {
         std::fs::write(&path, format!("{before}{BEGIN}{expected}{END}{after}")).unwrap();
+        std::fs::write(&counted, counts).unwrap();
     } else if found.starts_with(tools) {
         assert_eq!(
             found, expected,
             "cuda/README.md is stale; run: LOWBIT_BLESS=1 cargo test --test cuda_kernels"
+        );
+        assert_eq!(
+            std::fs::read_to_string(&counted).unwrap(),
+            counts,
+            "and so is instructions.json"
         );
     }
 }
@@ -148,36 +258,58 @@ fn compare(tools: &str, table: &str) {
 #[test]
 fn kernels_use_no_local_memory() {
     let modules = modules();
-    let (Some(ptxas), false) = (ptxas(), modules.is_empty()) else {
+    let tools = (tool("ptxas"), tool("nvdisasm"));
+    let ((Some(ptxas), Some(nvdisasm)), false) = (tools, modules.is_empty()) else {
         let required = std::env::var_os("LOWBIT_REQUIRE_CUDA_KERNELS");
         assert!(
             required.is_none_or(|value| value != "1"),
-            "LOWBIT_REQUIRE_CUDA_KERNELS is 1, but there are no kernels or no ptxas"
+            "LOWBIT_REQUIRE_CUDA_KERNELS is 1, but there are no kernels, no ptxas or no nvdisasm"
         );
         println!(
-            "skipped: no kernels or no ptxas; `cargo xtask env nvrtc` installs what is needed"
+            "skipped: no kernels, no ptxas or no nvdisasm; `cargo xtask env nvrtc` installs them"
         );
         return;
     };
-    let mut table = String::from("| kernel |");
+    let mut table = String::from("| kernel | bytes | budget | shared |");
     for architecture in LISTED {
-        let _ = write!(table, " {architecture} registers | blocks |");
+        let _ = write!(table, " {architecture} registers | blocks | instructions |");
     }
-    let _ = writeln!(table, "\n|---|{}", "--:|--:|".repeat(LISTED.len()));
+    let _ = writeln!(
+        table,
+        "\n|---|--:|--:|--:|{}",
+        "--:|--:|--:|".repeat(LISTED.len())
+    );
+    let mut counts: BTreeMap<&str, BTreeMap<String, f64>> = BTreeMap::new();
     for (name, ptx) in &modules {
-        let columns = ARCHITECTURES.map(|architecture| {
-            let usages = assemble(&ptxas, name, ptx, architecture);
+        let columns = LISTED.map(|architecture| {
+            let usages = assemble((&ptxas, &nvdisasm), name, ptx, architecture);
             (architecture, usages)
         });
         for row in 0..columns[0].1.len() {
-            let _ = write!(table, "| `{}` |", columns[0].1[row].kernel);
+            let kernel = &columns[0].1[row].kernel;
+            let _ = write!(table, "| `{kernel}` |");
+            let _ = match Traffic::of(kernel) {
+                Some(traffic) if traffic.cache > 0.0 => write!(
+                    table,
+                    " {:.2} + {} | {:.0} |",
+                    traffic.memory,
+                    traffic.cache,
+                    traffic.budget()
+                ),
+                Some(traffic) => write!(table, " {} | {:.0} |", traffic.memory, traffic.budget()),
+                None => write!(table, " | |"),
+            };
+            let _ = write!(table, " {} |", columns[0].1[row].shared);
             for (architecture, column) in &columns {
                 let usage = &column[row];
                 assert!(usage.resident() > 0, "{usage:?}: does not fit");
-                if !LISTED.contains(architecture) {
-                    continue;
-                }
                 let _ = write!(table, " {} | {} |", usage.registers, usage.resident());
+                if let Some(count) = usage.instructions {
+                    let _ = write!(table, " {count:.0}");
+                    let of_kernels = counts.entry(architecture).or_default();
+                    of_kernels.insert(kernel.clone(), count);
+                }
+                table.push_str(" |");
             }
             table.push('\n');
         }
@@ -189,5 +321,6 @@ fn kernels_use_no_local_memory() {
         version(&String::from_utf8(about.stdout).unwrap())
     );
     println!("{tools}\n\n{table}");
-    compare(&tools, &table);
+    let counts = serde_json::to_string_pretty(&counts).unwrap() + "\n";
+    compare(&tools, &table, &counts);
 }

@@ -16,6 +16,9 @@ pub(crate) const NVRTC: &str = "nvidia-cuda-nvrtc-cu12==12.1.105";
 /// compiler above does not know.
 const NVCC: &str = "nvidia-cuda-nvcc-cu12==12.9.86";
 
+/// Has `nvdisasm`, which shows what the assembler made.
+const NVDISASM: &str = "nvidia-cuda-nvdisasm==13.5.37";
+
 /// The compiler, which finds its second library by itself, in the folder that `ensure` returns.
 pub(crate) const LIBRARY: &str = "lib/libnvrtc.so.12";
 
@@ -23,21 +26,22 @@ pub(crate) const LIBRARY: &str = "lib/libnvrtc.so.12";
 pub(crate) const PTXAS: &str = "bin/ptxas";
 
 /// The few files that are kept, by their place in the packages and in the folder.
-const FILES: [(&str, &str); 3] = [
+const FILES: [(&str, &str); 4] = [
     ("nvidia/cuda_nvrtc/lib/libnvrtc.so.12", LIBRARY),
     (
         "nvidia/cuda_nvrtc/lib/libnvrtc-builtins.so.12.1",
         "lib/libnvrtc-builtins.so.12.1",
     ),
     ("nvidia/cuda_nvcc/bin/ptxas", PTXAS),
+    ("nvidia/cu13/bin/nvdisasm", "bin/nvdisasm"),
 ];
 
 /// Returns the folder with the compiler and the assembler.
 pub(crate) fn ensure(sh: &Shell) -> Result<PathBuf> {
     let install = Install {
         name: "nvrtc",
-        what: "NVRTC 12.1 and ptxas 12.9 (65 MB from PyPI, 95 MB on disk)",
-        stamp: &format!("{NVRTC}\n{NVCC}\n"),
+        what: "NVRTC 12.1, ptxas 12.9 and nvdisasm (70 MB from PyPI, 105 MB on disk)",
+        stamp: &format!("{NVRTC}\n{NVCC}\n{NVDISASM}\n"),
     };
     install.ensure(sh, |dir| build(sh, dir), |dir| works(sh, dir))
 }
@@ -51,7 +55,7 @@ fn build(sh: &Shell, dir: &Path) -> Result<()> {
         command
             .args(["--no-deps", "--target"])
             .arg(&packages)
-            .args([NVRTC, NVCC]),
+            .args([NVRTC, NVCC, NVDISASM]),
     )?;
     for sub in ["lib", "bin"] {
         fs::create_dir(dir.join(sub)).context(sub)?;
