@@ -481,11 +481,16 @@ fn malformed() -> Vec<(&'static str, &'static str, Vec<u8>)> {
             }),
         ),
         (
+            "metadata-with-an-unknown-key",
+            "OK",
+            meta(|meta| meta["later"] = json!([1])),
+        ),
+        (
             "step-negative",
             "FORMAT_CORRUPT",
             meta(|meta| meta["step"] = json!(-1)),
         ),
-        ("step-missing", "UNSUPPORTED", {
+        ("step-missing", "FORMAT_CORRUPT", {
             meta(|meta| {
                 meta.as_object_mut().unwrap().remove("step");
             })
@@ -612,7 +617,19 @@ fn malformed() -> Vec<(&'static str, &'static str, Vec<u8>)> {
                 .to_string()
                 .into_bytes(),
         ),
+        (
+            "index-of-another-step.json",
+            "FORMAT_MISMATCH",
+            json!({"lowbit_index": 1, "step": 4, "files": [
+                listed("shard-1-of-3", sum(&shard(1))),
+                listed("shard-2-of-3", sum(&shard(2))),
+                listed("shard-3-of-3", sum(&shard(3))),
+            ]})
+            .to_string()
+            .into_bytes(),
+        ),
         ("shard-1-of-3", "OK", shard(1)),
+        ("shard-2-of-3", "OK", shard(2)),
         ("shard-3-of-3", "OK", shard(3)),
         (
             "index-of-other-files.json",

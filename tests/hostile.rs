@@ -76,7 +76,7 @@ fn limited<T>(limit: usize, body: impl FnOnce() -> T) -> T {
 /// What a reader may have in use for a file of `bytes`: a JSON of short numbers and names grows when it
 /// is taken apart, and every tensor's codes have a table.
 fn bound(bytes: usize) -> usize {
-    64 * bytes + (1 << 16)
+    16 * bytes + (1 << 16)
 }
 
 fn golden(name: &str) -> PathBuf {

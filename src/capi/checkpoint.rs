@@ -26,7 +26,8 @@ use crate::error::{Error, Result, Status, invalid};
 /// - `path` (in, host, not NULL): UTF-8.
 /// - `stream` (in): ignored by CPU contexts.
 /// # Returns
-/// OK, NULL_POINTER, INVALID_ARGUMENT, BUFFER_SIZE, MISALIGNED, IO (`path` is as it was).
+/// OK, NULL_POINTER, INVALID_ARGUMENT, BUFFER_SIZE, MISALIGNED, OUT_OF_MEMORY, IO (`path` is as it
+/// was, or, if only its folder could not be synced, the new file).
 /// # Threads
 /// Any, while nobody changes the state.
 /// # Stream

@@ -8,8 +8,9 @@ use super::{CHUNK, io};
 use crate::error::Result;
 
 /// Writes a temporary file in `path`'s folder, syncs it, renames it to `path`, syncs the folder.
-/// On any error `path` is as it was and the temporary file is gone; a process that dies may leave
-/// one, `.lowbit-*.partial`, which nothing reads.
+/// On an error `path` is as it was and the temporary file is gone (if only the folder could not be
+/// synced, `path` is the new file, whole). A process that dies may leave a `.lowbit-*.partial`, which
+/// nothing reads.
 pub(super) fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     let folder = folder(path);
     let name = |error| io(error).within(&path.display().to_string());

@@ -13,6 +13,7 @@ use crate::error::{Error, Result, Status};
 use crate::layout::index;
 use crate::numerics::FpEnv;
 use crate::plan::Plan;
+use crate::spec::Spec;
 
 /// Key of our JSON in the container's metadata.
 const KEY: &str = "lowbit";
@@ -96,15 +97,9 @@ impl Header {
         })?;
         check_version(text)?;
         let sums = read_sums(source, length, &bytes, &container)?;
-        // The header is as it was written: what is not known here is from a newer library.
-        let meta: Meta = serde_json::from_str(text).map_err(|error| {
-            let status = if error.is_data() {
-                Status::Unsupported
-            } else {
-                Status::FormatCorrupt
-            };
-            fail(status, format!("metadata {KEY}: {error}"))
-        })?;
+        check_spec(text)?;
+        let meta: Meta = serde_json::from_str(text)
+            .map_err(|error| corrupt(format!("metadata {KEY}: {error}")))?;
         if meta.step < 0 {
             return Err(corrupt(format!("step is {}", meta.step)));
         }
@@ -210,6 +205,22 @@ fn check_version(text: &str) -> Result<()> {
         Status::FormatVersion,
         format!("format {}; this library reads {FORMAT}", version.format),
     ))
+}
+
+/// The header is as it was written: a spec that is not known here is that of a newer library.
+fn check_spec(text: &str) -> Result<()> {
+    #[derive(Deserialize)]
+    struct Known {
+        #[serde(rename = "spec")]
+        _spec: Option<Spec>,
+    }
+    match serde_json::from_str::<Known>(text) {
+        Err(error) if error.is_data() => Err(fail(
+            Status::Unsupported,
+            format!("metadata {KEY}: this version does not know the spec: {error}"),
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// The last entry, after comparing the length of the file and the header's own checksum.

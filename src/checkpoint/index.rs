@@ -32,8 +32,8 @@ pub(super) struct Listed {
     pub(super) crc32: u32,
 }
 
-/// The files of an index; `None` if it is none. (A checkpoint begins with a multiple of 8.)
-pub(super) fn read(file: &File) -> Result<Option<Vec<Listed>>> {
+/// Step and files of an index; `None` if it is none. (A checkpoint begins with a multiple of 8.)
+pub(super) fn read(file: &File) -> Result<Option<(i64, Vec<Listed>)>> {
     let length = file.length()?;
     let mut first = [0];
     if length == 0 {
@@ -67,7 +67,7 @@ pub(super) fn read(file: &File) -> Result<Option<Vec<Listed>>> {
             )));
         }
     }
-    Ok(Some(index.files))
+    Ok(Some((index.step, index.files)))
 }
 
 /// Writes the index of `files`, which lie in its folder, once they are known to be one complete

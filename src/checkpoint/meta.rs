@@ -1,6 +1,6 @@
 //! The JSON in a checkpoint's metadata: what the bytes of the entries mean, spelled out so that a
 //! reader needs neither the rules of the spec nor the formulas of the code tables
-//! (`docs/checkpoint-format.md`).
+//! (`include/CHECKPOINT.md`).
 
 use std::sync::Arc;
 

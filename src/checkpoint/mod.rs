@@ -1,6 +1,6 @@
 //! Checkpoints: the state buffers of a plan in a safetensors file, or in several.
 //!
-//! `docs/checkpoint-format.md` specifies the bytes. A file describes itself: what each state is, where
+//! `include/CHECKPOINT.md` specifies the bytes. A file describes itself: what each state is, where
 //! its tensor lies in the global tensor, and the levels of its codes, with a CRC-32 checksum of the
 //! header and of every entry last, so that one pass writes it. Several files, each with the shards of
 //! one process, are one checkpoint by an index ([`write_index`]).
@@ -160,8 +160,8 @@ impl Plan {
     /// with such names the `keep` newest stay.
     ///
     /// # Errors
-    /// As for [`Plan::write_checkpoint`]; `path` is then as it was. `InvalidArgument` for `keep` without
-    /// `{step}`.
+    /// As for [`Plan::write_checkpoint`]; `path` is then as it was, or, if only its folder could not be
+    /// synced, the new file. `InvalidArgument` for `keep` without `{step}`.
     ///
     /// # Safety
     /// As for [`Plan::write_checkpoint`].

@@ -53,7 +53,7 @@ impl Checkpoint<'static> {
     pub fn open(path: &Path) -> Result<Self> {
         let within = |error: Error| error.within(&path.display().to_string());
         let file = File::open(path).map_err(|error| within(io(error)))?;
-        let Some(files) = index::read(&file).map_err(within)? else {
+        let Some((step, files)) = index::read(&file).map_err(within)? else {
             return Self::of(Box::new(file)).map_err(within);
         };
         let folder = path.parent().unwrap_or(Path::new(""));
@@ -74,6 +74,12 @@ impl Checkpoint<'static> {
             })
             .collect::<Result<Vec<_>>>()?;
         let checkpoint = Self::of_members(members).map_err(within)?;
+        if checkpoint.step() != step {
+            return Err(within(fail(
+                Status::FormatMismatch,
+                format!("an index of step {step}, of files of {}", checkpoint.step()),
+            )));
+        }
         checkpoint.check_complete().map_err(within)?;
         Ok(checkpoint)
     }
@@ -166,16 +172,20 @@ impl<'a> Checkpoint<'a> {
     /// The global tensors, in the order of the files.
     #[must_use]
     pub fn tensors(&self) -> Vec<TensorInfo> {
-        let whole = |name: &String| {
-            let tensor = self.tensor(name);
-            TensorInfo {
-                shape: tensor.global_shape.clone(),
-                global_shape: None,
-                offset: None,
-                ..tensor.info.clone()
-            }
-        };
-        self.names.iter().map(whole).collect()
+        let names = self.names.iter();
+        names.filter_map(|name| self.whole(name)).collect()
+    }
+
+    /// A global tensor.
+    pub(super) fn whole(&self, name: &str) -> Option<TensorInfo> {
+        let &(member, tensor) = self.shards.get(name)?.first()?;
+        let tensor = &self.members[member].opened.plan.tensors[tensor];
+        Some(TensorInfo {
+            shape: tensor.global_shape.clone(),
+            global_shape: None,
+            offset: None,
+            ..tensor.info.clone()
+        })
     }
 
     /// The boxes of a tensor that the files have, as (offset, shape).
@@ -271,7 +281,7 @@ impl<'a> Checkpoint<'a> {
             let got = self.tensor(name);
             if got.global_shape != want.global_shape {
                 return Err(mismatch(format!(
-                    "the file has {name:?} {:?}, the plan {:?}",
+                    "the file has {name:?} {:?}, the plan {name:?} {:?}",
                     got.global_shape, want.global_shape
                 )));
             }

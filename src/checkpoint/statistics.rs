@@ -59,7 +59,7 @@ fn of(part: &Part, tensor: &TensorPlan, number: usize, values: &[f32]) -> StateS
     let range = state.first_buffer..state.first_buffer + state.buffer_count;
     let buffers = &part.state.buffers()[range];
     let finite = || values.iter().filter(|value| value.is_finite());
-    let squares: f64 = finite().map(|x| f64::from(*x) * f64::from(*x)).sum();
+    let squares = finite().fold(0.0, |sum, x| sum + f64::from(*x) * f64::from(*x));
     let count = finite().count();
     let codes = match &state.format {
         Format::Codes(codes) => {

@@ -42,9 +42,7 @@ impl Checkpoint<'_> {
     }
 
     fn info(&self, name: &str) -> Result<TensorInfo> {
-        let mut tensors = self.tensors().into_iter();
-        tensors
-            .find(|info| info.name == name)
+        self.whole(name)
             .ok_or_else(|| invalid(format!("there is no tensor {name:?}")))
     }
 

@@ -247,7 +247,7 @@ static void bad_arguments(const model_t *model) {
   FAILS(lowbit_checkpoint_write(plan, &save, NULL), UNKNOWN_FLAG, "args.flags");
   save.flags = 0;
   save.buffer_count--;
-  FAILS(lowbit_checkpoint_write(plan, &save, NULL), BUFFER_SIZE, "state buffers");
+  FAILS(lowbit_checkpoint_write(plan, &save, NULL), INVALID_ARGUMENT, "state buffers");
   save.struct_size = 8;
   FAILS(lowbit_checkpoint_write(plan, &save, NULL), STRUCT_SIZE, "lowbit_save_args_t");
   load.bytes = -1;

@@ -1,4 +1,4 @@
-"""A second reader of lowbit checkpoints, written from docs/checkpoint-format.md alone.
+"""A second reader of lowbit checkpoints, written from include/CHECKPOINT.md alone.
 
     python3 reader.py FOLDER
 
