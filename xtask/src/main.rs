@@ -13,6 +13,7 @@ mod error;
 mod experiment;
 mod gpu_bundle;
 mod header;
+mod install;
 mod peers;
 mod shell;
 mod steps;
@@ -35,6 +36,8 @@ usage: cargo xtask <command>
   experiment E  run an experiment: `experiment e1 screen`; `experiment --help` has all
   gpu-bundle    collect what a machine with a GPU but no Rust needs to run the GPU checks
   header        write the C header
+  install --prefix FOLDER
+                put the library, its headers, and files for pkg-config and CMake there
   peers         time the CPU code against PyTorch, torchao, bitsandbytes, DeepSpeed and optax
 
 Tools that are not on the machine are installed into target/env.
@@ -70,6 +73,7 @@ fn dispatch(args: &[String]) -> Result<()> {
         "experiment" => experiment::run,
         "gpu-bundle" => gpu_bundle::run,
         "header" => header::run,
+        "install" => install::run,
         "peers" => peers::run,
         "help" | "-h" | "--help" => {
             print!("{USAGE}");
