@@ -14,6 +14,7 @@ mod error;
 mod experiment;
 mod gpu_bundle;
 mod header;
+mod install;
 mod peers;
 mod shell;
 mod steps;
@@ -37,6 +38,8 @@ usage: cargo xtask <command>
   gpu-bundle    collect what a machine with a GPU but no Rust needs to run the GPU checks
   header        write the C header
   checkpoints   time saving and loading against cp and torch.save
+  install --prefix FOLDER
+                put the library, its headers, and files for pkg-config and CMake there
   peers         time the CPU code against PyTorch, torchao, bitsandbytes, DeepSpeed and optax;
                 `peers convert`: test the conversion of their states
 
@@ -74,6 +77,7 @@ fn dispatch(args: &[String]) -> Result<()> {
         "gpu-bundle" => gpu_bundle::run,
         "header" => header::run,
         "checkpoints" => checkpoints::run,
+        "install" => install::run,
         "peers" => peers::run,
         "help" | "-h" | "--help" => {
             print!("{USAGE}");

@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::error::{Context, Error, Result};
 use crate::shell::Shell;
 use crate::steps::Steps;
-use crate::{build, env, experiment, gpu_bundle};
+use crate::{build, env, experiment, gpu_bundle, install};
 
 /// The parts that can be asked for by name.
 const PARTS: [&str; 9] = [
@@ -155,6 +155,10 @@ fn cpp(sh: &Shell, steps: &mut Steps) {
         let program = build::program(sh, "examples/c/adamw.c", "adamw", &["-O2"])?;
         sh.run(Command::new(program).current_dir(sh.path("target/cxx")))
     });
+    steps.run(
+        "C++: installed, moved, found by CMake and pkg-config",
+        || installed(sh),
+    );
     steps.run("C++: the model's gradients", || {
         let program = build::program(sh, "examples/cpp/gpt_check.cpp", "gpt_check", &["-O3"])?;
         sh.run(&mut Command::new(program))
@@ -186,6 +190,60 @@ fn cpp_device(sh: &Shell, steps: &mut Steps, mock: &Path) {
         let program = build::program(sh, source, "device", &["-O2", "-Wconversion"])?;
         sh.run(Command::new(program).env("LD_LIBRARY_PATH", mock))
     });
+}
+
+/// Consumers outside of the source tree, of an installed package that was moved.
+fn installed(sh: &Shell) -> Result<()> {
+    let cmake = env::cmake::ensure(sh)?;
+    let root = sh.path("target/installed");
+    env::remove(&root)?;
+    install::install(sh, &root.join("first"))?;
+    let prefix = root.join("moved to here");
+    std::fs::rename(root.join("first"), &prefix).context(prefix.display())?;
+
+    let build = root.join("build");
+    let mut configure = Command::new(&cmake);
+    configure
+        .arg("-S")
+        .arg(sh.path("tests/install"))
+        .arg("-B")
+        .arg(&build)
+        .arg(format!("-DCMAKE_PREFIX_PATH={}", prefix.display()))
+        .arg(format!("-DSOURCES={}", sh.path("").display()));
+    sh.quiet(&mut configure)?;
+    sh.quiet(Command::new(&cmake).arg("--build").arg(&build))?;
+    for program in [
+        "wrapper-lowbit",
+        "wrapper-static",
+        "adamw-lowbit",
+        "adamw-static",
+    ] {
+        sh.run(Command::new(build.join(program)).current_dir(&build))?;
+    }
+
+    let flags = |arguments: &[&str]| {
+        let mut command = Command::new("pkg-config");
+        command.env("PKG_CONFIG_PATH", prefix.join("lib/pkgconfig"));
+        sh.read(command.args(arguments).arg("lowbit >= 0.1"))
+    };
+    let program = root.join("adamw");
+    let mut compile = Command::new("sh");
+    // The shell takes pkg-config's quoting apart.
+    compile.arg("-c").arg(format!(
+        "${{CC:-cc}} -std=c99 -Wall -Werror {} '{}' {} -Wl,-rpath,'{}' -o '{}'",
+        flags(&["--cflags"])?,
+        sh.path("examples/c/adamw.c").display(),
+        flags(&["--libs"])?,
+        prefix.join("lib").display(),
+        program.display(),
+    ));
+    sh.quiet(&mut compile)?;
+    sh.run(Command::new(&program).current_dir(&root))?;
+    let needed = sh.read(Command::new("readelf").arg("-d").arg(&program))?;
+    if !needed.contains("[liblowbit.so.0.1]") {
+        return Err(Error::Failed(format!("the program needs\n{needed}")));
+    }
+    Ok(())
 }
 
 /// A short run of the demo that leaves what JAX and Julia continue from.

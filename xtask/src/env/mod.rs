@@ -4,6 +4,7 @@
 //! `target/env/<tool>` after saying so.
 
 mod apt;
+pub(crate) mod cmake;
 pub(crate) mod experiments;
 pub(crate) mod gpu;
 pub(crate) mod julia;
