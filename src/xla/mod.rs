@@ -120,10 +120,14 @@ pub unsafe extern "C" fn lowbit_xla_shard(frame: *mut c_void) -> *mut c_void {
 pub unsafe extern "C" fn lowbit_xla_step_cuda(frame: *mut c_void) -> *mut c_void {
     // SAFETY: the caller's promise.
     unsafe {
-        handle(frame, COMMAND_BUFFER_COMPATIBLE, |frame, stage| match stage {
-            Stage::Execute => step::step(frame, Platform::Cuda),
-            Stage::Initialize => step::initialize(frame),
-        })
+        handle(
+            frame,
+            COMMAND_BUFFER_COMPATIBLE,
+            |frame, stage| match stage {
+                Stage::Execute => step::step(frame, Platform::Cuda),
+                Stage::Initialize => step::initialize(frame),
+            },
+        )
     }
 }
 

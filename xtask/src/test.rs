@@ -351,7 +351,10 @@ fn torch(sh: &Shell, steps: &mut Steps, library: &Path, handover: Option<&Path>)
         let purelib = "import sysconfig; print(sysconfig.get_path('purelib'))";
         let packages = sh.read(Command::new(&torch).args(["-c", purelib]))?;
         let path = format!("{}:{}", sh.path("bindings/jax").display(), packages.trim());
-        let mut convert = run(&env::python::ensure(sh)?, &["-m", "unittest", "test_convert"]);
+        let mut convert = run(
+            &env::python::ensure(sh)?,
+            &["-m", "unittest", "test_convert"],
+        );
         convert.current_dir(sh.path("bindings/jax/tests"));
         sh.run(convert.env("PYTHONPATH", path))
     });
