@@ -157,9 +157,7 @@ fn assemble(
 /// Instructions executed for an element by the kernels for common tensors: full blocks, aligned,
 /// with moments in the range of approx.cuh. None for the others, whose tensors differ too much.
 fn executed(function: &sass::Function) -> Option<f64> {
-    if Traffic::of(&function.name).is_none() {
-        return None;
-    }
+    Traffic::of(&function.name)?;
     let wide = |name: &'static str| {
         move |body: &str| {
             let rest = body.strip_prefix(name).unwrap_or_default();
