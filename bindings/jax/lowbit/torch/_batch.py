@@ -155,7 +155,7 @@ class Batch:
             grads=_at(self._grad_table),
             buffer_count=len(self.slots),
             state=_at(self._state_table),
-            scratch=_c_api.lowbit_buffer_t(self._scratch.data_ptr(), self._scratch.nbytes),
+            scratch=_c_api.lowbit_buffer_t(self._scratch.data_ptr(), 8 * self._scratch.numel()),
             nonfinite=core.NONFINITE[nonfinite],
             hyper=ctypes.cast(self._hyper.data_ptr(), ctypes.POINTER(ctypes.c_float)),
             step_number=ctypes.cast(self.counter.data_ptr(), ctypes.POINTER(ctypes.c_int32)),
