@@ -124,7 +124,7 @@ def main():
     cut = len(library) * 9 // 10, len(tables) * 9 // 10
     torch.manual_seed(0)
     start = Model()
-    print("| optimizer | library: loss | state B/param | tables: before | adapted | state B/param |")
+    print("| optimizer | library: loss | B/param | tables: before | adapted | B/param |")
     print("|---|---:|---:|---:|---:|---:|")
     for name, make in (("torch.optim.AdamW", torch.optim.AdamW), ("AdamW4bit", AdamW4bit)):
         model = copy.deepcopy(start)

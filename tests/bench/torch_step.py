@@ -53,7 +53,8 @@ def small(rounds):
         "lowbit, 4 bits in blocks": lambda p: lt.AdamW4bit(p, v="block", threshold=0),
         "lowbit, 4 bits rank-1": lambda p: lt.AdamW4bit(p, threshold=0),
     }
-    times = medians({name: make(params_of(shapes)).step for name, make in options.items()}, rounds, 5)
+    steps = {name: make(params_of(shapes)).step for name, make in options.items()}
+    times = medians(steps, rounds, 5)
     print(f"300 tensors of 16 x 16, {torch.get_num_threads()} thread")
     for name, value in times.items():
         ratio = value / times["torch fused"]

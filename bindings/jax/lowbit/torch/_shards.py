@@ -72,12 +72,13 @@ class Shards:
     def _is_elementwise(self, param, tensor):
         """Whether a step of the whole tensor is one of each element: float32 states, and neither
         random numbers nor statistics. (But where a gradient is not finite, a block is skipped;
-        blocks are then those of the shard.)"""
+        blocks are then those of the shard.)
+        """
         whole = tensor._replace(shape=tuple(param.shape), group=0)
-        states = [key for key in _buffers(self._spec, whole, None) if not key.startswith("weights.")]
+        keys = _buffers(self._spec, whole, None)
         return (
             json.loads(self._spec)["optimizer"] in ("adamw", "adam", "sgdm", "lion")
-            and all(key.endswith(".value") for key in states)
+            and all(key.endswith(".value") or key.startswith("weights.") for key in keys)
             and tensor.weights != "stochastic"
         )
 
