@@ -74,7 +74,7 @@ class Shards:
         random numbers nor statistics. (But where a gradient is not finite, a block is skipped;
         blocks are then those of the shard.)
         """
-        whole = tensor._replace(shape=tuple(param.shape), group=0)
+        whole = _whole(tensor, param)
         keys = _buffers(self._spec, whole, None)
         return (
             json.loads(self._spec)["optimizer"] in ("adamw", "adam", "sgdm", "lion")
@@ -90,7 +90,7 @@ class Shards:
         tensor: the core.Tensor of the shard.
         """
         param = self._params[index]
-        whole = tensor._replace(shape=tuple(param.shape), group=0)
+        whole = _whole(tensor, param)
         shape = _buffers(self._spec, whole, None)[key]
         placements = []
         for place in param.placements:
@@ -110,6 +110,11 @@ class Shards:
         op = {"max": dist.ReduceOp.MAX, "sum": dist.ReduceOp.SUM}[how]
         for group in self._groups:
             dist.all_reduce(statistics, op, group=group)
+
+
+def _whole(tensor, param):
+    """The core.Tensor of a parameter, from that of a shard."""
+    return tensor._replace(shape=tuple(param.shape), group=0, global_shape=None, offset=None)
 
 
 @functools.lru_cache(maxsize=4096)
