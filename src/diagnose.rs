@@ -102,8 +102,7 @@ impl Plan {
                     (hyper.cast::<Hyper>().add(tensor.info.group).read(), *step)
                 }
             };
-            let end = tensor.first_buffer + tensor.buffer_count;
-            let state = &args.state[tensor.first_buffer..end];
+            let state = &args.state[tensor.buffers()];
             let copies = state.iter().map(|buffer| Copy::of(*buffer));
             (
                 hyper,

@@ -44,7 +44,7 @@ impl Grid {
         let cols: i64 = shape[first..].iter().product();
         let rows: i64 = shape[..first].iter().product();
         if rows * cols > 0 {
-            Self::check_cut(global, offset, shape, first, block)?;
+            Self::check_cut(global, offset, shape, block)?;
         }
         let row_strides = (first..global.len())
             .map(|axis| global[axis + 1..].iter().product())
@@ -70,16 +70,19 @@ impl Grid {
         first
     }
 
-    /// Inside a row, only the outermost axis longer than 1 may be cut (else the box is not one
-    /// run of elements), and only between blocks.
-    fn check_cut(
-        global: &[i64],
-        offset: &[i64],
-        shape: &[i64],
-        first: usize,
-        block: i64,
-    ) -> Result<()> {
-        let Some(axis) = (first..global.len()).find(|&axis| global[axis] > 1) else {
+    /// The axis of a row along which it may be cut, and at multiples of what: the outermost one longer
+    /// than 1 (else a box were not one run of elements), between blocks. `None` for a row of one
+    /// element.
+    pub(crate) fn cut_axis(global: &[i64], block: i64) -> Option<(usize, i64)> {
+        let first = Self::lead_axes(global, block);
+        let axis = (first..global.len()).find(|&axis| global[axis] > 1)?;
+        let stride: i64 = global[axis + 1..].iter().product();
+        Some((axis, block / gcd(block, stride)))
+    }
+
+    /// Inside a row, cuts are allowed as [`Grid::cut_axis`] says.
+    fn check_cut(global: &[i64], offset: &[i64], shape: &[i64], block: i64) -> Result<()> {
+        let Some((axis, each)) = Self::cut_axis(global, block) else {
             return Ok(());
         };
         for inner in axis + 1..global.len() {
@@ -92,17 +95,12 @@ impl Grid {
                 )));
             }
         }
-        let stride: i64 = global[axis + 1..].iter().product();
-        // Both ends of the box, in elements of the row.
         for end in [offset[axis], offset[axis] + shape[axis]] {
-            if end == global[axis] || (end * stride) % block == 0 {
+            if end == global[axis] || end % each == 0 {
                 continue;
             }
-            let allowed = |index: &i64| *index == global[axis] || (index * stride) % block == 0;
-            let below = (0..end).rev().find(allowed).unwrap_or(0);
-            let above = (end + 1..=global[axis])
-                .find(allowed)
-                .unwrap_or(global[axis]);
+            let below = end / each * each;
+            let above = (below + each).min(global[axis]);
             return Err(invalid(format!(
                 "axis {axis} is cut at {end}, inside a block of {block} elements; the nearest \
                  allowed cuts are {below} and {above}"
@@ -252,6 +250,10 @@ impl Projection {
     pub(crate) fn is_last_axis(&self) -> bool {
         self.axes == [self.strides.len().wrapping_sub(1)]
     }
+}
+
+fn gcd(a: i64, b: i64) -> i64 {
+    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 /// `ceil(count / by)` for a count that is not negative.

@@ -146,8 +146,7 @@ pub unsafe extern "C" fn lowbit_plan_tensor(
         guard_handle(plan, |handle| {
             let i = position("tensor", tensor, handle.plan.tensors.len())?;
             let tensor = &handle.plan.tensors[i];
-            let end = tensor.first_buffer + tensor.buffer_count;
-            let buffers = &handle.plan.buffers[tensor.first_buffer..end];
+            let buffers = &handle.plan.buffers[tensor.buffers()];
             let report = lowbit_tensor_report_t {
                 struct_size: 0,
                 name: handle.names[i].as_ptr(),

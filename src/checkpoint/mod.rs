@@ -114,12 +114,7 @@ impl Plan {
         stream: *mut c_void,
     ) -> Result<CheckpointInfo> {
         self.check_state(state)?;
-        from.check(self, subset)?;
-        let mut gathers = self
-            .buffers
-            .iter()
-            .map(|info| from.gather(self, info))
-            .collect::<Result<Vec<_>>>()?;
+        let mut gathers = from.gathers(self, subset)?;
         let mut chunk = self.chunk()?;
         // Everything is read twice.
         let bytes = from.source_bytes(&gathers) + self.state_bytes.unsigned_abs();

@@ -121,23 +121,15 @@ fn kept_axes<'a>(tensor: &'a TensorPlan, info: &BufferInfo) -> Option<&'a [usize
 /// where blocks do.
 pub(super) fn enclosing(global: &[i64], wanted: &Place, block: i64) -> Place {
     let mut place = wanted.clone();
-    let lead = Grid::lead_axes(global, block);
-    let Some(cut) = (lead..global.len()).find(|&axis| global[axis] > 1) else {
+    let Some((cut, each)) = Grid::cut_axis(global, block) else {
         return place;
     };
     place.offset[cut + 1..].fill(0);
     place.shape[cut + 1..].copy_from_slice(&global[cut + 1..]);
-    // A cut at `index` is allowed where `index * stride` is a multiple of the block.
-    let stride: i64 = global[cut + 1..].iter().product();
-    let each = block / gcd(block, stride);
     let end = div_ceil(wanted.end(cut), each) * each;
     place.offset[cut] = wanted.offset[cut] / each * each;
     place.shape[cut] = end.min(global[cut]) - place.offset[cut];
     place
-}
-
-pub(super) fn gcd(a: i64, b: i64) -> i64 {
-    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 #[cfg(test)]

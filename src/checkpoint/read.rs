@@ -261,7 +261,7 @@ impl<'a> Checkpoint<'a> {
 
     /// Whether the states of `plan` can be taken from here: the same spec and, unless `subset`, the
     /// same tensors.
-    pub(super) fn check(&self, plan: &Plan, subset: bool) -> Result<()> {
+    fn check(&self, plan: &Plan, subset: bool) -> Result<()> {
         let mismatch = |text: String| fail(Status::FormatMismatch, text);
         if *self.spec() != plan.spec {
             return Err(mismatch(format!(
@@ -301,6 +301,17 @@ impl<'a> Checkpoint<'a> {
             )));
         }
         Ok(())
+    }
+
+    /// Of which pieces the buffers of `plan` are put together, in its order. `subset`: there may be
+    /// further tensors here.
+    ///
+    /// # Errors
+    /// `FormatMismatch` for a plan of another model or spec, and where a part is in no file.
+    pub(super) fn gathers(&self, plan: &Plan, subset: bool) -> Result<Vec<Gather<'_>>> {
+        self.check(plan, subset)?;
+        let buffers = plan.buffers.iter();
+        buffers.map(|info| self.gather(plan, info)).collect()
     }
 
     /// Of which pieces buffer `info` of `plan` is put together.
@@ -365,9 +376,8 @@ impl<'a> Checkpoint<'a> {
             .filter_map(|&(member, tensor)| {
                 let other = &self.members[member].opened.plan;
                 let tensor = &other.tensors[tensor];
-                let range = tensor.first_buffer..tensor.first_buffer + tensor.buffer_count;
-                range
-                    .into_iter()
+                tensor
+                    .buffers()
                     .find(|&i| {
                         other.buffers[i].state == info.state && other.buffers[i].part == info.part
                     })
@@ -383,9 +393,7 @@ impl<'a> Checkpoint<'a> {
         for name in &self.names {
             let (member, tensor) = self.shards[name][0];
             let plan = &self.members[member].opened.plan;
-            let tensor = &plan.tensors[tensor];
-            let range = tensor.first_buffer..tensor.first_buffer + tensor.buffer_count;
-            for info in &plan.buffers[range] {
+            for info in &plan.buffers[plan.tensors[tensor].buffers()] {
                 self.check_replicas_of(plan, info)?;
             }
         }

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use super::gather::Gather;
-use super::place::{self, Place};
+use super::place::Place;
 use super::read::Checkpoint;
 use super::{Meter, Progress, file, write, write_index};
 use crate::error::{Result, invalid};
@@ -24,12 +24,7 @@ impl Plan {
         subset: bool,
         mut progress: Option<Progress<'_>>,
     ) -> Result<()> {
-        from.check(self, subset)?;
-        let mut gathers = self
-            .buffers
-            .iter()
-            .map(|info| from.gather(self, info))
-            .collect::<Result<Vec<_>>>()?;
+        let mut gathers = from.gathers(self, subset)?;
         let source_bytes = from.source_bytes(&gathers);
         let total = source_bytes + self.checkpoint_bytes(from.step())?;
         {
@@ -138,11 +133,9 @@ fn cut(global: &[i64], axis: usize, block: i64, part: usize, parts: usize) -> Pl
 
 /// Cuts of an axis are allowed at multiples of this; `None` where there are none.
 fn step(global: &[i64], axis: usize, block: i64) -> Option<i64> {
-    let lead = Grid::lead_axes(global, block);
-    if axis < lead {
+    if axis < Grid::lead_axes(global, block) {
         return Some(1);
     }
-    let cut = (lead..global.len()).find(|&axis| global[axis] > 1)?;
-    let stride: i64 = global[cut + 1..].iter().product();
-    (axis == cut && stride > 0).then(|| block / place::gcd(block, stride))
+    let (cut, each) = Grid::cut_axis(global, block)?;
+    (axis == cut && !global[cut + 1..].contains(&0)).then_some(each)
 }

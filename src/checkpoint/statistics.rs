@@ -56,8 +56,7 @@ impl Checkpoint<'_> {
 
 fn of(part: &Part, tensor: &TensorPlan, number: usize, values: &[f32]) -> StateStatistics {
     let state = &tensor.states[number];
-    let range = state.first_buffer..state.first_buffer + state.buffer_count;
-    let buffers = &part.state.buffers()[range];
+    let buffers = &part.state.buffers()[tensor.state_buffers(number)];
     let finite = || values.iter().filter(|value| value.is_finite());
     let squares = finite().fold(0.0, |sum, x| sum + f64::from(*x) * f64::from(*x));
     let count = finite().count();

@@ -67,8 +67,7 @@ impl Checkpoint<'_> {
     pub(super) fn decode(&self, part: &Part, number: usize) -> Result<Vec<f32>> {
         let (plan, buffers) = (&part.plan, part.state.buffers());
         let tensor = &plan.tensors[0];
-        let state = &tensor.states[number];
-        let range = state.first_buffer..state.first_buffer + state.buffer_count;
+        let range = tensor.state_buffers(number);
         for (info, buffer) in plan.buffers[range.clone()].iter().zip(&buffers[range]) {
             self.gather(plan, info)?.fill(memory(*buffer))?;
         }

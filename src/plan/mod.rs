@@ -8,6 +8,7 @@ mod format;
 mod stages;
 
 use std::fmt::Write as _;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::backend::Context;
@@ -94,6 +95,21 @@ pub struct TensorPlan {
 }
 
 impl TensorPlan {
+    /// Where its buffers are in the plan's list.
+    #[must_use]
+    pub fn buffers(&self) -> Range<usize> {
+        self.first_buffer..self.first_buffer + self.buffer_count
+    }
+
+    /// Where the buffers of its state number `state` are in the plan's list.
+    #[must_use]
+    #[inline(always)]
+    pub fn state_buffers(&self, state: usize) -> Range<usize> {
+        let state = &self.states[state];
+        let first = self.first_buffer + state.first_buffer;
+        first..first + state.buffer_count
+    }
+
     /// Whether this is a proper part of its global tensor.
     #[must_use]
     pub fn is_shard(&self) -> bool {
@@ -304,8 +320,8 @@ impl Plan {
             "tensor", "shape", "elements", "state bytes", "B/param"
         );
         for tensor in &self.tensors {
-            let range = tensor.first_buffer..tensor.first_buffer + tensor.buffer_count;
-            let bytes: i64 = self.buffers[range].iter().map(|buffer| buffer.bytes).sum();
+            let buffers = self.buffers[tensor.buffers()].iter();
+            let bytes: i64 = buffers.map(|buffer| buffer.bytes).sum();
             elements += tensor.numel;
             if tensor
                 .states

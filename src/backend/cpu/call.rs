@@ -51,9 +51,7 @@ impl TensorCall<'_> {
     /// The buffers of one state, as the plan lists them.
     #[inline(always)]
     pub(super) fn state_buffers(&self, state: usize) -> &[Buffer] {
-        let state = &self.tensor.states[state];
-        let first = self.tensor.first_buffer + state.first_buffer;
-        &self.state[first..first + state.buffer_count]
+        &self.state[self.tensor.state_buffers(state)]
     }
 
     /// Whether any statistic depends on the parameters.

@@ -332,7 +332,7 @@ impl<'a> Filled<'a> {
 
     fn pointers(&mut self, i: usize, word: usize) {
         let (args, tensor): (_, &TensorPlan) = (self.args, &self.plan.tensors[i]);
-        let buffers = &args.state[tensor.first_buffer..tensor.first_buffer + tensor.buffer_count];
+        let buffers = &args.state[tensor.buffers()];
         let address = |data: *mut c_void| data as u64;
         let words = &mut self.launch.words[word..word + STATES + buffers.len()];
         words[0] = address(args.params[i].data);
