@@ -5,7 +5,7 @@
 //! operands  hyper f32[8 groups], step i32[], offsets i32[axes]; then per tensor params, grads; then
 //!           all state buffers; scratch i32[words]
 //! results   collecting: scratch
-//!           applying: per tensor params or updates; all state buffers; skipped i32[2]
+//!           applying: per tensor params or updates; all state buffers; skipped i32[2, 2]
 //! ```
 //!
 //! Every device runs the same program with the same plan, so where a shard lies is data: `offsets`
@@ -18,6 +18,7 @@
 
 use crate::dtype::Dtype;
 use crate::error::{Result, invalid};
+use crate::layout::index;
 use crate::numerics::Hyper;
 use crate::step::{HyperSource, Stage, StepArgs};
 
@@ -110,16 +111,17 @@ pub(super) unsafe fn shard(frame: &CallFrame) -> Result<()> {
     let (new_states, skipped) = results.split_at(buffers);
     let outputs = check_params(&plan, outputs, "result")?;
     let new_states = check_states(&plan, new_states, "result")?;
-    let skipped = skipped[0].check(Dtype::I32, &[2], || "skipped".to_owned())?;
-    let mut counts = [0_i64; 2];
+    let skipped = skipped[0].check(Dtype::I32, &[2, 2], || "skipped".to_owned())?;
     let args = StepArgs {
         state: &new_states,
-        skipped: counts.as_mut_ptr(),
+        skipped: skipped.data.cast(),
         ..args
     };
     // SAFETY: the buffers are XLA's, pairs of one size, valid and not accessed by others for the call.
     unsafe {
         copy(&plan, &states, &new_states, no_stream)?;
+        let bytes = index(skipped.bytes);
+        plan.context.zero(skipped.data, bytes, no_stream)?;
         let args = match output {
             Output::Param => {
                 copy(&plan, &params, &outputs, no_stream)?;
@@ -133,12 +135,8 @@ pub(super) unsafe fn shard(frame: &CallFrame) -> Result<()> {
                 ..args
             },
         };
-        plan.step(&args, stage, no_stream)?;
+        plan.step(&args, stage, no_stream)
     }
-    let counts = counts.map(|count| i32::try_from(count).unwrap_or(i32::MAX));
-    // SAFETY: a result of two i32, checked above; alignment is not promised.
-    unsafe { skipped.data.cast::<[i32; 2]>().write_unaligned(counts) };
-    Ok(())
 }
 
 /// -1 for the last stage, otherwise the index of a collecting one.

@@ -610,8 +610,12 @@ def _call(plan, options, hyper, step, params, grads, buffers):
         output=options["output"],
         nonfinite=np.int32(core.NONFINITE[options["nonfinite"]]),
     )
-    # The counters are 64-bit, the low half of each first.
-    return new[:n], new[n:-2], new[-1][:, 0]
+    return new[:n], new[n:-2], _counts(new[-1])
+
+
+def _counts(skipped):
+    """The handlers' counters, which are 64-bit, the low half of each first."""
+    return skipped[:, 0]
 
 
 def _aliases(first, update, params, grads, buffers):
@@ -682,7 +686,7 @@ def _staged(plan, layout, options, hyper, step, params, grads, buffers):
         scratch = _shards.combine(scratch, stage, layout.axes)
     update = options["output"] == "update"
     results = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (*params, *buffers)]
-    results.append(jax.ShapeDtypeStruct((2,), jnp.int32))
+    results.append(jax.ShapeDtypeStruct((2, 2), jnp.int32))
     apply = jax.ffi.ffi_call(
         _SHARD_TARGET,
         results,
@@ -691,7 +695,7 @@ def _staged(plan, layout, options, hyper, step, params, grads, buffers):
     )
     new = apply(*operands, scratch, stage=np.int32(-1), **attributes)
     n = len(params)
-    blocks, tensors = new[-1]
+    blocks, tensors = _counts(new[-1])
     counts = jnp.stack([jax.lax.psum(blocks, layout.axes), jax.lax.pmax(tensors, layout.axes)])
     return new[:n], new[n:-1], counts
 
