@@ -16,22 +16,21 @@ pub(in crate::backend::cpu) struct Encoder<'a, V: Vector> {
 }
 
 impl<'a, V: Vector> Encoder<'a, V> {
-    /// `None` for a table without lines.
+    /// For a table with these lines and midpoints.
     ///
     /// # Safety
     /// As for [`Vector`], here and below.
     #[inline(always)]
-    pub(in crate::backend::cpu) unsafe fn of(table: &'a Table) -> Option<Self> {
-        let lines = table.lines.as_ref()?;
+    pub(in crate::backend::cpu) unsafe fn new(lines: &Lines, midpoints: &'a [f32]) -> Self {
         // SAFETY: the caller's promise.
         unsafe {
-            Some(Self {
-                midpoints: &table.midpoints,
+            Self {
+                midpoints,
                 breaks: V::thresholds(V::table(&lines.breaks)),
                 slopes: V::table(&lines.slopes),
                 offsets: V::table(&lines.offsets),
                 zero: lines.zero,
-            })
+            }
         }
     }
 

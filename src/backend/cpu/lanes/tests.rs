@@ -163,8 +163,9 @@ fn check_bytes<L: Lanes>(name: &str) {
         (Mapping::LinearWithZero, true),
     ] {
         let table = Table::of(mapping, 8, signed, &[]).unwrap();
+        let lines = table.lines.as_ref().unwrap();
         // SAFETY: the caller's processor has the instructions.
-        let encoder = unsafe { Encoder::<L::Vector>::of(&table) }.unwrap();
+        let encoder = unsafe { Encoder::<L::Vector>::new(lines, &table.midpoints) };
         let scales = [1.0, 0.3, 1.999_999_9, 7.7e-12, 3.3e-31, 7.9e-31, 2.1e37];
         for scale in scales.into_iter().filter(|scale| Lines::cover(*scale)) {
             let thresholds: Vec<f32> = table.midpoints.iter().map(|mid| mid * scale).collect();

@@ -160,7 +160,7 @@ unsafe fn encode_part<L: Lanes>(
 )]
 enum Nearest<'a> {
     Linear(f32, f32),
-    Lines(&'a Table, f32),
+    Lines(&'a Lines, &'a [f32], f32),
     Few([f32; 16]),
     Many([f32; 256]),
 }
@@ -169,10 +169,11 @@ impl<'a> Nearest<'a> {
     /// For values whose magnitudes are at most the scale.
     #[inline(always)]
     fn within(table: &'a Table, scale: f32) -> Self {
-        if table.lines.is_some() && table.linear.is_none() && Lines::cover(scale) {
-            Self::Lines(table, scale)
-        } else {
-            Self::new(table, scale)
+        match &table.lines {
+            Some(lines) if table.linear.is_none() && Lines::cover(scale) => {
+                Self::Lines(lines, &table.midpoints, scale)
+            }
+            _ => Self::new(table, scale),
         }
     }
 
@@ -195,11 +196,10 @@ impl<'a> Nearest<'a> {
         // SAFETY: the kernels are used on processors that have the instructions.
         unsafe {
             match self {
-                Self::Lines(table, scale) => {
-                    if let Some(encoder) = Encoder::<L::Vector>::of(table) {
-                        let values = load::<L::Vector>(values);
-                        encoder.encode(values.as_ref(), *scale, out.as_mut_ptr());
-                    }
+                Self::Lines(lines, midpoints, scale) => {
+                    let values = load::<L::Vector>(values);
+                    let encoder = Encoder::<L::Vector>::new(lines, midpoints);
+                    encoder.encode(values.as_ref(), *scale, out.as_mut_ptr());
                 }
                 Self::Linear(levels, scale) => {
                     L::count_linear_block(&**values, *scale, *levels, out)
