@@ -47,7 +47,7 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<bool, Failur
     let names: BTreeSet<_> = here.iter().chain(&there).map(|info| &info.name).collect();
     let mut progress = output.progress("comparing");
     for (i, name) in names.iter().enumerate() {
-        progress.report(i as u64, names.len() as u64);
+        progress.share(i as u64, names.len() as u64);
         let find = |list: &'_ [lowbit::plan::TensorInfo]| {
             let info = list.iter().find(|info| info.name == **name);
             info.map(|info| info.shape.clone())

@@ -1,8 +1,7 @@
 //! `lowbit inspect`: what a checkpoint has.
 
 use lowbit::checkpoint::Checkpoint;
-use lowbit::spec::Spec;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::output::{Output, table};
 use crate::{Arguments, Failure};
@@ -47,13 +46,12 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<bool, Failur
             from.statistics(&info.name)?
         };
         elements += tensor.numel;
-        progress.report(elements.unsigned_abs(), total.unsigned_abs());
+        progress.share(elements.unsigned_abs(), total.unsigned_abs());
         values += tensor.numel * tensor.states.len() as i64;
         let mut states = Vec::new();
         for (number, state) in tensor.states.iter().enumerate() {
-            let first = tensor.first_buffer + state.first_buffer;
-            let buffers = &plan.buffers()[first..first + state.buffer_count];
-            let bytes: i64 = buffers.iter().map(|buffer| buffer.bytes).sum();
+            let buffers = plan.buffers()[tensor.state_buffers(number)].iter();
+            let bytes: i64 = buffers.map(|buffer| buffer.bytes).sum();
             let found = statistics.get(number);
             let percent = |share: Option<f64>| {
                 share.map_or("-".to_owned(), |share| format!("{:.2} %", 100.0 * share))
@@ -82,8 +80,7 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<bool, Failur
             });
         }
         let beside = info.weights.name();
-        let all = tensor.first_buffer..tensor.first_buffer + tensor.buffer_count;
-        let weights: i64 = plan.buffers()[all]
+        let weights: i64 = plan.buffers()[tensor.buffers()]
             .iter()
             .filter(|buffer| buffer.state == "weights")
             .map(|buffer| buffer.bytes)
@@ -117,7 +114,7 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<bool, Failur
         from.step(),
         from.files(),
         from.bytes(),
-        spec_text(from.spec())?
+        from.spec().to_json()?
     );
     text += &table(&rows);
     text += &format!(
@@ -131,15 +128,6 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<bool, Failur
     Ok(true)
 }
 
-fn spec_text(spec: &Spec) -> Result<String, Failure> {
-    Ok(spec.to_json()?)
-}
-
 fn ratio(a: i64, b: i64) -> f64 {
     a as f64 / b.max(1) as f64
-}
-
-/// For other commands: the states of a checkpoint by name.
-pub(crate) fn summary(from: &Checkpoint<'_>) -> Value {
-    json!({"step": from.step(), "files": from.files(), "file_bytes": from.bytes()})
 }

@@ -16,6 +16,7 @@ mod output;
 mod reshard;
 mod verify;
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -62,6 +63,9 @@ impl From<lexopt::Error> for Failure {
         Self::Usage(error.to_string())
     }
 }
+
+/// A command: whether the answer is yes.
+type Run = fn(&Arguments, &Output) -> Result<bool, Failure>;
 
 /// What a command line has behind the command.
 #[derive(Default)]
@@ -120,13 +124,14 @@ fn run() -> Result<bool, Failure> {
     given.extend(arguments.parts.is_some().then_some("--parts"));
     given.extend(arguments.axis.is_some().then_some("--axis"));
     given.extend(arguments.headers.then_some("--headers"));
-    let (paths, options): (std::ops::RangeInclusive<usize>, &[&str]) = match command.as_str() {
-        "inspect" => (1..=1, &["--headers"]),
-        "verify" => (1..=usize::MAX, &[]),
-        "convert" => (2..=2, &["--spec"]),
-        "merge" | "diff" => (2..=2, &[]),
-        "split" => (2..=2, &["--parts", "--axis"]),
-        "index" => (2..=usize::MAX, &[]),
+    let (run, paths, options): (Run, RangeInclusive<usize>, &[&str]) = match command.as_str() {
+        "inspect" => (inspect::run, 1..=1, &["--headers"]),
+        "verify" => (verify::run, 1..=usize::MAX, &[]),
+        "convert" => (convert::run, 2..=2, &["--spec"]),
+        "merge" => (reshard::merge, 2..=2, &[]),
+        "split" => (reshard::split, 2..=2, &["--parts", "--axis"]),
+        "index" => (reshard::index, 2..=usize::MAX, &[]),
+        "diff" => (diff::run, 2..=2, &[]),
         other => return Err(Failure::Usage(format!("there is no command {other:?}"))),
     };
     if let Some(option) = given.iter().find(|option| !options.contains(option)) {
@@ -136,13 +141,5 @@ fn run() -> Result<bool, Failure> {
         let count = arguments.paths.len();
         return Err(Failure::Usage(format!("{command} with {count} paths")));
     }
-    match command.as_str() {
-        "inspect" => inspect::run(&arguments, &output),
-        "verify" => verify::run(&arguments, &output),
-        "convert" => convert::run(&arguments, &output),
-        "merge" => reshard::merge(&arguments, &output),
-        "split" => reshard::split(&arguments, &output),
-        "index" => reshard::index(&arguments, &output),
-        _ => diff::run(&arguments, &output),
-    }
+    run(&arguments, &output)
 }

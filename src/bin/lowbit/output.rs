@@ -44,8 +44,19 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// For the library's callbacks; never cancels.
+    /// For the library's callbacks, which count bytes; never cancels.
     pub(crate) fn report(&mut self, done: u64, total: u64) -> bool {
+        let rate = done as f64 / self.start.elapsed().as_secs_f64() / 1e6;
+        self.show(done, total, &format!("  {rate:.0} MB/s"));
+        true
+    }
+
+    /// For what is not counted in bytes.
+    pub(crate) fn share(&mut self, done: u64, total: u64) {
+        self.show(done, total, "");
+    }
+
+    fn show(&mut self, done: u64, total: u64, rate: &str) {
         let time = self.start.elapsed();
         if self.shown
             && time > Duration::from_secs(1)
@@ -54,11 +65,9 @@ impl Progress {
             self.last = time;
             self.line = true;
             let percent = 100.0 * done as f64 / total.max(1) as f64;
-            let rate = done as f64 / time.as_secs_f64() / 1e6;
-            eprint!("\r{} {percent:5.1} %  {rate:.0} MB/s ", self.what);
+            eprint!("\r{} {percent:5.1} %{rate} ", self.what);
             let _ = std::io::stderr().flush();
         }
-        true
     }
 }
 

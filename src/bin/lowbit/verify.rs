@@ -4,7 +4,7 @@ use lowbit::checkpoint::Checkpoint;
 use serde_json::json;
 
 use crate::output::Output;
-use crate::{Arguments, Failure, inspect};
+use crate::{Arguments, Failure};
 
 /// All files are looked at; the first failure decides.
 pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<bool, Failure> {
@@ -14,17 +14,15 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<bool, Failur
         let verified = Checkpoint::open(path).and_then(|from| {
             from.verify(Some(&mut |done, total| progress.report(done, total)))
                 .map_err(|error| error.within(&path.display().to_string()))
-                .map(|()| inspect::summary(&from))
+                .map(|()| from)
         });
         match verified {
-            Ok(summary) => {
-                text += &format!(
-                    "{}: sound, step {}, {} bytes\n",
-                    path.display(),
-                    summary["step"],
-                    summary["file_bytes"]
-                );
-                list.push(json!({"path": path.to_string_lossy(), "sound": true, "is": summary}));
+            Ok(from) => {
+                let (step, bytes) = (from.step(), from.bytes());
+                let name = path.display();
+                text += &format!("{name}: sound, step {step}, {bytes} bytes\n");
+                let is = json!({"step": step, "files": from.files(), "file_bytes": bytes});
+                list.push(json!({"path": path.to_string_lossy(), "sound": true, "is": is}));
             }
             Err(error) => {
                 text += &format!("{}: NOT SOUND: {error}\n", path.display());
