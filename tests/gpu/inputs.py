@@ -3,53 +3,19 @@
 `param` and `grad` are those of tests/common/README.md, `Random` makes fresh ones.
 """
 
+import pathlib
+import sys
+
 import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "common"))
+
+from protocol import SHAPES, encode, grad, param
+
+__all__ = ["SHAPES", "SIZES", "Random", "grad", "param"]
 
 #: Of an element, in bytes.
 SIZES = {"f32": 4, "bf16": 2, "f16": 2}
-
-
-def encode(values, dtype):
-    """f32, or bf16 or f16 by truncation."""
-    bits = values.view(np.uint32)
-    if dtype == "f32":
-        return values
-    if dtype == "bf16":
-        return (bits >> 16).astype(np.uint16)
-    sign, exponent, fraction = bits >> 31 << 15, bits >> 23 & 0xFF, bits >> 13 & 0x3FF
-    normal = exponent >= 113
-    return (sign | np.where(normal, exponent - 112 << 10 | fraction, 0)).astype(np.uint16)
-
-
-# ---- the conformance cases -----------------------------------------------------------------------
-
-
-def word(stream, index):
-    with np.errstate(over="ignore"):
-        x = np.uint64(stream << 40) + index.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
-
-
-def number(h, exponent):
-    n = (h >> np.uint64(40)).astype(np.int64) - (1 << 23)
-    return np.ldexp(n.astype(np.float64), exponent).astype(np.float32)
-
-
-def param(stream, numel, dtype):
-    return encode(number(word(stream, np.arange(numel)), -27), dtype)
-
-
-def grad(stream, numel, dtype):
-    index = np.arange(numel)
-    h = word(stream, index)
-    values = number(h, -23 - (h & np.uint64(15)).astype(np.int64))
-    values[index // 512 % 5 == 4] = 0
-    return encode(values, dtype)
-
-
-# ---- random numbers ------------------------------------------------------------------------------
 
 
 class Random:

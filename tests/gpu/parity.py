@@ -224,7 +224,7 @@ def misaligned(random, param_dtype, grad_dtype):
     return f"{compared / 1e6:.0f} MB equal"
 
 
-CASE_SHAPES = ((1,), (4096,), (4097,), (300, 257), (64, 3, 3, 3), (512, 1024), (2, 3, 5, 7, 11))
+CASE_SHAPES = inputs.SHAPES
 #: The cases, by the beginning of their names, that must have kernels.
 WITH_KERNELS = ("adamw", "adam", "amsgrad", "maximize", "f16", "tensor", "rank1", "bits")
 

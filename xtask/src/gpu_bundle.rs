@@ -10,7 +10,7 @@ use crate::shell::Shell;
 use crate::{build, env};
 
 /// Whole files and, of folders, the files that lie in them; subfolders are left out.
-const CONTENT: [&str; 9] = [
+const CONTENT: [&str; 10] = [
     "LICENSE-APACHE",
     "LICENSE-MIT",
     "bindings/jax/lowbit",
@@ -19,6 +19,7 @@ const CONTENT: [&str; 9] = [
     "tests/common/README.md",
     "tests/common/cases.txt",
     "tests/common/conformance.txt",
+    "tests/common/protocol.py",
     "tests/gpu",
 ];
 

@@ -2,6 +2,7 @@
 package."""
 
 import importlib.util
+import math
 import os
 import pathlib
 import socket
@@ -14,10 +15,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 if importlib.util.find_spec("lowbit") is None:
     sys.path.insert(0, str(ROOT / "bindings" / "jax"))
+sys.path.insert(0, str(ROOT / "tests" / "common"))
 
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import protocol
 
 import lowbit
 
@@ -28,46 +31,14 @@ DTYPES = {
 }
 
 
-def word(stream, index):
-    """`word` of tests/common/README.md, for an array of indices."""
-    with np.errstate(over="ignore"):
-        x = np.uint64(stream << 40) + index.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
-
-
-def _number(h, exponent):
-    n = (h >> np.uint64(40)).astype(np.int64) - (1 << 23)
-    return np.ldexp(n.astype(np.float64), exponent).astype(np.float32)
-
-
-def _rounded(values, dtype, shape):
-    """f32, or bf16 or f16 by truncation."""
-    bits = values.view(np.uint32)
-    if dtype == "bf16":
-        values = (bits >> 16).astype(np.uint16).view(DTYPES["bf16"])
-    elif dtype == "f16":
-        sign, exponent, fraction = bits >> 31 << 15, bits >> 23 & 0xFF, bits >> 13 & 0x3FF
-        normal = exponent >= 113
-        magnitude = np.where(normal, exponent - 112 << 10 | fraction, 0)
-        values = (sign | magnitude).astype(np.uint16).view(DTYPES["f16"])
-    return values.reshape(shape)
-
-
 def param(stream, shape, dtype="f32"):
     """A parameter of tests/common/README.md."""
-    index = np.arange(int(np.prod(shape)))
-    return _rounded(_number(word(stream, index), -27), dtype, shape)
+    return protocol.param(stream, math.prod(shape), dtype).view(DTYPES[dtype]).reshape(shape)
 
 
 def grad(stream, shape, dtype="f32"):
     """A gradient of tests/common/README.md."""
-    index = np.arange(int(np.prod(shape)))
-    h = word(stream, index)
-    values = _number(h, -23 - (h & np.uint64(15)).astype(np.int64))
-    values[index // 512 % 5 == 4] = 0
-    return _rounded(values, dtype, shape)
+    return protocol.grad(stream, math.prod(shape), dtype).view(DTYPES[dtype]).reshape(shape)
 
 
 def reference(spec, params, grads, steps, weights="plain", **arguments):

@@ -9,6 +9,7 @@ import handover
 import support
 
 import numpy as np
+import protocol
 
 import lowbit
 
@@ -16,7 +17,7 @@ import lowbit
 class TestConformance(unittest.TestCase):
     def test_hashes(self):
         expected = (support.ROOT / "tests" / "common" / "conformance.txt").read_text()
-        self.assertEqual(conformance.lines(), expected.splitlines())
+        self.assertEqual(protocol.lines(conformance.line), expected.splitlines())
 
     def test_a_trainer_is_continued(self):
         # Names that JAX sorts into another order than the trainer's.

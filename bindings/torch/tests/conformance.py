@@ -7,15 +7,13 @@ conformance.py FILE             also compare them with a file; exit 1 if there i
 
 import hashlib
 import json
-import pathlib
 import sys
 
-import support
+import support  # first: it finds the others
+
+from protocol import SHAPES, print_lines
 
 import lowbit.torch
-
-SHAPES = ((1,), (4096,), (4097,), (300, 257), (64, 3, 3, 3), (512, 1024), (2, 3, 5, 7, 11))
-CASES = support.ROOT / "tests" / "common" / "cases.txt"
 
 
 def optimizer_of(spec, weights, params):
@@ -70,17 +68,5 @@ def line(case):
     return f"{name} {digest.hexdigest()}"
 
 
-def lines():
-    return [line(case) for case in CASES.read_text(encoding="utf-8").splitlines()]
-
-
-def main(arguments):
-    found = lines()
-    print("\n".join(found))
-    for file in arguments:
-        if found != pathlib.Path(file).read_text(encoding="utf-8").splitlines():
-            sys.exit(f"these are not the lines of {file}")
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    print_lines(line, sys.argv[1:])

@@ -1,6 +1,7 @@
 """What the tests share. Importing it finds, if none is installed, this tree's package."""
 
 import importlib.util
+import math
 import pathlib
 import sys
 
@@ -11,51 +12,29 @@ ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 if importlib.util.find_spec("lowbit") is None:
     sys.path.insert(0, str(ROOT / "bindings" / "jax"))
+sys.path.insert(0, str(ROOT / "tests" / "common"))
+
+import protocol
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
 
-def word(stream, index):
-    """`word` of tests/common/README.md, for an array of indices."""
-    with np.errstate(over="ignore"):
-        x = np.uint64(stream << 40) + index.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
-
-
-def _number(h, exponent):
-    n = (h >> np.uint64(40)).astype(np.int64) - (1 << 23)
-    return np.ldexp(n.astype(np.float64), exponent).astype(np.float32)
-
-
-def _rounded(values, dtype, shape):
-    """f32, or bf16 or f16 by truncation, as a tensor."""
-    bits = values.view(np.uint32)
-    if dtype == "bf16":
-        halves = (bits >> 16).astype(np.uint16)
-    elif dtype == "f16":
-        sign, exponent, fraction = bits >> 31 << 15, bits >> 23 & 0xFF, bits >> 13 & 0x3FF
-        magnitude = np.where(exponent >= 113, exponent - 112 << 10 | fraction, 0)
-        halves = (sign | magnitude).astype(np.uint16)
-    else:
-        return torch.from_numpy(values.reshape(shape))
-    return torch.from_numpy(halves.view(np.int16).reshape(shape)).view(DTYPES[dtype])
+def _tensor(values, shape, dtype):
+    """A tensor of an array of tests/common/protocol.py."""
+    if dtype != "f32":
+        values = values.view(np.int16)
+    return torch.from_numpy(values.reshape(shape)).view(DTYPES[dtype])
 
 
 def param(stream, shape, dtype="f32"):
     """A parameter of tests/common/README.md."""
-    index = np.arange(int(np.prod(shape)))
-    return torch.nn.Parameter(_rounded(_number(word(stream, index), -27), dtype, shape))
+    values = protocol.param(stream, math.prod(shape), dtype)
+    return torch.nn.Parameter(_tensor(values, shape, dtype))
 
 
 def grad(stream, shape, dtype="f32"):
     """A gradient of tests/common/README.md."""
-    index = np.arange(int(np.prod(shape)))
-    h = word(stream, index)
-    values = _number(h, -23 - (h & np.uint64(15)).astype(np.int64))
-    values[index // 512 % 5 == 4] = 0
-    return _rounded(values, dtype, shape)
+    return _tensor(protocol.grad(stream, math.prod(shape), dtype), shape, dtype)
 
 
 def tensor_bytes(tensor):

@@ -9,6 +9,7 @@ import unittest
 import conformance
 import support
 
+import protocol
 import torch
 from torch.profiler import ProfilerActivity, profile
 
@@ -43,7 +44,7 @@ def part(optimizer, index=0):
 class TestAgainstTorch(unittest.TestCase):
     def test_conformance(self):
         expected = (support.ROOT / "tests" / "common" / "conformance.txt").read_text()
-        self.assertEqual(conformance.lines(), expected.splitlines())
+        self.assertEqual(protocol.lines(conformance.line), expected.splitlines())
 
     def check(self, ours, torchs, **options):
         spec = {"adamw": "adamw32", "adam": "adamw32", "sgdm": "sgdm32"}[ours._optimizer]

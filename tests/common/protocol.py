@@ -1,0 +1,82 @@
+"""What README.md of this folder says, for tests in Python: numbers, cases, and the programs around them.
+
+Arrays are numpy's and flat; one of bf16 or f16 is one of uint16.
+"""
+
+import pathlib
+import sys
+
+import numpy as np
+
+SHAPES = ((1,), (4096,), (4097,), (300, 257), (64, 3, 3, 3), (512, 1024), (2, 3, 5, 7, 11))
+
+_CASES = pathlib.Path(__file__).resolve().with_name("cases.txt")
+
+
+def encode(values, dtype):
+    """f32, or bf16 or f16 by truncation."""
+    bits = values.view(np.uint32)
+    if dtype == "f32":
+        return values
+    if dtype == "bf16":
+        return (bits >> 16).astype(np.uint16)
+    sign, exponent, fraction = bits >> 31 << 15, bits >> 23 & 0xFF, bits >> 13 & 0x3FF
+    normal = exponent >= 113
+    return (sign | np.where(normal, exponent - 112 << 10 | fraction, 0)).astype(np.uint16)
+
+
+def _word(stream, index):
+    with np.errstate(over="ignore"):
+        x = np.uint64(stream << 40) + index.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+
+def _number(h, exponent):
+    n = (h >> np.uint64(40)).astype(np.int64) - (1 << 23)
+    return np.ldexp(n.astype(np.float64), exponent).astype(np.float32)
+
+
+def param(stream, numel, dtype="f32"):
+    """A parameter."""
+    return encode(_number(_word(stream, np.arange(numel)), -27), dtype)
+
+
+def grad(stream, numel, dtype="f32"):
+    """A gradient."""
+    index = np.arange(numel)
+    h = _word(stream, index)
+    values = _number(h, -23 - (h & np.uint64(15)).astype(np.int64))
+    values[index // 512 % 5 == 4] = 0
+    return encode(values, dtype)
+
+
+def lines(line):
+    """The lines of all cases.
+
+    line: what is printed for a line of cases.txt.
+    """
+    return [line(case) for case in _CASES.read_text(encoding="utf-8").splitlines()]
+
+
+def print_lines(line, arguments):
+    """The program that prints the lines of all cases, and compares them with the files it is given."""
+    found = lines(line)
+    print("\n".join(found))
+    for file in arguments:
+        if found != pathlib.Path(file).read_text(encoding="utf-8").splitlines():
+            sys.exit(f"these are not the lines of {file}")
+
+
+def print_hash(continued, folder):
+    """The program that continues a trainer of another language and compares the hash.
+
+    continued: of a folder: the hash.
+    """
+    folder = pathlib.Path(folder)
+    found = continued(folder)
+    print(found)
+    expected = (folder / "expected.txt").read_text(encoding="utf-8").split()
+    if expected != [found]:
+        sys.exit(f"expected {' '.join(expected)}")
