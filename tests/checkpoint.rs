@@ -10,25 +10,20 @@
 
 mod common;
 
-use common::{Memory, Model, tensors};
+use common::{Model, tensors};
 use lowbit::Variant;
 use lowbit::checkpoint::Checkpoint;
 use lowbit::dtype::Dtype;
 use lowbit::error::{Error, Status};
 use lowbit::plan::TensorInfo;
 use lowbit::spec::Spec;
-use lowbit::step::Buffer;
-
-fn buffers(model: &Model) -> Vec<Buffer> {
-    model.state.iter().map(Memory::buffer).collect()
-}
 
 fn write(model: &Model, step: i64) -> Vec<u8> {
     let mut bytes = Vec::new();
     // SAFETY: all memory is the model's.
     unsafe {
         model.plan.write_checkpoint(
-            &buffers(model),
+            &model.buffers(),
             step,
             &mut bytes,
             None,
@@ -49,7 +44,7 @@ fn read(model: &Model, bytes: &[u8]) -> Result<i64, Error> {
     let info = unsafe {
         model
             .plan
-            .read_checkpoint(&from, &buffers(model), false, None, std::ptr::null_mut())
+            .read_checkpoint(&from, &model.buffers(), false, None, std::ptr::null_mut())
     }?;
     Ok(info.step)
 }
@@ -89,7 +84,7 @@ fn going_on_from_a_file_equals_not_having_stopped() {
         unsafe {
             first
                 .plan
-                .save_checkpoint(&buffers(&first), 3, &path, 0, None, std::ptr::null_mut())
+                .save_checkpoint(&first.buffers(), 3, &path, 0, None, std::ptr::null_mut())
                 .unwrap();
         }
         let mut second = trained(preset, tensors(Dtype::F32, Dtype::F32), 0);
@@ -98,7 +93,7 @@ fn going_on_from_a_file_equals_not_having_stopped() {
         let info = unsafe {
             second
                 .plan
-                .load_checkpoint(&path, &buffers(&second), std::ptr::null_mut())
+                .load_checkpoint(&path, &second.buffers(), std::ptr::null_mut())
                 .unwrap()
         };
         assert_eq!(info.step, 3);
@@ -228,7 +223,7 @@ fn a_file_that_cannot_be_written_leaves_the_old_one() {
         unsafe {
             model
                 .plan
-                .save_checkpoint(&buffers(&model), 1, path, 0, None, std::ptr::null_mut())
+                .save_checkpoint(&model.buffers(), 1, path, 0, None, std::ptr::null_mut())
         }
     };
     let missing = save(&folder.path().join("missing/x")).unwrap_err();

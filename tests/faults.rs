@@ -20,14 +20,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Memory, Model, word};
+use common::{Model, word};
 use lowbit::Variant;
 use lowbit::checkpoint::Checkpoint;
 use lowbit::dtype::Dtype;
 use lowbit::error::{Result, Status};
 use lowbit::plan::TensorInfo;
 use lowbit::spec::Spec;
-use lowbit::step::Buffer;
 
 /// What a child is told: `save STEP`, `loop FIRST` or `load`, and the path.
 const TASK: &str = "LOWBIT_FAULTS_TASK";
@@ -50,24 +49,20 @@ fn model(step: i64) -> Model {
     model
 }
 
-fn buffers(model: &Model) -> Vec<Buffer> {
-    model.state.iter().map(Memory::buffer).collect()
-}
-
 fn save(step: i64, path: &Path) -> Result<()> {
     let model = model(step);
     // SAFETY: all memory is the model's.
     unsafe {
         model
             .plan
-            .save_checkpoint(&buffers(&model), step, path, 0, None, std::ptr::null_mut())
+            .save_checkpoint(&model.buffers(), step, path, 0, None, std::ptr::null_mut())
     }
 }
 
 /// The step of a sound checkpoint whose states are all of that step.
 fn load(path: &Path) -> Result<i64> {
     let model = model(-1);
-    let state = buffers(&model);
+    let state = model.buffers();
     // SAFETY: all memory is the model's.
     let info = unsafe {
         model

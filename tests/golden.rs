@@ -17,13 +17,12 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use common::{Case, Memory, Model, cases};
+use common::{Case, Model, cases};
 use lowbit::Variant;
 use lowbit::checkpoint::{Checkpoint, merge, split};
 use lowbit::dtype::Dtype;
 use lowbit::error::Result;
 use lowbit::plan::TensorInfo;
-use lowbit::step::Buffer;
 use lowbit::weights::Weights;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -36,10 +35,6 @@ fn folder(name: &str) -> PathBuf {
 
 fn blessing() -> bool {
     std::env::var_os("LOWBIT_BLESS").is_some()
-}
-
-fn buffers(model: &Model) -> Vec<Buffer> {
-    model.state.iter().map(Memory::buffer).collect()
 }
 
 /// Of every rank, with tails, empty, below the threshold and above.
@@ -85,7 +80,7 @@ fn bless() {
             model
                 .plan
                 .save_checkpoint(
-                    &buffers(&model),
+                    &model.buffers(),
                     3,
                     &v1.join(name),
                     0,
@@ -150,7 +145,7 @@ fn load(path: &Path) -> (Model, i64) {
     let info = unsafe {
         model
             .plan
-            .read_checkpoint(&from, &buffers(&model), false, None, std::ptr::null_mut())
+            .read_checkpoint(&from, &model.buffers(), false, None, std::ptr::null_mut())
             .unwrap()
     };
     (model, info.step)
@@ -201,7 +196,7 @@ fn goldens_read_and_are_what_is_written_today() {
             model
                 .plan
                 .write_checkpoint(
-                    &buffers(&model),
+                    &model.buffers(),
                     step,
                     &mut written,
                     None,
@@ -718,7 +713,7 @@ fn a_dtype_is_only_that_of_what_is_kept() {
     let info = unsafe {
         model
             .plan
-            .load_checkpoint(&path, &buffers(&model), std::ptr::null_mut())
+            .load_checkpoint(&path, &model.buffers(), std::ptr::null_mut())
             .unwrap()
     };
     assert_eq!(info.step, 3);

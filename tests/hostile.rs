@@ -15,7 +15,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
 
-use common::{Memory, Model};
+use common::Model;
 use lowbit::Variant;
 use lowbit::checkpoint::Checkpoint;
 use lowbit::dtype::Dtype;
@@ -23,7 +23,6 @@ use lowbit::error::{Result, Status};
 use lowbit::plan::TensorInfo;
 use lowbit::spec::Spec;
 use lowbit::state::State;
-use lowbit::step::Buffer;
 
 /// Counts the bytes in use and their peak on each thread; refuses what is larger than a limit.
 struct Counting;
@@ -83,10 +82,6 @@ fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/golden/v1")
         .join(name)
-}
-
-fn buffers(model: &Model) -> Vec<Buffer> {
-    model.state.iter().map(Memory::buffer).collect()
 }
 
 fn open_and_verify(bytes: &[u8]) -> Result<()> {
@@ -209,7 +204,7 @@ fn without_memory_there_is_a_status() {
     model.run().unwrap();
     let mut bytes = Vec::new();
     bytes.reserve_exact(8 << 20);
-    let state = buffers(&model);
+    let state = model.buffers();
     let before = model.state.clone();
     let (mut failed, mut worked) = (0, 0);
     for limit in [

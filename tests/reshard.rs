@@ -12,33 +12,28 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use common::{Case, Memory, Model, cases};
+use common::{Case, Model, cases};
 use lowbit::Variant;
 use lowbit::checkpoint::{Checkpoint, merge, split, write_index};
 use lowbit::dtype::Dtype;
 use lowbit::error::{Result, Status};
 use lowbit::plan::TensorInfo;
 use lowbit::spec::Spec;
-use lowbit::step::Buffer;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-
-fn buffers(model: &Model) -> Vec<Buffer> {
-    model.state.iter().map(Memory::buffer).collect()
-}
 
 fn save(model: &Model, path: &Path) {
     // SAFETY: all memory is the model's.
     unsafe {
         model
             .plan
-            .save_checkpoint(&buffers(model), 3, path, 0, None, std::ptr::null_mut())
+            .save_checkpoint(&model.buffers(), 3, path, 0, None, std::ptr::null_mut())
             .unwrap();
     }
 }
 
 fn load(model: &Model, path: &Path) -> Result<()> {
-    let state = buffers(model);
+    let state = model.buffers();
     // SAFETY: all memory is the model's.
     unsafe {
         model
@@ -250,7 +245,7 @@ fn sets_that_do_not_fit_are_refused() {
     write_index(&[&files[0], &files[1], &files[0]], &at("twice.json")).unwrap();
     load(&model, &at("twice.json")).unwrap();
     // A shard of another step.
-    let state = buffers(&model);
+    let state = model.buffers();
     // SAFETY: all memory is the model's.
     unsafe {
         model
@@ -297,7 +292,7 @@ fn some_tensors_of_a_checkpoint_load_when_asked_for() {
     // SAFETY: all memory is the model's.
     unsafe {
         some.plan
-            .read_checkpoint(&from, &buffers(&some), true, None, std::ptr::null_mut())
+            .read_checkpoint(&from, &some.buffers(), true, None, std::ptr::null_mut())
             .unwrap();
     }
     let first = whole.plan.tensors()[1].first_buffer;

@@ -241,7 +241,7 @@ impl Model {
             .iter()
             .map(|t| Memory::zeroed(t.numel as usize * 4))
             .collect();
-        let buffers: Vec<_> = self.state.iter().map(Memory::buffer).collect();
+        let buffers = self.buffers();
         let outputs: Vec<_> = values.iter().map(Memory::buffer).collect();
         // SAFETY: all memory is this model's.
         unsafe {
@@ -262,12 +262,17 @@ impl Model {
             .map(|v| Memory::from(&bytes(v.iter().copied(), Dtype::F32)))
             .collect();
         let inputs: Vec<_> = values.iter().map(Memory::buffer).collect();
-        let buffers: Vec<_> = self.state.iter().map(Memory::buffer).collect();
+        let buffers = self.buffers();
         // SAFETY: all memory is this model's.
         unsafe {
             self.plan
                 .compress(state, &inputs, &buffers, std::ptr::null_mut())
         }
+    }
+
+    /// All state buffers.
+    pub fn buffers(&self) -> Vec<Buffer> {
+        self.state.iter().map(Memory::buffer).collect()
     }
 
     /// A state buffer by name.

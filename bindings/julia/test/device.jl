@@ -4,6 +4,8 @@
 using Lowbit
 using Test
 
+include("caught.jl")
+
 primitive type DevicePtr 64 end
 
 struct DeviceArray{T,N} <: DenseArray{T,N}
@@ -14,15 +16,6 @@ Base.pointer(array::DeviceArray) = reinterpret(DevicePtr, UInt(pointer(array.mem
 device_zeros(type, size) = DeviceArray(zeros(type, size))
 
 const STREAM = Ptr{Cvoid}(UInt(0x57))
-
-function caught(f)
-    try
-        f()
-    catch error
-        return error
-    end
-    return nothing
-end
 
 function model()
     weight = Lowbit.BF16([Float32(i * j % 511 - 255) / 128 for i in 1:130, j in 1:96])

@@ -4,21 +4,14 @@ using Lowbit
 using Test
 import Libdl
 
+include("caught.jl")
+
 const TEST_PANIC = Libdl.dlsym(
     Libdl.dlopen(Lowbit.libpath(), Libdl.RTLD_LAZY | Libdl.RTLD_LOCAL),
     :lowbit_test_panic,
 )
 
 test_panic(plan) = Lowbit.check(ccall(TEST_PANIC, Int32, (Ptr{Cvoid},), plan))
-
-function caught(f)
-    try
-        f()
-    catch error
-        return error
-    end
-    return nothing
-end
 
 @testset "a panic becomes an error" begin
     param = zeros(Float32, 10)

@@ -6,6 +6,7 @@ using Lowbit
 using Random
 using Test
 
+include("caught.jl")
 include("common.jl")
 
 const FOLDER = @__DIR__
@@ -29,16 +30,6 @@ function stepped(; options...)
     state = Lowbit.State(plan)
     Lowbit.step!(plan, params, grads, state; step = 1, options...)
     return params, state
-end
-
-"The error that `f()` throws."
-function caught(f)
-    try
-        f()
-    catch error
-        return error
-    end
-    return nothing
 end
 
 "Runs another file of this folder in a Julia of its own; true if it exits with 0."
