@@ -14,7 +14,8 @@ pub(crate) fn library(sh: &Shell) -> Result<PathBuf> {
     Ok(sh.path("target/release/liblowbit.so"))
 }
 
-/// The same with functions that misbehave on request, in a folder of its own.
+/// The same with functions that misbehave on request, in the folder where the tests in Rust build it too
+/// (`tests/c/library.rs`): the second build of the two finds it done.
 pub(crate) fn library_with_hooks(sh: &Shell) -> Result<PathBuf> {
     let mut cargo = cargo(sh)?;
     cargo.args([
@@ -25,8 +26,8 @@ pub(crate) fn library_with_hooks(sh: &Shell) -> Result<PathBuf> {
         "--features",
         "test-hooks",
     ]);
-    sh.run(cargo.arg("--target-dir").arg(sh.path("target/hooks")))?;
-    Ok(sh.path("target/hooks/release/liblowbit.so"))
+    sh.run(cargo.arg("--target-dir").arg(sh.path("target/capi-hooks")))?;
+    Ok(sh.path("target/capi-hooks/release/liblowbit.so"))
 }
 
 /// Cargo with the CUDA compiler in reach, failing rather than building without kernels.

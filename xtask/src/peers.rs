@@ -10,12 +10,7 @@ use crate::shell::Shell;
 /// Arguments go to the harness; `cargo xtask peers --help` lists them. `convert` alone runs the tests
 /// of `lowbit.convert` instead, also those that need the packages.
 pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
-    // Only the CPU is timed, so this does not fetch a CUDA compiler.
-    sh.run(Command::new("cargo").args(["build", "--release", "--package", "lowbit"]))?;
-    let mut python = env::peers::python(sh)?;
-    python
-        .env("LOWBIT_LIBRARY", sh.path("target/release/liblowbit.so"))
-        .env("PYTHONPATH", sh.path("bindings/jax"));
+    let mut python = python(sh)?;
     if args == ["convert"] {
         python.current_dir(sh.path("bindings/jax/tests"));
         python.args(["-m", "unittest", "--verbose", "test_convert"]);
@@ -23,4 +18,15 @@ pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
         python.arg(sh.path("tests/bench/peers/run.py")).args(args);
     }
     sh.run(&mut python)
+}
+
+/// A Python with the peers' packages and this library, which is built first. Only the CPU is timed, so
+/// this does not fetch a CUDA compiler.
+pub(crate) fn python(sh: &Shell) -> Result<Command> {
+    sh.run(Command::new("cargo").args(["build", "--release", "--package", "lowbit"]))?;
+    let mut python = env::peers::python(sh)?;
+    python
+        .env("LOWBIT_LIBRARY", sh.path("target/release/liblowbit.so"))
+        .env("PYTHONPATH", sh.path("bindings/jax"));
+    Ok(python)
 }

@@ -281,12 +281,8 @@ fn jax(
     };
     let tests = sh.path("bindings/jax/tests");
     let run_by = |python: &Path, library: &Path, args: &[&str]| {
-        let mut command = Command::new(python);
-        command
-            .args(args)
-            .current_dir(&tests)
-            .env("PYTHONPATH", sh.path("bindings/jax"))
-            .env("LOWBIT_LIBRARY", library);
+        let mut command = with_package(sh, python, library);
+        command.args(args).current_dir(&tests);
         command
     };
     let run = |library: &Path, args: &[&str]| run_by(&python, library, args);
@@ -326,6 +322,15 @@ fn jax(
     });
 }
 
+/// A Python that imports this tree's package with the library.
+fn with_package(sh: &Shell, python: &Path, library: &Path) -> Command {
+    let mut command = Command::new(python);
+    command
+        .env("PYTHONPATH", sh.path("bindings/jax"))
+        .env("LOWBIT_LIBRARY", library);
+    command
+}
+
 /// PyTorch's tests, and trainers handed over from C++ and to JAX.
 fn torch(sh: &Shell, steps: &mut Steps, library: &Path, handover: Option<&Path>) {
     let Some(torch) = steps.run("set up PyTorch", || env::torch::ensure(sh)) else {
@@ -333,11 +338,9 @@ fn torch(sh: &Shell, steps: &mut Steps, library: &Path, handover: Option<&Path>)
     };
     let tests = sh.path("bindings/torch/tests");
     let run = |python: &Path, args: &[&str]| {
-        let mut command = Command::new(python);
+        let mut command = with_package(sh, python, library);
         command
             .args(args)
-            .env("PYTHONPATH", sh.path("bindings/jax"))
-            .env("LOWBIT_LIBRARY", library)
             .env("TORCHINDUCTOR_CACHE_DIR", sh.path("target/inductor"))
             .env("TORCHINDUCTOR_COMPILE_THREADS", "1");
         command
@@ -350,7 +353,7 @@ fn torch(sh: &Shell, steps: &mut Steps, library: &Path, handover: Option<&Path>)
         // By JAX's Python, since they are compared with optax.
         let purelib = "import sysconfig; print(sysconfig.get_path('purelib'))";
         let packages = sh.read(Command::new(&torch).args(["-c", purelib]))?;
-        let path = format!("{}:{}", sh.path("bindings/jax").display(), packages.trim());
+        let path = format!("{}:{}", sh.path("bindings/jax").display(), packages);
         let mut convert = run(
             &env::python::ensure(sh)?,
             &["-m", "unittest", "test_convert"],

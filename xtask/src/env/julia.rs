@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::Install;
+use super::{Install, script};
 use crate::error::{Error, Result};
 use crate::shell::{Shell, find_program};
 
@@ -31,13 +31,7 @@ pub(crate) fn ensure(sh: &Shell) -> Result<PathBuf> {
     };
     let dir = install.ensure(
         sh,
-        |dir| {
-            sh.quiet(
-                Command::new("sh")
-                    .arg(sh.path("xtask/scripts/julia.sh"))
-                    .arg(dir),
-            )
-        },
+        |dir| script(sh, "julia.sh", dir),
         |dir| works(sh, &julia(dir)),
     )?;
     Ok(julia(&dir))

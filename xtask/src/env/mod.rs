@@ -18,6 +18,7 @@ pub(crate) mod valgrind;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::error::{Context, Error, Result};
 use crate::shell::{Shell, announce};
@@ -103,6 +104,12 @@ impl Install<'_> {
         fs::write(&stamp, self.stamp).context(stamp.display())?;
         Ok(dir)
     }
+}
+
+/// Runs a script of `xtask/scripts` that fills a folder.
+fn script(sh: &Shell, name: &str, dir: &Path) -> Result<()> {
+    let path = sh.path(format!("xtask/scripts/{name}"));
+    sh.quiet(Command::new("sh").arg(path).arg(dir))
 }
 
 /// Removes a folder if it is there.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::Install;
+use super::{Install, script};
 use crate::error::{Error, Result};
 use crate::shell::{Shell, find_program};
 
@@ -69,13 +69,7 @@ pub(crate) fn ensure(sh: &Shell) -> Result<Mpi> {
     };
     let dir = install.ensure(
         sh,
-        |dir| {
-            sh.quiet(
-                Command::new("sh")
-                    .arg(sh.path("xtask/scripts/mpi.sh"))
-                    .arg(dir),
-            )
-        },
+        |dir| script(sh, "mpi.sh", dir),
         |dir| Mpi::in_folder(&dir.join("bin")).works(sh),
     )?;
     Ok(Mpi::in_folder(&dir.join("bin")))

@@ -7,9 +7,6 @@ use super::{Install, apt};
 use crate::error::{Error, Result};
 use crate::shell::Shell;
 
-/// The packages and their versions.
-const REQUIREMENTS: &str = include_str!("../../requirements.txt");
-
 /// Where a Python is looked for, in this order.
 const CANDIDATES: [&str; 5] = [
     "python3",
@@ -26,25 +23,10 @@ pub(crate) fn ensure(sh: &Shell) -> Result<PathBuf> {
     let install = Install {
         name: "python",
         what: "JAX for the CPU, optax, orbax, NumPy and safetensors (170 MB from PyPI, 750 MB on disk)",
-        stamp: REQUIREMENTS,
+        stamp: include_str!("../../requirements.txt"),
     };
-    let dir = install.ensure(
-        sh,
-        |dir| {
-            venv(sh, dir)?;
-            sh.quiet(
-                pip_install(dir)
-                    .arg("--requirement")
-                    .arg(sh.path("xtask/requirements.txt")),
-            )
-        },
-        |dir| {
-            let mut python = Command::new(python(dir));
-            sh.read(python.args(["-I", "-c", "import jaxlib, ml_dtypes, safetensors"]))
-                .map(drop)
-        },
-    )?;
-    Ok(python(&dir))
+    let imports = "import jaxlib, ml_dtypes, safetensors";
+    environment(sh, &install, "xtask/requirements.txt", imports)
 }
 
 /// Returns the Python of an environment with the oldest JAX that the package supports.
@@ -54,20 +36,27 @@ pub(crate) fn ensure_oldest(sh: &Shell) -> Result<PathBuf> {
         what: "the oldest supported JAX, for the CPU (120 MB from PyPI, 550 MB on disk)",
         stamp: include_str!("../../requirements-oldest.txt"),
     };
+    let imports = "import jaxlib, optax";
+    environment(sh, &install, "xtask/requirements-oldest.txt", imports)
+}
+
+/// An environment with what a file of requirements names; it works if the `imports` do.
+fn environment(
+    sh: &Shell,
+    install: &Install<'_>,
+    requirements: &str,
+    imports: &str,
+) -> Result<PathBuf> {
     let dir = install.ensure(
         sh,
         |dir| {
             venv(sh, dir)?;
-            sh.quiet(
-                pip_install(dir)
-                    .arg("--requirement")
-                    .arg(sh.path("xtask/requirements-oldest.txt")),
-            )
+            let mut pip = pip_install(dir);
+            sh.quiet(pip.arg("--requirement").arg(sh.path(requirements)))
         },
         |dir| {
             let mut python = Command::new(python(dir));
-            sh.read(python.args(["-I", "-c", "import jaxlib, optax"]))
-                .map(drop)
+            sh.read(python.args(["-I", "-c", imports])).map(drop)
         },
     )?;
     Ok(python(&dir))
