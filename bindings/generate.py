@@ -454,7 +454,7 @@ def julia(header):
 # -------------------------------------------------------------------------------------------------
 
 OUTPUTS = {
-    ROOT / "bindings" / "jax" / "lowbit" / "_c_api.py": python,
+    ROOT / "bindings" / "python" / "lowbit" / "_c_api.py": python,
     ROOT / "bindings" / "julia" / "src" / "c_api.jl": julia,
 }
 

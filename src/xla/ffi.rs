@@ -491,7 +491,7 @@ mod tests {
     use std::mem::offset_of;
 
     /// Offsets as a C compiler gives them for `c_api.h` on a 64-bit machine;
-    /// `bindings/jax/tests/test_layout.py` compiles the header of the installed jaxlib.
+    /// `bindings/python/tests/test_layout.py` compiles the header of the installed jaxlib.
     #[test]
     fn layout_is_that_of_the_header() {
         assert_eq!(

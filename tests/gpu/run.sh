@@ -31,7 +31,7 @@ if ! command -v "$python" >/dev/null; then
 fi
 
 export LOWBIT_LIBRARY=${LOWBIT_LIBRARY:-$root/lib/liblowbit.so}
-export PYTHONPATH=$root/bindings/jax${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=$root/bindings/python${PYTHONPATH:+:$PYTHONPATH}
 # The bundle stays as its checksums say.
 export PYTHONDONTWRITEBYTECODE=1
 

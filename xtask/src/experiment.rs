@@ -43,7 +43,7 @@ pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
 pub(crate) fn python(sh: &Shell, library: &Path) -> Result<Command> {
     let mut command = Command::new(env::python::ensure(sh)?);
     let packages = env::experiments::packages(sh)?;
-    let path = std::env::join_paths([sh.path("bindings/jax"), packages])
+    let path = std::env::join_paths([sh.path("bindings/python"), packages])
         .map_err(|error| Error::Failed(format!("PYTHONPATH: {error}")))?;
     command
         .env("PYTHONPATH", path)

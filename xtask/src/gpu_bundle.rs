@@ -13,7 +13,7 @@ use crate::{build, env};
 const CONTENT: [&str; 10] = [
     "LICENSE-APACHE",
     "LICENSE-MIT",
-    "bindings/jax/lowbit",
+    "bindings/python/lowbit",
     "cuda/instructions.json",
     "include/lowbit.h",
     "tests/common/README.md",

@@ -12,7 +12,7 @@ use crate::shell::Shell;
 pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
     let mut python = python(sh)?;
     if args == ["convert"] {
-        python.current_dir(sh.path("bindings/jax/tests"));
+        python.current_dir(sh.path("bindings/python/tests"));
         python.args(["-m", "unittest", "--verbose", "test_convert"]);
     } else {
         python.arg(sh.path("tests/bench/peers/run.py")).args(args);
@@ -27,6 +27,6 @@ pub(crate) fn python(sh: &Shell) -> Result<Command> {
     let mut python = env::peers::python(sh)?;
     python
         .env("LOWBIT_LIBRARY", sh.path("target/release/liblowbit.so"))
-        .env("PYTHONPATH", sh.path("bindings/jax"));
+        .env("PYTHONPATH", sh.path("bindings/python"));
     Ok(python)
 }

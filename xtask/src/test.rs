@@ -279,7 +279,7 @@ fn jax(
     let Some(hooks) = steps.run("build with test hooks", || build::library_with_hooks(sh)) else {
         return;
     };
-    let tests = sh.path("bindings/jax/tests");
+    let tests = sh.path("bindings/python/tests");
     let run_by = |python: &Path, library: &Path, args: &[&str]| {
         let mut command = with_package(sh, python, library);
         command.args(args).current_dir(&tests);
@@ -326,7 +326,7 @@ fn jax(
 fn with_package(sh: &Shell, python: &Path, library: &Path) -> Command {
     let mut command = Command::new(python);
     command
-        .env("PYTHONPATH", sh.path("bindings/jax"))
+        .env("PYTHONPATH", sh.path("bindings/python"))
         .env("LOWBIT_LIBRARY", library);
     command
 }
@@ -336,7 +336,7 @@ fn torch(sh: &Shell, steps: &mut Steps, library: &Path, handover: Option<&Path>)
     let Some(torch) = steps.run("set up PyTorch", || env::torch::ensure(sh)) else {
         return;
     };
-    let tests = sh.path("bindings/torch/tests");
+    let tests = sh.path("bindings/python/tests/pytorch");
     let run = |python: &Path, args: &[&str]| {
         let mut command = with_package(sh, python, library);
         command
@@ -353,12 +353,12 @@ fn torch(sh: &Shell, steps: &mut Steps, library: &Path, handover: Option<&Path>)
         // By JAX's Python, since they are compared with optax.
         let purelib = "import sysconfig; print(sysconfig.get_path('purelib'))";
         let packages = sh.read(Command::new(&torch).args(["-c", purelib]))?;
-        let path = format!("{}:{}", sh.path("bindings/jax").display(), packages);
+        let path = format!("{}:{}", sh.path("bindings/python").display(), packages);
         let mut convert = run(
             &env::python::ensure(sh)?,
             &["-m", "unittest", "test_convert"],
         );
-        convert.current_dir(sh.path("bindings/jax/tests"));
+        convert.current_dir(sh.path("bindings/python/tests"));
         sh.run(convert.env("PYTHONPATH", path))
     });
     steps.run("PyTorch: goes on from the C++ trainer", || {
@@ -380,7 +380,7 @@ fn torch(sh: &Shell, steps: &mut Steps, library: &Path, handover: Option<&Path>)
             let mut goes_on = run(&env::python::ensure(sh)?, &["handover.py"]);
             sh.run(
                 goes_on
-                    .current_dir(sh.path("bindings/jax/tests"))
+                    .current_dir(sh.path("bindings/python/tests"))
                     .arg(&folder),
             )
         });
@@ -475,7 +475,10 @@ fn gpu_bundle(sh: &Shell, steps: &mut Steps, mock: Option<&Path>) {
 fn rehearse(sh: &Shell, dir: &Path, python: &Path, mock: &Path) -> Result<()> {
     let bundle = dir.join("gpu-bundle");
     let gpu = bundle.join("tests/gpu");
-    let paths = [sh.path("tests/gpu/rehearsal"), bundle.join("bindings/jax")];
+    let paths = [
+        sh.path("tests/gpu/rehearsal"),
+        bundle.join("bindings/python"),
+    ];
     let paths = std::env::join_paths(paths)
         .map_err(|error| Error::Failed(format!("PYTHONPATH: {error}")))?;
     let results = dir.join("rehearsal");

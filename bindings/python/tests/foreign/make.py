@@ -1,6 +1,6 @@
 """Writes the files of this folder with the packages that the states come from.
 
-    target/env/peers/bin/python bindings/jax/tests/foreign/make.py       # after `cargo xtask peers`
+    target/env/peers/bin/python bindings/python/tests/foreign/make.py       # after `cargo xtask peers`
 
 For each optimizer three steps are taken on three small tensors, and two files are written:
 

@@ -1,4 +1,4 @@
-"""The README's code runs as it stands."""
+"""The code of torch.md runs as it stands."""
 
 import contextlib
 import io
@@ -14,7 +14,7 @@ import torch
 
 class TestReadme(unittest.TestCase):
     def test_the_code(self):
-        text = (support.ROOT / "bindings" / "torch" / "README.md").read_text(encoding="utf-8")
+        text = (support.ROOT / "bindings" / "python" / "torch.md").read_text(encoding="utf-8")
         blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
         self.assertEqual(len(blocks), 2)
         self.assertLessEqual(len(blocks[0].splitlines()), 15)
@@ -25,7 +25,7 @@ class TestReadme(unittest.TestCase):
             os.chdir(folder)
             try:
                 for block in blocks:
-                    exec(compile(block, "README.md", "exec"), names)
+                    exec(compile(block, "torch.md", "exec"), names)
             finally:
                 os.chdir(before)
         self.assertLess(names["loss"].item(), 0.1)

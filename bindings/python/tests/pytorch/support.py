@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import torch
 
-ROOT = pathlib.Path(__file__).resolve().parents[3]
+ROOT = pathlib.Path(__file__).resolve().parents[4]
 
 if importlib.util.find_spec("lowbit") is None:
     sys.path.insert(0, str(ROOT / "bindings" / "jax"))
