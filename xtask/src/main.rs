@@ -12,6 +12,7 @@ mod demo;
 mod env;
 mod error;
 mod experiment;
+mod fuzz;
 mod gpu_bundle;
 mod header;
 mod install;
@@ -38,6 +39,9 @@ usage: cargo xtask <command>
   gpu-bundle    collect what a machine with a GPU but no Rust needs to run the GPU checks
   header        write the C header
   checkpoints   time saving and loading against cp and torch.save
+  fuzz [NAME..] run the fuzzers (deserialize, spec_json, sized_structs, or those named) under
+                AddressSanitizer until each has ten million runs, `--runs N`: N; goes on where it was
+                stopped
   install --prefix FOLDER
                 put the library, its headers, and files for pkg-config and CMake there
   peers         time the CPU code against PyTorch, torchao, bitsandbytes, DeepSpeed and optax;
@@ -77,6 +81,7 @@ fn dispatch(args: &[String]) -> Result<()> {
         "gpu-bundle" => gpu_bundle::run,
         "header" => header::run,
         "checkpoints" => checkpoints::run,
+        "fuzz" => fuzz::run,
         "install" => install::run,
         "peers" => peers::run,
         "help" | "-h" | "--help" => {

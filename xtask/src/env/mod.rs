@@ -6,6 +6,7 @@
 mod apt;
 pub(crate) mod cmake;
 pub(crate) mod experiments;
+pub(crate) mod fuzz;
 pub(crate) mod gpu;
 pub(crate) mod julia;
 pub(crate) mod mpi;
