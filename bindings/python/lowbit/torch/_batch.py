@@ -41,6 +41,10 @@ _POINTER = ctypes.POINTER(_c_api.lowbit_buffer_t)
 
 _GRAD_SCALE, _SKIP = 5, 7
 
+# Called for every tensor of every step.
+_STEP_OF = operator.itemgetter("step")
+_address = torch.Tensor.data_ptr
+
 
 class Member(NamedTuple):
     """A parameter of a batch.
@@ -205,7 +209,7 @@ class Batch:
     def is_current(self, state):
         """Whether the optimizer's states are still those that the batch was made for."""
         found = map(state.get, self.params)
-        counters = (known["step"] for known in self._states)
+        counters = map(_STEP_OF, self._states)
         return all(map(operator.is_, found, self._states)) and all(
             map(operator.is_, counters, itertools.repeat(self.counter))
         )
@@ -219,8 +223,8 @@ class Batch:
         grad_scale: None, or a tensor: gradients are divided by it.
         found_inf: None, or a tensor: nothing changes if it is not 0.
         """
-        self._param_table[:, 0] = [param.data_ptr() for param in params]
-        self._grad_table[:, 0] = [grad.data_ptr() for grad in grads]
+        self._param_table[:, 0] = list(map(_address, params))
+        self._grad_table[:, 0] = list(map(_address, grads))
         self._fill_states()
         self._fill_hyper(grad_scale, found_inf)
         # The library takes the number of this step and, if the step is not skipped, adds 1.
@@ -247,7 +251,7 @@ class Batch:
         tensors = [state[key] for state, key in self.slots]
         if self._shards is not None:
             tensors = [local(tensor) for tensor in tensors]
-        addresses = [tensor.data_ptr() for tensor in tensors]
+        addresses = list(map(_address, tensors))
         if addresses != self._state_addresses:
             for tensor, info in zip(tensors, self.plan.buffers):
                 name = self.plan.tensors[info.tensor].name
