@@ -19,6 +19,7 @@ mod peers;
 mod shell;
 mod steps;
 mod test;
+mod trainer;
 
 use std::process::ExitCode;
 
@@ -40,6 +41,8 @@ usage: cargo xtask <command>
   checkpoints   time saving and loading against cp and torch.save
   install --prefix FOLDER
                 put the library, its headers, and files for pkg-config and CMake there
+  trainer       fine-tune with Hugging Face's Trainer, with torch's AdamW and with 4-bit states;
+                `--steps N`, `--out FOLDER`
   peers         time the CPU code against PyTorch, torchao, bitsandbytes, DeepSpeed and optax;
                 `peers convert`: test the conversion of their states
 
@@ -79,6 +82,7 @@ fn dispatch(args: &[String]) -> Result<()> {
         "checkpoints" => checkpoints::run,
         "install" => install::run,
         "peers" => peers::run,
+        "trainer" => trainer::run,
         "help" | "-h" | "--help" => {
             print!("{USAGE}");
             return Ok(());

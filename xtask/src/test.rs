@@ -6,10 +6,10 @@ use std::process::Command;
 use crate::error::{Context, Error, Result};
 use crate::shell::Shell;
 use crate::steps::Steps;
-use crate::{build, env, experiment, gpu_bundle, install};
+use crate::{build, env, experiment, gpu_bundle, install, trainer};
 
-/// The parts that can be asked for by name.
-const PARTS: [&str; 9] = [
+/// The parts that can be asked for by name. The last is too large to be run unless it is.
+const PARTS: [&str; 10] = [
     "rust",
     "cpp",
     "jax",
@@ -19,6 +19,7 @@ const PARTS: [&str; 9] = [
     "examples",
     "experiments",
     "gpu-bundle",
+    "torch-oldest",
 ];
 
 pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
@@ -90,6 +91,9 @@ pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
     }
     if wanted("gpu-bundle") {
         gpu_bundle(sh, &mut steps, mock.as_deref());
+    }
+    if args.iter().any(|arg| arg == "torch-oldest") {
+        torch_oldest(sh, &mut steps, &library);
     }
     steps.finish()
 }
@@ -349,6 +353,11 @@ fn torch(sh: &Shell, steps: &mut Steps, library: &Path, handover: Option<&Path>)
         let mut discover = run(&torch, &["-m", "unittest", "discover", "-v"]);
         sh.run(discover.current_dir(&tests))
     });
+    steps.run("PyTorch: Hugging Face's Trainer, in miniature", || {
+        let mut trainer = trainer::python(sh, library)?;
+        trainer.args(["-m", "unittest", "discover", "-v"]);
+        sh.run(trainer.current_dir(sh.path("bindings/python/tests/huggingface")))
+    });
     steps.run("PyTorch: conversions", || {
         // By JAX's Python, since they are compared with optax.
         let purelib = "import sysconfig; print(sysconfig.get_path('purelib'))";
@@ -368,6 +377,15 @@ fn torch(sh: &Shell, steps: &mut Steps, library: &Path, handover: Option<&Path>)
     steps.run("PyTorch: example, a model and its adapters", || {
         let example = sh.path("examples/torch/adapters.py");
         sh.run(run(&torch, &[]).arg(example).args(["--steps", "10"]))
+    });
+    steps.run("PyTorch: what a GPU is to show, rehearsed", || {
+        let results = sh.path("target/torch-rehearsal");
+        env::remove(&results)?;
+        std::fs::create_dir_all(&results).context(results.display())?;
+        let mut rehearse = run(&torch, &["rehearse.py"]);
+        rehearse.arg(results).args(["optimizers", "finetune"]);
+        rehearse.env("LOWBIT_REHEARSAL", "cpu");
+        sh.run(rehearse.current_dir(sh.path("tests/gpu")))
     });
     let folder = sh.path("target/handover-torch");
     let written = steps.run("PyTorch: leaves a trainer", || {
@@ -390,6 +408,20 @@ fn torch(sh: &Shell, steps: &mut Steps, library: &Path, handover: Option<&Path>)
             sh.run(Command::new(program).arg(&folder))
         });
     }
+}
+
+/// The same tests, as far as it goes, with the oldest PyTorch that the package supports.
+fn torch_oldest(sh: &Shell, steps: &mut Steps, library: &Path) {
+    let Some(oldest) = steps.run("set up the oldest PyTorch", || {
+        env::torch::ensure_oldest(sh)
+    }) else {
+        return;
+    };
+    steps.run("PyTorch: tests with the oldest PyTorch", || {
+        let mut discover = with_package(sh, &oldest, library);
+        discover.args(["-m", "unittest", "discover", "-v"]);
+        sh.run(discover.current_dir(sh.path("bindings/python/tests/pytorch")))
+    });
 }
 
 fn julia(
