@@ -77,3 +77,19 @@ on_host(array::BF16) = on_host(array.bits)
 buffer(array::AbstractArray) =
     lowbit_buffer_t(address(array), length(array) * sizeof(eltype(array)))
 buffer(array::BF16) = buffer(array.bits)
+
+"The array whose type says where the elements are."
+storage(array::AbstractArray) = array
+storage(array::BF16) = array.bits
+
+"`zeros(type, size)` in the memory that `array` is in."
+zeros_like(array::AbstractArray) =
+    (type, size) -> fill!(similar(storage(array), type, size), zero(type))
+
+"""
+    default_stream(array)
+
+The stream, as a `Ptr{Cvoid}`, in whose order work on `array` is done unless another is given. The
+package of a device's arrays adds a method; for CUDA.jl's it is the task's `CUDA.stream()`.
+"""
+default_stream(::AbstractArray) = C_NULL

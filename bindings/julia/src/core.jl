@@ -124,7 +124,14 @@ end
 
 const DEFAULT_CONTEXT = Ref{Union{Nothing,Context}}(nothing)
 
-"The context that plans share unless they are given one."
+"""
+    default_context()
+    default_context(array)
+
+The context that plans share unless they are given one: the processor's, with as many threads as the
+process may use; or that of the device which `array` is on. The package of a device's arrays adds
+a method; Lowbit has CUDA.jl's.
+"""
 function default_context()
     return lock(LOCK) do
         context = DEFAULT_CONTEXT[]
@@ -133,6 +140,14 @@ function default_context()
         end
         context
     end
+end
+
+function default_context(array::AbstractArray)
+    on_host(array) && return default_context()
+    throw(ArgumentError(
+        "a $(typeof(array)) is not in the host's memory, and Lowbit knows no context for it; " *
+        "give one, as Lowbit.Context(0)",
+    ))
 end
 
 """
