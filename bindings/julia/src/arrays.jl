@@ -6,6 +6,18 @@
 
 An array of bfloat16 numbers, for parameters and gradients. It is read as `Float32`; what is
 assigned is rounded to nearest even. `bits` is shared, not copied.
+
+# Example
+
+```jldoctest
+julia> array = Lowbit.BF16([1, 1 + 2^-8, 1 + 3 * 2^-8]);
+
+julia> join(array, ", ")
+"1.0, 1.0, 1.015625"
+
+julia> array.bits[1]
+0x3f80
+```
 """
 struct BF16{N,A<:AbstractArray{UInt16,N}} <: AbstractArray{Float32,N}
     bits::A

@@ -8,6 +8,17 @@ A call that the library refused; nothing was done.
 - `code`: the status, one of the constants `LOWBIT_STATUS_...`
 - `name`: its name, as `"OVERLAP"`
 - `text`: which argument, which value; the library counts tensors from 0
+
+# Example
+
+```jldoctest
+julia> try
+           Lowbit.Spec("adamw3")
+       catch error
+           error.name
+       end
+"INVALID_ARGUMENT"
+```
 """
 struct Error <: Exception
     code::Int32
@@ -86,6 +97,19 @@ arrays in its memory and work in the order of a stream.
 - `variant`: `:auto`, `:reference`, `:portable`, `:avx2` or `:avx512`. All give the same bits.
 
 Close with `close`, or leave it to the garbage collector. Plans keep what they need.
+
+# Example
+
+```jldoctest
+julia> context = Lowbit.Context(threads = 1);
+
+julia> plan = Lowbit.Plan("adamw4", ["w" => zeros(Float32, 512, 256)]; context = context);
+
+julia> close(context)
+
+julia> isopen(context), isopen(plan)
+(false, true)
+```
 """
 mutable struct Context <: Handle
     handle::Ptr{lowbit_context_t}
@@ -182,6 +206,15 @@ destroy(::Spec, handle) = lowbit_spec_destroy(handle)
     json(spec)
 
 A spec as JSON, one line; equal specs have equal texts.
+
+# Example
+
+```jldoctest
+julia> text = Lowbit.json(Lowbit.Spec("adamw4"));
+
+julia> Lowbit.json(Lowbit.Spec(text)) == text
+true
+```
 """
 json(spec::Spec) = read_text((text...) -> lowbit_spec_json(spec, text...))
 

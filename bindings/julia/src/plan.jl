@@ -20,7 +20,7 @@ Types are `Float32`, `Float16` and `Lowbit.BF16`; `grad` is a type or an array.
 # Example
 
 ```jldoctest
-julia> shard = zeros(Float32, 512, 100);            # columns 101 to 200 of 300
+julia> shard = zeros(Float32, 512, 100);
 
 julia> tensor = Lowbit.Tensor("w", shard; whole = (512, 300), first = (1, 101));
 
@@ -190,6 +190,15 @@ Base.show(io::IO, plan::Plan) = print(
 
 A table for people: per tensor its shape (as the library has it: Julia's size reversed), bytes,
 quantizers and why, and the totals.
+
+# Example
+
+```jldoctest
+julia> plan = Lowbit.Plan("adamw4", ["w" => zeros(Float32, 512, 256)]);
+
+julia> occursin("[256, 512]", Lowbit.report(plan))
+true
+```
 """
 report(plan::Plan) = read_text((text...) -> lowbit_plan_report(plan, text...))
 
