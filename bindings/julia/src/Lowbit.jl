@@ -21,8 +21,8 @@ module Lowbit
 
 include("library.jl")
 include("c_api.jl")
-include("core.jl")
 include("arrays.jl")
+include("core.jl")
 include("plan.jl")
 include("calls.jl")
 include("rule.jl")

@@ -105,3 +105,4 @@ The stream, as a `Ptr{Cvoid}`, in whose order work on `array` is done unless ano
 package of a device's arrays adds a method; for CUDA.jl's it is the task's `CUDA.stream()`.
 """
 default_stream(::AbstractArray) = C_NULL
+default_stream(array::BF16) = default_stream(array.bits)

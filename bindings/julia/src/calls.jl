@@ -163,8 +163,8 @@ Lowbit.step!(plan, [shard], [grad], state; step = t) do values, op
 end
 ```
 
-How often it is called depends on the plan alone: not at all where a shard needs nothing of the
-others (blocks within a column), once for rank-1 quantizers.
+It is called once for each of `plan.stages`: once for most optimizers, twice with factored states, four
+times for Adafactor.
 """
 function step!(allreduce!, plan::Plan, params, grads, state::State; options...)
     for (stage, info) in enumerate(plan.stages)

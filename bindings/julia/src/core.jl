@@ -174,6 +174,8 @@ function default_context(array::AbstractArray)
     ))
 end
 
+default_context(array::BF16) = default_context(array.bits)
+
 """
     Spec(text)
 

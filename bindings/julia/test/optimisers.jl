@@ -5,6 +5,7 @@ using Serialization
 using Test
 
 include("caught.jl")
+include("readme.jl")
 
 const UNLOADED = caught(() -> Lowbit.rule("adamw4"))
 
@@ -179,5 +180,11 @@ end
         m = run()
         @test m.a != m.b
         @test m == run()
+    end
+
+    @testset "the README" begin
+        into, count = run_readme("Optimisers")
+        @test count == 1
+        @test Core.eval(into, :(state.weight.state.step)) == 1
     end
 end

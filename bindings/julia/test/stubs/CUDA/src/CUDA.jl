@@ -16,8 +16,10 @@ struct CuStream
     handle::Ptr{Cvoid}
 end
 
+const LAST = Ref(UInt(0))
+
 "Each task has its own."
-stream() = get!(() -> CuStream(Ptr{Cvoid}(rand(UInt16))), task_local_storage(), :stream)
+stream() = get!(() -> CuStream(Ptr{Cvoid}(LAST[] += 0x10)), task_local_storage(), :stream)
 
 struct CuArray{T,N} <: DenseArray{T,N}
     memory::Array{T,N}
