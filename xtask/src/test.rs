@@ -406,11 +406,11 @@ fn julia(
         return;
     };
     let package = sh.path("bindings/julia");
-    let run = |script: &str| {
+    let run = |script: &Path| {
         let mut command = Command::new(&julia);
         command
             .arg(format!("--project={}", package.display()))
-            .arg(package.join("test").join(script))
+            .arg(script)
             .env("LOWBIT_LIBRARY", library)
             .env("LOWBIT_TEST_LIBRARY", &hooks);
         if std::env::var_os("JULIA_DEPOT_PATH").is_none() {
@@ -418,17 +418,24 @@ fn julia(
         }
         command
     };
-    steps.run("Julia: tests", || sh.run(&mut run("runtests.jl")));
+    let test = |script: &str| run(&package.join("test").join(script));
+    steps.run("Julia: tests", || sh.run(&mut test("runtests.jl")));
     if let Some(mock) = mock {
         steps.run("Julia: device pointers, with a mock driver", || {
-            sh.run(run("device.jl").env("LD_LIBRARY_PATH", mock))
+            sh.run(test("device.jl").env("LD_LIBRARY_PATH", mock))
         });
     }
     steps.run("Julia: conformance", || {
-        sh.run(run("conformance.jl").arg(sh.path("tests/common/conformance.txt")))
+        sh.run(test("conformance.jl").arg(sh.path("tests/common/conformance.txt")))
     });
     steps.run("Julia: goes on from the C++ trainer", || {
-        sh.run(run("handover.jl").arg(found(handover)?))
+        sh.run(test("handover.jl").arg(found(handover)?))
+    });
+    steps.run("Julia: example, a language model of bytes", || {
+        let text = env::experiments::data(sh, "text", None)?;
+        let mut train = run(&sh.path("examples/julia/train.jl"));
+        train.args(["--steps", "60", "--seeds", "1", "--batch", "64"]);
+        sh.run(train.arg("--data").arg(text.join("python-doc")))
     });
 }
 
