@@ -385,9 +385,7 @@ fn torch(sh: &Shell, steps: &mut Steps, library: &Path, handover: Option<&Path>)
             )
         });
         steps.run("C++: goes on from the PyTorch trainer", || {
-            let source = "bindings/cpp/tests/handover.cpp";
-            let program = build::program(sh, source, "handover", &["-O2"])?;
-            sh.run(Command::new(program).arg(&folder))
+            sh.run(Command::new(handover_program(sh)?).arg(&folder))
         });
     }
 }
@@ -431,6 +429,21 @@ fn julia(
     steps.run("Julia: goes on from the C++ trainer", || {
         sh.run(test("handover.jl").arg(found(handover)?))
     });
+    let folder = sh.path("target/handover-julia");
+    let written = steps.run("Julia: leaves a trainer", || {
+        env::remove(&folder)?;
+        sh.run(test("handover.jl").arg("--write").arg(&folder))
+    });
+    if written.is_some() {
+        steps.run("C++: goes on from the Julia trainer", || {
+            sh.run(Command::new(handover_program(sh)?).arg(&folder))
+        });
+        steps.run("JAX: goes on from the Julia trainer", || {
+            let mut goes_on = with_package(sh, &env::python::ensure(sh)?, library);
+            goes_on.arg("handover.py").arg(&folder);
+            sh.run(goes_on.current_dir(sh.path("bindings/python/tests")))
+        });
+    }
     steps.run("Julia: example, a language model of bytes", || {
         let text = env::experiments::data(sh, "text", None)?;
         let mut train = run(&sh.path("examples/julia/train.jl"));
@@ -525,6 +538,11 @@ fn probe(sh: &Shell, archive: &Path, dir: &Path, python: &Path) -> Result<()> {
         return Err(Error::Failed(format!("{results:?}, and it says\n{output}")));
     }
     Ok(())
+}
+
+/// What goes on from a trainer of another language in C++.
+fn handover_program(sh: &Shell) -> Result<PathBuf> {
+    build::program(sh, "bindings/cpp/tests/handover.cpp", "handover", &["-O2"])
 }
 
 fn found(handover: Option<&Path>) -> Result<&Path> {
