@@ -429,6 +429,10 @@ fn julia(
     steps.run("Julia: goes on from the C++ trainer", || {
         sh.run(test("handover.jl").arg(found(handover)?))
     });
+    steps.run("Julia: reference", || {
+        let mut reference = run(&package.join("docs/reference.jl"));
+        sh.run(reference.arg(sh.path("target/julia-reference.html")))
+    });
     let folder = sh.path("target/handover-julia");
     let written = steps.run("Julia: leaves a trainer", || {
         env::remove(&folder)?;
