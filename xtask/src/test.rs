@@ -385,9 +385,7 @@ fn torch(sh: &Shell, steps: &mut Steps, library: &Path, handover: Option<&Path>)
             )
         });
         steps.run("C++: goes on from the PyTorch trainer", || {
-            let source = "bindings/cpp/tests/handover.cpp";
-            let program = build::program(sh, source, "handover", &["-O2"])?;
-            sh.run(Command::new(program).arg(&folder))
+            sh.run(Command::new(handover_program(sh)?).arg(&folder))
         });
     }
 }
@@ -406,11 +404,11 @@ fn julia(
         return;
     };
     let package = sh.path("bindings/julia");
-    let run = |script: &str| {
+    let run = |script: &Path| {
         let mut command = Command::new(&julia);
         command
             .arg(format!("--project={}", package.display()))
-            .arg(package.join("test").join(script))
+            .arg(script)
             .env("LOWBIT_LIBRARY", library)
             .env("LOWBIT_TEST_LIBRARY", &hooks);
         if std::env::var_os("JULIA_DEPOT_PATH").is_none() {
@@ -418,17 +416,43 @@ fn julia(
         }
         command
     };
-    steps.run("Julia: tests", || sh.run(&mut run("runtests.jl")));
+    let test = |script: &str| run(&package.join("test").join(script));
+    steps.run("Julia: tests", || sh.run(&mut test("runtests.jl")));
     if let Some(mock) = mock {
         steps.run("Julia: device pointers, with a mock driver", || {
-            sh.run(run("device.jl").env("LD_LIBRARY_PATH", mock))
+            sh.run(test("device.jl").env("LD_LIBRARY_PATH", mock))
         });
     }
     steps.run("Julia: conformance", || {
-        sh.run(run("conformance.jl").arg(sh.path("tests/common/conformance.txt")))
+        sh.run(test("conformance.jl").arg(sh.path("tests/common/conformance.txt")))
     });
     steps.run("Julia: goes on from the C++ trainer", || {
-        sh.run(run("handover.jl").arg(found(handover)?))
+        sh.run(test("handover.jl").arg(found(handover)?))
+    });
+    steps.run("Julia: reference", || {
+        let mut reference = run(&package.join("docs/reference.jl"));
+        sh.run(reference.arg(sh.path("target/julia-reference.html")))
+    });
+    let folder = sh.path("target/handover-julia");
+    let written = steps.run("Julia: leaves a trainer", || {
+        env::remove(&folder)?;
+        sh.run(test("handover.jl").arg("--write").arg(&folder))
+    });
+    if written.is_some() {
+        steps.run("C++: goes on from the Julia trainer", || {
+            sh.run(Command::new(handover_program(sh)?).arg(&folder))
+        });
+        steps.run("JAX: goes on from the Julia trainer", || {
+            let mut goes_on = with_package(sh, &env::python::ensure(sh)?, library);
+            goes_on.arg("handover.py").arg(&folder);
+            sh.run(goes_on.current_dir(sh.path("bindings/python/tests")))
+        });
+    }
+    steps.run("Julia: example, a language model of bytes", || {
+        let text = env::experiments::data(sh, "text", None)?;
+        let mut train = run(&sh.path("examples/julia/train.jl"));
+        train.args(["--steps", "60", "--seeds", "1", "--batch", "64"]);
+        sh.run(train.arg("--data").arg(text.join("python-doc")))
     });
 }
 
@@ -518,6 +542,11 @@ fn probe(sh: &Shell, archive: &Path, dir: &Path, python: &Path) -> Result<()> {
         return Err(Error::Failed(format!("{results:?}, and it says\n{output}")));
     }
     Ok(())
+}
+
+/// What goes on from a trainer of another language in C++.
+fn handover_program(sh: &Shell) -> Result<PathBuf> {
+    build::program(sh, "bindings/cpp/tests/handover.cpp", "handover", &["-O2"])
 }
 
 fn found(handover: Option<&Path>) -> Result<&Path> {

@@ -1,6 +1,8 @@
-# Goes on from the checkpoint of the C++ example: five steps, to the C++ trainer's bits.
+# Goes on from a trainer of another language: five steps, to that trainer's bits. Or leaves a folder that
+# others go on from.
 #
 #     julia --project=bindings/julia bindings/julia/test/handover.jl FOLDER
+#     julia --project=bindings/julia bindings/julia/test/handover.jl --write FOLDER
 #
 # The folder is described in tests/common/README.md.
 
@@ -17,7 +19,9 @@ function read_arrays(path, tensors)
     return arrays
 end
 
-function main(folder)
+const STEPS = 5
+
+function continued(folder)
     file(name) = joinpath(folder, name)
     tensors = map(readlines(file("tensors.txt"))) do line
         name, extents = Iterators.peel(split(line))
@@ -30,7 +34,7 @@ function main(folder)
     state = Lowbit.State(plan)
     params = read_arrays(file("params.f32"), tensors)
     step = Lowbit.load!(plan, file("state.safetensors"), state)
-    for i in 1:5
+    for i in 1:STEPS
         grads = read_arrays(file("grad$i.f32"), tensors)
         Lowbit.step!(
             plan, params, grads, state;
@@ -53,5 +57,36 @@ function main(folder)
     return 1
 end
 
-length(ARGS) == 1 || error("usage: handover.jl FOLDER")
-exit(main(ARGS[1]))
+"Three steps, a checkpoint, and what another language needs to take the next five."
+function leave(folder)
+    mkpath(folder)
+    file(name) = joinpath(folder, name)
+    names, sizes = ["wte", "h.0.ln", "h.0.mlp"], [(257, 300), (64,), (128, 100)]
+    params = [numbers(param_number, i - 1, size) for (i, size) in enumerate(sizes)]
+    plan = Lowbit.Plan("adamw4", map(=>, names, params))
+    state = Lowbit.State(plan)
+    hyper = (lr = 3.0f-4, beta1 = 0.95f0, beta2 = 0.98f0, eps = 1.0f-7, weight_decay = 0.1f0)
+    for t in 1:3+STEPS
+        grads = [numbers(grad_number, 1000t + i - 1, size) for (i, size) in enumerate(sizes)]
+        t > 3 && open(io -> foreach(grad -> write(io, grad), grads), file("grad$(t - 3).f32"), "w")
+        Lowbit.step!(plan, params, grads, state; step = t, hyper...)
+        if t == 3
+            Lowbit.save(plan, file("state.safetensors"), state; step = t)
+            open(io -> foreach(param -> write(io, param), params), file("params.f32"), "w")
+        end
+    end
+    write(file("spec.json"), Lowbit.json(Lowbit.Spec("adamw4")))
+    lines = map((name, size) -> join([name; reverse([size...])], ' '), names, sizes)
+    write(file("tensors.txt"), join(lines, '\n'), '\n')
+    write(file("hyper.txt"), join(Float32[values(hyper)..., 1, 1, 0], ' '), '\n')
+    write(file("expected.txt"), fingerprint(params, state), '\n')
+    return 0
+end
+
+function main(arguments)
+    length(arguments) == 1 && return continued(arguments[1])
+    length(arguments) == 2 && arguments[1] == "--write" && return leave(arguments[2])
+    error("usage: handover.jl [--write] FOLDER")
+end
+
+exit(main(ARGS))
