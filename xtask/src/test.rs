@@ -6,10 +6,10 @@ use std::process::Command;
 use crate::error::{Context, Error, Result};
 use crate::shell::Shell;
 use crate::steps::Steps;
-use crate::{build, env, experiment, gpu_bundle, install};
+use crate::{build, docs, env, example, experiment, gpu_bundle, install};
 
 /// The parts that can be asked for by name.
-const PARTS: [&str; 9] = [
+const PARTS: [&str; 10] = [
     "rust",
     "cpp",
     "jax",
@@ -18,6 +18,7 @@ const PARTS: [&str; 9] = [
     "mpi",
     "examples",
     "experiments",
+    "docs",
     "gpu-bundle",
 ];
 
@@ -88,6 +89,9 @@ pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
     if wanted("experiments") {
         experiments(sh, &mut steps, &library);
     }
+    if wanted("docs") {
+        docs(sh, &mut steps, &library);
+    }
     if wanted("gpu-bundle") {
         gpu_bundle(sh, &mut steps, mock.as_deref());
     }
@@ -151,10 +155,19 @@ fn cpp(sh: &Shell, steps: &mut Steps) {
             &expected,
         )
     });
-    steps.run("C: the README's example", || {
-        let program = build::program(sh, "examples/c/adamw.c", "adamw", &["-O2"])?;
-        sh.run(Command::new(program).current_dir(sh.path("target/cxx")))
-    });
+    for (name, source) in [
+        ("C: the README's example", "examples/c/adamw.c"),
+        ("C++: the page's example", "examples/cpp/adamw.cpp"),
+        (
+            "C++: the page's update for llm.c",
+            "bindings/cpp/tests/llmc.cpp",
+        ),
+    ] {
+        steps.run(name, || {
+            let program = build::program(sh, source, "page", &["-O2"])?;
+            sh.run(Command::new(program).current_dir(sh.path("target/cxx")))
+        });
+    }
     steps.run(
         "C++: installed, moved, found by CMake and pkg-config",
         || installed(sh),
@@ -230,7 +243,7 @@ fn installed(sh: &Shell) -> Result<()> {
     let mut compile = Command::new("sh");
     // The shell takes pkg-config's quoting apart.
     compile.arg("-c").arg(format!(
-        "${{CC:-cc}} -std=c99 -Wall -Werror {} '{}' {} -Wl,-rpath,'{}' -o '{}'",
+        "${{CC:-cc}} -std=c99 -Wall -Werror -g -fsanitize=address,undefined {} '{}' {} -Wl,-rpath,'{}' -o '{}'",
         flags(&["--cflags"])?,
         sh.path("examples/c/adamw.c").display(),
         flags(&["--libs"])?,
@@ -320,6 +333,12 @@ fn jax(
     steps.run("JAX: goes on from the C++ trainer", || {
         sh.run(run(library, &["handover.py"]).arg(found(handover)?))
     });
+    steps.run("JAX: example, optax.adamw and what takes its place", || {
+        let out = sh.path("target/jax-example");
+        let mut train = example::jax(sh, library)?;
+        train.args(["--steps", "40", "--layers", "1", "--out"]);
+        sh.run(train.arg(out))
+    });
 }
 
 /// A Python that imports this tree's package with the library.
@@ -351,9 +370,12 @@ fn torch(sh: &Shell, steps: &mut Steps, library: &Path, handover: Option<&Path>)
     });
     steps.run("PyTorch: conversions", || {
         // By JAX's Python, since they are compared with optax.
-        let purelib = "import sysconfig; print(sysconfig.get_path('purelib'))";
-        let packages = sh.read(Command::new(&torch).args(["-c", purelib]))?;
-        let path = format!("{}:{}", sh.path("bindings/python").display(), packages);
+        let packages = env::torch::packages(sh)?;
+        let path = format!(
+            "{}:{}",
+            sh.path("bindings/python").display(),
+            packages.display()
+        );
         let mut convert = run(
             &env::python::ensure(sh)?,
             &["-m", "unittest", "test_convert"],
@@ -369,6 +391,13 @@ fn torch(sh: &Shell, steps: &mut Steps, library: &Path, handover: Option<&Path>)
         let example = sh.path("examples/torch/adapters.py");
         sh.run(run(&torch, &[]).arg(example).args(["--steps", "10"]))
     });
+    steps.run(
+        "C++: example, libtorch with its AdamW and with lowbit",
+        || {
+            let program = example::libtorch(sh)?;
+            sh.run(Command::new(program).args(["--steps", "100"]))
+        },
+    );
     let folder = sh.path("target/handover-torch");
     let written = steps.run("PyTorch: leaves a trainer", || {
         env::remove(&folder)?;
@@ -446,6 +475,19 @@ fn experiments(sh: &Shell, steps: &mut Steps, library: &Path) {
         steps.run("experiments: miniature", || {
             let mut run = experiment::python(sh, library)?;
             sh.run(run.args(["run.py", "miniature"]))
+        });
+    }
+}
+
+/// Pages and references of all languages, none with a warning.
+fn docs(sh: &Shell, steps: &mut Steps, library: &Path) {
+    let ready = steps.run("set up doxygen and pdoc", || {
+        env::docs::doxygen(sh)?;
+        env::docs::pdoc(sh)
+    });
+    if ready.is_some() {
+        steps.run("documentation", || {
+            docs::build(sh, library, build::cargo(sh)?)
         });
     }
 }
