@@ -9,12 +9,13 @@ use crate::steps::Steps;
 use crate::{build, docs, env, example, experiment, gpu_bundle, install};
 
 /// The parts that can be asked for by name.
-const PARTS: [&str; 10] = [
+const PARTS: [&str; 11] = [
     "rust",
     "cpp",
     "jax",
     "torch",
     "julia",
+    "handover",
     "mpi",
     "examples",
     "experiments",
@@ -53,9 +54,12 @@ pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
     if let Some(mock) = mock.as_deref().filter(|_| wanted("cpp")) {
         cpp_device(sh, &mut steps, mock);
     }
-    let handover = (wanted("jax") || wanted("torch") || wanted("julia") || wanted("examples"))
+    let handover = (wanted("handover") || wanted("examples"))
         .then(|| steps.run("example: gpt, stopped and resumed", || gpt(sh)))
         .flatten();
+    if let Some(folder) = handover.filter(|_| wanted("handover")) {
+        handovers(sh, &mut steps, &library, folder);
+    }
     if wanted("examples") {
         steps.run("example: muon, its momentum in 32, 8 and 4 bits", || {
             let muon = build::program(sh, "examples/cpp/muon.cpp", "muon", &["-O3"])?;
@@ -66,25 +70,13 @@ pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
         mpi(sh, &mut steps);
     }
     if wanted("jax") {
-        jax(
-            sh,
-            &mut steps,
-            &library,
-            mock.as_deref(),
-            handover.as_deref(),
-        );
+        jax(sh, &mut steps, &library, mock.as_deref());
     }
     if wanted("torch") {
-        torch(sh, &mut steps, &library, handover.as_deref());
+        torch(sh, &mut steps, &library);
     }
     if wanted("julia") {
-        julia(
-            sh,
-            &mut steps,
-            &library,
-            mock.as_deref(),
-            handover.as_deref(),
-        );
+        julia(sh, &mut steps, &library, mock.as_deref());
     }
     if wanted("experiments") {
         experiments(sh, &mut steps, &library);
@@ -279,13 +271,7 @@ fn gpt(sh: &Shell) -> Result<PathBuf> {
     Ok(handover)
 }
 
-fn jax(
-    sh: &Shell,
-    steps: &mut Steps,
-    library: &Path,
-    mock: Option<&Path>,
-    handover: Option<&Path>,
-) {
+fn jax(sh: &Shell, steps: &mut Steps, library: &Path, mock: Option<&Path>) {
     let Some(python) = steps.run("set up JAX", || env::python::ensure(sh)) else {
         return;
     };
@@ -330,9 +316,6 @@ fn jax(
         let lines = sh.read(&mut run(library, &["conformance.py"]))?;
         same_lines(&lines, &sh.path("tests/common/conformance.txt"))
     });
-    steps.run("JAX: goes on from the C++ trainer", || {
-        sh.run(run(library, &["handover.py"]).arg(found(handover)?))
-    });
     steps.run("JAX: example, optax.adamw and what takes its place", || {
         let out = sh.path("target/jax-example");
         let mut train = example::jax(sh, library)?;
@@ -350,8 +333,7 @@ fn with_package(sh: &Shell, python: &Path, library: &Path) -> Command {
     command
 }
 
-/// PyTorch's tests, and trainers handed over from C++ and to JAX.
-fn torch(sh: &Shell, steps: &mut Steps, library: &Path, handover: Option<&Path>) {
+fn torch(sh: &Shell, steps: &mut Steps, library: &Path) {
     let Some(torch) = steps.run("set up PyTorch", || env::torch::ensure(sh)) else {
         return;
     };
@@ -383,10 +365,6 @@ fn torch(sh: &Shell, steps: &mut Steps, library: &Path, handover: Option<&Path>)
         convert.current_dir(sh.path("bindings/python/tests"));
         sh.run(convert.env("PYTHONPATH", path))
     });
-    steps.run("PyTorch: goes on from the C++ trainer", || {
-        let mut goes_on = run(&torch, &["handover.py"]);
-        sh.run(goes_on.current_dir(&tests).arg(found(handover)?))
-    });
     steps.run("PyTorch: example, a model and its adapters", || {
         let example = sh.path("examples/torch/adapters.py");
         sh.run(run(&torch, &[]).arg(example).args(["--steps", "10"]))
@@ -398,53 +376,18 @@ fn torch(sh: &Shell, steps: &mut Steps, library: &Path, handover: Option<&Path>)
             sh.run(Command::new(program).args(["--steps", "100"]))
         },
     );
-    let folder = sh.path("target/handover-torch");
-    let written = steps.run("PyTorch: leaves a trainer", || {
-        env::remove(&folder)?;
-        let mut write = run(&torch, &["handover.py", "--write"]);
-        sh.run(write.current_dir(&tests).arg(&folder))
-    });
-    if written.is_some() {
-        steps.run("JAX: goes on from the PyTorch trainer", || {
-            let mut goes_on = run(&env::python::ensure(sh)?, &["handover.py"]);
-            sh.run(
-                goes_on
-                    .current_dir(sh.path("bindings/python/tests"))
-                    .arg(&folder),
-            )
-        });
-        steps.run("C++: goes on from the PyTorch trainer", || {
-            let source = "bindings/cpp/tests/handover.cpp";
-            let program = build::program(sh, source, "handover", &["-O2"])?;
-            sh.run(Command::new(program).arg(&folder))
-        });
-    }
 }
 
-fn julia(
-    sh: &Shell,
-    steps: &mut Steps,
-    library: &Path,
-    mock: Option<&Path>,
-    handover: Option<&Path>,
-) {
+fn julia(sh: &Shell, steps: &mut Steps, library: &Path, mock: Option<&Path>) {
     let Some(julia) = steps.run("set up Julia", || env::julia::ensure(sh)) else {
         return;
     };
     let Some(hooks) = steps.run("build with test hooks", || build::library_with_hooks(sh)) else {
         return;
     };
-    let package = sh.path("bindings/julia");
     let run = |script: &str| {
-        let mut command = Command::new(&julia);
-        command
-            .arg(format!("--project={}", package.display()))
-            .arg(package.join("test").join(script))
-            .env("LOWBIT_LIBRARY", library)
-            .env("LOWBIT_TEST_LIBRARY", &hooks);
-        if std::env::var_os("JULIA_DEPOT_PATH").is_none() {
-            command.env("JULIA_DEPOT_PATH", sh.path("target/env/julia-depot"));
-        }
+        let mut command = julia_command(sh, &julia, library, script);
+        command.env("LOWBIT_TEST_LIBRARY", &hooks);
         command
     };
     steps.run("Julia: tests", || sh.run(&mut run("runtests.jl")));
@@ -456,9 +399,71 @@ fn julia(
     steps.run("Julia: conformance", || {
         sh.run(run("conformance.jl").arg(sh.path("tests/common/conformance.txt")))
     });
-    steps.run("Julia: goes on from the C++ trainer", || {
-        sh.run(run("handover.jl").arg(found(handover)?))
+}
+
+/// One of the Julia package's test programs, with the library.
+fn julia_command(sh: &Shell, julia: &Path, library: &Path, script: &str) -> Command {
+    let package = sh.path("bindings/julia");
+    let mut command = Command::new(julia);
+    command
+        .arg(format!("--project={}", package.display()))
+        .arg(package.join("test").join(script))
+        .env("LOWBIT_LIBRARY", library);
+    if std::env::var_os("JULIA_DEPOT_PATH").is_none() {
+        command.env("JULIA_DEPOT_PATH", sh.path("target/env/julia-depot"));
+    }
+    command
+}
+
+/// A trainer of each language stops after some steps, and each other language goes on from its checkpoint
+/// with the same bits.
+///
+/// `cpp_trainer`: where the C++ example left its checkpoint.
+fn handovers(sh: &Shell, steps: &mut Steps, library: &Path, cpp_trainer: PathBuf) {
+    let ready = steps.run("set up what trainers are handed over between", || {
+        let source = "bindings/cpp/tests/handover.cpp";
+        Ok((
+            build::program(sh, source, "handover", &["-O2"])?,
+            env::python::ensure(sh)?,
+            env::torch::ensure(sh)?,
+            env::julia::ensure(sh)?,
+        ))
     });
+    let Some((cpp, jax, torch, julia)) = ready else {
+        return;
+    };
+    let tests = sh.path("bindings/python/tests");
+    let by_python = |python: &Path, script: PathBuf| {
+        let mut command = with_package(sh, python, library);
+        command.arg(script);
+        command
+    };
+    let program = |language: &str| match language {
+        "C++" => Command::new(&cpp),
+        "JAX" => by_python(&jax, tests.join("handover.py")),
+        "PyTorch" => by_python(&torch, tests.join("pytorch/handover.py")),
+        _ => julia_command(sh, &julia, library, "handover.jl"),
+    };
+    let languages = ["C++", "JAX", "PyTorch", "Julia"];
+    for from in languages {
+        let folder = if from == "C++" {
+            Some(cpp_trainer.clone())
+        } else {
+            steps.run(format!("{from}: leaves a trainer"), || {
+                let folder = sh.path(format!("target/handover-{}", from.to_lowercase()));
+                env::remove(&folder)?;
+                sh.run(program(from).arg("--write").arg(&folder))?;
+                Ok(folder)
+            })
+        };
+        for to in languages {
+            if let Some(folder) = folder.as_ref().filter(|_| to != from) {
+                steps.run(format!("{to}: goes on from the {from} trainer"), || {
+                    sh.run(program(to).arg(folder))
+                });
+            }
+        }
+    }
 }
 
 /// Short training runs on real text.
@@ -560,10 +565,6 @@ fn probe(sh: &Shell, archive: &Path, dir: &Path, python: &Path) -> Result<()> {
         return Err(Error::Failed(format!("{results:?}, and it says\n{output}")));
     }
     Ok(())
-}
-
-fn found(handover: Option<&Path>) -> Result<&Path> {
-    handover.ok_or_else(|| Error::failed("the example left no hand-over folder"))
 }
 
 fn same_lines(lines: &str, expected: &Path) -> Result<()> {
