@@ -102,8 +102,8 @@ _COMMON = """
         from parameters to one. None: as their types say on a mesh with Explicit axes, or, outside of
         `jit`, the arrays themselves. Under `jit` on a mesh with Auto axes nothing says how parameters
         are sharded, and without this XLA would gather them. "propagate" asks XLA for what it has found
-        by propagation (`custom_partitioning`); such programs are not found again in the persistent
-        compilation cache.
+        by propagation (`custom_partitioning`, JAX >= 0.7); such programs are not found again in the
+        persistent compilation cache.
 
     Raises lowbit.Error if the spec is not one.
     """
@@ -299,6 +299,11 @@ def _optimizer(
         raise ValueError(f"weights is {weights!r}; it must be one of {list(core.WEIGHTS)}")
     if isinstance(shardings, str) and shardings != _PROPAGATE:
         raise ValueError(f"shardings is {shardings!r}; the only name is {_PROPAGATE!r}")
+    if shardings == _PROPAGATE and not jax.config.jax_use_shardy_partitioner:
+        raise ValueError(
+            "shardings='propagate' needs the partitioner Shardy, which is JAX's from 0.7 on"
+            " (jax_use_shardy_partitioner)"
+        )
     rule = _Rule(
         *(learning_rate, b1, b2, eps, weight_decay),
         *(mask, core.Spec(spec), weights, nonfinite, threads or 0, shardings),
@@ -715,12 +720,7 @@ def _call_propagated(plan, options, hyper, step, params, grads, buffers):
         return body
 
     call = custom_partitioning(functools.partial(_call, plan, options))
-    if jax.config.jax_use_shardy_partitioner:
-        call.def_partition(partition, sharding_rule=_sharding_rule(params, buffers))
-    else:
-        call.def_partition(
-            partition, infer_sharding_from_operands=lambda *given: partition(*given)[2]
-        )
+    call.def_partition(partition, sharding_rule=_sharding_rule(params, buffers))
     new_params, new_buffers, counts = call(hyper, step, list(params), list(grads), list(buffers))
     return new_params, new_buffers, counts
 

@@ -184,6 +184,15 @@ class TestMeshes(unittest.TestCase):
             shardings = {"w": NamedSharding(mesh, P("a"))}
             lowbit.jax.adamw(1e-3, shardings=shardings).init({"w": np.zeros((60, 512), "f4")})
 
+    def test_propagation_without_shardy_is_refused(self):
+        before = jax.config.jax_use_shardy_partitioner
+        jax.config.update("jax_use_shardy_partitioner", False)
+        try:
+            with self.assertRaisesRegex(ValueError, "needs the partitioner Shardy"):
+                lowbit.jax.adamw(1e-3, shardings="propagate")
+        finally:
+            jax.config.update("jax_use_shardy_partitioner", before)
+
     def test_non_finite_gradients_are_skipped_everywhere(self):
         _, shardings = mesh_of("8 rows")
         optimizer = with_shardings("rank-1", shardings)
@@ -197,6 +206,7 @@ class TestMeshes(unittest.TestCase):
         self.assertEqual(state.skipped.tolist(), [0, 1])
 
 
+@unittest.skipUnless(jax.config.jax_use_shardy_partitioner, "this JAX partitions without Shardy")
 class TestPropagation(unittest.TestCase):
     """`shardings="propagate"`: Auto axes under `jit`, where only XLA knows."""
 
