@@ -214,7 +214,7 @@ class TestPropagation(unittest.TestCase):
 
     def test_every_mesh_gives_the_bits_of_one_device(self):
         for mesh_name in MESHES:
-            for name in OPTIMIZERS:
+            for name in ("block", "rank-1", "factored", "adafactor"):
                 with self.subTest(mesh=mesh_name, optimizer=name):
                     _, shardings = mesh_of(mesh_name)
                     optimizer = with_shardings(name, "propagate")
