@@ -1,7 +1,7 @@
 //! `cargo xtask docs`: the pages, and a reference for each language made from its docstrings.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use crate::env;
 use crate::error::{Context, Error, Result};
@@ -58,12 +58,7 @@ fn headers(sh: &Shell, out: &Path) -> Result<()> {
     );
     let file = out.join("Doxyfile");
     std::fs::write(&file, settings).context(file.display())?;
-    sh.quiet(
-        Command::new(doxygen)
-            .arg(&file)
-            .current_dir(sh.path(""))
-            .stdin(Stdio::null()),
-    )?;
+    sh.quiet(Command::new(doxygen).arg(&file))?;
     std::fs::remove_file(&file).context(file.display())
 }
 
