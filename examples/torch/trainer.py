@@ -5,7 +5,7 @@ all-MiniLM-L6-v2 learns which of WordNet's 45 lexicographer classes a definition
 its 22.7 M parameters are trained. Every optimizer starts from the same weights and sees the same
 batches: `optimizer_cls_and_kwargs` is the one line that differs.
 
-    cargo xtask trainer [--steps 150] [--out FOLDER]
+    cargo xtask example trainer [--steps 150] [--out FOLDER]
 
 prints a table, and writes it with the losses to trainer.json and as curves to trainer.svg.
 """

