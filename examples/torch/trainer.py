@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Hugging Face's Trainer fine-tunes a pretrained transformer, with torch's AdamW and with 4-bit states.
+"""Hugging Face's Trainer fine-tunes a pretrained transformer: torch's AdamW beside 4-bit states.
 
 all-MiniLM-L6-v2 learns which of WordNet's 45 lexicographer classes a definition belongs to; all of
 its 22.7 M parameters are trained. Every optimizer starts from the same weights and sees the same
@@ -58,9 +58,8 @@ def definitions(train):
     """Two Definitions, which share none: for training, and TEST for testing."""
     found = data.definitions(LENGTH)
     order = np.random.default_rng(0).permutation(len(found.labels))
-    arrays = [
-        torch.from_numpy(array.astype(np.int64)) for array in (found.tokens, found.lengths, found.labels)
-    ]
+    arrays = (found.tokens, found.lengths, found.labels)
+    arrays = [torch.from_numpy(array.astype(np.int64)) for array in arrays]
     parts = order[TEST : TEST + train], order[:TEST]
     return [Definitions(*(array[torch.from_numpy(part)] for array in arrays)) for part in parts]
 
@@ -135,7 +134,7 @@ def fine_tune(name, model, train, test, folder, steps, lr=LR):
         "accuracy": 100 * scores["eval_accuracy"],
         "state_bytes": kept,
         "bytes_per_parameter": kept / sum(p.numel() for p in model.parameters()),
-        "losses": [(log["step"], log["loss"]) for log in trainer.state.log_history if "loss" in log],
+        "losses": [(at["step"], at["loss"]) for at in trainer.state.log_history if "loss" in at],
     }
 
 

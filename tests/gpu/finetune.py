@@ -1,9 +1,9 @@
-"""A transformer learns Python's standard library and is then fine-tuned to another kind of text (its
-tables of character encodings), from the same weights on the same batches, with torch's fused AdamW,
-bitsandbytes' 8-bit, torchao's 4-bit, and ours: loss, time of a step, memory. 16 GiB of device memory.
+"""A transformer learns Python's standard library and is then fine-tuned to another kind of text,
+its tables of character encodings, from the same weights on the same batches, with torch's fused
+AdamW, bitsandbytes' 8-bit, torchao's 4-bit, and ours: loss, time of a step, memory. 16 GiB of it.
 
-The model and the texts are those of examples/torch/adapters.py, larger. LOWBIT_REHEARSAL=cpu: without
-a GPU.
+The model and the texts are those of examples/torch/adapters.py, larger. LOWBIT_REHEARSAL=cpu:
+without a GPU.
 """
 
 import copy
@@ -69,6 +69,7 @@ def run(report):
     torch.manual_seed(0)
     start = adapters.Model().to(DEVICE)
     train(start, fused(start.parameters()), library, PRETRAINING)
+    start.zero_grad()
     before = validate(start, tables[cut:])
     report.measure(f"{sum(p.numel() for p in start.parameters()) / 1e6:.0f} M, before", loss=before)
     for name, make in OPTIMIZERS.items():

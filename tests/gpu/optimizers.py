@@ -1,8 +1,9 @@
-"""lowbit.torch on a CUDA device: the bits of the CPU, captured steps, what surrounds a step, memory.
+"""lowbit.torch on a CUDA device: the CPU's bits, captured steps, what surrounds a step, memory.
 
 LOWBIT_REHEARSAL=cpu runs the same code without a GPU, but for what only a GPU has.
 """
 
+import contextlib
 import copy
 import os
 import pathlib
@@ -91,18 +92,21 @@ def step(pairs, begin=0, end=STEPS):
             optimizer.step()
 
 
+def bytes_of(tensor):
+    return tensor.cpu().contiguous().reshape(-1).view(torch.uint8)
+
+
 def require_same(left, right):
-    """Raises unless two optimizers have the same bits in parameters and states. Returns how many."""
+    """Raises unless the bits of parameters and states are the same. Returns how many there are."""
     compared = 0
     for a, b in zip(*(opt.param_groups[0]["params"] for opt in (left, right)), strict=True):
         mine, theirs = ({"param": p.detach(), **opt.state[p]} for p, opt in ((a, left), (b, right)))
         if mine.keys() != theirs.keys():
             raise AssertionError(f"states {sorted(mine)} and {sorted(theirs)}")
         for key, value in mine.items():
-            ours, other = (t.cpu().contiguous().reshape(-1).view(torch.uint8) for t in (value, theirs[key]))
-            if not torch.equal(ours, other):
+            if not torch.equal(bytes_of(value), bytes_of(theirs[key])):
                 raise AssertionError(f"{key} of shape {tuple(value.shape)} differs")
-            compared += ours.numel()
+            compared += bytes_of(value).numel()
     return f"{compared / 1e6:.2f} MB equal"
 
 
@@ -254,6 +258,19 @@ def no_wait():
     return "three steps, with another lr each"
 
 
+@contextlib.contextmanager
+def beside():
+    """A stream of its own, as torch asks of the steps before a capture of backward."""
+    if REHEARSAL:
+        yield
+        return
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream().wait_stream(stream)
+
+
 def graph_of(work):
     """A function that does the work again as it was captured."""
     if REHEARSAL:
@@ -303,8 +320,7 @@ def captured_training():
             optimizer.step()
             loss.copy_(found.detach())
 
-        stream = None if REHEARSAL else torch.cuda.Stream()
-        with torch.cuda.stream(stream):
+        with beside():
             for _ in range(3):
                 train()
         work = graph_of(train) if capture else train
@@ -317,7 +333,8 @@ def captured_training():
     torch.testing.assert_close(graph, eager, rtol=1e-3, atol=1e-4)
     if graph[-10:].mean() > graph[:10].mean() / 2:
         raise AssertionError(f"the loss went from {graph[0]} to {graph[-1]}")
-    return f"loss {graph[0]:.3f} to {graph[-1]:.3f}, at most {(graph - eager).abs().max():.1e} apart"
+    apart = (graph - eager).abs().max()
+    return f"loss {graph[0]:.3f} to {graph[-1]:.3f}, at most {apart:.1e} from that of eager steps"
 
 
 def memory():

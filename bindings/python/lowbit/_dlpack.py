@@ -1,4 +1,4 @@
-"""Memory of the CPU that other libraries' tensors hand out by DLPack (dlpack.h, versions 0 and 1)."""
+"""The CPU's memory, as tensors of other libraries hand it out by DLPack (dlpack.h, 0.x and 1.x)."""
 
 import ctypes
 from typing import Any, NamedTuple

@@ -1,5 +1,5 @@
-"""Specs and plans, and steps on arrays: those of numpy, or the tensors of any library that hands out
-the CPU's memory by DLPack, such as detached ones of torch. No JAX here."""
+"""Specs and plans, and steps on arrays: those of numpy, or the tensors of any library that hands
+out the CPU's memory by DLPack, such as detached ones of torch. No JAX here."""
 
 import ctypes
 import json

@@ -1,5 +1,5 @@
-"""The Trainer of examples/torch/trainer.py in miniature, and accelerate's loop: a small BERT of random
-weights learns made-up classes. Needs transformers and accelerate."""
+"""The Trainer of examples/torch/trainer.py in miniature, and accelerate's loop: a small BERT of
+random weights learns made-up classes. Needs transformers and accelerate."""
 
 import os
 import pathlib
@@ -80,10 +80,9 @@ class TestTrainer(Case):
         train, test = texts(trainer.BATCH * 6, 0), texts(10, 1)
 
         def run(resume):
-            found = trainer.trainer_for(
-                (AdamW4bit, {}), model(), train, test, self.folder, 6,
-                save_strategy="steps", save_steps=3,
-            )
+            saving = {"save_strategy": "steps", "save_steps": 3}
+            optimizer = AdamW4bit, {}
+            found = trainer.trainer_for(optimizer, model(), train, test, self.folder, 6, **saving)
             found.train(resume_from_checkpoint=resume)
             return support.snapshot(found.optimizer.optimizer)
 

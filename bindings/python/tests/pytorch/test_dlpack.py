@@ -30,7 +30,8 @@ class TestCore(unittest.TestCase):
                 for param, grad in zip(params, grads):
                     param.grad = grad
                 optimizer.step()
-                for ours, theirs in zip((*tensors, *state), (*params, *support.state_tensors(optimizer))):
+                expected = (*params, *support.state_tensors(optimizer))
+                for ours, theirs in zip((*tensors, *state), expected, strict=True):
                     self.assertEqual(support.tensor_bytes(ours), support.tensor_bytes(theirs))
 
     def test_what_torch_does_not_hand_out_is_refused(self):

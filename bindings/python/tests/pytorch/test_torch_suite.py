@@ -16,7 +16,7 @@ import support
 import torch
 
 if support.VERSION < (2, 5):
-    raise unittest.SkipTest("before torch 2.5: there is no torch.testing._internal.common_optimizers")
+    raise unittest.SkipTest("before torch 2.5: its wheel lacks these cases")
 
 from torch.nn import Parameter
 from torch.optim.optimizer import (
