@@ -36,7 +36,8 @@ function main(path)
     html(name) =
         Markdown.html(Markdown.parse(replace(docstring(name), r"\[`[^`]*`\]\(@ref\)" => link)))
     open(path, "w") do io
-        println(io, "<!DOCTYPE html><html><head><meta charset=\"utf-8\"><title>Lowbit.jl</title></head><body>")
+        println(io, "<!DOCTYPE html><html lang=\"en\"><meta charset=\"utf-8\"><title>Lowbit.jl</title>")
+        println(io, "<body style=\"max-width: 60rem; margin: 2rem auto; font: 1rem/1.5 sans-serif\">")
         println(io, html(:Lowbit))
         for (title, section) in SECTIONS
             println(io, "<h1>", title, "</h1>")
