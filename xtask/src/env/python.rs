@@ -62,6 +62,34 @@ fn environment(
     Ok(python(&dir))
 }
 
+/// A folder for `PYTHONPATH` with what a file of requirements names, without what that needs in turn,
+/// which the tests' Python has.
+pub(super) fn folder(
+    sh: &Shell,
+    install: &Install<'_>,
+    requirements: &str,
+    imports: &str,
+) -> Result<PathBuf> {
+    let python = ensure(sh)?;
+    install.ensure(
+        sh,
+        |dir| {
+            sh.quiet(
+                pip(&python)
+                    .args(["--no-deps", "--target"])
+                    .arg(dir)
+                    .arg("--requirement")
+                    .arg(sh.path(requirements)),
+            )
+        },
+        |dir| {
+            let mut check = Command::new(&python);
+            sh.read(check.env("PYTHONPATH", dir).args(["-c", imports]))
+                .map(drop)
+        },
+    )
+}
+
 /// Makes a virtual environment from the machine's Python.
 pub(crate) fn venv(sh: &Shell, dir: &Path) -> Result<()> {
     let python = match base(sh) {
