@@ -19,6 +19,7 @@ COLUMNS = (
     ("issue_ms", "issue ms", ".3f"),
     ("times_the_floor", "x floor", ".3f"),
     ("ratio", "ratio", ".3f"),
+    ("first_us", "first us", ".1f"),
     ("host_us", "host us", ".1f"),
     ("done_us", "done us", ".1f"),
 )

@@ -1,5 +1,5 @@
-# Goes on from a trainer of another language: five steps, to that trainer's bits. Or leaves a folder that
-# others go on from.
+# Goes on from the checkpoint of a trainer in another language: five steps, to that trainer's bits. Or
+# leaves such a checkpoint.
 #
 #     julia --project=bindings/julia bindings/julia/test/handover.jl FOLDER
 #     julia --project=bindings/julia bindings/julia/test/handover.jl --write FOLDER
@@ -57,36 +57,52 @@ function continued(folder)
     return 1
 end
 
+const SPEC = """
+{"optimizer": "adamw", "m": {"bits": 4, "normalization": "block", "mapping": "de"},
+ "v": {"bits": 4, "normalization": "rank1", "mapping": "linear"}}
+"""
+# As C has them: a Julia array's axes are in the reverse order.
+const SHAPES = ["wte" => (300, 257), "h.0.ln" => (64,), "h.0.mlp" => (100, 128)]
+const HYPER = Float32[3e-4, 0.95, 0.98, 1e-7, 0.1, 0.5, 0.25, 0]
+
 "Three steps, a checkpoint, and what another language needs to take the next five."
 function leave(folder)
     mkpath(folder)
     file(name) = joinpath(folder, name)
-    names, sizes = ["wte", "h.0.ln", "h.0.mlp"], [(257, 300), (64,), (128, 100)]
-    params = [numbers(param_number, i - 1, size) for (i, size) in enumerate(sizes)]
-    plan = Lowbit.Plan("adamw4", map(=>, names, params))
+    leave_arrays(name, arrays) = open(io -> foreach(a -> write(io, a), arrays), file(name), "w")
+    tensors = [Lowbit.Tensor(name, Float32, reverse(shape)) for (name, shape) in SHAPES]
+    plan = Lowbit.Plan(SPEC, tensors)
     state = Lowbit.State(plan)
-    hyper = (lr = 3.0f-4, beta1 = 0.95f0, beta2 = 0.98f0, eps = 1.0f-7, weight_decay = 0.1f0)
-    for t in 1:3+STEPS
-        grads = [numbers(grad_number, 1000t + i - 1, size) for (i, size) in enumerate(sizes)]
-        t > 3 && open(io -> foreach(grad -> write(io, grad), grads), file("grad$(t - 3).f32"), "w")
-        Lowbit.step!(plan, params, grads, state; step = t, hyper...)
-        if t == 3
-            Lowbit.save(plan, file("state.safetensors"), state; step = t)
-            open(io -> foreach(param -> write(io, param), params), file("params.f32"), "w")
+    params = [numbers(param_number, i - 1, t.size) for (i, t) in enumerate(tensors)]
+    lr, beta1, beta2, eps, weight_decay, grad_scale, clip_factor, _ = HYPER
+    for step in 1:8
+        grads = [numbers(grad_number, 1000 * step + i - 1, t.size) for (i, t) in enumerate(tensors)]
+        step > 3 && leave_arrays("grad$(step - 3).f32", grads)
+        Lowbit.step!(
+            plan, params, grads, state;
+            step = step,
+            lr = lr,
+            beta1 = beta1,
+            beta2 = beta2,
+            eps = eps,
+            weight_decay = weight_decay,
+            grad_scale = grad_scale,
+            clip_factor = clip_factor,
+        )
+        if step == 3
+            Lowbit.save(plan, file("state.safetensors"), state; step = step)
+            leave_arrays("params.f32", params)
         end
     end
-    write(file("spec.json"), Lowbit.json(Lowbit.Spec("adamw4")))
-    lines = map((name, size) -> join([name; reverse([size...])], ' '), names, sizes)
-    write(file("tensors.txt"), join(lines, '\n'), '\n')
-    write(file("hyper.txt"), join(Float32[values(hyper)..., 1, 1, 0], ' '), '\n')
-    write(file("expected.txt"), fingerprint(params, state), '\n')
+    write(file("spec.json"), SPEC)
+    write(file("tensors.txt"), join(join((name, shape...), " ") * "\n" for (name, shape) in SHAPES))
+    write(file("hyper.txt"), join(string.(Float64.(HYPER)), " ") * "\n")
+    write(file("expected.txt"), fingerprint(params, state) * "\n")
     return 0
 end
 
-function main(arguments)
-    length(arguments) == 1 && return continued(arguments[1])
-    length(arguments) == 2 && arguments[1] == "--write" && return leave(arguments[2])
-    error("usage: handover.jl [--write] FOLDER")
+if length(ARGS) == 2 && ARGS[1] == "--write"
+    exit(leave(ARGS[2]))
 end
-
-exit(main(ARGS))
+length(ARGS) == 1 || error("usage: handover.jl [--write] FOLDER")
+exit(main(ARGS[1]))

@@ -5,6 +5,7 @@
 
 mod apt;
 pub(crate) mod cmake;
+pub(crate) mod docs;
 pub(crate) mod experiments;
 pub(crate) mod gpu;
 pub(crate) mod julia;

@@ -8,18 +8,31 @@ use super::{Install, python};
 use crate::error::Result;
 use crate::shell::Shell;
 
-/// The packages and their versions.
-const REQUIREMENTS: &str = include_str!("../../requirements-torch.txt");
+/// The packages and their versions, and what makes torch run without CUDA's libraries.
+const RECIPE: &str = concat!(
+    include_str!("../../requirements-torch.txt"),
+    include_str!("../../scripts/torch_stubs.py")
+);
 
 /// Returns the environment's Python, which has all that `xtask/requirements-torch.txt` names.
 pub(crate) fn ensure(sh: &Shell) -> Result<PathBuf> {
     let install = Install {
         name: "torch",
         what: "PyTorch for the CPU (530 MB from PyPI, 1.3 GB on disk)",
-        stamp: REQUIREMENTS,
+        stamp: RECIPE,
     };
     let dir = install.ensure(sh, |dir| build(sh, dir), |dir| works(sh, dir))?;
     Ok(dir.join("bin/python"))
+}
+
+/// Returns the folder of the environment's packages: for `PYTHONPATH` of another Python, or with
+/// `torch/include` and `torch/lib` for C++.
+pub(crate) fn packages(sh: &Shell) -> Result<PathBuf> {
+    const PURELIB: &str = "import sysconfig; print(sysconfig.get_path('purelib'))";
+    let python = ensure(sh)?;
+    Ok(sh
+        .read(Command::new(python).args(["-I", "-c", PURELIB]))?
+        .into())
 }
 
 fn build(sh: &Shell, dir: &Path) -> Result<()> {

@@ -11,7 +11,7 @@ import torch
 ROOT = pathlib.Path(__file__).resolve().parents[4]
 
 if importlib.util.find_spec("lowbit") is None:
-    sys.path.insert(0, str(ROOT / "bindings" / "jax"))
+    sys.path.insert(0, str(ROOT / "bindings" / "python"))
 sys.path.insert(0, str(ROOT / "tests" / "common"))
 
 import protocol
