@@ -1,13 +1,13 @@
-# Writes the reference of Lowbit.jl, all docstrings on one page of HTML, with the standard library alone.
+# Writes the reference of Lowbit.jl, all docstrings on one page of HTML, with the standard library.
 #
 #     julia --project=bindings/julia bindings/julia/docs/reference.jl FILE
 #
-# Fails on references that lead nowhere and on names of the package's interface without a docstring.
+# Fails on references that lead nowhere and on names of the interface without a docstring.
 
 using Lowbit
 using Markdown
 
-# The interface, in the order of the page; what is not here is the package's own.
+# The names of `Lowbit.INTERFACE` in the order of the page.
 const SECTIONS = [
     "Optimizers" => [:setup, :Optimizer, :update!, :rule, :save, :load!],
     "Pieces" => [:Spec, :json, :Tensor, :Plan, :report, :State, :Context, :default_context, :BF16],
@@ -28,6 +28,7 @@ end
 
 function main(path)
     names = Set(name for (_, section) in SECTIONS for name in section)
+    names == Set(Lowbit.INTERFACE) || error("not the interface: $(symdiff(names, Lowbit.INTERFACE))")
     link(match) = begin
         name = match[3:first(findfirst("`]", match))-1]
         Symbol(name) in names || error("a reference to $name, which is not on the page")
