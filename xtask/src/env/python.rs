@@ -62,28 +62,24 @@ fn environment(
     Ok(python(&dir))
 }
 
-/// A folder for `PYTHONPATH` with what a file of requirements names, without what that needs in turn,
-/// which the tests' Python has.
-pub(super) fn folder(
+/// A folder for `PYTHONPATH` of an environment's Python with what a file of requirements names, and
+/// nothing that this asks for; it works if the `imports` do.
+pub(super) fn packages(
     sh: &Shell,
+    python: &Path,
     install: &Install<'_>,
     requirements: &str,
     imports: &str,
 ) -> Result<PathBuf> {
-    let python = ensure(sh)?;
     install.ensure(
         sh,
         |dir| {
-            sh.quiet(
-                pip(&python)
-                    .args(["--no-deps", "--target"])
-                    .arg(dir)
-                    .arg("--requirement")
-                    .arg(sh.path(requirements)),
-            )
+            let mut pip = pip(python);
+            pip.args(["--no-deps", "--no-compile", "--target"]).arg(dir);
+            sh.quiet(pip.arg("--requirement").arg(sh.path(requirements)))
         },
         |dir| {
-            let mut check = Command::new(&python);
+            let mut check = Command::new(python);
             sh.read(check.env("PYTHONPATH", dir).args(["-c", imports]))
                 .map(drop)
         },

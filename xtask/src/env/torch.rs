@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{Install, python};
+use super::{Install, python, script};
 use crate::error::Result;
 use crate::shell::Shell;
 
@@ -35,11 +35,34 @@ pub(crate) fn packages(sh: &Shell) -> Result<PathBuf> {
         .into())
 }
 
+/// Returns Debian's Python with the oldest PyTorch that the package supports.
+pub(crate) fn ensure_oldest(sh: &Shell) -> Result<PathBuf> {
+    let install = Install {
+        name: "torch-oldest",
+        what: "PyTorch 1.13 of Debian bookworm (260 MB, 0.9 GB on disk)",
+        stamp: concat!(
+            include_str!("../../scripts/torch_oldest.sh"),
+            include_str!("../../scripts/apt.sh")
+        ),
+    };
+    let python = |dir: &Path| dir.join("run/python");
+    let dir = install.ensure(
+        sh,
+        |dir| script(sh, "torch_oldest.sh", dir),
+        |dir| {
+            let mut import = Command::new(python(dir));
+            sh.read(import.args(["-c", "import numpy, torch"]))
+                .map(drop)
+        },
+    )?;
+    Ok(python(&dir))
+}
+
 fn build(sh: &Shell, dir: &Path) -> Result<()> {
     python::venv(sh, dir)?;
     sh.quiet(
         python::pip_install(dir)
-            .args(["--no-deps", "--requirement"])
+            .args(["--no-deps", "--no-compile", "--requirement"])
             .arg(sh.path("xtask/requirements-torch.txt")),
     )?;
     const LIBRARIES: &str = "import sysconfig; print(sysconfig.get_path('purelib') + '/torch/lib')";

@@ -438,9 +438,11 @@ def _placed_as(param, grad):
 
 
 def _increment_version(tensors):
-    # Before torch 2.1 there is nothing to call.
     increment = getattr(torch.autograd.graph, "increment_version", None)
     if increment is None:
+        # Before torch 2.1: a write to no elements of a view, which shares the tensor's version.
+        for tensor in tensors:
+            tensor.unsqueeze(0)[:0].zero_()
         return
     try:
         increment(tensors)

@@ -9,6 +9,10 @@ import unittest
 import support
 
 import torch
+
+if support.VERSION < (2, 5):
+    raise unittest.SkipTest("before torch 2.5: there is no torch.distributed.tensor")
+
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.multiprocessing as mp
