@@ -1,6 +1,6 @@
-# A language model of bytes: embeddings of the last bytes side by side, then two layers with ReLU, the
-# second with a residual connection (Bengio, Ducharme, Vincent, Jauvin 2003, with today's parts). Its
-# gradients are written by hand.
+# A language model of bytes: embeddings of the last bytes side by side, then two layers with ReLU,
+# the second with a residual connection (Bengio, Ducharme, Vincent, Jauvin 2003, with today's parts).
+# Its gradients are written by hand.
 
 using LinearAlgebra
 using Random
@@ -9,7 +9,8 @@ const BYTES = 256
 
 "Parameters with He's initial values; each column of an activation is an example."
 function init(rng; context = 16, embedding = 24, width = 256)
-    normal(rows, columns, gain) = randn(rng, Float32, rows, columns) .* Float32(sqrt(gain / columns))
+    normal(rows, columns, gain) =
+        randn(rng, Float32, rows, columns) .* Float32(sqrt(gain / columns))
     return (
         embed = randn(rng, Float32, embedding, BYTES),
         w1 = normal(width, context * embedding, 2),

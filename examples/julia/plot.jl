@@ -26,22 +26,26 @@ function write_svg(path, title, x_label, y_label, series)
             <rect width='720' height='420' fill='#fff'/>
             <text x='64' y='30' font-size='16' font-weight='bold' fill='#111'>$title</text>
             <text x='380' y='406' text-anchor='middle' font-size='13'>$x_label</text>
-            <text transform='translate(20 208) rotate(-90)' text-anchor='middle' font-size='13'>$y_label</text>
+            <text transform='translate(20 208) rotate(-90)' text-anchor='middle'
+             font-size='13'>$y_label</text>
             """)
         for value in ticks(ys..., 6)
             @printf(io, "<path d='M64 %.1fH696' stroke='#e4e4e4'/>\n", y(value))
-            @printf(io, "<text x='56' y='%.1f' text-anchor='end'>%.6g</text>\n", y(value) + 4, value)
+            @printf(io, "<text x='56' y='%.1f' text-anchor='end'>", y(value) + 4)
+            @printf(io, "%.6g</text>\n", value)
         end
         for value in ticks(xs..., 8)
             @printf(io, "<path d='M%.1f 364v5' stroke='#444'/>\n", x(value))
-            @printf(io, "<text x='%.1f' y='384' text-anchor='middle'>%.6g</text>\n", x(value), value)
+            @printf(io, "<text x='%.1f' y='384' text-anchor='middle'>", x(value))
+            @printf(io, "%.6g</text>\n", value)
         end
         println(io, "<path d='M64 364H696' stroke='#444'/>")
         for (i, (name, list)) in enumerate(series)
             line = join((@sprintf("%.1f %.1f", x(a), y(b)) for (a, b) in list if isfinite(b)), 'L')
             row = 50 + 20i
             print(io, """
-                <g fill='none' stroke='$(COLOURS[i])' stroke-dasharray='$(DASHES[i])' stroke-width='$(i == 1 ? 2.4 : 1.6)'>
+                <g fill='none' stroke='$(COLOURS[i])' stroke-dasharray='$(DASHES[i])'
+                 stroke-width='$(i == 1 ? 2.4 : 1.6)'>
                 <path d='M540 $(row)h28'/><path d='M$line'/></g>
                 <text x='576' y='$(row + 4)'>$name</text>
                 """)

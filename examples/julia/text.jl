@@ -7,8 +7,8 @@ using SHA
 """
     load_text(folder) -> (train, validation)
 
-The bytes of all documents, one after the other. One document in 23, chosen by a hash of its name, is
-for validation; the experiments in examples/experiments choose the same.
+The bytes of all documents, one after the other. One document in 23, chosen by a hash of its name,
+is for validation; the experiments in examples/experiments choose the same.
 """
 function load_text(folder)
     train, validation, documents = UInt8[], UInt8[], String[]

@@ -3,7 +3,7 @@
 #
 #     julia --project=bindings/julia examples/julia/train.jl [--name value]...
 #
-# --specs    adamw32,adamw4,adamw4-block: presets of lowbit; the first is what others are compared with
+# --specs    adamw32,adamw4,adamw4-block: presets; the others are compared with the first
 # --seeds    3: runs of each
 # --steps    2000
 # --batch    256
@@ -35,7 +35,7 @@ function options(arguments)
     iseven(length(arguments)) || error("options come as --name value")
     for (name, value) in Iterators.partition(arguments, 2)
         key = replace(name, r"^--" => "")
-        haskey(found, key) || error("there is no option $name; there are $(join(keys(found), ", "))")
+        haskey(found, key) || error("no option $name; there are $(join(keys(found), ", "))")
         found[key] = value
     end
     return found
@@ -47,20 +47,22 @@ function rate(step, steps)
     return 3.0f-3 * (0.1f0 + 0.9f0 * (1 + cospi(Float32((step - 50) / max(1, steps - 50)))) / 2)
 end
 
-"One run: the validation losses on the way, the bytes of state, and milliseconds per step."
+"One run: validation losses on the way, bytes of state, and milliseconds per step."
 function train(spec, seed, text, validation_set, steps, batch)
     rng = MersenneTwister(seed)
     params = init(rng; context = CONTEXT)
     opt = Lowbit.setup(spec, params; lambda = 0.05)
     curve, recent = Tuple{Int,Float64}[], Float64[]
-    gradient_time, step_time = 0.0, 0.0
+    gradient_time, update_time = 0.0, 0.0
     for step in 1:steps
-        gradient_time += @elapsed value, gradients = loss_and_gradients(params, draw(rng, text, CONTEXT, batch)...)
-        step_time += @elapsed Lowbit.update!(opt, gradients; eta = rate(step, steps))
+        inputs, targets = draw(rng, text, CONTEXT, batch)
+        gradient_time += @elapsed value, gradients = loss_and_gradients(params, inputs, targets)
+        update_time += @elapsed Lowbit.update!(opt, gradients; eta = rate(step, steps))
         push!(recent, value)
         if step == 1 || step % max(1, steps ÷ 20) == 0
             push!(curve, (step, loss(params, validation_set...)))
-            @printf("%-13s seed %d  step %5d/%d  training %.4f  validation %.4f\n", spec, seed, step, steps, mean(recent), curve[end][2])
+            @printf("%-13s seed %d  step %5d/%d  ", spec, seed, step, steps)
+            @printf("training %.4f  validation %.4f\n", mean(recent), curve[end][2])
             flush(stdout)
             empty!(recent)
         end
@@ -70,49 +72,64 @@ function train(spec, seed, text, validation_set, steps, batch)
         state_bytes = opt.plan.state_bytes,
         parameters = sum(length, values(params)),
         gradients = 1e3 * gradient_time / steps,
-        update = 1e3 * step_time / steps,
+        update = 1e3 * update_time / steps,
     )
+end
+
+"Prints the table of `runs[spec]`, which are the runs of each seed. Fails if one did not learn."
+function report(specs, runs)
+    final(spec) = [run.curve[end][2] for run in runs[spec]]
+    print("| optimizer | validation loss, nats per byte | to $(specs[1]), mean and range ")
+    println("| state bytes | bytes per parameter | gradients, ms | update, ms |")
+    println("|---|--:|--:|--:|--:|--:|--:|")
+    for spec in specs
+        losses, gaps, run = final(spec), final(spec) .- final(specs[1]), runs[spec][1]
+        @printf("| %s | %s ", spec, join((@sprintf("%.4f", x) for x in losses), ", "))
+        @printf("| %+.4f (%+.4f to %+.4f) ", mean(gaps), extrema(gaps)...)
+        @printf("| %d | %.3f ", run.state_bytes, run.state_bytes / run.parameters)
+        times(field) = median([getfield(run, field) for run in runs[spec]])
+        @printf("| %.1f | %.2f |\n", times(:gradients), times(:update))
+        # Not finite is not below either.
+        all(losses .< 0.8 * run.curve[1][2]) || error("$spec did not learn")
+    end
+end
+
+"Draws the means over the seeds, from where the curves can be told apart."
+function draw_curves(path, specs, runs)
+    series = map(specs) do spec
+        curves = [run.curve for run in runs[spec]]
+        average(i) = (curves[1][i][1], mean(curve[i][2] for curve in curves))
+        spec => map(average, 2:length(curves[1]))
+    end
+    title = "A language model of bytes, in Julia"
+    write_svg(path, title, "step", "validation loss, nats per byte", series)
 end
 
 function main(arguments)
     given = options(arguments)
-    number(name) = parse(Int, given[name])
-    specs, steps = split(given["specs"], ','), number("steps")
+    specs = map(String, split(given["specs"], ','))
+    seeds, steps, batch = (parse(Int, given[name]) for name in ("seeds", "steps", "batch"))
     text, validation = load_text(given["data"])
+    # The model is too small for more to help, and the library's threads want cores too.
     BLAS.set_num_threads(1)
+
     rng = MersenneTwister(0)
     validation_set = draw(rng, validation, CONTEXT, 4096)
-    difference = check_gradients(rng, init(rng; context = 4, embedding = 8, width = 32), draw(rng, text, 4, 16)...)
+    small = init(rng; context = 4, embedding = 8, width = 32)
+    difference = check_gradients(rng, small, draw(rng, text, 4, 16)...)
     @printf("gradients agree with differences to %.1e\n", difference)
     difference < 1e-5 || error("the gradients are wrong")
 
-    seeds = 1:number("seeds")
-    runs = Dict((spec, seed) => train(spec, seed, text, validation_set, steps, number("batch")) for seed in seeds for spec in specs)
-
-    final(spec, seed) = runs[spec, seed].curve[end][2]
-    println("\n$(length(text)) bytes of text, $(runs[specs[1], 1].parameters) parameters, $steps steps\n")
-    println("| optimizer | validation loss, nats per byte | to $(specs[1]), mean and range | state bytes | bytes per parameter | gradients, ms | update, ms |")
-    println("|---|--:|--:|--:|--:|--:|--:|")
-    for spec in specs
-        losses = [final(spec, seed) for seed in seeds]
-        gaps = [final(spec, seed) - final(specs[1], seed) for seed in seeds]
-        run = runs[spec, 1]
-        each(field) = median([getfield(runs[spec, seed], field) for seed in seeds])
-        @printf(
-            "| %s | %s | %+.4f (%+.4f to %+.4f) | %d | %.3f | %.1f | %.2f |\n",
-            spec, join((@sprintf("%.4f", x) for x in losses), ", "), mean(gaps), extrema(gaps)...,
-            run.state_bytes, run.state_bytes / run.parameters, each(:gradients), each(:update),
-        )
-        all(isfinite, losses) || error("$spec diverged")
-        all(losses .< 0.8 * runs[spec, 1].curve[1][2]) || error("$spec did not learn")
+    runs = Dict(spec => [] for spec in specs)
+    for seed in 1:seeds, spec in specs
+        push!(runs[spec], train(spec, seed, text, validation_set, steps, batch))
     end
-
+    parameters = runs[specs[1]][1].parameters
+    println("\n$(length(text)) bytes of text, $parameters parameters, $steps steps\n")
+    report(specs, runs)
     mkpath(given["out"])
     path = joinpath(given["out"], "loss.svg")
-    # From where the curves can be told apart.
-    average(spec, i) = (runs[spec, 1].curve[i][1], mean(runs[spec, seed].curve[i][2] for seed in seeds))
-    series = [String(spec) => [average(spec, i) for i in 2:length(runs[spec, 1].curve)] for spec in specs]
-    write_svg(path, "A language model of bytes, in Julia", "step", "validation loss, nats per byte", series)
+    draw_curves(path, specs, runs)
     println("\nthe curves are in ", path)
 end
 

@@ -88,7 +88,7 @@ fn julia(sh: &Shell, library: &Path, out: &Path) -> Result<()> {
     let mut julia = Command::new(env::julia::ensure(sh)?);
     julia
         .arg(format!("--project={}", sh.path("bindings/julia").display()))
-        .arg(sh.path("xtask/scripts/docs.jl"))
+        .arg(sh.path("bindings/julia/docs/reference.jl"))
         .arg(out.join("julia.html"))
         .env("LOWBIT_LIBRARY", library);
     if std::env::var_os("JULIA_DEPOT_PATH").is_none() {

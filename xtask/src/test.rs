@@ -435,10 +435,6 @@ fn julia(sh: &Shell, steps: &mut Steps, library: &Path, mock: Option<&Path>) {
         let mut conformance = run("bindings/julia/test/conformance.jl");
         sh.run(conformance.arg(sh.path("tests/common/conformance.txt")))
     });
-    steps.run("Julia: reference", || {
-        let mut reference = run("bindings/julia/docs/reference.jl");
-        sh.run(reference.arg(sh.path("target/julia-reference.html")))
-    });
     steps.run("Julia: example, a language model of bytes", || {
         let text = env::experiments::data(sh, "text", None)?;
         let mut train = run("examples/julia/train.jl");

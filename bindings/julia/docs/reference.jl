@@ -1,13 +1,13 @@
-# Writes the reference of Lowbit.jl, all docstrings on one page of HTML, with the standard library alone.
+# Writes the reference of Lowbit.jl, all docstrings on one page of HTML, with the standard library.
 #
 #     julia --project=bindings/julia bindings/julia/docs/reference.jl FILE
 #
-# Fails on references that lead nowhere and on names of the package's interface without a docstring.
+# Fails on references that lead nowhere and on names of the interface without a docstring.
 
 using Lowbit
 using Markdown
 
-# The interface, in the order of the page; what is not here is the package's own.
+# The names of `Lowbit.INTERFACE` in the order of the page.
 const SECTIONS = [
     "Optimizers" => [:setup, :Optimizer, :update!, :rule, :save, :load!],
     "Pieces" => [:Spec, :json, :Tensor, :Plan, :report, :State, :Context, :default_context, :BF16],
@@ -28,6 +28,7 @@ end
 
 function main(path)
     names = Set(name for (_, section) in SECTIONS for name in section)
+    names == Set(Lowbit.INTERFACE) || error("not the interface: $(symdiff(names, Lowbit.INTERFACE))")
     link(match) = begin
         name = match[3:first(findfirst("`]", match))-1]
         Symbol(name) in names || error("a reference to $name, which is not on the page")
@@ -36,7 +37,8 @@ function main(path)
     html(name) =
         Markdown.html(Markdown.parse(replace(docstring(name), r"\[`[^`]*`\]\(@ref\)" => link)))
     open(path, "w") do io
-        println(io, "<!DOCTYPE html><html><head><meta charset=\"utf-8\"><title>Lowbit.jl</title></head><body>")
+        println(io, "<!DOCTYPE html><html lang=\"en\"><meta charset=\"utf-8\"><title>Lowbit.jl</title>")
+        println(io, "<body style=\"max-width: 60rem; margin: 2rem auto; font: 1rem/1.5 sans-serif\">")
         println(io, html(:Lowbit))
         for (title, section) in SECTIONS
             println(io, "<h1>", title, "</h1>")

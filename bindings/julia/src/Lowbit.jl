@@ -28,4 +28,43 @@ include("calls.jl")
 include("rule.jl")
 include("extensions.jl")
 
+"The names of the interface; none is exported."
+const INTERFACE = (
+    :BF16,
+    :Context,
+    :Error,
+    :Optimizer,
+    :Plan,
+    :Spec,
+    :State,
+    :Tensor,
+    :apply!,
+    :checkpoint_json,
+    :collect!,
+    :compress!,
+    :decompress,
+    :decompress!,
+    :default_context,
+    :default_stream,
+    :functional,
+    :json,
+    :libpath,
+    :load!,
+    :merge_checkpoint,
+    :report,
+    :reshard,
+    :rule,
+    :save,
+    :set_library!,
+    :setup,
+    :statistics,
+    :step!,
+    :update!,
+    :write_index,
+)
+
+@static if VERSION >= v"1.11"
+    eval(Expr(:public, INTERFACE...))
+end
+
 end

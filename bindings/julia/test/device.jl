@@ -1,14 +1,14 @@
 # Plans of a CUDA device with CUDA.jl's arrays. CUDA.jl is the stand-in in stubs/, whose arrays are in the
 # memory of the mock driver of tests/cuda, which is the host's; the driver's folder is on LD_LIBRARY_PATH.
 
+pushfirst!(LOAD_PATH, joinpath(@__DIR__, "stubs"))
+using CUDA
+# An extension is loaded whichever of the two packages comes first; in optimisers.jl it is Lowbit.
 using Lowbit
 using Test
 
 include("caught.jl")
 include("readme.jl")
-
-pushfirst!(LOAD_PATH, joinpath(@__DIR__, "stubs"))
-using CUDA
 
 function model()
     weight = Lowbit.BF16([Float32(i * j % 511 - 255) / 128 for i in 1:130, j in 1:96])

@@ -75,7 +75,7 @@ function leave(folder)
     state = Lowbit.State(plan)
     params = [numbers(param_number, i - 1, t.size) for (i, t) in enumerate(tensors)]
     lr, beta1, beta2, eps, weight_decay, grad_scale, clip_factor, _ = HYPER
-    for step in 1:8
+    for step in 1:3+STEPS
         grads = [numbers(grad_number, 1000 * step + i - 1, t.size) for (i, t) in enumerate(tensors)]
         step > 3 && leave_arrays("grad$(step - 3).f32", grads)
         Lowbit.step!(
@@ -101,8 +101,10 @@ function leave(folder)
     return 0
 end
 
-if length(ARGS) == 2 && ARGS[1] == "--write"
-    exit(leave(ARGS[2]))
+function main(arguments)
+    length(arguments) == 1 && return continued(arguments[1])
+    length(arguments) == 2 && arguments[1] == "--write" && return leave(arguments[2])
+    error("usage: handover.jl [--write] FOLDER")
 end
-length(ARGS) == 1 || error("usage: handover.jl [--write] FOLDER")
-exit(main(ARGS[1]))
+
+exit(main(ARGS))

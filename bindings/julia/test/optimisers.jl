@@ -15,11 +15,17 @@ println("Optimisers.jl is that of ", dirname(dirname(pathof(Optimisers))))
 
 "A model with a function, and gradients of the step `t`."
 model() = (
-    layers = ((w = [Float32(sin(i * j)) for i in 1:90, j in 1:70], f = tanh), (w = ones(Float32, 5),)),
+    layers = (
+        (w = [Float32(sin(i * j)) for i in 1:90, j in 1:70], f = tanh),
+        (w = ones(Float32, 5),),
+    ),
     bias = Float32[1, 2, 3],
 )
 gradients(t) = (
-    layers = ((w = [Float32(cos(t * i + j)) for i in 1:90, j in 1:70], f = nothing), (w = fill(t / 2.0f0, 5),)),
+    layers = (
+        (w = [Float32(cos(t * i + j)) for i in 1:90, j in 1:70], f = nothing),
+        (w = fill(t / 2.0f0, 5),),
+    ),
     bias = Float32[-1, 0, t],
 )
 arrays(m) = [m.layers[1].w, m.layers[2].w, m.bias]
@@ -124,7 +130,8 @@ end
     @testset "absent gradients, and of other types" begin
         m, tree = trained(Lowbit.rule("adamw4"), 1)
         before = deepcopy(arrays(m))
-        wide = (layers = ((w = Float64.(gradients(2).layers[1].w), f = nothing), nothing), bias = nothing)
+        first_layer = (w = Float64.(gradients(2).layers[1].w), f = nothing)
+        wide = (layers = (first_layer, nothing), bias = nothing)
         Optimisers.update!(tree, m, wide)
         @test arrays(m)[2:3] == before[2:3]
         same, tree2 = trained(Lowbit.rule("adamw4"), 1)

@@ -22,7 +22,7 @@ end
 
 bits(array) = memory(array)
 
-const OTHER_LIBRARY = Libdl.dlpath("libjulia")
+const OTHER_LIBRARY = last(filter(path -> !occursin("lowbit", path), Libdl.dllist()))
 
 "An array whose memory is no host's."
 struct Elsewhere <: DenseArray{Float32,1}

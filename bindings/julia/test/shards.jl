@@ -16,7 +16,7 @@ addprocs(length(COLUMNS); exeflags = "--project=$(Base.active_project())")
     start(whole) = [sin(Float32(i * j)) for i in 1:whole[1], j in 1:whole[2]]
     slope(whole, t) = [cos(Float32(t * i + j)) for i in 1:whole[1], j in 1:whole[2]]
 
-    "Three steps of the columns; `mine` takes this process's values to the others, `theirs` the result here."
+    "Three steps of the columns; `mine` takes this process's values away, `theirs` has the results."
     function train(spec, whole, columns, mine, theirs)
         shard = start(whole)[:, columns]
         tensor = Lowbit.Tensor("w", shard; whole = whole, first = (1, first(columns)))

@@ -99,13 +99,10 @@ def write(folder):
         if t == 3:
             lowbit.jax.save(folder / "state.safetensors", optimizer, params, state)
             leave("params.f32", params)
-    (folder / "spec.json").write_text(optimizer.spec.json)
-    lines = [" ".join(map(str, (key, *shape))) for key, shape in SHAPES.items()]
-    (folder / "tensors.txt").write_text("\n".join(lines) + "\n")
-    (folder / "hyper.txt").write_text(" ".join(str(np.float32(x)) for x in HYPER) + "\n")
     plan = lowbit.Plan(optimizer.spec, [lowbit.Tensor(*item) for item in SHAPES.items()])
     buffers = support.state_buffers(plan, state)
-    (folder / "expected.txt").write_text(digest([params[key] for key in SHAPES], buffers) + "\n")
+    expected = digest([params[key] for key in SHAPES], buffers)
+    protocol.describe(folder, optimizer.spec.json, SHAPES, HYPER, expected)
 
 
 def main(arguments):

@@ -39,27 +39,12 @@ pub(crate) fn doxygen(sh: &Shell) -> Result<PathBuf> {
 
 /// Returns a folder for `PYTHONPATH` that has pdoc.
 pub(crate) fn pdoc(sh: &Shell) -> Result<PathBuf> {
-    let python = python::ensure(sh)?;
     let install = Install {
         name: "pdoc",
         what: "pdoc (2 MB from PyPI, 10 MB on disk)",
         stamp: include_str!("../../requirements-docs.txt"),
     };
-    install.ensure(
-        sh,
-        |dir| {
-            sh.quiet(
-                python::pip(&python)
-                    .args(["--no-deps", "--target"])
-                    .arg(dir)
-                    .arg("--requirement")
-                    .arg(sh.path("xtask/requirements-docs.txt")),
-            )
-        },
-        |dir| {
-            let mut check = Command::new(&python);
-            sh.read(check.env("PYTHONPATH", dir).args(["-c", "import pdoc"]))
-                .map(drop)
-        },
-    )
+    let python = python::ensure(sh)?;
+    let requirements = "xtask/requirements-docs.txt";
+    python::packages(sh, &python, &install, requirements, "import pdoc")
 }

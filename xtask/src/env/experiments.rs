@@ -31,7 +31,6 @@ pub(crate) const DATA: [(&str, &str); 4] = [
 
 /// Returns a folder for `PYTHONPATH`.
 pub(crate) fn packages(sh: &Shell) -> Result<PathBuf> {
-    let python = python::ensure(sh)?;
     let install = Install {
         name: "experiments",
         what: "tokenizers, scikit-learn, Pillow and matplotlib (60 MB from PyPI, 170 MB on disk)",
@@ -39,7 +38,7 @@ pub(crate) fn packages(sh: &Shell) -> Result<PathBuf> {
     };
     python::packages(
         sh,
-        &python,
+        &python::ensure(sh)?,
         &install,
         "xtask/requirements-experiments.txt",
         "import fontTools, matplotlib, PIL, sklearn.datasets, tokenizers",

@@ -38,7 +38,8 @@ function update!(tree, model, gradient)
 end
 
 "Copies, then updates: the arguments stay as they were."
-update(tree, model, gradient) = update!(duplicate(tree, IdDict()), duplicate(model, IdDict()), gradient)
+update(tree, model, gradient) =
+    update!(duplicate(tree, IdDict()), duplicate(model, IdDict()), gradient)
 
 add!(sums, tree, ::Nothing) = nothing
 add!(sums, leaf::Leaf, ::Nothing) = nothing
