@@ -107,14 +107,32 @@ fn function(declaration: &str) -> Option<(&str, Vec<&str>)> {
 }
 
 #[test]
-fn the_readme_shows_the_example_that_is_compiled() {
+fn pages_show_the_code_that_is_compiled() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
-    let example = std::fs::read_to_string(root.join("examples/c/adamw.c")).unwrap();
-    let (_, rest) = example.split_once("/* [readme] */").unwrap();
-    let (code, _) = rest.split_once("/* [/readme] */").unwrap();
-    assert!(
-        readme.contains(code.trim()),
-        "README.md differs from examples/c/adamw.c"
-    );
+    for (page, source, begin, end) in [
+        (
+            "README.md",
+            "examples/c/adamw.c",
+            "/* [readme] */",
+            "/* [/readme] */",
+        ),
+        (
+            "bindings/cpp/README.md",
+            "examples/cpp/adamw.cpp",
+            "// [page]",
+            "// [/page]",
+        ),
+        (
+            "bindings/cpp/README.md",
+            "bindings/cpp/tests/llmc.cpp",
+            "// [page]",
+            "// [/page]",
+        ),
+    ] {
+        let text = std::fs::read_to_string(root.join(page)).unwrap();
+        let code = std::fs::read_to_string(root.join(source)).unwrap();
+        let (_, rest) = code.split_once(begin).unwrap();
+        let (code, _) = rest.split_once(end).unwrap();
+        assert!(text.contains(code.trim()), "{page} differs from {source}");
+    }
 }

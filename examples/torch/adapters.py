@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "bindings" / "jax"))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "bindings" / "python"))
 
 from lowbit.torch import AdamW4bit
 
@@ -49,7 +49,7 @@ class Model(nn.Module):
         self.head = nn.Linear(WIDTH, 256)
 
     def forward(self, tokens):
-        x = self.bytes(tokens) + self.places(torch.arange(tokens.shape[1]))
+        x = self.bytes(tokens) + self.places(torch.arange(tokens.shape[1], device=tokens.device))
         return self.head(self.blocks(x))
 
 

@@ -3,8 +3,13 @@
 Arrays are numpy's and flat; one of bf16 or f16 is one of uint16.
 """
 
+import contextlib
+import io
+import os
 import pathlib
+import re
 import sys
+import tempfile
 
 import numpy as np
 
@@ -80,3 +85,35 @@ def print_hash(continued, folder):
     expected = (folder / "expected.txt").read_text(encoding="utf-8").split()
     if expected != [found]:
         sys.exit(f"expected {' '.join(expected)}")
+
+
+def describe(folder, spec, shapes, hyper, expected):
+    """Leaves what a trainer of another language is told beside arrays and checkpoint.
+
+    spec: JSON. shapes: by name. hyper: the eight numbers. expected: the hash after its five steps.
+    """
+    lines = [" ".join(map(str, (name, *shape))) for name, shape in shapes.items()]
+    for name, text in {
+        "spec.json": spec,
+        "tensors.txt": "\n".join(lines) + "\n",
+        "hyper.txt": " ".join(str(np.float32(x)) for x in hyper) + "\n",
+        "expected.txt": expected + "\n",
+    }.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def run_page(page):
+    """Runs the Python code of a page in an empty folder, without its output.
+
+    Returns the blocks of code, and the names that they leave.
+    """
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    names, before = {}, os.getcwd()
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        os.chdir(folder)
+        try:
+            for block in blocks:
+                exec(compile(block, page.name, "exec"), names)
+        finally:
+            os.chdir(before)
+    return blocks, names

@@ -1,6 +1,9 @@
 """Runs parts without a GPU: rehearse.py FOLDER PART... with the mock driver of tests/cuda on
 LD_LIBRARY_PATH and the folder `rehearsal`, a torch of few functions, on PYTHONPATH.
 
+The parts of lowbit.torch, `optimizers` and `finetune`, are rehearsed by a whole PyTorch on the CPU and
+without the mock: with LOWBIT_REHEARSAL=cpu, and not this folder on PYTHONPATH.
+
 Kernels run on the host, by the emulation of tests/cuda, on fewer and smaller tensors. So the code of
 the parts has been run before a GPU's time is spent on it; times mean nothing here.
 """
@@ -8,14 +11,8 @@ the parts has been run before a GPU's time is spent on it; times mean nothing he
 import os
 import sys
 
-import calls
 import summary
 from report import Report
-
-
-class SmallCalls(calls.Calls):
-    def __init__(self, random, spec="adamw4", shapes=((20, 210), (4097,), (100,))):
-        super().__init__(random, spec, shapes)
 
 
 def not_rehearsed(*_):
@@ -36,7 +33,12 @@ def parity():
 
 
 def streams():
+    import calls
     import streams
+
+    class SmallCalls(calls.Calls):
+        def __init__(self, random, spec="adamw4", shapes=((20, 210), (4097,), (100,))):
+            super().__init__(random, spec, shapes)
 
     streams.NUMELS = (4097, 100)
     # The mock does the work before it returns.
@@ -105,6 +107,23 @@ def xla():
     os.environ["LOWBIT_REHEARSAL"] = "cpu"
     xla.WAYS = {"on the CPU": ""}
     return xla
+
+
+def optimizers():
+    import optimizers
+
+    return optimizers
+
+
+def finetune():
+    import finetune
+
+    finetune.SIZES = {"WIDTH": 64, "HEADS": 2, "LAYERS": 1, "CONTEXT": 32, "BATCH": 8}
+    finetune.PRETRAINING, finetune.STEPS, finetune.WARM_UP, finetune.LR = 30, 30, 2, 3e-3
+    # The others are for a GPU.
+    names = [name for name in finetune.OPTIMIZERS if not name.startswith(("bits", "torchao"))]
+    finetune.OPTIMIZERS = {name: finetune.OPTIMIZERS[name] for name in names}
+    return finetune
 
 
 def main(folder, *parts):

@@ -19,8 +19,11 @@ COLUMNS = (
     ("issue_ms", "issue ms", ".3f"),
     ("times_the_floor", "x floor", ".3f"),
     ("ratio", "ratio", ".3f"),
+    ("first_us", "first us", ".1f"),
     ("host_us", "host us", ".1f"),
     ("done_us", "done us", ".1f"),
+    ("loss", "loss", ".4f"),
+    ("peak_gb", "peak GB", ".3f"),
 )
 
 
@@ -44,11 +47,11 @@ def table(parts, missing):
     lines = []
     for name, part in parts.items():
         lines += [
-            f"{'passed' if check['passed'] else 'FAILED'}  {name:8}{check['name']}: "
+            f"{'passed' if check['passed'] else 'FAILED'}  {name:11}{check['name']}: "
             f"{check['detail']}"
             for check in part["checks"]
         ]
-    lines += [f"FAILED  {part:8}ended without a result" for part in missing]
+    lines += [f"FAILED  {part:11}ended without a result" for part in missing]
     lines += [line for part in parts.values() for line in measured(part["measurements"])]
     checks = [check["passed"] for part in parts.values() for check in part["checks"]]
     failed = checks.count(False) + len(missing)

@@ -14,8 +14,9 @@ import subprocess
 import sys
 import tempfile
 
-#: cudaErrorNoDevice
+#: cudaErrorNoDevice, and what the functions return that name an error.
 NO_DEVICE = 100
+TEXT = "no CUDA-capable device is detected"
 
 
 def read(*command):
@@ -44,14 +45,18 @@ def version_owners(library):
     return owners
 
 
+def function(symbol):
+    if symbol.endswith(("ErrorString", "ErrorName")):
+        return f'const char *{symbol}(void) {{ return "{TEXT}"; }}\n'
+    return f"int {symbol}(void) {{ return {NO_DEVICE}; }}\n"
+
+
 def build(name, versions, folder):
     """versions: version, or "" for none -> symbols"""
     names = sorted(set().union(*versions.values()))
     with tempfile.TemporaryDirectory() as scratch:
         source, script = pathlib.Path(scratch, "stub.c"), pathlib.Path(scratch, "stub.map")
-        source.write_text(
-            "".join(f"int {symbol}(void) {{ return {NO_DEVICE}; }}\n" for symbol in names)
-        )
+        source.write_text("".join(map(function, names)))
         script.write_text(
             "".join(
                 f"{version} {{ global: {' '.join(f'{s};' for s in sorted(members))} }};\n"

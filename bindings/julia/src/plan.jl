@@ -14,7 +14,19 @@ Types are `Float32`, `Float16` and `Lowbit.BF16`; `grad` is a type or an array.
   `:stochastic` rounding
 - `group = 1`: which of the step's `groups` of hyper-parameters are this tensor's
 - `whole`, `first`: for a shard, the size of the whole tensor and the index there (from 1 on) of the
-  shard's first element, as `(300, 512)` and `(101, 1)`
+  shard's first element, as `(512, 300)` and `(1, 101)`. Arrays are cut along the last dimension, so
+  that each shard is contiguous; a cut within columns has to be at a multiple of the quantizers' block
+
+# Example
+
+```jldoctest
+julia> shard = zeros(Float32, 512, 100);
+
+julia> tensor = Lowbit.Tensor("w", shard; whole = (512, 300), first = (1, 101));
+
+julia> only(Lowbit.Plan("adamw4", [tensor]).stages).reduce
+:max
+```
 """
 struct Tensor
     name::String
@@ -79,9 +91,14 @@ A plan has no state: one plan can serve several at once, from several threads.
 
 # Example
 
-```julia
-plan = Lowbit.Plan("adamw4", ["weight" => weight, "bias" => bias])
-print(Lowbit.report(plan))
+```jldoctest
+julia> arrays = ["weight" => zeros(Float32, 512, 256), "bias" => zeros(Float32, 512)];
+
+julia> plan = Lowbit.Plan("adamw4", arrays)
+Lowbit.Plan(2 tensors, 139.000 KiB of state)
+
+julia> round(plan.state_bytes / (512 * 256 + 512); digits = 2)
+1.08
 ```
 """
 mutable struct Plan <: Handle
@@ -173,6 +190,15 @@ Base.show(io::IO, plan::Plan) = print(
 
 A table for people: per tensor its shape (as the library has it: Julia's size reversed), bytes,
 quantizers and why, and the totals.
+
+# Example
+
+```jldoctest
+julia> plan = Lowbit.Plan("adamw4", ["w" => zeros(Float32, 512, 256)]);
+
+julia> occursin("[256, 512]", Lowbit.report(plan))
+true
+```
 """
 report(plan::Plan) = read_text((text...) -> lowbit_plan_report(plan, text...))
 
@@ -180,17 +206,35 @@ report(plan::Plan) = read_text((text...) -> lowbit_plan_report(plan, text...))
     State(plan; zeros = Base.zeros)
 
 The state before the first step: plain arrays by name, `"<tensor>/<state>/<part>"`, in the plan's
-order. `zeros(type, size)` makes them: `CUDA.zeros` for a plan of a GPU. Two 4-bit codes share a byte of `codes`, the first in its low half. What is kept beside a
-parameter is there too: `"weight/weights/master"`.
+order. `zeros(type, size)` makes them: `CUDA.zeros` for a plan of a GPU. Two 4-bit codes share a
+byte of `codes`, the first in its low half. What is kept beside a parameter is there too:
+`"weight/weights/master"`.
 
 A state may be copied, sent or saved like any other data. Fill its arrays in place; do not replace
 them.
+
+# Example
+
+```jldoctest
+julia> state = Lowbit.State(Lowbit.Plan("adamw4", ["w" => zeros(Float32, 512, 256)]));
+
+julia> for (name, array) in state
+           println(name, " ", eltype(array), " ", size(array))
+       end
+w/m/codes UInt8 (256, 256)
+w/m/scales Float32 (4, 256)
+w/v/codes UInt8 (256, 256)
+w/v/axis0 Float32 (256,)
+w/v/axis1 Float32 (512,)
+```
 """
 struct State <: AbstractDict{String,AbstractArray}
     names::Vector{String}
     arrays::Vector{AbstractArray}
     scratch::AbstractVector{Int64}
 end
+
+default_stream(state::State) = default_stream(state.scratch)
 
 State(plan::Plan; zeros = Base.zeros) = State(
     [name for (name, _, _) in plan.buffers],

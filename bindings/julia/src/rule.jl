@@ -1,4 +1,44 @@
-# The optimizer as an object: parameters in any nest, steps counted.
+# The optimizer as an object, for parameters in any nest, with its steps counted; and as a rule of
+# Optimisers.jl.
+
+"""
+    rule(spec = "adamw4"; options...)
+
+A rule of Optimisers.jl, once that package is loaded: for `Optimisers.setup`, `update!`, `update`,
+`adjust!`, `freeze!`, and so for Flux and Lux. `spec` is a [`Spec`](@ref)'s text.
+
+# Options
+
+- `eta = 1e-3`, `beta = (0.9, 0.999)`, `epsilon = 1e-8`, `lambda = 0.01`: as in [`setup`](@ref), for
+  `Optimisers.adjust!`
+- `weights = :plain`: what is kept beside 16-bit parameters: see [`Tensor`](@ref)
+
+# Example
+
+```julia
+using Lowbit, Optimisers
+
+state = Optimisers.setup(Lowbit.rule("adamw4"; eta = 3f-4, lambda = 0.1), model)
+Optimisers.update!(state, model, gradient)      # the model's arrays change in place
+Optimisers.adjust!(state, 1f-4)
+```
+
+The state of an array is a NamedTuple of plain arrays, which may be copied, moved to a device and
+saved like any other.
+
+A step writes the parameters, in one pass with the state, and leaves Optimisers.jl nothing to
+subtract. So in an `OptimiserChain` this rule has to be the **last**: rules after it would be passed
+over. Parameters are dense arrays in memory, as `Array` and `CuArray`; others are refused by `setup`.
+
+Where the spec rounds at random, arrays draw by their order in the `setup` of a rule.
+"""
+function rule(spec = "adamw4"; options...)
+    extension = loaded_extension(:LowbitOptimisersExt)
+    if extension === nothing
+        throw(ArgumentError("rules are for Optimisers.jl, which is not loaded: `using Optimisers`"))
+    end
+    return extension.Rule(spec; options...)
+end
 
 """
     setup(spec, params; options...) -> Optimizer
@@ -6,7 +46,7 @@
 An optimizer for `params`: any nest of NamedTuples, Tuples, Vectors and Dicts with arrays of
 `Float32`, `Float16` or [`BF16`](@ref) as leaves. Numbers, functions, strings, symbols, `nothing` and
 arrays of integers are passed over. The arrays are kept, not copied: [`update!`](@ref) changes them in
-place.
+place. They are contiguous in memory, all in the host's or, as CUDA.jl's arrays, all in a GPU's.
 
 Tensors are named by their path: `"layers.1.weight"`.
 
@@ -18,20 +58,28 @@ Tensors are named by their path: `"layers.1.weight"`.
 - `grad`: the element type of gradients (`Float32`, `Float16` or `Lowbit.BF16`); by default the
   parameter's
 - `weights = :plain`: what is kept beside 16-bit parameters: see [`Tensor`](@ref)
-- `context`: see [`Context`](@ref)
+- `context`: see [`Context`](@ref); by default the one of the memory that the arrays are in
 
 They are fields of the optimizer and may be changed: `opt.eta = 1f-4`.
 
 # Example
 
-```julia
-params = (weight = randn(Float32, 512, 256), bias = zeros(Float32, 512))
-opt = Lowbit.setup("adamw4", params; lambda = 0.1)
-for (x, y) in data
-    grads = gradient(params, x, y)          # a nest like params
-    Lowbit.update!(opt, grads; eta = 3f-4)
-end
-Lowbit.save(opt, "state.safetensors")
+```jldoctest
+julia> params = (weight = ones(Float32, 512, 256), bias = zeros(Float32, 512));
+
+julia> opt = Lowbit.setup("adamw4", params; lambda = 0)
+Lowbit.Optimizer(Lowbit.Plan(2 tensors, 139.000 KiB of state), step 0, eta 0.001)
+
+julia> for t in 1:10
+           grads = (weight = 2 .* params.weight, bias = zeros(Float32, 512))
+           Lowbit.update!(opt, grads; eta = 1f-2 / t)
+       end
+
+julia> opt.step
+10
+
+julia> 0.9 < params.weight[1] < 0.99
+true
 ```
 """
 function setup(
@@ -43,11 +91,14 @@ function setup(
     lambda::Real = 0.01f0,
     grad::Union{Nothing,Type} = nothing,
     weights::Symbol = :plain,
-    context::Context = default_context(),
+    context::Union{Nothing,Context} = nothing,
 )
     paths, arrays = Vector{Any}[], AbstractArray[]
     leaves!(paths, arrays, Any[], params)
     tensors = map(paths, arrays) do path, array
+        if !isdense(array)
+            throw(ArgumentError("$(name(path)) is a $(typeof(array)), which is not contiguous"))
+        end
         Tensor(
             name(path),
             array;
@@ -55,8 +106,13 @@ function setup(
             weights = dtype(array) == LOWBIT_DTYPE_F32 ? :plain : weights,
         )
     end
+    if context === nothing
+        context = isempty(arrays) ? default_context() : default_context(arrays[1])
+    end
     plan = Plan(Spec(spec), tensors; context = context)
-    return Optimizer(plan, State(plan), paths, arrays, 0, eta, beta, epsilon, lambda)
+    foreach((array, tensor) -> check_place(plan, array, tensor.name), arrays, tensors)
+    state = isempty(arrays) ? State(plan) : State(plan; zeros = zeros_like(arrays[1]))
+    return Optimizer(plan, state, paths, arrays, 0, eta, beta, epsilon, lambda)
 end
 
 """
@@ -84,7 +140,7 @@ Base.show(io::IO, opt::Optimizer) =
 One step. `grads` is a nest like the parameters, with an array wherever they have one. Gradients
 that are not dense arrays of the right type (views, transposes, `Float64`) are converted first.
 `options` are those of [`step!`](@ref): `grad_scale`, `clip_factor`, `skip`, `nonfinite`,
-`skipped`. A step that throws was not done and is not counted.
+`skipped`, `stream`. A step that throws was not done and is not counted.
 """
 function update!(opt::Optimizer, grads; eta::Real = opt.eta, options...)
     list = map(opt.paths, opt.plan.tensors) do path, tensor
@@ -113,6 +169,21 @@ end
 
 Write, or read, the state and the step count of an optimizer. Parameters and options are the
 trainer's to save.
+
+# Example
+
+```jldoctest
+julia> params = (w = ones(Float32, 8),);
+
+julia> opt = Lowbit.update!(Lowbit.setup("adamw4", params), (w = ones(Float32, 8),));
+
+julia> path = joinpath(mktempdir(), "state.safetensors");
+
+julia> Lowbit.save(opt, path)
+
+julia> Lowbit.load!(Lowbit.setup("adamw4", params), path).step
+1
+```
 """
 save(opt::Optimizer, path::AbstractString) = save(opt.plan, path, opt.state; step = opt.step)
 
@@ -170,5 +241,5 @@ function gradient(grad, tensor)
     end
     dtype(array) == tensor.grad && isdense(array) && return array
     tensor.grad == LOWBIT_DTYPE_BF16 && return BF16(array)
-    return copyto!(Array{TYPES[tensor.grad]}(undef, tensor.size), array)
+    return copyto!(similar(storage(array), TYPES[tensor.grad], tensor.size), array)
 end

@@ -3,6 +3,7 @@
 # LOWBIT_TEST_LIBRARY has to name a library that was built with the feature test-hooks.
 
 using Lowbit
+import Libdl
 using Random
 using Test
 
@@ -11,7 +12,24 @@ include("common.jl")
 
 const FOLDER = @__DIR__
 
+module DocTests
+include("doctests.jl")
+end
+
+module OptimisersTests
+include("optimisers.jl")
+end
+
 bits(array) = memory(array)
+
+const OTHER_LIBRARY = last(filter(path -> !occursin("lowbit", path), Libdl.dllist()))
+
+"An array whose memory is no host's."
+struct Elsewhere <: DenseArray{Float32,1}
+    memory::Vector{Float32}
+end
+Base.size(array::Elsewhere) = size(array.memory)
+Base.pointer(::Elsewhere) = UInt(0)
 
 "A model of one quantized and one small tensor, and its gradients."
 function example(; seed = 1)
@@ -84,11 +102,22 @@ end
         @test Lowbit.check_abi("x.so", "9.9.9", major, minor + 1) === nothing
         text = caught(() -> Lowbit.check_abi("x.so", "9.9.9", major + 1, 7)).msg
         @test occursin("ABI $(major + 1).7", text) && occursin("ABI $major.$minor", text)
+        @test occursin("lowbit 9.9.9", text) && occursin("Lowbit.jl 0.1.0", text)
         @test_throws ErrorException Lowbit.check_abi("x.so", "9.9.9", major, minor - 1)
+        text = caught(() -> Lowbit.open_library(joinpath(FOLDER, "no.so"))).msg
+        @test occursin("no.so", text) && occursin("LOWBIT_LIBRARY", text)
+        @test occursin("no lowbit library", caught(() -> Lowbit.open_library(OTHER_LIBRARY)).msg)
         # A step looks its function up where nothing may be allocated.
         lookup() = Lowbit.sym(:lowbit_step) == C_NULL
         lookup()
         @test @allocated(lookup()) == 0
+        # Other ways than the environment, each in a process of its own.
+        @test passes("find.jl"; LOWBIT_LIBRARY = "", EXPECTED_LIBRARY = Lowbit.libpath())
+    end
+
+    @testset "the package" begin
+        @test isempty(detect_ambiguities(Lowbit))
+        @test isempty(detect_unbound_args(Lowbit))
     end
 
     @testset "specs" begin
@@ -401,6 +430,10 @@ end
         @test_throws DimensionMismatch Lowbit.Tensor("w", Float32, (3,); whole = (3, 3))
     end
 
+    @testset "shards of processes" begin
+        @test passes("shards.jl")
+    end
+
     @testset "compress and decompress" begin
         params, _ = example()
         plan = Lowbit.Plan("adamw4", named(params))
@@ -605,6 +638,14 @@ end
             GC.gc()
             @test threads() <= before
         end
+    end
+
+    @testset "Julia's arrays on no known device" begin
+        error = caught(() -> Lowbit.setup("adamw4", (w = Elsewhere(zeros(Float32, 3)),)))
+        @test error isa ArgumentError && occursin("no context", error.msg)
+        strided = view(zeros(Float32, 8), 1:2:8)
+        error = caught(() -> Lowbit.setup("adamw4", (w = strided,)))
+        @test error isa ArgumentError && occursin("not contiguous", error.msg)
     end
 
     @testset "threads and garbage collection" begin

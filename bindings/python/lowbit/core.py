@@ -1,4 +1,5 @@
-"""Specs and plans, and steps on numpy arrays. No JAX here."""
+"""Specs and plans, and steps on arrays: those of numpy, or the tensors of any library that hands
+out the CPU's memory by DLPack, such as detached ones of torch. No JAX here."""
 
 import ctypes
 import json
@@ -7,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _c_api
+from . import _c_api, _dlpack
 from ._library import call, callback, create, text_of
 
 _DTYPES = {
@@ -263,7 +264,7 @@ class Plan:
         return np.frombuffer(scratch, _NUMPY[info.dtype], info.count, info.offset)
 
     def step(self, params, grads, state, **arguments):
-        """One step, in place, on lists of C-contiguous numpy arrays.
+        """One step, in place, on lists of C-contiguous arrays.
 
         updates: arrays that receive the updates; the parameters then stay.
         step: the number of this step, from 1.
@@ -408,10 +409,19 @@ def _extents(tensor):
 def _buffers(arrays, written=False):
     """Addresses and sizes; the caller keeps the arrays alive for the call."""
     buffers = (_c_api.lowbit_buffer_t * len(arrays))()
+    owners = []
     for i, (buffer, array) in enumerate(zip(buffers, arrays)):
-        if not array.flags.c_contiguous:
-            raise ValueError(f"array {i} is not C-contiguous")
-        if written and not array.flags.writeable:
-            raise ValueError(f"array {i} is read-only")
-        buffer.data, buffer.bytes = array.ctypes.data, array.nbytes
+        what = f"array {i}"
+        if isinstance(array, np.ndarray):
+            if not array.flags.c_contiguous:
+                raise ValueError(f"{what} is not C-contiguous")
+            buffer.data, buffer.bytes = array.ctypes.data, array.nbytes
+            writeable = array.flags.writeable
+        else:
+            buffer.data, buffer.bytes, writeable, owner = _dlpack.memory(array, what)
+            owners.append(owner)
+        if written and not writeable:
+            raise ValueError(f"{what} is read-only")
+    # What was handed out must outlive the addresses.
+    buffers.owners = owners
     return buffers

@@ -24,9 +24,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import PartitionSpec
+from jax.experimental.custom_partitioning import ArrayMapping, SdyShardingRule, custom_partitioning
+from jax.sharding import NamedSharding, PartitionSpec
 
 from . import _shards, core
+from ._c_api import LOWBIT_HYPER_COUNT
 from ._library import library
 
 _TARGET = "lowbit_xla_step"
@@ -35,6 +37,9 @@ _SHARD_TARGET = "lowbit_xla_shard"
 #: The most that a device's plan needs of scratch beyond the CPU's, in words for each tensor
 #: (`ticket_words` in src/backend/cuda/table.rs). The handler refuses less than it needs.
 _DEVICE_WORDS = 2
+
+#: Instead of shardings: XLA's own.
+_PROPAGATE = "propagate"
 
 #: XLA's compile time grows faster than the number of operands of one call.
 _TENSORS_PER_CALL = 64
@@ -96,7 +101,9 @@ _COMMON = """
     shardings: a tree of `NamedSharding` of the parameters' structure (or a prefix of it), or a function
         from parameters to one. None: as their types say on a mesh with Explicit axes, or, outside of
         `jit`, the arrays themselves. Under `jit` on a mesh with Auto axes nothing says how parameters
-        are sharded, and without this XLA would gather them.
+        are sharded, and without this XLA would gather them. "propagate" asks XLA for what it has found
+        by propagation (`custom_partitioning`, JAX >= 0.7); such programs are not found again in the
+        persistent compilation cache.
 
     Raises lowbit.Error if the spec is not one.
     """
@@ -290,6 +297,13 @@ def _optimizer(
         raise ValueError(f"nonfinite is {nonfinite!r}; it must be one of {list(core.NONFINITE)}")
     if isinstance(weights, str) and weights not in core.WEIGHTS:
         raise ValueError(f"weights is {weights!r}; it must be one of {list(core.WEIGHTS)}")
+    if isinstance(shardings, str) and shardings != _PROPAGATE:
+        raise ValueError(f"shardings is {shardings!r}; the only name is {_PROPAGATE!r}")
+    if shardings == _PROPAGATE and not jax.config.jax_use_shardy_partitioner:
+        raise ValueError(
+            "shardings='propagate' needs the partitioner Shardy, which is JAX's from 0.7 on"
+            " (jax_use_shardy_partitioner)"
+        )
     rule = _Rule(
         *(learning_rate, b1, b2, eps, weight_decay),
         *(mask, core.Spec(spec), weights, nonfinite, threads or 0, shardings),
@@ -466,7 +480,8 @@ class _Rule:
                 [slots[_slot(info)][members[info.tensor]] for info in plan.buffers],
             )
             if layout is None:
-                new_params, buffers, counts = _call(plan, options, hyper, step, *operands)
+                call = _call_propagated if self.shardings == _PROPAGATE else _call
+                new_params, buffers, counts = call(plan, options, hyper, step, *operands)
             else:
                 new_params, buffers, counts = _call_sharded(
                     plan, layout.of(members), options, hyper, step, *operands
@@ -482,7 +497,7 @@ class _Rule:
     def _layout(self, params, tensors):
         """How the parameters lie on a mesh; None if on none."""
         leaves = jax.tree.leaves(params)
-        if self.shardings is None:
+        if self.shardings is None or self.shardings == _PROPAGATE:
             shardings = [_shards.sharding_of(leaf) for leaf in leaves]
         else:
             shardings = _spread(self.shardings, params, None)
@@ -639,6 +654,19 @@ def _call_sharded(plan, layout, options, hyper, step, params, grads, buffers):
     plan: of the whole tensors.
     layout: of the same tensors.
     """
+    scalar = PartitionSpec()
+    tensors = [shard.spec for shard in layout.shards]
+    states = layout.buffer_specs(plan)
+    return _shards.shard_map(
+        _local_step(plan, layout, options),
+        layout.mesh,
+        (scalar, scalar, tensors, tensors, states),
+        (tensors, states, scalar),
+    )(hyper, step, params, grads, buffers)
+
+
+def _local_step(plan, layout, options):
+    """What one device does with its shards: a function of what `_call` takes after `options`."""
     local = _plan(plan.spec, tuple(shard.tensor for shard in layout.shards))
 
     def body(hyper, step, params, grads, buffers):
@@ -650,15 +678,70 @@ def _call_sharded(plan, layout, options, hyper, step, params, grads, buffers):
             new = _call(local, options, hyper, step, params, grads, buffers)
         return [shard.cut(param) for shard, param in zip(layout.shards, new[0])], *new[1:]
 
-    scalar = PartitionSpec()
-    tensors = [shard.spec for shard in layout.shards]
-    states = layout.buffer_specs(plan)
-    return _shards.shard_map(
-        body,
-        layout.mesh,
-        (scalar, scalar, tensors, tensors, states),
-        (tensors, states, scalar),
-    )(hyper, step, params, grads, buffers)
+    return body
+
+
+def _call_propagated(plan, options, hyper, step, params, grads, buffers):
+    """The same where only XLA knows how parameters are sharded, and not before it partitions the
+    program: gradients and states follow the parameters then."""
+
+    def partition(mesh, operands, _):
+        shardings = [param.sharding for param in operands[2]]
+        layout = _shards.layout(plan.spec, plan.tensors, shardings, _plan)
+        scalar = NamedSharding(mesh, PartitionSpec())
+        tensors = [NamedSharding(mesh, shard.spec) for shard in layout.shards]
+        states = [NamedSharding(mesh, spec) for spec in layout.buffer_specs(plan)]
+        results = tensors, states, scalar
+        return mesh, local_step(layout), results, (scalar, scalar, tensors, tensors, states)
+
+    def local_step(layout):
+        places = {(info.tensor, _slot(info)): i for i, info in enumerate(plan.buffers)}
+
+        def body(hyper, step, params, grads, buffers):
+            params, buffers, skipped = list(params), list(buffers), jnp.zeros((2,), jnp.int32)
+            # Only now is it known which tensors can share a call.
+            for members in _chunks(range(len(params)), layout):
+                part = _plan(plan.spec, tuple(plan.tensors[i] for i in members))
+                held = [places[members[info.tensor], _slot(info)] for info in part.buffers]
+                new = _local_step(part, layout.of(members), options)(
+                    hyper[: LOWBIT_HYPER_COUNT * part.group_count],
+                    step,
+                    [params[i] for i in members],
+                    [grads[i] for i in members],
+                    [buffers[i] for i in held],
+                )
+                for i, param in zip(members, new[0], strict=True):
+                    params[i] = param
+                for i, buffer in zip(held, new[1], strict=True):
+                    buffers[i] = buffer
+                skipped = skipped + new[2]
+            return params, buffers, skipped
+
+        return body
+
+    call = custom_partitioning(functools.partial(_call, plan, options))
+    call.def_partition(partition, sharding_rule=_sharding_rule(params, buffers))
+    new_params, new_buffers, counts = call(hyper, step, list(params), list(grads), list(buffers))
+    return new_params, new_buffers, counts
+
+
+def _sharding_rule(params, buffers):
+    """What propagates to what: between parameter, gradient and new parameter, and between a state and
+    the new state. What a parameter's axis is in its states is left to the partition."""
+
+    def mappings(arrays, letter):
+        return [
+            ArrayMapping(*(f"{letter}{i}_{axis}" for axis in range(array.ndim)))
+            for i, array in enumerate(arrays)
+        ]
+
+    tensors, states = mappings(params, "t"), mappings(buffers, "s")
+    hyper, step, counts = ArrayMapping("h"), ArrayMapping(), ArrayMapping("c")
+    return SdyShardingRule(
+        (hyper, step, *tensors, *tensors, *states),
+        (*tensors, *states, counts),
+        need_replication_factors=("h", "c"),
+    )
 
 
 def _staged(plan, layout, options, hyper, step, params, grads, buffers):

@@ -14,7 +14,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 if importlib.util.find_spec("lowbit") is None:
-    sys.path.insert(0, str(ROOT / "bindings" / "jax"))
+    sys.path.insert(0, str(ROOT / "bindings" / "python"))
 sys.path.insert(0, str(ROOT / "tests" / "common"))
 
 import jax.numpy as jnp

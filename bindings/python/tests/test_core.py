@@ -71,6 +71,24 @@ class TestSpec(unittest.TestCase):
         self.assertIn("betas", str(raised.exception))
 
 
+class Producer:
+    """A tensor of another library."""
+
+    def __init__(self, array):
+        # numpy hands out no bfloat16.
+        self.array = array.view(np.uint16) if array.dtype.itemsize == 2 else array
+
+    def __dlpack__(self, **asked):
+        return self.array.__dlpack__(**asked)
+
+
+class OldProducer(Producer):
+    """One from before DLPack 1.0."""
+
+    def __dlpack__(self):
+        return self.array.__dlpack__()
+
+
 class TestPlan(unittest.TestCase):
     def setUp(self):
         tensors = [lowbit.Tensor("w", (300, 257)), lowbit.Tensor("b", (3,), "bf16", "f32")]
@@ -145,6 +163,22 @@ class TestPlan(unittest.TestCase):
         self.grads[0] = np.asfortranarray(self.grads[0])
         with self.assertRaisesRegex(ValueError, "array 0 is not C-contiguous"):
             self.plan.save("/nowhere", self.grads, 0)
+
+    def test_tensors_of_any_library_by_dlpack(self):
+        expected, expected_state = [p.copy() for p in self.params], self.plan.zeros()
+        self.plan.step(expected, self.grads, expected_state)
+        for kind in (Producer, OldProducer):
+            params, state = [p.copy() for p in self.params], self.plan.zeros()
+            self.plan.step(*([kind(a) for a in some] for some in (params, self.grads, state)))
+            self.assertTrue(all(map(support.same, params + state, expected + expected_state)))
+        backwards = [Producer(g[::-1]) for g in self.grads]
+        with self.assertRaisesRegex(ValueError, "array 0 is not C-contiguous"):
+            self.plan.step(self.params, backwards, self.plan.zeros())
+        self.params[0].flags.writeable = False
+        with self.assertRaisesRegex(ValueError, "array 0 is read-only"):
+            self.plan.step(list(map(Producer, self.params)), self.grads, self.plan.zeros())
+        with self.assertRaisesRegex(TypeError, "array 0 is a list: neither"):
+            self.plan.step([[1.0]], self.grads, self.plan.zeros())
 
     def test_misfits_are_named(self):
         with self.assertRaisesRegex(lowbit.Error, r"grads\[0\] \(w\) has 12 bytes"):

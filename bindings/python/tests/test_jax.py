@@ -1,6 +1,7 @@
 """lowbit.jax: the same bits as the reference however it is called, in place under donation."""
 
 import concurrent.futures
+import functools
 import json
 import pathlib
 import tempfile
@@ -296,6 +297,25 @@ class TestMemory(unittest.TestCase):
         text = step.lower(params, optimizer.init(params), grads).compile().as_text()
         self.assertIn("lowbit_xla_step", text)
         self.assertNotIn(" copy(", text)
+
+    def test_a_training_step_copies_no_gradient_for_its_updates(self):
+        optimizer = lowbit.jax.adamw(1e-3)
+        params = {"w": jnp.ones((257, 300))}
+
+        @functools.partial(jax.jit, donate_argnums=(0, 1))
+        def step(params, state, x):
+            grads = jax.grad(lambda p: jnp.square(x @ p["w"]).sum())(params)
+            updates, state = optimizer.update(grads, state, params)
+            return optax.apply_updates(params, updates), state
+
+        copied = r"f32\[257,300\]\S* copy\("
+        state = optimizer.init(params)
+        text = step.lower(params, state, jnp.ones((8, 257))).compile().as_text()
+        self.assertIn("lowbit_xla_step", text)
+        self.assertNotRegex(text, copied)
+        # Where the caller keeps them, they are.
+        text = jax.jit(optimizer.update).lower(params, state, params).compile().as_text()
+        self.assertRegex(text, copied)
 
     def test_inputs_are_intact_without_donation(self):
         params, grads = model()

@@ -13,6 +13,12 @@ from absl.testing import parameterized
 
 import lowbit.jax
 
+
+def _adafactor(learning_rate: optax.ScalarOrSchedule):
+    """Its learning rate may also be None, and of such ones the suite does not try schedules."""
+    return lowbit.jax.adafactor(learning_rate)
+
+
 # Name, arguments. Targets of a few elements, so that `threshold` 0 is needed for codes; converging
 # to 3 % on such a target is what f32 states are for, so those run the whole suite and the codes the
 # parts that ask for types and forms.
@@ -21,6 +27,9 @@ _OPTIMIZERS = {
     "lowbit_adam": (lowbit.jax.adam, {"learning_rate": 1e-2}),
     "lowbit_sgdm": (lowbit.jax.sgdm, {"learning_rate": 1e-3}),
     "lowbit_factor": (lowbit.jax.factor, {"learning_rate": 1e-2, "weight_decay": 0.0}),
+    "lowbit_lion": (lowbit.jax.lion, {"learning_rate": 1e-3, "weight_decay": 0.0}),
+    "lowbit_adafactor": (_adafactor, {"learning_rate": 1e-2}),
+    "lowbit_sm3": (lowbit.jax.sm3, {"learning_rate": 1e-1}),
 }
 _CASES = tuple(
     {"opt_name": name, "opt_kwargs": arguments, "wrapper_name": None, "wrapper_kwargs": None}

@@ -184,6 +184,15 @@ class TestMeshes(unittest.TestCase):
             shardings = {"w": NamedSharding(mesh, P("a"))}
             lowbit.jax.adamw(1e-3, shardings=shardings).init({"w": np.zeros((60, 512), "f4")})
 
+    def test_propagation_without_shardy_is_refused(self):
+        before = jax.config.jax_use_shardy_partitioner
+        jax.config.update("jax_use_shardy_partitioner", False)
+        try:
+            with self.assertRaisesRegex(ValueError, "needs the partitioner Shardy"):
+                lowbit.jax.adamw(1e-3, shardings="propagate")
+        finally:
+            jax.config.update("jax_use_shardy_partitioner", before)
+
     def test_non_finite_gradients_are_skipped_everywhere(self):
         _, shardings = mesh_of("8 rows")
         optimizer = with_shardings("rank-1", shardings)
@@ -195,6 +204,68 @@ class TestMeshes(unittest.TestCase):
         new, state = stepper(optimizer)(params, optimizer.init(params), grads)
         self.assertTrue(same(new["matrix"], before))
         self.assertEqual(state.skipped.tolist(), [0, 1])
+
+
+@unittest.skipUnless(jax.config.jax_use_shardy_partitioner, "this JAX partitions without Shardy")
+class TestPropagation(unittest.TestCase):
+    """`shardings="propagate"`: Auto axes under `jit`, where only XLA knows."""
+
+    check = TestMeshes.check
+
+    def test_every_mesh_gives_the_bits_of_one_device(self):
+        for mesh_name in MESHES:
+            for name in ("block", "rank-1", "factored", "adafactor"):
+                with self.subTest(mesh=mesh_name, optimizer=name):
+                    _, shardings = mesh_of(mesh_name)
+                    optimizer = with_shardings(name, "propagate")
+                    params, grads = model(shardings)
+                    state, step = optimizer.init(params), stepper(optimizer)
+                    before = jax.tree.map(lambda x: x.sharding, (params, state.m, state.v))
+                    for _ in range(STEPS):
+                        params, state = step(params, state, grads)
+                    self.check(name, params, state)
+                    after = jax.tree.map(lambda x: x.sharding, (params, state.m, state.v))
+                    arrays = jax.tree.leaves((params, state.m, state.v))
+                    for old, new, array in zip(
+                        jax.tree.leaves(before), jax.tree.leaves(after), arrays, strict=True
+                    ):
+                        self.assertTrue(new.is_equivalent_to(old, array.ndim), (old, new))
+
+    def test_nothing_is_gathered_where_the_default_gathers(self):
+        for name in ("block", "rank-1", "factored"):
+            with self.subTest(optimizer=name):
+                _, shardings = mesh_of("8 rows")
+                shardings["bias"] = shardings["norm"]
+                params, grads = model(shardings)
+                gathers = {}
+                for choice in (None, "propagate"):
+                    optimizer = with_shardings(name, choice)
+                    state, step = optimizer.init(params), stepper(optimizer)
+                    text = step.lower(params, state, grads).compile().as_text()
+                    gathers[choice] = text.count("all-gather(")
+                self.assertGreater(gathers[None], 0)
+                self.assertEqual(gathers["propagate"], 0)
+
+    def test_one_device_and_a_trace_of_its_own_need_no_mesh(self):
+        params, grads = model(None)
+        optimizer = with_shardings("rank-1", "propagate")
+        state, step = optimizer.init(params), stepper(optimizer)
+        for _ in range(STEPS):
+            params, state = step(params, state, grads)
+        self.check("rank-1", params, state)
+        with self.assertRaisesRegex(ValueError, "shardings is 'propagated'"):
+            lowbit.jax.adamw(1e-3, shardings="propagated")
+
+    def test_what_cannot_be_cut_is_named(self):
+        mesh, _ = mesh_of("8 rows")
+        sharding = NamedSharding(mesh, P(None, "a"))
+        params = {"deep": {"w": put(np.zeros((64, 520), np.float32), sharding)}}
+        optimizer = lowbit.jax.adamw(1e-3, shardings="propagate")
+        with self.assertRaisesRegex(ValueError, r"deep\.w of shape \(64, 520\).*block"):
+            optimizer.init(params)
+        state = jax.tree.map(np.asarray, lowbit.jax.adamw(1e-3).init(jax.device_get(params)))
+        with self.assertRaisesRegex(Exception, r"deep\.w of shape \(64, 520\).*block"):
+            stepper(optimizer).lower(params, state, params).compile()
 
 
 class TestOrbax(unittest.TestCase):

@@ -88,6 +88,14 @@ impl TensorCall<'_> {
         raise(self.word(self.scratch[0], word), value);
     }
 
+    /// The same where no other thread does: without a locked instruction, which would wait for all
+    /// memory that was asked for.
+    #[inline(always)]
+    pub(super) fn raise_alone(&self, word: usize, value: i32) {
+        let slot = self.word(self.scratch[0], word);
+        slot.store(value.max(slot.load(Ordering::Relaxed)), Ordering::Relaxed);
+    }
+
     pub(super) fn raise_update(&self, word: usize, value: i32) {
         raise(self.word(self.scratch[2], word), value);
     }

@@ -31,31 +31,17 @@ pub(crate) const DATA: [(&str, &str); 4] = [
 
 /// Returns a folder for `PYTHONPATH`.
 pub(crate) fn packages(sh: &Shell) -> Result<PathBuf> {
-    let python = python::ensure(sh)?;
     let install = Install {
         name: "experiments",
         what: "tokenizers, scikit-learn, Pillow and matplotlib (60 MB from PyPI, 170 MB on disk)",
         stamp: REQUIREMENTS,
     };
-    install.ensure(
+    python::packages(
         sh,
-        |dir| {
-            sh.quiet(
-                python::pip(&python)
-                    .args(["--no-deps", "--target"])
-                    .arg(dir)
-                    .arg("--requirement")
-                    .arg(sh.path("xtask/requirements-experiments.txt")),
-            )
-        },
-        |dir| {
-            let mut check = Command::new(&python);
-            check.env("PYTHONPATH", dir).args([
-                "-c",
-                "import fontTools, matplotlib, PIL, sklearn.datasets, tokenizers",
-            ]);
-            sh.read(&mut check).map(drop)
-        },
+        &python::ensure(sh)?,
+        &install,
+        "xtask/requirements-experiments.txt",
+        "import fontTools, matplotlib, PIL, sklearn.datasets, tokenizers",
     )
 }
 

@@ -62,6 +62,30 @@ fn environment(
     Ok(python(&dir))
 }
 
+/// A folder for `PYTHONPATH` of an environment's Python with what a file of requirements names, and
+/// nothing that this asks for; it works if the `imports` do.
+pub(super) fn packages(
+    sh: &Shell,
+    python: &Path,
+    install: &Install<'_>,
+    requirements: &str,
+    imports: &str,
+) -> Result<PathBuf> {
+    install.ensure(
+        sh,
+        |dir| {
+            let mut pip = pip(python);
+            pip.args(["--no-deps", "--no-compile", "--target"]).arg(dir);
+            sh.quiet(pip.arg("--requirement").arg(sh.path(requirements)))
+        },
+        |dir| {
+            let mut check = Command::new(python);
+            sh.read(check.env("PYTHONPATH", dir).args(["-c", imports]))
+                .map(drop)
+        },
+    )
+}
+
 /// Makes a virtual environment from the machine's Python.
 pub(crate) fn venv(sh: &Shell, dir: &Path) -> Result<()> {
     let python = match base(sh) {

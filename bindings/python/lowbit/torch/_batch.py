@@ -41,6 +41,10 @@ _POINTER = ctypes.POINTER(_c_api.lowbit_buffer_t)
 
 _GRAD_SCALE, _SKIP = 5, 7
 
+# Called for every tensor of every step.
+_STEP_OF = operator.itemgetter("step")
+_address = torch.Tensor.data_ptr
+
 
 class Member(NamedTuple):
     """A parameter of a batch.
@@ -110,6 +114,11 @@ class Batch:
 
     def __init__(self, members, spec, hyper, *, count, nonfinite, threads, device, shards=None):
         self.params = [member.param for member in members]
+        self._members = members
+        self._options = {
+            **{"spec": spec, "hyper": hyper, "count": count, "nonfinite": nonfinite},
+            **{"threads": threads, "device": device},
+        }
         self._hyper_of = hyper
         self._groups = _distinct(member.group for member in members)
         self._shards = shards
@@ -200,7 +209,7 @@ class Batch:
     def is_current(self, state):
         """Whether the optimizer's states are still those that the batch was made for."""
         found = map(state.get, self.params)
-        counters = (known["step"] for known in self._states)
+        counters = map(_STEP_OF, self._states)
         return all(map(operator.is_, found, self._states)) and all(
             map(operator.is_, counters, itertools.repeat(self.counter))
         )
@@ -214,8 +223,8 @@ class Batch:
         grad_scale: None, or a tensor: gradients are divided by it.
         found_inf: None, or a tensor: nothing changes if it is not 0.
         """
-        self._param_table[:, 0] = [param.data_ptr() for param in params]
-        self._grad_table[:, 0] = [grad.data_ptr() for grad in grads]
+        self._param_table[:, 0] = list(map(_address, params))
+        self._grad_table[:, 0] = list(map(_address, grads))
         self._fill_states()
         self._fill_hyper(grad_scale, found_inf)
         # The library takes the number of this step and, if the step is not skipped, adds 1.
@@ -242,7 +251,7 @@ class Batch:
         tensors = [state[key] for state, key in self.slots]
         if self._shards is not None:
             tensors = [local(tensor) for tensor in tensors]
-        addresses = [tensor.data_ptr() for tensor in tensors]
+        addresses = list(map(_address, tensors))
         if addresses != self._state_addresses:
             for tensor, info in zip(tensors, self.plan.buffers):
                 name = self.plan.tensors[info.tensor].name
@@ -289,14 +298,29 @@ class Batch:
             self._hyper[index, column].copy_(value.reshape(()), non_blocking=True)
 
     def compress(self, name, values):
-        """Quantizes float32 tensors of the parameters' shapes into the state `name`."""
+        """Quantizes tensors of the parameters' shapes into the state `name`.
+
+        values: an iterable. DTensors are gathered, one at a time if the parameters are, too.
+        """
+        if self._shards is not None:
+            for member, value in zip(self._members, values):
+                whole = self._whole(member)
+                whole.compress(name, [value])
+                for state, key in whole.slots:
+                    if key.startswith(f"{name}."):
+                        self._shards.scatter(state[key], member.state[key])
+            return
+        values = [self._float32(value) for value in values]
         self._fill_states()
         table = _value_table(values)
         states = _at(self._state_table), len(self.slots), _stream(self.device)
         call("lowbit_compress", self.plan.handle, name.encode(), _at(table), len(values), *states)
 
     def decompress(self, name):
-        """The state `name` as a list of float32 tensors of the parameters' shapes."""
+        """The state `name` as tensors of the parameters' shapes: float32, and DTensors where the
+        parameters are. An iterable, of which shards are gathered one at a time."""
+        if self._shards is not None:
+            return map(functools.partial(self._decompress_shard, name), self._members)
         self._fill_states()
         values = [
             torch.empty(tensor.shape, dtype=torch.float32, device=self.device)
@@ -307,6 +331,26 @@ class Batch:
         arguments = (*states, _at(table), len(values), _stream(self.device))
         call("lowbit_decompress", self.plan.handle, name.encode(), *arguments)
         return values
+
+    def _decompress_shard(self, name, member):
+        whole = self._whole(member)
+        for state, key in whole.slots:
+            if key.startswith(f"{name}."):
+                state[key].copy_(member.state[key].full_tensor())
+        (values,) = whole.decompress(name)
+        target = torch.zeros_like(member.param, dtype=torch.float32, requires_grad=False)
+        self._shards.scatter(values, target)
+        return target
+
+    def _whole(self, member):
+        """A batch of a sharded parameter alone, in one piece and with states of its own: a state's
+        codes depend on the statistics of the whole tensor."""
+        param = torch.empty(member.param.shape, dtype=member.param.dtype, device="meta")
+        return Batch([member._replace(param=param, state={})], **self._options)
+
+    def _float32(self, tensor):
+        whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+        return whole.to(self.device, torch.float32).contiguous()
 
     def state_table(self):
         """Addresses and sizes of all states, in the plan's order, and how many there are."""

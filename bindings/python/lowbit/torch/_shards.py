@@ -105,6 +105,19 @@ class Shards:
             stride=torch.empty(shape, device="meta").stride(),
         )
 
+    def scatter(self, whole, target):
+        """Copies this process's part of a tensor that is the same in all processes.
+
+        target: the DTensor whose shard receives it.
+        """
+        from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+        shape, offset = compute_local_shape_and_global_offset(
+            target.shape, self.mesh, target.placements
+        )
+        part = whole[tuple(slice(at, at + extent) for at, extent in zip(offset, shape))]
+        target.to_local().copy_(part)
+
     def reduce(self, statistics, how):
         """Combines statistics over the processes, in place. how: "max" or "sum"."""
         op = {"max": dist.ReduceOp.MAX, "sum": dist.ReduceOp.SUM}[how]

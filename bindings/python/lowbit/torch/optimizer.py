@@ -270,8 +270,12 @@ class Stepper:
         params: a list of parameters that have gradients.
         groups: the parameter group of each.
         """
-        grads = [_placed_as(param, param.grad) for param in params]
-        self.step_tensors(params, groups, _locals(params), _locals(grads))
+        grads = [param.grad for param in params]
+        # Seldom false, and fast to ask of all at once.
+        if PLAIN.issuperset(map(type, params)) and PLAIN.issuperset(map(type, grads)):
+            return self.step_tensors(params, groups, params, grads)
+        grads = [local(_placed_as(param, grad)) for param, grad in zip(params, grads)]
+        return self.step_tensors(params, groups, [local(param) for param in params], grads)
 
     def step_tensors(self, whole, groups, params, grads):
         """As `step`, given what of parameters and gradients is in this process.
@@ -433,14 +437,12 @@ def _placed_as(param, grad):
     return grad.redistribute(placements=param.placements)
 
 
-def _locals(tensors):
-    return [tensor if type(tensor) in PLAIN else local(tensor) for tensor in tensors]
-
-
 def _increment_version(tensors):
-    # Before torch 2.1 there is nothing to call.
     increment = getattr(torch.autograd.graph, "increment_version", None)
     if increment is None:
+        # Before torch 2.1: a write to no elements of a view, which shares the tensor's version.
+        for tensor in tensors:
+            tensor.unsqueeze(0)[:0].zero_()
         return
     try:
         increment(tensors)

@@ -73,15 +73,15 @@ class _Adam(LowbitOptimizer):
 
     @classmethod
     def from_adamw(cls, optimizer, params=None, **options):
-        """Takes over a running optimizer of torch: its groups, and its states quantized.
+        """Takes over a running optimizer of torch: its groups, and its states quantized. States
+        that are DTensors are gathered one at a time, for the bits of one process.
 
         optimizer: a `torch.optim.AdamW`, or `torch.optim.Adam` for the Adam classes; it is not
             changed.
         params: parameters in the same order, if not the same ones.
         options: further arguments of this class.
 
-        Raises TypeError for another optimizer, ValueError where states cannot be taken over
-        (amsgrad, DTensors).
+        Raises TypeError for another optimizer, ValueError for another number of parameters.
         """
         return takeover.from_torch(cls, cls._torch, optimizer, params, options)
 

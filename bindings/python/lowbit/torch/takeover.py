@@ -2,6 +2,11 @@
 
 import torch
 
+from ._batch import local
+
+#: torch's names of the states.
+_KEYS = {"m": "exp_avg", "v": "exp_avg_sq", "vmax": "max_exp_avg_sq"}
+
 #: Options of groups that are ours, or torch's choice of an implementation.
 _OURS = ("spec", "weights", "nonfinite")
 _IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable", "decoupled_weight_decay")
@@ -25,8 +30,6 @@ def from_torch(cls, torch_cls, optimizer, params, options):
     pairs = iter(new)
     groups = []
     for group in optimizer.param_groups:
-        if group["amsgrad"]:
-            raise ValueError("a group has amsgrad: its largest v cannot be taken over")
         kept = {key: value for key, value in group.items() if key not in _IMPLEMENTATION}
         groups.append({**kept, "params": [next(pairs) for _ in group["params"]]})
     found = cls(groups, **options)
@@ -34,18 +37,13 @@ def from_torch(cls, torch_cls, optimizer, params, options):
     for theirs, ours in zip(old, new):
         if state := optimizer.state.get(theirs):
             known[ours] = state
-            found.state[ours]["step"] = torch.tensor(int(state["step"]), dtype=torch.int32)
+            found.state[ours]["step"] = torch.tensor(int(local(state["step"])), dtype=torch.int32)
     for batch in found.batches():
-        if batch.sharded:
-            raise ValueError("states of DTensors cannot be taken over: take over before sharding")
-        for name, key in (("m", "exp_avg"), ("v", "exp_avg_sq")):
-            values = [
-                known[param][key].to(batch.device, torch.float32).contiguous()
-                if param in known
-                else torch.zeros(param.shape, device=batch.device)
-                for param in batch.params
-            ]
-            batch.compress(name, values)
+        # Without a step there is nothing to take over.
+        if int(batch.counter) > 0:
+            states = [known[param] for param in batch.params]
+            for name in _moments(batch):
+                batch.compress(name, (state[_KEYS[name]] for state in states))
     return found
 
 
@@ -56,29 +54,30 @@ def to_torch(torch_cls, optimizer, options):
     """
     groups = []
     for group in optimizer.param_groups:
-        if group["amsgrad"]:
-            raise ValueError("a group has amsgrad: its largest v cannot be given back")
         skip = (*_OURS, *_IMPLEMENTATION)
         groups.append({key: value for key, value in group.items() if key not in skip})
     found = torch_cls(groups, **options)
     group_of = {param: group for group in found.param_groups for param in group["params"]}
     for batch in optimizer.batches():
-        if batch.sharded:
-            raise ValueError("states of DTensors cannot be given back")
         count = float(batch.counter)
         if count == 0:
             continue
-        moments = zip(batch.params, batch.decompress("m"), batch.decompress("v"))
-        for param, m, v in moments:
+        for param in batch.params:
             group = group_of[param]
             on_device = group.get("capturable") or group.get("fused")
-            device = param.device if on_device else "cpu"
-            found.state[param] = {
-                "step": torch.tensor(count, dtype=torch.float32, device=device),
-                "exp_avg": _like(m, param),
-                "exp_avg_sq": _like(v, param),
-            }
+            device = local(param).device if on_device else "cpu"
+            step = torch.tensor(count, dtype=torch.float32, device=device)
+            found.state[param] = {"step": step}
+        for name in _moments(batch):
+            for param, values in zip(batch.params, batch.decompress(name)):
+                found.state[param][_KEYS[name]] = _like(values, param)
     return found
+
+
+def _moments(batch):
+    """The states of a batch that torch has, too."""
+    states = {info.state for info in batch.plan.buffers}
+    return [name for name in _KEYS if name in states]
 
 
 def _like(values, param):

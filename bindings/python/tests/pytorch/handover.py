@@ -82,12 +82,9 @@ def write(folder):
             lt.save(folder / "state.safetensors", optimizer)
             data = b"".join(map(support.tensor_bytes, params))
             (folder / "params.f32").write_bytes(data)
-    (folder / "spec.json").write_text(optimizer.param_groups[0]["spec"])
-    lines = [" ".join(map(str, (name, *shape))) for name, shape in shapes.items()]
-    (folder / "tensors.txt").write_text("\n".join(lines) + "\n")
     numbers = [HYPER["lr"], *HYPER["betas"], HYPER["eps"], HYPER["weight_decay"], 1.0, 1.0, 0.0]
-    (folder / "hyper.txt").write_text(" ".join(str(np.float32(x)) for x in numbers) + "\n")
-    (folder / "expected.txt").write_text(digest(optimizer) + "\n")
+    spec = optimizer.param_groups[0]["spec"]
+    protocol.describe(folder, spec, shapes, numbers, digest(optimizer))
 
 
 def main(arguments):

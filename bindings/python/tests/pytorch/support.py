@@ -4,6 +4,7 @@ import importlib.util
 import math
 import pathlib
 import sys
+import unittest
 
 import numpy as np
 import torch
@@ -11,10 +12,19 @@ import torch
 ROOT = pathlib.Path(__file__).resolve().parents[4]
 
 if importlib.util.find_spec("lowbit") is None:
-    sys.path.insert(0, str(ROOT / "bindings" / "jax"))
+    sys.path.insert(0, str(ROOT / "bindings" / "python"))
 sys.path.insert(0, str(ROOT / "tests" / "common"))
 
 import protocol
+
+#: torch's version, as (2, 4).
+VERSION = tuple(map(int, torch.__version__.split(".")[:2]))
+
+
+def needs(major, minor, what):
+    """Marks tests of what older versions of torch lack."""
+    return unittest.skipIf(VERSION < (major, minor), f"before torch {major}.{minor}: {what}")
+
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 

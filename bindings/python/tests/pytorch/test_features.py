@@ -6,7 +6,6 @@ import unittest
 import support
 
 import torch
-import torch._dynamo.testing
 
 import lowbit.torch as lt
 
@@ -16,6 +15,7 @@ def pair(dtype=torch.float32, **options):
     return net, lt.AdamW4bit(net.named_parameters(), lr=1e-2, **options)
 
 
+@support.needs(2, 3, "there is no GradScaler of the CPU")
 class TestGradScaler(unittest.TestCase):
     def test_the_gradients_are_unscaled_in_the_step(self):
         a, left = pair()
@@ -66,8 +66,11 @@ class TestGradScaler(unittest.TestCase):
         self.assertTrue(support.same(*ends))
 
 
+@support.needs(2, 4, "there are no operators in Python")
 class TestCompile(unittest.TestCase):
     def test_the_whole_step_is_one_graph_with_the_bits_of_eager(self):
+        import torch._dynamo.testing
+
         for backend in ("aot_eager", "inductor"):
             with self.subTest(backend=backend):
                 torch._dynamo.reset()
@@ -100,6 +103,7 @@ class TestCompile(unittest.TestCase):
         )
 
 
+@support.needs(2, 1, "there is no hook behind an accumulated gradient")
 class TestRelease(unittest.TestCase):
     def test_the_bits_are_those_of_ordinary_steps(self):
         a, left = pair(weights="plain")

@@ -9,6 +9,10 @@ import unittest
 import support
 
 import torch
+
+if support.VERSION < (2, 5):
+    raise unittest.SkipTest("before torch 2.5: there is no torch.distributed.tensor")
+
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.multiprocessing as mp
@@ -123,6 +127,42 @@ def three(folder, mesh):
     dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=folder / "dcp")
     tensor_parallel(mesh)
     refused(mesh)
+    taken_over(mesh)
+
+
+def taken_over(mesh):
+    """A running AdamW of torch on shards becomes one of lowbit and is given back."""
+    for options in ({}, {"amsgrad": True}, {"spec": "factor4"}):
+        amsgrad = options.get("amsgrad", False)
+        spec = {key: value for key, value in options.items() if key != "amsgrad"}
+        ends = []
+        for net in (model(), model()):
+            if ends:
+                for layer in net:
+                    fully_shard(layer, mesh=mesh)
+            params = list(net.parameters())
+            adamw = torch.optim.AdamW(params, amsgrad=amsgrad, **OPTIONS)
+            steps(adamw, params, 0, 3)
+            optimizer = lt.AdamW4bit.from_adamw(adamw, **spec)
+            taken = snapshot(optimizer)
+            steps(optimizer, params, 3, 5)
+            back = optimizer.to_adamw()
+            ends.append((taken, snapshot(optimizer), torchs(back)))
+            assert all(isinstance(p, DTensor) for p in params) == (len(ends) == 2)
+            kinds = {type(back.state[p]["exp_avg"]) for p in params}
+            assert kinds == {DTensor if len(ends) == 2 else torch.Tensor}, kinds
+            steps(back, params, 5, 6)
+        for alone, shards, what in zip(*ends, ("taken over", "stepped", "given back")):
+            assert support.same(alone, shards), f"{what} {options}"
+
+
+def torchs(optimizer):
+    """A snapshot of one of torch's optimizers."""
+    return {
+        (i, key): whole(value).clone()
+        for i, state in enumerate(optimizer.state.values())
+        for key, value in state.items()
+    }
 
 
 def tensor_parallel(mesh):

@@ -76,6 +76,11 @@ impl Part {
             .map(move |row| Run::at(&tensor.grid, row, col, len))
     }
 
+    #[inline(always)]
+    pub(super) fn has_all_rows(&self, tensor: &TensorPlan) -> bool {
+        self.rows == (0..tensor.grid.rows)
+    }
+
     /// The part of the last axis that its elements lie in. Rows of several axes have whole ones,
     /// shorter than a block.
     #[inline(always)]

@@ -2,6 +2,7 @@
 
 #![expect(unsafe_code, reason = "reads the caller's raw buffers")]
 
+use std::mem::MaybeUninit;
 use std::sync::atomic::Ordering;
 
 use super::adamw::maxima_in_registers;
@@ -25,42 +26,43 @@ struct Segment {
     squares: [Chunk; SEGMENT],
 }
 
+impl Segment {
+    const ZERO: Self = Self {
+        p: [Chunk::ZERO; SEGMENT],
+        states: [[Chunk::ZERO; SEGMENT]; MAX_STATES],
+        squares: [Chunk::ZERO; SEGMENT],
+    };
+}
+
 /// # Safety
 /// As for [`super::collect()`].
 #[inline(always)]
 pub(super) unsafe fn collect_maxima<L: Lanes>(call: &TensorCall<'_>, of: &Part) {
     let tensor = call.tensor;
     let wanted = Wanted::of(call);
-    let mut segment = Segment {
-        p: [Chunk::ZERO; SEGMENT],
-        states: [[Chunk::ZERO; SEGMENT]; MAX_STATES],
-        squares: [Chunk::ZERO; SEGMENT],
-    };
-    let mut all_finite = true;
     let last_axis = of.last_axis(tensor);
-    let mut columns = Columns::new(index(last_axis.start));
+    let width = index(last_axis.end - last_axis.start);
+    let mut columns = Columns::new(index(last_axis.start), width);
     // SAFETY: the caller's promise; the runs lie in the tensor.
-    unsafe {
+    let all_finite = unsafe {
         let registers = if wanted.states == States::SecondMoment {
             maxima_in_registers::<L>(call, of, &mut columns)
         } else {
             None
         };
-        if let Some(finite) = registers {
-            all_finite &= finite;
-            for row in of.rows(tensor) {
-                let end = row.part(row.len / CHUNK * CHUNK, CHUNK);
-                if end.len > 0 {
-                    all_finite &= collect_run::<L>(call, wanted, end, &mut segment, &mut columns);
+        match registers {
+            Some(finite) => finite,
+            None => {
+                let mut segment = Segment::ZERO;
+                let mut all_finite = true;
+                for run in of.segments(tensor) {
+                    all_finite &= collect_run::<L>(call, wanted, run, &mut segment, &mut columns);
                 }
-            }
-        } else {
-            for run in of.segments(tensor) {
-                all_finite &= collect_run::<L>(call, wanted, run, &mut segment, &mut columns);
+                all_finite
             }
         }
-    }
-    columns.flush(call, index(last_axis.end - last_axis.start));
+    };
+    columns.flush(call, of.has_all_rows(tensor));
     if !all_finite {
         call.flag().store(1, Ordering::Relaxed);
     }
@@ -243,9 +245,11 @@ fn raise(
 /// Maxima of the columns of a box, for the projections that keep the last axis alone: raised here
 /// row by row, and in the shared statistics once.
 pub(super) struct Columns {
-    maxima: [[i32; STATS_COLUMNS as usize]; Self::COUNT],
+    /// Of each array as much is set as the chunks of `width` columns need.
+    maxima: [MaybeUninit<[i32; STATS_COLUMNS as usize]>; Self::COUNT],
     /// The index along the last axis that comes first.
     start: usize,
+    width: usize,
     used: usize,
 }
 
@@ -254,41 +258,65 @@ impl Columns {
     const COUNT: usize = 2;
 
     #[inline(always)]
-    fn new(start: usize) -> Self {
-        Self {
-            maxima: [[0; STATS_COLUMNS as usize]; Self::COUNT],
+    fn new(start: usize, width: usize) -> Self {
+        let mut columns = Self {
+            maxima: [MaybeUninit::uninit(); Self::COUNT],
             start,
+            width,
             used: 0,
+        };
+        for array in &mut columns.maxima {
+            let len = width.next_multiple_of(CHUNK);
+            assert!(len <= STATS_COLUMNS as usize);
+            // SAFETY: an array is as long.
+            unsafe { std::ptr::write_bytes(array.as_mut_ptr().cast::<i32>(), 0, len) };
         }
+        columns
     }
 
-    /// The first array, from the box's first column on.
+    /// The slots of an array, up to the end of the last column's chunk.
+    #[inline(always)]
+    fn slots(&mut self, array: usize) -> Option<&mut [i32]> {
+        let len = self.width.next_multiple_of(CHUNK);
+        let array = self.maxima.get_mut(array)?;
+        // SAFETY: so many were set.
+        Some(unsafe { std::slice::from_raw_parts_mut(array.as_mut_ptr().cast(), len) })
+    }
+
+    /// The first array, from the box's first column on, up to the end of the last one's chunk.
     #[inline(always)]
     pub(super) fn first(&mut self) -> &mut [i32] {
-        &mut self.maxima[0]
+        let first = self.slots(0);
+        first.unwrap_or_default()
     }
 
     /// The next array from a column on, as long as there is one; callers ask in the same order for
     /// every stretch.
     #[inline(always)]
     fn next(&mut self, column: usize) -> Option<&mut [i32]> {
-        let array = self.maxima.get_mut(self.used);
         self.used += 1;
-        array.map(|array| &mut array[column - self.start..])
+        let (used, start) = (self.used, self.start);
+        let slots = self.slots(used - 1);
+        slots.map(|slots| &mut slots[column - start..])
     }
 
-    /// Brings what was collected to the shared statistics.
+    /// Brings what was collected to the shared statistics; `alone` says that there is no other box
+    /// with these columns.
     #[inline(always)]
-    fn flush(&mut self, call: &TensorCall<'_>, width: usize) {
+    fn flush(&mut self, call: &TensorCall<'_>, alone: bool) {
         self.used = 0;
-        let start = self.start;
+        let (start, width) = (self.start, self.width);
         for (_, maxima) in all_maxima(call.tensor) {
             if maxima.projection.is_last_axis()
                 && let Some(slots) = self.next(start)
             {
                 let first = maxima.word + call.on_last_axis(&maxima.projection, start);
                 for (i, largest) in slots[..width].iter().enumerate() {
-                    call.raise(first + i, *largest);
+                    if alone {
+                        call.raise_alone(first + i, *largest);
+                    } else {
+                        call.raise(first + i, *largest);
+                    }
                 }
             }
         }

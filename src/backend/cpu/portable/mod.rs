@@ -147,11 +147,10 @@ unsafe fn apply<L: Lanes>(call: &TensorCall<'_>, units: Range<i64>) -> i64 {
     // SAFETY: the caller's promise; the units lie in the tensor.
     unsafe {
         if index(grid.block) <= CHUNK {
-            let mut work = Unit::<1>::ZERO;
-            let registers = adamw::in_registers::<L>(call, units.clone(), &mut work);
-            if let Some(skipped) = registers {
+            if let Some(skipped) = adamw::in_registers::<L>(call, units.clone()) {
                 return skipped;
             }
+            let mut work = Unit::<1>::ZERO;
             for run in Run::of_units(grid, units) {
                 skipped += apply_unit::<L, 1>(call, run, &mut work);
             }
@@ -180,8 +179,8 @@ unsafe fn apply_unit<L: Lanes, const CHUNKS: usize>(
         unit.len.div_ceil(CHUNK)
     };
     let (param, grad) = (tensor.info.param_dtype, tensor.info.grad_dtype);
-    prefetch::<L>(call.weight.data, param.size(), unit);
-    prefetch::<L>(call.grad, grad.size(), unit);
+    prefetch::<L>(call.weight.data, param.size(), unit, AHEAD);
+    prefetch::<L>(call.grad, grad.size(), unit, AHEAD);
     // SAFETY: the runs lie in the tensor.
     unsafe {
         for (run, g) in unit.parts(CHUNK).zip(&mut work.g) {
@@ -238,13 +237,15 @@ unsafe fn skip(call: &TensorCall<'_>, unit: Run) {
     }
 }
 
-/// Asks for elements to come of parameters or gradients: a chunk's instructions are more than a
-/// processor looks ahead, and its own prefetching ends with a page.
+/// How far ahead elements are asked for, where they are used in their order.
+const AHEAD: usize = 4 * CHUNK;
+
+/// Asks for elements of parameters or gradients that are as much ahead of a run: a chunk's instructions
+/// are more than a processor looks ahead, and its own prefetching ends with a page.
 #[inline(always)]
-fn prefetch<L: Lanes>(data: *const u8, size: usize, run: Run) {
-    const AHEAD: usize = 4 * CHUNK;
+fn prefetch<L: Lanes>(data: *const u8, size: usize, run: Run, ahead: usize) {
     const LINE: usize = 64;
-    let first = (run.first + AHEAD) * size;
+    let first = (run.first + ahead) * size;
     for at in (0..run.len * size).step_by(LINE) {
         L::prefetch(data.wrapping_add(first + at));
     }
