@@ -89,10 +89,10 @@ fn budgeted<T>(bytes: usize, body: impl FnOnce() -> T) -> T {
     result
 }
 
-/// What a reader may have in use for a file of `bytes`: a JSON of short numbers and names grows when it
+/// What a reader may have in use for a file of `bytes`: what its JSON may grow to is asked for before it
 /// is taken apart, and every tensor's codes have a table.
 fn bound(bytes: usize) -> usize {
-    16 * bytes + (1 << 16)
+    24 * bytes + (1 << 16)
 }
 
 fn golden(name: &str) -> PathBuf {
