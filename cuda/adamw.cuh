@@ -27,7 +27,7 @@ struct Place {
 // One lane's part of a unit.
 struct Quad {
   float p[EACH];
-  float g[EACH];  // becomes what is subtracted from p
+  float g[EACH];  // becomes the update
   float m[EACH];
   float v[EACH];
 };
@@ -35,22 +35,14 @@ struct Quad {
 // The new moments, and whether root and quotient may be taken without checks: all in range, where an
 // m of +0 is too.
 __device__ __forceinline__ bool step_moments(Quad& x, const Scalars& s) {
-  float least_m = __uint_as_float(INF_BITS);
   bool fast = true;
 #pragma unroll
   for (int i = 0; i < EACH; ++i) {
     x.m[i] = first_moment(x.g[i], x.m[i], s);
     x.v[i] = second_moment(x.g[i], x.v[i], s);
-    fast = fast & (x.v[i] >= LEAST_V);
-    // Without NaN, which `largest_of` finds.
-    least_m = fminf(least_m, fabsf(x.m[i]));
-  }
-  if (least_m < LEAST_M) {
-    // Rarely, and mostly 0.
-#pragma unroll
-    for (int i = 0; i < EACH; ++i) {
-      fast = fast & ((fabsf(x.m[i]) >= LEAST_M) | (__float_as_uint(x.m[i]) == 0));
-    }
+    // Without branches.
+    fast = fast & (x.v[i] >= LEAST_V) &
+           ((fabsf(x.m[i]) >= LEAST_M) | (__float_as_uint(x.m[i]) == 0));
   }
   return fast;
 }
@@ -63,11 +55,9 @@ struct Largest {
 
 template <bool Wide>
 __device__ __forceinline__ Largest largest_of(const Quad& x, int count) {
-  // Results of arithmetic: their NaN is canonical.
-  Largest largest{Wide || count > 0 ? fabsf(x.m[0]) : 0.0f,
-                  Wide || count > 0 ? fabsf(x.v[0]) : 0.0f};
+  Largest largest{0.0f, 0.0f};
 #pragma unroll
-  for (int i = 1; i < EACH; ++i) {
+  for (int i = 0; i < EACH; ++i) {
     // What a lane computes beyond the end of a row has no part in the scale.
     if (Wide || i < count) {
       largest.m = max_nan(largest.m, fabsf(x.m[i]));
@@ -77,18 +67,18 @@ __device__ __forceinline__ Largest largest_of(const Quad& x, int count) {
   return largest;
 }
 
-// g becomes what is subtracted, the negated update. L2: the decay was part of the gradient.
+// g becomes the update. L2: the decay was part of the gradient.
 template <bool L2>
 __device__ __forceinline__ void step_updates(Quad& x, bool fast, const Scalars& s) {
   if (fast) {
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {
-      x.g[i] = -update_in_range(x.m[i], x.v[i], L2 ? 0.0f : __fmul_rn(s.lr_wd, x.p[i]), s);
+      x.g[i] = update_in_range(x.m[i], x.v[i], L2 ? 0.0f : __fmul_rn(s.lr_wd, x.p[i]), s);
     }
   } else {
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {
-      x.g[i] = -update_of(x.m[i], x.v[i], L2 ? 0.0f : __fmul_rn(s.lr_wd, x.p[i]), s);
+      x.g[i] = update_of(x.m[i], x.v[i], L2 ? 0.0f : __fmul_rn(s.lr_wd, x.p[i]), s);
     }
   }
 }
@@ -186,25 +176,6 @@ struct Memory {
         corrections |= (static_cast<unsigned>(correction) & 0xff) << 8 * i;
       }
       store_bytes<Wide>(beside + at, count, corrections);
-    }
-  }
-
-  // The new parameters, or the updates: in two branches, so that each element is one addition.
-  template <bool Wide, typename Draws>
-  __device__ __forceinline__ void store_result(long long at, int count, Quad& x,
-                                               Draws draws) const {
-    if (updates) {
-#pragma unroll
-      for (int i = 0; i < EACH; ++i) {
-        x.g[i] = -x.g[i];
-      }
-      store<P, Wide>(to, at, count, x.g);
-    } else {
-#pragma unroll
-      for (int i = 0; i < EACH; ++i) {
-        x.g[i] = __fadd_rn(x.p[i], -x.g[i]);  // R8
-      }
-      store_params<Wide>(at, count, x.g, draws);
     }
   }
 };
@@ -314,7 +285,13 @@ __device__ __forceinline__ void step_unit(const Walker& walker, const States& st
     step_updates<false>(x, fast, s);
   }
   states.template store<Wide>(place, x, largest.m, v_maximum, usual);
-  memory.template store_result<Wide>(place.element, place.count, x,
+  if (!memory.updates) {
+#pragma unroll
+    for (int i = 0; i < EACH; ++i) {
+      x.g[i] = __fadd_rn(x.p[i], x.g[i]);  // R8
+    }
+  }
+  memory.template store_params<Wide>(place.element, place.count, x.g,
                                      [&] { return position.draws(walker); });
 }
 

@@ -56,4 +56,4 @@ struct F32States {
 
 }  // namespace lowbit
 
-LOWBIT_ADAMW_KERNELS(f32, step_tensors, lowbit::F32States, 4)
+LOWBIT_ADAMW_KERNELS(f32, step_tensors, lowbit::F32States, 3)

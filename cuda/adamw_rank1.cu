@@ -254,7 +254,12 @@ __device__ __forceinline__ void apply_row(const Walker& walker, const SignedTabl
   if (lane_index() == 0) {
     *m_scale = m_new;
   }
-  memory.template store_result<Wide>(0, column.count, x, [&] {
+  if (!memory.updates) {
+    for (int i = 0; i < EACH; ++i) {
+      x.g[i] = __fadd_rn(x.p[i], x.g[i]);  // R8
+    }
+  }
+  memory.template store_params<Wide>(0, column.count, x.g, [&] {
     // The tensor is no shard.
     return walker.stream().draws(WEIGHT_DRAW, row, column.col);
   });

@@ -47,8 +47,8 @@ struct SignedTable {
   // The exponents of cells are 120 to 127; a positive cell c is in lane c + 23, a negative one in
   // lane c + 7, modulo 32.
   __device__ static __forceinline__ unsigned cell_of(float x, float over_scale) {
-    const unsigned size = __float_as_uint(__fmaf_rn(fabsf(x), over_scale, SHIFT));
-    const unsigned bits = size | (__float_as_uint(x) & 0x80000000);
+    const float shift = __uint_as_float((__float_as_uint(x) & 0x80000000) | __float_as_uint(SHIFT));
+    const unsigned bits = __float_as_uint(__fmaf_rn(x, over_scale, shift));
     return (bits >> 22) + (bits >> 27);
   }
 

@@ -74,12 +74,17 @@ def print_lines(line, arguments):
             sys.exit(f"these are not the lines of {file}")
 
 
-def print_hash(continued, folder):
-    """The program that continues a trainer of another language and compares the hash.
+def hand_over(continued, write, arguments, usage):
+    """The program that continues a trainer of another language and compares the hash, or, with
+    `--write`, leaves a trainer.
 
-    continued: of a folder: the hash.
+    continued: of a folder: the hash. write: into a folder.
     """
-    folder = pathlib.Path(folder)
+    if len(arguments) == 2 and arguments[0] == "--write":
+        return write(pathlib.Path(arguments[1]))
+    if len(arguments) != 1:
+        sys.exit(usage)
+    folder = pathlib.Path(arguments[0])
     found = continued(folder)
     print(found)
     expected = (folder / "expected.txt").read_text(encoding="utf-8").split()

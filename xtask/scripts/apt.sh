@@ -45,6 +45,19 @@ END
 	die "none of the sources of apt has Debian $2:" $mirrors
 }
 
+# download_debs PACKAGE...: these alone, not what they depend on.
+download_debs() {
+	(cd "$apt/cache/archives" && own_apt -q download "$@")
+}
+
+# unpack_debs FOLDER: unpacks there what `own_apt` has fetched, and removes that apt.
+unpack_debs() {
+	for deb in "$apt"/cache/archives/*.deb; do
+		dpkg-deb --extract "$deb" "$1"
+	done
+	rm -rf "$apt"
+}
+
 own_apt() {
 	apt-get --config-file "$apt/apt.conf" "$@"
 }

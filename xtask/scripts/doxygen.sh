@@ -10,15 +10,9 @@ set -eu
 mkdir -p "$1"
 prefix=$(cd "$1" && pwd)
 open_apt "$prefix/apt" bookworm
-(
-	cd "$apt/cache/archives"
-	own_apt -q download doxygen libclang-cpp14 libclang1-14 libllvm14 libxapian30 \
-		libedit2 libz3-4 libtinfo6 libxml2 libbsd0 libmd0 libicu72 liblzma5 libuuid1 libffi8 zlib1g
-)
-for deb in "$apt"/cache/archives/*.deb; do
-	dpkg-deb --extract "$deb" "$prefix"
-done
-rm -rf "$apt"
+download_debs doxygen libclang-cpp14 libclang1-14 libllvm14 libxapian30 libedit2 libz3-4 libtinfo6 \
+	libxml2 libbsd0 libmd0 libicu72 liblzma5 libuuid1 libffi8 zlib1g
+unpack_debs "$prefix"
 
 # The prefix is found at run time, so that the folder may be moved or copied.
 mkdir -p "$prefix/bin"

@@ -13,15 +13,9 @@ set -eu
 mkdir -p "$1"
 prefix=$(cd "$1" && pwd)
 open_apt "$prefix/apt" bookworm
-(
-	cd "$apt/cache/archives"
-	own_apt -q download openmpi-bin openmpi-common libopenmpi3 libopenmpi-dev libpmix2 libhwloc15 \
-		libevent-core-2.1-7 libevent-pthreads-2.1-7 libmunge2
-)
-for deb in "$apt"/cache/archives/*.deb; do
-	dpkg-deb --extract "$deb" "$prefix"
-done
-rm -rf "$apt"
+download_debs openmpi-bin openmpi-common libopenmpi3 libopenmpi-dev libpmix2 libhwloc15 \
+	libevent-core-2.1-7 libevent-pthreads-2.1-7 libmunge2
+unpack_debs "$prefix"
 
 libraries=$(echo "$prefix"/usr/lib/*-linux-gnu*)
 for plugin in "$libraries"/openmpi/lib/openmpi3/*.so; do

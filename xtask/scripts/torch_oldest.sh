@@ -13,14 +13,9 @@ open_apt "$prefix/apt" bookworm
 # All that it needs, but for what every machine has and must not have twice in a process.
 packages=$(own_apt -q --simulate install python3-torch | awk '$1 == "Inst" { print $2 }' |
 	grep -v -x -E 'libc6|libc-bin|libgcc-s1|libstdc\+\+6|gcc-12-base|debconf|dpkg|perl.*|tar|tzdata')
-(
-	cd "$apt/cache/archives"
-	own_apt -q download $packages
-)
-for deb in "$apt"/cache/archives/*.deb; do
-	dpkg-deb --extract "$deb" "$prefix"
-done
-(cd "$prefix" && rm -rf "$apt" etc sbin var usr/include usr/sbin usr/share)
+download_debs $packages
+unpack_debs "$prefix"
+(cd "$prefix" && rm -rf etc sbin var usr/include usr/sbin usr/share)
 
 # The prefix is found at run time, so that the folder may be moved or copied.
 mkdir -p "$prefix/run"

@@ -14,7 +14,13 @@ pub(crate) fn library(sh: &Shell) -> Result<PathBuf> {
     Ok(sh.path("target/release/liblowbit.so"))
 }
 
-/// The same with functions that misbehave on request, in the folder where the tests in Rust build it too
+/// The cdylib for the CPU alone: no compiler of CUDA is fetched, and the build is short.
+pub(crate) fn library_for_cpu(sh: &Shell) -> Result<PathBuf> {
+    sh.run(Command::new("cargo").args(["build", "--release", "--package", "lowbit"]))?;
+    Ok(sh.path("target/release/liblowbit.so"))
+}
+
+/// [`library`] with functions that misbehave on request, in the folder where the tests in Rust build it too
 /// (`tests/c/library.rs`): the second build of the two finds it done.
 pub(crate) fn library_with_hooks(sh: &Shell) -> Result<PathBuf> {
     let mut cargo = cargo(sh)?;

@@ -8,8 +8,7 @@ use crate::shell::Shell;
 
 /// Arguments go to the example; `cargo xtask demo --help` lists them.
 pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
-    // The demo runs on the CPU, so it does not fetch a CUDA compiler.
-    sh.run(Command::new("cargo").args(["build", "--release", "--package", "lowbit"]))?;
+    build::library_for_cpu(sh)?;
     let gpt = build::program(sh, "examples/cpp/gpt.cpp", "gpt", &["-O3"])?;
     let mut command = Command::new(gpt);
     if !args.iter().any(|arg| arg == "--out") {

@@ -3,18 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::env;
 use crate::error::{Context, Error, Result};
 use crate::shell::Shell;
+use crate::{build, env};
 
 pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
     if let Some(unknown) = args.first() {
         return Err(Error::Usage(format!("docs takes no argument `{unknown}`")));
     }
-    // Nothing is compiled for a GPU to document the library.
-    sh.run(Command::new("cargo").args(["build", "--release", "--package", "lowbit"]))?;
-    let library = sh.path("target/release/liblowbit.so");
-    let out = build(sh, &library, Command::new("cargo"))?;
+    let library = build::library_for_cpu(sh)?;
+    let out = write(sh, &library, Command::new("cargo"))?;
     println!("{}", out.join("index.html").display());
     Ok(())
 }
@@ -22,7 +20,7 @@ pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
 /// Writes `target/docs`. A warning of any of the programs is an error.
 ///
 /// `cargo`: in the environment that the library was built in, so that it is not built again.
-pub(crate) fn build(sh: &Shell, library: &Path, cargo: Command) -> Result<PathBuf> {
+pub(crate) fn write(sh: &Shell, library: &Path, cargo: Command) -> Result<PathBuf> {
     let out = sh.path("target/docs");
     env::remove(&out)?;
     std::fs::create_dir_all(&out).context(out.display())?;
@@ -64,13 +62,13 @@ fn headers(sh: &Shell, out: &Path) -> Result<()> {
 
 fn python(sh: &Shell, library: &Path, out: &Path) -> Result<()> {
     let torch = env::torch::packages(sh)?;
-    let path = [sh.path("bindings/python"), env::docs::pdoc(sh)?, torch];
-    let path = std::env::join_paths(path)
-        .map_err(|error| Error::Failed(format!("PYTHONPATH: {error}")))?;
-    let mut pdoc = Command::new(env::python::ensure(sh)?);
-    pdoc.env("PYTHONPATH", path)
-        .env("LOWBIT_LIBRARY", library)
-        .env("JAX_PLATFORMS", "cpu")
+    let mut pdoc = env::python::command_with(
+        sh,
+        &env::python::ensure(sh)?,
+        library,
+        [env::docs::pdoc(sh)?, torch],
+    )?;
+    pdoc.env("JAX_PLATFORMS", "cpu")
         .args(["-W", "error", "-m", "pdoc", "--output-directory"])
         .arg(out.join("python"))
         // `checkpoint` is found as a member of `lowbit`.
@@ -85,14 +83,7 @@ fn python(sh: &Shell, library: &Path, out: &Path) -> Result<()> {
 }
 
 fn julia(sh: &Shell, library: &Path, out: &Path) -> Result<()> {
-    let mut julia = Command::new(env::julia::ensure(sh)?);
-    julia
-        .arg(format!("--project={}", sh.path("bindings/julia").display()))
-        .arg(sh.path("bindings/julia/docs/reference.jl"))
-        .arg(out.join("julia.html"))
-        .env("LOWBIT_LIBRARY", library);
-    if std::env::var_os("JULIA_DEPOT_PATH").is_none() {
-        julia.env("JULIA_DEPOT_PATH", sh.path("target/env/julia-depot"));
-    }
-    sh.quiet(&mut julia)
+    let script = "bindings/julia/docs/reference.jl";
+    let mut julia = env::julia::command(sh, &env::julia::ensure(sh)?, library, script);
+    sh.quiet(julia.arg(out.join("julia.html")))
 }

@@ -14,18 +14,13 @@ pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
             "`example` needs a name: jax, libtorch, trainer".into(),
         ));
     };
-    // They run on the CPU, so no CUDA compiler is fetched.
-    let library = || {
-        sh.run(Command::new("cargo").args(["build", "--release", "--package", "lowbit"]))?;
-        Ok(sh.path("target/release/liblowbit.so"))
-    };
     let mut example = match name.as_str() {
-        "jax" => jax(sh, &library()?)?,
+        "jax" => jax(sh, &build::library_for_cpu(sh)?)?,
         "libtorch" => {
-            library()?;
+            build::library_for_cpu(sh)?;
             Command::new(libtorch(sh)?)
         }
-        "trainer" => trainer(sh, &library()?)?,
+        "trainer" => trainer(sh, &build::library_for_cpu(sh)?)?,
         unknown => return Err(Error::Usage(format!("there is no example `{unknown}`"))),
     };
     sh.run(example.args(args))
@@ -77,12 +72,6 @@ fn trainer(sh: &Shell, library: &Path) -> Result<Command> {
 
 /// PyTorch's Python with the Trainer and this library.
 pub(crate) fn with_transformers(sh: &Shell, library: &Path) -> Result<Command> {
-    let mut command = Command::new(env::torch::ensure(sh)?);
     let packages = env::huggingface::packages(sh)?;
-    let path = std::env::join_paths([sh.path("bindings/python"), packages])
-        .map_err(|error| Error::Failed(format!("PYTHONPATH: {error}")))?;
-    command
-        .env("PYTHONPATH", path)
-        .env("LOWBIT_LIBRARY", library);
-    Ok(command)
+    env::python::command_with(sh, &env::torch::ensure(sh)?, library, [packages])
 }

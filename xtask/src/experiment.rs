@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::env;
 use crate::error::{Error, Result};
 use crate::shell::Shell;
+use crate::{build, env};
 
 /// Unpacks one data set, or all, from packages in a folder if one is given.
 pub(crate) fn data(sh: &Shell, args: &[String]) -> Result<()> {
@@ -33,21 +33,15 @@ pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
     for name in needed {
         env::experiments::data(sh, name, None)?;
     }
-    // Experiments run on the CPU, so no CUDA compiler is fetched.
-    sh.run(Command::new("cargo").args(["build", "--release", "--package", "lowbit"]))?;
-    let library = sh.path("target/release/liblowbit.so");
+    let library = build::library_for_cpu(sh)?;
     sh.run(python(sh, &library)?.arg("run.py").args(args))
 }
 
 /// Python in the folder of the experiments, with all that they import.
 pub(crate) fn python(sh: &Shell, library: &Path) -> Result<Command> {
-    let mut command = Command::new(env::python::ensure(sh)?);
     let packages = env::experiments::packages(sh)?;
-    let path = std::env::join_paths([sh.path("bindings/python"), packages])
-        .map_err(|error| Error::Failed(format!("PYTHONPATH: {error}")))?;
-    command
-        .env("PYTHONPATH", path)
-        .env("LOWBIT_LIBRARY", library)
-        .current_dir(sh.path("examples/experiments"));
+    let mut command =
+        env::python::command_with(sh, &env::python::ensure(sh)?, library, [packages])?;
+    command.current_dir(sh.path("examples/experiments"));
     Ok(command)
 }

@@ -3,9 +3,9 @@
 
 use std::process::Command;
 
-use crate::env;
 use crate::error::Result;
 use crate::shell::Shell;
+use crate::{build, env};
 
 /// Arguments go to the harness; `cargo xtask peers --help` lists them. `convert` alone runs the tests
 /// of `lowbit.convert` instead, also those that need the packages.
@@ -20,13 +20,12 @@ pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
     sh.run(&mut python)
 }
 
-/// A Python with the peers' packages and this library, which is built first. Only the CPU is timed, so
-/// this does not fetch a CUDA compiler.
+/// A Python with the peers' packages and this library, which is built first. Only the CPU is timed.
 pub(crate) fn python(sh: &Shell) -> Result<Command> {
-    sh.run(Command::new("cargo").args(["build", "--release", "--package", "lowbit"]))?;
+    let library = build::library_for_cpu(sh)?;
     let mut python = env::peers::python(sh)?;
     python
-        .env("LOWBIT_LIBRARY", sh.path("target/release/liblowbit.so"))
+        .env("LOWBIT_LIBRARY", library)
         .env("PYTHONPATH", sh.path("bindings/python"));
     Ok(python)
 }

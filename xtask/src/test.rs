@@ -284,7 +284,7 @@ fn jax(sh: &Shell, steps: &mut Steps, library: &Path, mock: Option<&Path>) {
     };
     let tests = sh.path("bindings/python/tests");
     let run_by = |python: &Path, library: &Path, args: &[&str]| {
-        let mut command = with_package(sh, python, library);
+        let mut command = env::python::command(sh, python, library);
         command.args(args).current_dir(&tests);
         command
     };
@@ -328,22 +328,13 @@ fn jax(sh: &Shell, steps: &mut Steps, library: &Path, mock: Option<&Path>) {
     });
 }
 
-/// A Python that imports this tree's package with the library.
-fn with_package(sh: &Shell, python: &Path, library: &Path) -> Command {
-    let mut command = Command::new(python);
-    command
-        .env("PYTHONPATH", sh.path("bindings/python"))
-        .env("LOWBIT_LIBRARY", library);
-    command
-}
-
 fn torch(sh: &Shell, steps: &mut Steps, library: &Path) {
     let Some(torch) = steps.run("set up PyTorch", || env::torch::ensure(sh)) else {
         return;
     };
     let tests = sh.path("bindings/python/tests/pytorch");
     let run = |python: &Path, args: &[&str]| {
-        let mut command = with_package(sh, python, library);
+        let mut command = env::python::command(sh, python, library);
         command
             .args(args)
             .env("TORCHINDUCTOR_CACHE_DIR", sh.path("target/inductor"))
@@ -371,17 +362,10 @@ fn torch(sh: &Shell, steps: &mut Steps, library: &Path) {
     steps.run("PyTorch: conversions", || {
         // By JAX's Python, since they are compared with optax.
         let packages = env::torch::packages(sh)?;
-        let path = format!(
-            "{}:{}",
-            sh.path("bindings/python").display(),
-            packages.display()
-        );
-        let mut convert = run(
-            &env::python::ensure(sh)?,
-            &["-m", "unittest", "test_convert"],
-        );
-        convert.current_dir(sh.path("bindings/python/tests"));
-        sh.run(convert.env("PYTHONPATH", path))
+        let python = env::python::ensure(sh)?;
+        let mut convert = env::python::command_with(sh, &python, library, [packages])?;
+        convert.args(["-m", "unittest", "test_convert"]);
+        sh.run(convert.current_dir(sh.path("bindings/python/tests")))
     });
     steps.run("PyTorch: example, a model and its adapters", || {
         let example = sh.path("examples/torch/adapters.py");
@@ -404,7 +388,7 @@ fn torch_oldest(sh: &Shell, steps: &mut Steps, library: &Path) {
         return;
     };
     steps.run("PyTorch: tests with the oldest PyTorch", || {
-        let mut discover = with_package(sh, &oldest, library);
+        let mut discover = env::python::command(sh, &oldest, library);
         discover.args(["-m", "unittest", "discover", "-v"]);
         sh.run(discover.current_dir(sh.path("bindings/python/tests/pytorch")))
     });
@@ -418,7 +402,7 @@ fn julia(sh: &Shell, steps: &mut Steps, library: &Path, mock: Option<&Path>) {
         return;
     };
     let run = |script: &str| {
-        let mut command = julia_command(sh, &julia, library, script);
+        let mut command = env::julia::command(sh, &julia, library, script);
         command.env("LOWBIT_TEST_LIBRARY", &hooks);
         command
     };
@@ -443,19 +427,6 @@ fn julia(sh: &Shell, steps: &mut Steps, library: &Path, mock: Option<&Path>) {
     });
 }
 
-/// A Julia program, with the package and the library.
-fn julia_command(sh: &Shell, julia: &Path, library: &Path, script: &str) -> Command {
-    let mut command = Command::new(julia);
-    command
-        .arg(format!("--project={}", sh.path("bindings/julia").display()))
-        .arg(sh.path(script))
-        .env("LOWBIT_LIBRARY", library);
-    if std::env::var_os("JULIA_DEPOT_PATH").is_none() {
-        command.env("JULIA_DEPOT_PATH", sh.path("target/env/julia-depot"));
-    }
-    command
-}
-
 /// A trainer of each language stops after some steps, and each other language goes on from its checkpoint
 /// with the same bits.
 ///
@@ -475,7 +446,7 @@ fn handovers(sh: &Shell, steps: &mut Steps, library: &Path, cpp_trainer: PathBuf
     };
     let tests = sh.path("bindings/python/tests");
     let by_python = |python: &Path, script: PathBuf| {
-        let mut command = with_package(sh, python, library);
+        let mut command = env::python::command(sh, python, library);
         command.arg(script);
         command
     };
@@ -483,7 +454,7 @@ fn handovers(sh: &Shell, steps: &mut Steps, library: &Path, cpp_trainer: PathBuf
         "C++" => Command::new(&cpp),
         "JAX" => by_python(&jax, tests.join("handover.py")),
         "PyTorch" => by_python(&torch, tests.join("pytorch/handover.py")),
-        _ => julia_command(sh, &julia, library, "bindings/julia/test/handover.jl"),
+        _ => env::julia::command(sh, &julia, library, "bindings/julia/test/handover.jl"),
     };
     let languages = ["C++", "JAX", "PyTorch", "Julia"];
     for from in languages {
@@ -533,7 +504,7 @@ fn docs(sh: &Shell, steps: &mut Steps, library: &Path) {
     });
     if ready.is_some() {
         steps.run("documentation", || {
-            docs::build(sh, library, build::cargo(sh)?)
+            docs::write(sh, library, build::cargo(sh)?)
         });
     }
 }

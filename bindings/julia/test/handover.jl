@@ -21,6 +21,21 @@ end
 
 const STEPS = 5
 
+"What hyper.txt says, for `step!`."
+function options(hyper)
+    lr, beta1, beta2, eps, weight_decay, grad_scale, clip_factor, skip = hyper
+    return (
+        lr = lr,
+        beta1 = beta1,
+        beta2 = beta2,
+        eps = eps,
+        weight_decay = weight_decay,
+        grad_scale = grad_scale,
+        clip_factor = clip_factor,
+        skip = skip != 0,
+    )
+end
+
 function continued(folder)
     file(name) = joinpath(folder, name)
     tensors = map(readlines(file("tensors.txt"))) do line
@@ -28,7 +43,6 @@ function continued(folder)
         Lowbit.Tensor(name, Float32, Tuple(reverse(parse.(Int, collect(extents)))))
     end
     hyper = parse.(Float32, split(read(file("hyper.txt"), String)))
-    lr, beta1, beta2, eps, weight_decay, grad_scale, clip_factor, skip = hyper
 
     plan = Lowbit.Plan(read(file("spec.json"), String), tensors)
     state = Lowbit.State(plan)
@@ -36,18 +50,7 @@ function continued(folder)
     step = Lowbit.load!(plan, file("state.safetensors"), state)
     for i in 1:STEPS
         grads = read_arrays(file("grad$i.f32"), tensors)
-        Lowbit.step!(
-            plan, params, grads, state;
-            step = step + i,
-            lr = lr,
-            beta1 = beta1,
-            beta2 = beta2,
-            eps = eps,
-            weight_decay = weight_decay,
-            grad_scale = grad_scale,
-            clip_factor = clip_factor,
-            skip = skip != 0,
-        )
+        Lowbit.step!(plan, params, grads, state; step = step + i, options(hyper)...)
     end
 
     got, expected = fingerprint(params, state), strip(read(file("expected.txt"), String))
@@ -74,21 +77,10 @@ function leave(folder)
     plan = Lowbit.Plan(SPEC, tensors)
     state = Lowbit.State(plan)
     params = [numbers(param_number, i - 1, t.size) for (i, t) in enumerate(tensors)]
-    lr, beta1, beta2, eps, weight_decay, grad_scale, clip_factor, _ = HYPER
     for step in 1:3+STEPS
         grads = [numbers(grad_number, 1000 * step + i - 1, t.size) for (i, t) in enumerate(tensors)]
         step > 3 && leave_arrays("grad$(step - 3).f32", grads)
-        Lowbit.step!(
-            plan, params, grads, state;
-            step = step,
-            lr = lr,
-            beta1 = beta1,
-            beta2 = beta2,
-            eps = eps,
-            weight_decay = weight_decay,
-            grad_scale = grad_scale,
-            clip_factor = clip_factor,
-        )
+        Lowbit.step!(plan, params, grads, state; step = step, options(HYPER)...)
         if step == 3
             Lowbit.save(plan, file("state.safetensors"), state; step = step)
             leave_arrays("params.f32", params)

@@ -105,14 +105,5 @@ def write(folder):
     protocol.describe(folder, optimizer.spec.json, SHAPES, HYPER, expected)
 
 
-def main(arguments):
-    if len(arguments) == 2 and arguments[0] == "--write":
-        write(pathlib.Path(arguments[1]))
-    elif len(arguments) == 1:
-        protocol.print_hash(continued, arguments[0])
-    else:
-        sys.exit(__doc__)
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    protocol.hand_over(continued, write, sys.argv[1:], __doc__)

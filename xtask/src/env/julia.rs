@@ -37,6 +37,19 @@ pub(crate) fn ensure(sh: &Shell) -> Result<PathBuf> {
     Ok(julia(&dir))
 }
 
+/// A program of this repository in Julia, with the package and the library.
+pub(crate) fn command(sh: &Shell, julia: &Path, library: &Path, script: &str) -> Command {
+    let mut command = Command::new(julia);
+    command
+        .arg(format!("--project={}", sh.path("bindings/julia").display()))
+        .arg(sh.path(script))
+        .env("LOWBIT_LIBRARY", library);
+    if std::env::var_os("JULIA_DEPOT_PATH").is_none() {
+        command.env("JULIA_DEPOT_PATH", sh.path("target/env/julia-depot"));
+    }
+    command
+}
+
 fn julia(dir: &Path) -> PathBuf {
     dir.join("bin/julia")
 }

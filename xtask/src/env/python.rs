@@ -86,6 +86,30 @@ pub(super) fn packages(
     )
 }
 
+/// A Python that imports this tree's package with the library.
+pub(crate) fn command(sh: &Shell, python: &Path, library: &Path) -> Command {
+    let mut command = Command::new(python);
+    command
+        .env("PYTHONPATH", sh.path("bindings/python"))
+        .env("LOWBIT_LIBRARY", library);
+    command
+}
+
+/// The same with the packages of more folders.
+pub(crate) fn command_with(
+    sh: &Shell,
+    python: &Path,
+    library: &Path,
+    packages: impl IntoIterator<Item = PathBuf>,
+) -> Result<Command> {
+    let folders = std::iter::once(sh.path("bindings/python")).chain(packages);
+    let path = std::env::join_paths(folders)
+        .map_err(|error| Error::Failed(format!("PYTHONPATH: {error}")))?;
+    let mut command = command(sh, python, library);
+    command.env("PYTHONPATH", path);
+    Ok(command)
+}
+
 /// Makes a virtual environment from the machine's Python.
 pub(crate) fn venv(sh: &Shell, dir: &Path) -> Result<()> {
     let python = match base(sh) {

@@ -311,24 +311,22 @@ class Batch:
                         self._shards.scatter(state[key], member.state[key])
             return
         values = [self._float32(value) for value in values]
-        self._fill_states()
         table = _value_table(values)
-        states = _at(self._state_table), len(self.slots), _stream(self.device)
-        call("lowbit_compress", self.plan.handle, name.encode(), _at(table), len(values), *states)
+        arguments = (_at(table), len(values), *self.state_table())
+        call("lowbit_compress", self.plan.handle, name.encode(), *arguments)
 
     def decompress(self, name):
         """The state `name` as tensors of the parameters' shapes: float32, and DTensors where the
         parameters are. An iterable, of which shards are gathered one at a time."""
         if self._shards is not None:
             return map(functools.partial(self._decompress_shard, name), self._members)
-        self._fill_states()
         values = [
             torch.empty(tensor.shape, dtype=torch.float32, device=self.device)
             for tensor in self.plan.tensors
         ]
         table = _value_table(values)
-        states = _at(self._state_table), len(self.slots)
-        arguments = (*states, _at(table), len(values), _stream(self.device))
+        *states, stream = self.state_table()
+        arguments = (*states, _at(table), len(values), stream)
         call("lowbit_decompress", self.plan.handle, name.encode(), *arguments)
         return values
 

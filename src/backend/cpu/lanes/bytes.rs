@@ -2,7 +2,7 @@
 
 #![expect(unsafe_code, reason = "the functions of registers are unsafe")]
 
-use super::{CHUNK, Vector, registers};
+use super::{CHUNK, Vector};
 use crate::quant::{Lines, Quotients, Table};
 
 /// Finds the nearest codes under one scale.
@@ -158,18 +158,4 @@ impl<V: Vector> Decoder<V> {
             }
         }
     }
-}
-
-/// The registers of a chunk.
-///
-/// # Safety
-/// As for [`Vector`].
-#[inline(always)]
-pub(in crate::backend::cpu) unsafe fn load<V: Vector>(chunk: &[f32; CHUNK]) -> V::Registers {
-    let mut values = V::ZEROS;
-    for j in 0..registers::<V>() {
-        // SAFETY: the caller's promise.
-        values.as_mut()[j] = unsafe { V::load(chunk.as_ptr().add(j * V::WIDTH)) };
-    }
-    values
 }

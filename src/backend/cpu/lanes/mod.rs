@@ -18,9 +18,9 @@ mod vector;
 pub(super) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(super) use avx512::Avx512;
-pub(super) use bytes::{Decoder, Encoder, load};
+pub(super) use bytes::{Decoder, Encoder};
 pub(super) use portable::Portable;
-pub(super) use vector::{PACKED, Vector, registers};
+pub(super) use vector::{PACKED, Vector, load, registers, store};
 
 use std::ops::{Deref, DerefMut};
 

@@ -1,6 +1,6 @@
 //! Registers of f32, for the kernels that keep a chunk in them from load to store.
 
-use super::CHUNK;
+use super::{CHUNK, Chunk};
 
 /// A register of [`Vector::WIDTH`] f32, with the operations that [`crate::numerics`] allows.
 ///
@@ -101,4 +101,32 @@ pub(in crate::backend::cpu) const PACKED: usize = 8;
 /// Registers of a chunk.
 pub(in crate::backend::cpu) const fn registers<V: Vector>() -> usize {
     CHUNK / V::WIDTH
+}
+
+/// The registers of a chunk.
+///
+/// # Safety
+/// As for [`Vector`].
+#[inline(always)]
+pub(in crate::backend::cpu) unsafe fn load<V: Vector>(chunk: &[f32; CHUNK]) -> V::Registers {
+    let mut values = V::ZEROS;
+    for j in 0..registers::<V>() {
+        // SAFETY: the caller's promise.
+        values.as_mut()[j] = unsafe { V::load(chunk.as_ptr().add(j * V::WIDTH)) };
+    }
+    values
+}
+
+/// Registers as a chunk.
+///
+/// # Safety
+/// As for [`Vector`].
+#[inline(always)]
+pub(in crate::backend::cpu) unsafe fn store<V: Vector>(registers: &V::Registers) -> Chunk {
+    let mut chunk = Chunk::ZERO;
+    for (j, x) in registers.as_ref().iter().enumerate() {
+        // SAFETY: the caller's promise; a chunk has as many elements as its registers.
+        unsafe { x.store(chunk.as_mut_ptr().add(j * V::WIDTH)) };
+    }
+    chunk
 }

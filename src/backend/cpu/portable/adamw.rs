@@ -16,7 +16,7 @@ use super::run::{Run, load_run, store_run};
 use super::weights::{load_weights, store_weights};
 use super::{AHEAD, prefetch, skip};
 use crate::backend::cpu::call::TensorCall;
-use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, PACKED, Vector, registers};
+use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, PACKED, Vector, load, registers, store};
 use crate::backend::cpu::reference::block_scale;
 use crate::dtype::Dtype;
 use crate::layout::{div_ceil, index};
@@ -271,16 +271,11 @@ unsafe fn chunk<L: Lanes, M: Moment<L>, V: Moment<L>, const F32_IN_PLACE: bool>(
 /// Makes values from an element on zero.
 #[inline(always)]
 unsafe fn clear_behind<V: Vector>(values: &mut V::Registers, len: usize) {
-    let mut chunk = Chunk::ZERO;
-    // SAFETY: a chunk has as many elements as its registers.
+    // SAFETY: the caller's processor has the instructions.
     unsafe {
-        for (j, x) in values.as_ref().iter().enumerate() {
-            x.store(chunk.as_mut_ptr().add(j * V::WIDTH));
-        }
+        let mut chunk = store::<V>(values);
         chunk[len..].fill(0.0);
-        for (j, x) in values.as_mut().iter_mut().enumerate() {
-            *x = V::load(chunk.as_ptr().add(j * V::WIDTH));
-        }
+        *values = load::<V>(&chunk);
     }
 }
 
@@ -908,12 +903,8 @@ impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
             if usual {
                 self.row.close(run, codes);
             } else {
-                let mut chunk = Chunk::ZERO;
-                for (j, x) in values.as_ref().iter().enumerate() {
-                    x.store(chunk.as_mut_ptr().add(j * L::Vector::WIDTH));
-                }
-                let chunk = std::slice::from_ref(&chunk);
-                encode_unit::<L>(call, self.state, run, chunk, Source::Statistics);
+                let chunk = [store::<L::Vector>(values)];
+                encode_unit::<L>(call, self.state, run, &chunk, Source::Statistics);
             }
         }
     }

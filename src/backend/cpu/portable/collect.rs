@@ -76,6 +76,7 @@ impl Part {
             .map(move |row| Run::at(&tensor.grid, row, col, len))
     }
 
+    /// Whether no other part has the same columns.
     #[inline(always)]
     pub(super) fn has_all_rows(&self, tensor: &TensorPlan) -> bool {
         self.rows == (0..tensor.grid.rows)
