@@ -1706,7 +1706,7 @@ void lowbit_context_destroy(struct lowbit_context_t *context);
  * - `out` (out, host, not NULL): the plan, or NULL on failure.
  * # Returns
  * OK, NULL_POINTER, STRUCT_SIZE, UNKNOWN_FLAG, INVALID_ARGUMENT (the text names tensor and field),
- * UNSUPPORTED (the backend has no kernel for what a tensor would get).
+ * UNSUPPORTED (the backend has no kernel for what a tensor would get), OUT_OF_MEMORY.
  * # Threads
  * Any. A plan may be used by several threads at once.
  * # Stream
@@ -2405,7 +2405,7 @@ lowbit_status_t lowbit_checkpoint_save(const struct lowbit_plan_t *plan,
  * - `out` (out, host): may be NULL; its struct_size is read.
  * # Returns
  * OK; IO, FORMAT_MAGIC, FORMAT_VERSION, FORMAT_TRUNCATED, FORMAT_CORRUPT, FORMAT_MISMATCH (the
- * state is untouched); NULL_POINTER, BUFFER_SIZE, MISALIGNED, STRUCT_SIZE.
+ * state is untouched); NULL_POINTER, BUFFER_SIZE, MISALIGNED, STRUCT_SIZE, OUT_OF_MEMORY.
  * # Threads
  * Nobody else uses the state.
  * # Stream
@@ -2437,7 +2437,8 @@ lowbit_status_t lowbit_checkpoint_load(const struct lowbit_plan_t *plan,
  * - `cap` (in): bytes of `buf`.
  * - `needed` (out, host, not NULL): exact size of the checkpoint.
  * # Returns
- * OK, NULL_POINTER, INVALID_ARGUMENT, BUFFER_SIZE (also if `cap` is too small), MISALIGNED.
+ * OK, NULL_POINTER, INVALID_ARGUMENT, BUFFER_SIZE (also if `cap` is too small), MISALIGNED,
+ * OUT_OF_MEMORY.
  * # Threads
  * Any, while nobody changes the state.
  * # Stream
@@ -2559,7 +2560,7 @@ lowbit_status_t lowbit_checkpoint_read(const struct lowbit_plan_t *plan,
  * - `path` (in, host, not NULL): UTF-8; the index, replaced whole or not at all.
  * # Returns
  * OK, NULL_POINTER, INVALID_ARGUMENT (a file elsewhere), IO, FORMAT_..., FORMAT_MISMATCH (the text
- * says what does not fit or is missing).
+ * says what does not fit or is missing), OUT_OF_MEMORY.
  * # Threads
  * Any.
  * # Stream
@@ -2673,7 +2674,7 @@ lowbit_status_t lowbit_checkpoint_reshard(const struct lowbit_plan_t *plan,
  * - `cap` (in): bytes of `buf`.
  * - `needed` (out, host): bytes of the text with its NUL; may be NULL.
  * # Returns
- * OK, NULL_POINTER, BUFFER_SIZE (`cap` is too small), IO, FORMAT_...
+ * OK, NULL_POINTER, BUFFER_SIZE (`cap` is too small), IO, FORMAT_..., OUT_OF_MEMORY.
  * # Threads
  * Any.
  * # Stream

@@ -8,6 +8,7 @@ use crate::dtype::Dtype;
 use crate::error::{Result, invalid, unsupported};
 use crate::layout::index;
 use crate::plan::{Plan, StatePlan};
+use crate::reserve::zeros;
 use crate::step::{Buffer, check, count};
 
 /// What [`Plan::ema`] takes besides state and stream. Slices are in the plan's order.
@@ -205,7 +206,7 @@ impl Plan {
                     );
                     continue;
                 }
-                let mut values = values(target.numel)?;
+                let mut values: Vec<f32> = zeros(index(target.numel))?;
                 let buffer = [Buffer {
                     data: values.as_mut_ptr().cast(),
                     bytes: 4 * target.numel,
@@ -263,22 +264,6 @@ impl Plan {
         }
         Ok(())
     }
-}
-
-/// Room for the f32 values of a tensor.
-///
-/// # Errors
-/// `OutOfMemory` with the size.
-pub(crate) fn values(numel: i64) -> Result<Vec<f32>> {
-    let mut values = Vec::new();
-    values.try_reserve_exact(index(numel)).map_err(|error| {
-        crate::error::Error::new(
-            crate::error::Status::OutOfMemory,
-            format!("{numel} f32 values: {error}"),
-        )
-    })?;
-    values.resize(index(numel), 0.0);
-    Ok(values)
 }
 
 /// Whether the buffers of two states mean the same, random roundings aside.

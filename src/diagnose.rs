@@ -9,11 +9,12 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::backend::{Call, Context};
-use crate::codec::values;
+use crate::counts::Counts;
 use crate::error::{Result, unsupported};
 use crate::layout::index;
 use crate::numerics::{Hyper, power};
-use crate::plan::{Codes, Format, Plan, Scales, TensorPlan};
+use crate::plan::{Format, Plan, TensorPlan};
+use crate::reserve::zeros;
 use crate::step::{Buffer, HyperSource, NonFinite, Stage, StepArgs};
 
 /// What [`Plan::diagnose`] finds. Numbers that a state does not have are `None`.
@@ -146,7 +147,7 @@ impl Plan {
                 if plan.tensors[0].states[s].format == Format::F32 {
                     continue;
                 }
-                let mut coded = values(tensor.numel)?;
+                let mut coded: Vec<f32> = zeros(index(tensor.numel))?;
                 let buffer = [Buffer {
                     data: coded.as_mut_ptr().cast(),
                     bytes: 4 * tensor.numel,
@@ -183,87 +184,53 @@ fn compare(
         pairs.map(|(x, q)| term(f64::from(*x), f64::from(*q))).sum()
     };
     let squares = sum(&|x, _| x * x);
-    let error = sum(&|x, q| (x - q) * (x - q));
     let second = plan.name.starts_with('v');
-    let codes = match &plan.format {
-        Format::Codes(codes) => Some(code_shares(tensor, codes, &buffers[plan.first_buffer..])),
+    let counts = match &plan.format {
+        Format::Codes(codes) => {
+            let buffers = buffers[tensor.state_buffers(s)].iter();
+            // SAFETY: copies of the state's buffers, which nobody writes to meanwhile.
+            #[expect(unsafe_code, reason = "reads raw copies")]
+            let bytes: Vec<_> = buffers
+                .map(|buffer| unsafe {
+                    std::slice::from_raw_parts(buffer.data.cast::<u8>(), index(buffer.bytes))
+                })
+                .collect();
+            Some(Counts::of(tensor, codes, &bytes))
+        }
         _ => None,
     };
+    let share = |count: fn(&Counts) -> i64| {
+        let counts = counts.as_ref()?;
+        let scaled = (tensor.numel - counts.unscaled).max(1);
+        Some(count(counts) as f64 / scaled as f64)
+    };
+    let blocks = counts.as_ref().and_then(|counts| counts.blocks);
     StateDiagnostics {
         tensor: tensor.info.name.clone(),
         state: plan.name.to_owned(),
         quantizer: plan.describe(),
-        relative_error: if error == 0.0 {
-            0.0
-        } else {
-            (error / squares).sqrt()
-        },
-        lowest_codes: codes.as_ref().map(|codes| codes.lowest),
-        highest_codes: codes.as_ref().map(|codes| codes.highest),
-        dead_blocks: codes
-            .as_ref()
-            .and_then(|codes| codes.blocks)
-            .map(|(dead, _)| dead),
-        blocks: codes
-            .as_ref()
-            .and_then(|codes| codes.blocks)
-            .map(|(_, all)| all),
+        relative_error: relative_error(fresh, coded),
+        lowest_codes: share(|counts| counts.lowest),
+        highest_codes: share(|counts| counts.highest),
+        dead_blocks: blocks.map(|(dead, _)| dead),
+        blocks: blocks.map(|(_, all)| all),
         preconditioner_ratio: second.then(|| quantiles(fresh, coded, hyper, t)).flatten(),
         radial_bias: (!second && squares > 0.0).then(|| sum(&|x, q| x * q) / squares - 1.0),
     }
 }
 
-/// Shares of the end codes, and dead and all blocks where there are blocks.
-struct CodeShares {
-    lowest: f64,
-    highest: f64,
-    blocks: Option<(i64, i64)>,
-}
-
-fn code_shares(tensor: &TensorPlan, codes: &Codes, buffers: &[Buffer]) -> CodeShares {
-    let grid = &tensor.grid;
-    let (per_byte, bytes) = (codes.per_byte, grid.code_bytes(codes.per_byte));
-    let highest_code = codes.table.levels.len() - 1;
-    let bits = 8 / per_byte;
-    let (mut lowest, mut highest, mut alive, mut dead, mut all) = (0_i64, 0_i64, 0_i64, 0, 0);
-    for row in 0..grid.rows {
-        for col in 0..grid.cols {
-            // SAFETY: the copies of the state's buffers, with the plan's sizes.
-            #[expect(unsafe_code, reason = "reads raw copies")]
-            let (byte, scale) = unsafe {
-                let byte = *buffers[0]
-                    .data
-                    .cast::<u8>()
-                    .add(index(row * bytes + col / per_byte));
-                let scale = match codes.scales {
-                    Scales::Block(block) => {
-                        let blocks = crate::layout::div_ceil(grid.cols, block);
-                        let at = index(row * blocks + col / block);
-                        if col % block == 0 {
-                            all += 1;
-                            dead += i64::from(*buffers[1].data.cast::<f32>().add(at) == 0.0);
-                        }
-                        *buffers[1].data.cast::<f32>().add(at)
-                    }
-                    // Scales of slices: every element counts.
-                    Scales::Maxima(_) => 1.0,
-                };
-                (byte, scale)
-            };
-            if scale == 0.0 {
-                continue;
-            }
-            let code = usize::from(byte) >> (col % per_byte * bits) & ((1 << bits) - 1);
-            alive += 1;
-            lowest += i64::from(code == 0);
-            highest += i64::from(code == highest_code);
-        }
-    }
-    let share = |count: i64| count as f64 / alive.max(1) as f64;
-    CodeShares {
-        lowest: share(lowest),
-        highest: share(highest),
-        blocks: matches!(codes.scales, Scales::Block(_)).then_some((dead, all)),
+/// Norm of the difference, relative to that of `exact`; 0 where there is none.
+#[must_use]
+pub fn relative_error(exact: &[f32], found: &[f32]) -> f64 {
+    let sum = |term: &dyn Fn(f64, f64) -> f64| -> f64 {
+        let pairs = exact.iter().zip(found);
+        pairs.map(|(x, y)| term(f64::from(*x), f64::from(*y))).sum()
+    };
+    let squares = sum(&|x, y| (x - y) * (x - y));
+    if squares == 0.0 {
+        0.0
+    } else {
+        (squares / sum(&|x, _| x * x)).sqrt()
     }
 }
 
@@ -286,15 +253,7 @@ struct Copy {
 
 impl Copy {
     fn zeroed(bytes: i64) -> Result<Self> {
-        let mut words = Vec::new();
-        let count = index(bytes).div_ceil(8);
-        words.try_reserve_exact(count).map_err(|error| {
-            crate::error::Error::new(
-                crate::error::Status::OutOfMemory,
-                format!("{bytes} bytes for a copy: {error}"),
-            )
-        })?;
-        words.resize(count, 0);
+        let words = zeros(index(bytes).div_ceil(8))?;
         Ok(Self { words, bytes })
     }
 

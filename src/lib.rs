@@ -11,8 +11,8 @@
 //!         |
 //!  spec -> plan -> step, norm, codec, diagnose,   what is kept, where it lies, what moves it
 //!                  state, checkpoint
-//!  optimizer  quant  weights  rng                 what is computed, element by element
-//!  layout  numerics  dtype  error                 the pieces they are made of; no FFI, no GPU
+//!  optimizer  quant  weights  rng  counts         what is computed, element by element
+//!  layout  numerics  dtype  reserve  error        the pieces they are made of; no FFI, no GPU
 //!         |
 //!  backend/cpu/{reference, portable, lanes, pool} backend/cuda/{driver, kernels, params}
 //!                                                        |
@@ -48,8 +48,10 @@ pub mod weights;
 
 mod backend;
 mod capi;
+mod counts;
 mod numerics;
 mod optimizer;
+mod reserve;
 mod rng;
 mod xla;
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::backend::{Arena, Context};
 use crate::error::Result;
 use crate::plan::Plan;
+use crate::reserve;
 use crate::step::Buffer;
 
 /// One zeroed arena with every state buffer of a plan. All-zero bytes are the initial state of
@@ -23,17 +24,16 @@ impl State {
     /// # Errors
     /// `OutOfMemory` or `CudaOutOfMemory`, with the size in the text.
     pub fn new(plan: &Plan, stream: *mut c_void) -> Result<Self> {
+        let mut buffers = reserve::list(plan.buffers.len())?;
         let arena = plan.context.allocate(plan.arena_bytes, stream)?;
-        let buffers = plan
-            .buffers
-            .iter()
-            .map(|info| Buffer {
+        buffers.extend(plan.buffers.iter().map(|info| {
+            Buffer {
                 data: arena
                     .data()
                     .wrapping_byte_offset(info.arena_offset as isize),
                 bytes: info.bytes,
-            })
-            .collect();
+            }
+        }));
         Ok(Self {
             context: Arc::clone(&plan.context),
             arena,

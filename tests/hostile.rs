@@ -17,20 +17,27 @@ use std::path::{Path, PathBuf};
 
 use common::Model;
 use lowbit::Variant;
-use lowbit::checkpoint::Checkpoint;
+use lowbit::checkpoint::{Checkpoint, split};
 use lowbit::dtype::Dtype;
 use lowbit::error::{Result, Status};
 use lowbit::plan::TensorInfo;
 use lowbit::spec::Spec;
 use lowbit::state::State;
 
-/// Counts the bytes in use and their peak on each thread; refuses what is larger than a limit.
+/// Counts the bytes in use and their peak on each thread; refuses what is larger than a limit, and what
+/// would exceed a budget.
 struct Counting;
+
+/// What does not grow with the input (a context, an error's text) may exceed the budget a little:
+/// allocations of at most `SMALL` bytes, by `SPARE` bytes.
+const SMALL: usize = 1 << 11;
+const SPARE: usize = 1 << 14;
 
 thread_local! {
     static USED: Cell<usize> = const { Cell::new(0) };
     static PEAK: Cell<usize> = const { Cell::new(0) };
     static LIMIT: Cell<usize> = const { Cell::new(usize::MAX) };
+    static BUDGET: Cell<usize> = const { Cell::new(usize::MAX) };
 }
 
 #[global_allocator]
@@ -39,10 +46,12 @@ static COUNTING: Counting = Counting;
 // SAFETY: the system's allocator does the work.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        if layout.size() > LIMIT.get() {
+        let spare = if layout.size() <= SMALL { SPARE } else { 0 };
+        let used = USED.get().wrapping_add(layout.size());
+        if layout.size() > LIMIT.get() || used > BUDGET.get().saturating_add(spare) {
             return std::ptr::null_mut();
         }
-        USED.set(USED.get().wrapping_add(layout.size()));
+        USED.set(used);
         PEAK.set(PEAK.get().max(USED.get()));
         // SAFETY: the caller's promise.
         unsafe { System.alloc(layout) }
@@ -72,10 +81,18 @@ fn limited<T>(limit: usize, body: impl FnOnce() -> T) -> T {
     result
 }
 
-/// What a reader may have in use for a file of `bytes`: a JSON of short numbers and names grows when it
+/// Calls `body` where no more than `bytes` can be had.
+fn budgeted<T>(bytes: usize, body: impl FnOnce() -> T) -> T {
+    BUDGET.set(USED.get() + bytes);
+    let result = body();
+    BUDGET.set(usize::MAX);
+    result
+}
+
+/// What a reader may have in use for a file of `bytes`: what its JSON may grow to is asked for before it
 /// is taken apart, and every tensor's codes have a table.
 fn bound(bytes: usize) -> usize {
-    16 * bytes + (1 << 16)
+    24 * bytes + (1 << 16)
 }
 
 fn golden(name: &str) -> PathBuf {
@@ -89,6 +106,10 @@ fn open_and_verify(bytes: &[u8]) -> Result<()> {
 }
 
 fn refused(bytes: &[u8], what: impl Fn() -> String) -> usize {
+    refused_within(bound(bytes.len()), bytes, what)
+}
+
+fn refused_within(most: usize, bytes: &[u8], what: impl Fn() -> String) -> usize {
     let (result, used) = peak(|| open_and_verify(bytes));
     let Err(error) = result else {
         panic!("{} was accepted", what());
@@ -106,7 +127,7 @@ fn refused(bytes: &[u8], what: impl Fn() -> String) -> usize {
         what()
     );
     assert!(
-        used <= bound(bytes.len()),
+        used <= most,
         "{}: {used} bytes were in use for {}",
         what(),
         bytes.len()
@@ -165,27 +186,57 @@ fn truncations_and_flips_are_refused() {
 }
 
 /// JSON that is short for what it asks.
-#[test]
-fn headers_that_ask_for_much_get_little() {
-    let with = |meta: &str| {
-        let container = serde_json::json!({"__metadata__": {"lowbit": meta}}).to_string();
-        let mut bytes = (container.len() as u64).to_le_bytes().to_vec();
-        bytes.extend(container.as_bytes());
+fn greedy_headers() -> Vec<Vec<u8>> {
+    // The checksum is right, so that all of it is read.
+    let with = |meta: String| {
+        let sums = serde_json::json!({"dtype": "U8", "shape": [1, 4], "data_offsets": [0, 4]});
+        let metadata = serde_json::json!({"lowbit": meta});
+        let json = serde_json::json!({"__metadata__": metadata, "lowbit/crc32": sums}).to_string();
+        let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(json.as_bytes());
+        let sum = crc32fast::hash(&bytes);
+        bytes.extend(sum.to_le_bytes());
         bytes
     };
-    let zeros = "0,".repeat(50_000) + "0";
-    for meta in [
-        format!(r#"{{"format":1,"step":0,"tables":[[{zeros}]]}}"#),
-        format!(r#"{{"format":1,"step":0,"tensors":[{{"shape":[{zeros}]}}]}}"#),
-        format!(r#"{{"format":1,"unknown":[{zeros}]}}"#),
+    let list = |element: &str| format!("[{}{element}]", format!("{element},").repeat(20_000));
+    let spec = |overrides: String| format!(r#"{{"optimizer":"adamw","overrides":{overrides}}}"#);
+    let metas = [
+        format!(r#""tables":[{}]"#, list("0")),
+        format!(r#""tables":{}"#, list("[]")),
+        format!(r#""tensors":[{{"shape":{}}}]"#, list("0")),
         format!(
-            r#"{{"format":1,"unknown":{}{}}}"#,
-            "[".repeat(50_000),
-            "]".repeat(50_000)
+            r#""spec":{},"tables":[],"tensors":[{{"name":"","shape":[],"global_shape":[],"offset":[],
+            "row_axis":0,"states":{}}}]"#,
+            spec("[]".to_owned()),
+            list(r#"{"name":"","kind":"value"}"#)
         ),
-    ] {
-        refused(&with(&meta), || meta[..40].to_owned());
+        format!(
+            r#""spec":{},"tables":[],"tensors":[]"#,
+            spec(list(r#"{"match":""}"#))
+        ),
+        format!(r#""spec":{}"#, spec(list(r#"{"match":"*a?[b]"}"#))),
+        format!(r#""unknown":{}"#, list("0")),
+        format!(r#""unknown":{}"#, list("{}")),
+        format!(r#""unknown":{}{}"#, "[".repeat(20_000), "]".repeat(20_000)),
+    ];
+    metas
+        .map(|meta| with(format!(r#"{{"format":1,"step":0,{meta}}}"#)))
+        .to_vec()
+}
+
+#[test]
+fn headers_that_ask_for_much_get_little() {
+    let mut largest = 0.0_f64;
+    for (i, bytes) in greedy_headers().iter().enumerate() {
+        // Most is asked for ahead, not used.
+        let used = refused_within(128 * bytes.len(), bytes, || format!("greedy header {i}"));
+        largest = largest.max(used as f64 / bytes.len() as f64);
+        // However little there is: a status.
+        for part in 1..40 {
+            let _ = budgeted(used * part / 40, || open_and_verify(bytes)).unwrap_err();
+        }
     }
+    println!("greedy headers: at most {largest:.1} x the file asked for");
     for length in [9, 99_999_992, 100_000_000, 100_000_001, u64::MAX] {
         let mut bytes = length.to_le_bytes().to_vec();
         bytes.extend([b' '; 64]);
@@ -273,4 +324,72 @@ fn without_memory_there_is_a_status() {
     }
     assert!(model.state == before);
     println!("{failed} calls without memory: a status each; {worked} with it");
+}
+
+/// Budgets of a sweep.
+const PARTS: usize = 100;
+
+/// `body` gives the status wherever memory ends, and works with what it had in use.
+fn sweep(what: &str, mut body: impl FnMut() -> Result<()>) {
+    body().unwrap();
+    let (result, needed) = peak(&mut body);
+    result.unwrap();
+    for part in 0..PARTS {
+        match budgeted(needed * part / PARTS, &mut body) {
+            Err(error) => assert_eq!(error.status(), Status::OutOfMemory, "{what}: {error}"),
+            Ok(()) => panic!("{what}: worked with {part}/{PARTS} of {needed} bytes"),
+        }
+    }
+    budgeted(needed, &mut body).unwrap();
+    println!("{what}: {needed} bytes; a status with any part of them");
+}
+
+#[test]
+fn wherever_memory_ends_there_is_a_status() {
+    let rank1 = r#"{"optimizer":"adamw","amsgrad":true,"threshold":0,
+        "m":{"bits":8,"normalization":"rank1","mapping":"de"},
+        "v":{"bits":4,"normalization":"rank1","mapping":"linear"}}"#;
+    let cases = [
+        ("adamw4", Spec::preset("adamw4").unwrap(), vec![70, 64]),
+        ("adamw8", Spec::preset("adamw8").unwrap(), vec![70, 64]),
+        ("adamw32", Spec::preset("adamw32").unwrap(), vec![]),
+        ("factor4", Spec::preset("factor4").unwrap(), vec![70, 64]),
+        ("sm3", Spec::preset("sm3").unwrap(), vec![4, 5, 6, 7]),
+        ("rank1", Spec::from_json(rank1).unwrap(), vec![1; 16]),
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    for (name, spec, shape) in cases {
+        let tensors = || -> Vec<_> {
+            (0..if shape.len() > 8 { 20 } else { 200 })
+                .map(|i| TensorInfo::new(format!("layers.{i}.weight"), &shape, Dtype::F32))
+                .collect()
+        };
+        let model = Model::new(Variant::Auto, 1, &spec, tensors());
+        let (plan, state) = (&model.plan, model.buffers());
+        let none = std::ptr::null_mut();
+        let mut bytes = Vec::new();
+        // SAFETY: all memory is the model's.
+        unsafe { plan.write_checkpoint(&state, 1, &mut bytes, None, none) }.unwrap();
+        let from = Checkpoint::of(Box::new(&bytes[..])).unwrap();
+        // Made before memory ends: two to find out, one for each budget.
+        let mut lists: Vec<_> = (0..PARTS + 3).map(|_| tensors()).collect();
+        sweep(&format!("{name}: plan"), || {
+            from.plan(lists.pop().unwrap()).map(drop)
+        });
+        sweep(&format!("{name}: header"), || {
+            plan.checkpoint_bytes(1).map(drop)
+        });
+        sweep(&format!("{name}: open and load"), || {
+            let from = Checkpoint::of(Box::new(&bytes[..]))?;
+            // SAFETY: all memory is the model's.
+            unsafe { plan.read_checkpoint(&from, &state, false, None, none) }.map(drop)
+        });
+        let index = folder.path().join(format!("{name}.json"));
+        split(&from, 0, 5, &index, None).unwrap();
+        sweep(&format!("{name}: index of 5 files"), || {
+            let from = Checkpoint::open(&index)?;
+            // SAFETY: all memory is the model's.
+            unsafe { plan.read_checkpoint(&from, &state, false, None, none) }.map(drop)
+        });
+    }
 }

@@ -71,7 +71,7 @@ pub unsafe extern "C" fn lowbit_checkpoint_save(
 /// - `out` (out, host): may be NULL; its struct_size is read.
 /// # Returns
 /// OK; IO, FORMAT_MAGIC, FORMAT_VERSION, FORMAT_TRUNCATED, FORMAT_CORRUPT, FORMAT_MISMATCH (the
-/// state is untouched); NULL_POINTER, BUFFER_SIZE, MISALIGNED, STRUCT_SIZE.
+/// state is untouched); NULL_POINTER, BUFFER_SIZE, MISALIGNED, STRUCT_SIZE, OUT_OF_MEMORY.
 /// # Threads
 /// Nobody else uses the state.
 /// # Stream
@@ -115,7 +115,8 @@ pub unsafe extern "C" fn lowbit_checkpoint_load(
 /// - `cap` (in): bytes of `buf`.
 /// - `needed` (out, host, not NULL): exact size of the checkpoint.
 /// # Returns
-/// OK, NULL_POINTER, INVALID_ARGUMENT, BUFFER_SIZE (also if `cap` is too small), MISALIGNED.
+/// OK, NULL_POINTER, INVALID_ARGUMENT, BUFFER_SIZE (also if `cap` is too small), MISALIGNED,
+/// OUT_OF_MEMORY.
 /// # Threads
 /// Any, while nobody changes the state.
 /// # Stream

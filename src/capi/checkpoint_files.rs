@@ -22,7 +22,7 @@ use crate::error::{Error, Result, Status, invalid};
 /// - `path` (in, host, not NULL): UTF-8; the index, replaced whole or not at all.
 /// # Returns
 /// OK, NULL_POINTER, INVALID_ARGUMENT (a file elsewhere), IO, FORMAT_..., FORMAT_MISMATCH (the text
-/// says what does not fit or is missing).
+/// says what does not fit or is missing), OUT_OF_MEMORY.
 /// # Threads
 /// Any.
 /// # Stream
@@ -191,7 +191,7 @@ pub unsafe extern "C" fn lowbit_checkpoint_reshard(
 /// - `cap` (in): bytes of `buf`.
 /// - `needed` (out, host): bytes of the text with its NUL; may be NULL.
 /// # Returns
-/// OK, NULL_POINTER, BUFFER_SIZE (`cap` is too small), IO, FORMAT_...
+/// OK, NULL_POINTER, BUFFER_SIZE (`cap` is too small), IO, FORMAT_..., OUT_OF_MEMORY.
 /// # Threads
 /// Any.
 /// # Stream

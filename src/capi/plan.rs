@@ -11,7 +11,8 @@ use super::types::*;
 use super::{array, copy_text, output, text};
 use crate::dtype::Dtype;
 use crate::error::{Result, invalid};
-use crate::plan::{ARENA_ALIGN, MAX_GROUPS, Plan, TensorInfo};
+use crate::plan::{ARENA_ALIGN, MAX_GROUPS, Plan, TensorInfo, TensorPlan};
+use crate::reserve;
 use crate::weights::Weights;
 
 /// What every tensor got and where every state buffer lies.
@@ -38,7 +39,7 @@ handle!(lowbit_plan_t, "plan", b"lb.plan\0");
 /// - `out` (out, host, not NULL): the plan, or NULL on failure.
 /// # Returns
 /// OK, NULL_POINTER, STRUCT_SIZE, UNKNOWN_FLAG, INVALID_ARGUMENT (the text names tensor and field),
-/// UNSUPPORTED (the backend has no kernel for what a tensor would get).
+/// UNSUPPORTED (the backend has no kernel for what a tensor would get), OUT_OF_MEMORY.
 /// # Threads
 /// Any. A plan may be used by several threads at once.
 /// # Stream
@@ -65,9 +66,10 @@ pub unsafe extern "C" fn lowbit_plan_create(
             let (context, spec) = (borrow(context)?, borrow(spec)?);
             let count = usize::try_from(tensor_count)
                 .map_err(|_| invalid(format!("tensor_count is {tensor_count}")))?;
-            let infos = (0..count)
-                .map(|i| tensor(tensors, i))
-                .collect::<Result<Vec<TensorInfo>>>()?;
+            let mut infos = reserve::list(count)?;
+            for i in 0..count {
+                infos.push(tensor(tensors, i)?);
+            }
             let plan = Plan::new(Arc::clone(&context.context), &spec.spec, infos)?;
             give(out, lowbit_plan_t::new(plan)?);
         }
@@ -303,8 +305,11 @@ pub unsafe extern "C" fn lowbit_plan_destroy(plan: *mut lowbit_plan_t) {
 
 impl lowbit_plan_t {
     fn new(plan: Plan) -> Result<Self> {
+        let texts = |tensor: &TensorPlan| 512 + tensor.info.name.len() + tensor.reason.len();
+        let bytes: usize = plan.tensors.iter().map(texts).sum();
+        reserve::room(bytes + 128 * plan.buffers.len())?;
         let c = |text: String| CString::new(text).map_err(|error| invalid(error.to_string()));
-        let quantizers = |tensor: &crate::plan::TensorPlan| {
+        let quantizers = |tensor: &TensorPlan| {
             let states = tensor.states.iter();
             let texts: Vec<_> = states
                 .map(|state| format!("{} {}", state.name, state.describe()))

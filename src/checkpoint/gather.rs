@@ -2,9 +2,9 @@
 
 use super::place::Place;
 use super::read::Checkpoint;
-use super::reserve;
 use crate::error::Result;
 use crate::layout::index;
+use crate::reserve::zeros;
 
 /// The most that is read at a time of a file whose runs are short.
 const WINDOW: usize = 1 << 20;
@@ -187,7 +187,7 @@ impl Cursor {
             let last = member.start(self.piece.buffer) + index(buffer.bytes) as u64;
             let bytes = (window.max(into.len()) as u64).min(last - start) as usize;
             if self.window.len() < bytes {
-                self.window = reserve(bytes)?;
+                self.window = zeros(bytes)?;
             }
             self.window.truncate(bytes);
             member.source.read_at(start, &mut self.window)?;

@@ -5,14 +5,15 @@ use std::collections::HashMap;
 use safetensors::tensor::{Dtype as EntryDtype, Metadata, TensorInfo as Entry};
 use serde::Deserialize;
 
+use super::fail;
 use super::meta::{FORMAT, Meta};
 use super::source::Source;
-use super::{fail, reserve};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result, Status};
 use crate::layout::index;
 use crate::numerics::FpEnv;
-use crate::plan::Plan;
+use crate::plan::{BufferInfo, Plan};
+use crate::reserve::{room, zeros};
 use crate::spec::Spec;
 
 /// Key of our JSON in the container's metadata.
@@ -38,6 +39,7 @@ pub(super) struct Header {
 impl Header {
     /// What a checkpoint of the plan's tensors begins with.
     pub(super) fn new(plan: &Plan, step: i64) -> Result<Self> {
+        room(written_bytes(plan))?;
         let meta = serde_json::to_string(&Meta::new(plan, step)).map_err(internal)?;
         let metadata = HashMap::from([(KEY.to_owned(), meta)]);
         let order = order(plan);
@@ -84,6 +86,7 @@ impl Header {
         let _env = FpEnv::ieee();
         let length = source.length()?;
         let bytes = header_bytes(source, length)?;
+        room(parsed_bytes(&bytes[8..]))?;
         let corrupt = |text: String| fail(Status::FormatCorrupt, text);
         let container: Metadata = serde_json::from_slice(&bytes[8..])
             .map_err(|error| corrupt(format!("safetensors header: {error}")))?;
@@ -162,6 +165,27 @@ pub(super) struct Opened {
     pub(super) sums: Vec<u32>,
 }
 
+/// What making the header of a plan has in use at most, in bytes: texts, and structs for all buffers.
+fn written_bytes(plan: &Plan) -> usize {
+    const TABLE: usize = 24 << 10;
+    let buffer = |info: &BufferInfo| {
+        let tensor = &plan.tensors[info.tensor].info;
+        768 + 8 * tensor.name.len() + 96 * tensor.shape.len()
+    };
+    let rules = plan.spec.overrides.len();
+    let tables = plan.spec.states().len() * (1 + rules.min(plan.tensors.len())) * TABLE;
+    512 * rules + tables + plan.buffers.iter().map(buffer).sum::<usize>()
+}
+
+/// What a header has in use at most while it is taken apart, in bytes: texts, structs for its objects,
+/// and lists, which have room for twice and are moved when they grow.
+fn parsed_bytes(json: &[u8]) -> usize {
+    let count = |byte| json.iter().filter(|found| **found == byte).count();
+    let parts = 4 * json.len() + 1024 * count(b'{') + 96 * count(b'[') + 24 * count(b',');
+    // Objects that mean anything are not that short.
+    (32 << 10) + parts.min(96 * json.len())
+}
+
 /// Length and JSON. What is allocated is bounded by the source's length.
 fn header_bytes(source: &dyn Source, length: u64) -> Result<Vec<u8>> {
     if length < 8 {
@@ -185,7 +209,7 @@ fn header_bytes(source: &dyn Source, length: u64) -> Result<Vec<u8>> {
             format!("the header has {json_bytes} bytes, the file only {length}"),
         ));
     }
-    let mut bytes = reserve(8 + json_bytes as usize)?;
+    let mut bytes = zeros(8 + json_bytes as usize)?;
     source.read_at(0, &mut bytes)?;
     Ok(bytes)
 }
@@ -252,7 +276,7 @@ fn read_sums(
         return Err(corrupt(format!("the last entry is not {SUMS}")));
     };
     let (start, end) = entry.data_offsets;
-    let mut stored = reserve(end - start)?;
+    let mut stored = zeros(end - start)?;
     source.read_at(length - stored.len() as u64, &mut stored)?;
     let sums: Vec<_> = stored
         .as_chunks()

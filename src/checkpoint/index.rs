@@ -3,13 +3,15 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::rc::Rc;
 
 use serde::{Deserialize, Serialize};
 
 use super::read::{Checkpoint, Member};
-use super::source::Source as _;
-use super::{fail, file, io, reserve};
+use super::source::{Shard, Source as _};
+use super::{fail, file, io};
 use crate::error::{Error, Result, Status, invalid};
+use crate::reserve::{list, room, zeros};
 
 /// Raised when an older reader could misread a newer index.
 const VERSION: i64 = 1;
@@ -46,8 +48,10 @@ pub(super) fn read(file: &File) -> Result<Option<(i64, Vec<Listed>)>> {
     if length > LONGEST {
         return Err(corrupt(format!("an index of {length} bytes")));
     }
-    let mut text = reserve(length as usize)?;
+    let mut text = zeros(length as usize)?;
     file.read_at(0, &mut text)?;
+    // A short name is a list's element of 32 bytes, and a string.
+    room(8 * text.len())?;
     let index: Index =
         serde_json::from_slice(&text).map_err(|error| corrupt(format!("index: {error}")))?;
     if index.lowbit_index != VERSION {
@@ -79,8 +83,9 @@ pub(super) fn read(file: &File) -> Result<Option<(i64, Vec<Listed>)>> {
 /// [`Checkpoint::open`].
 pub fn write_index(files: &[&Path], path: &Path) -> Result<()> {
     let folder = file::folder(path);
-    let mut members = Vec::with_capacity(files.len());
-    let mut listed = Vec::with_capacity(files.len());
+    let open = Rc::default();
+    let mut members = list(files.len())?;
+    let mut listed = list(files.len())?;
     for file in files {
         let within = |error: Error| error.within(&file.display().to_string());
         let name = file.file_name().and_then(std::ffi::OsStr::to_str);
@@ -90,8 +95,8 @@ pub fn write_index(files: &[&Path], path: &Path) -> Result<()> {
                 folder.display()
             ))));
         };
-        let source = File::open(file).map_err(|error| within(io(error)))?;
-        let member = Member::open(Box::new(source), name).map_err(within)?;
+        let shard = Shard::open(&open, file).map_err(within)?;
+        let member = Member::open(Box::new(shard), name).map_err(within)?;
         listed.push(Listed {
             name: name.to_owned(),
             crc32: member.opened.sums[0],

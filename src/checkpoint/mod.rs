@@ -33,6 +33,7 @@ use std::path::Path;
 
 use crate::error::{Error, Result, Status};
 use crate::plan::Plan;
+use crate::reserve::zeros;
 use crate::step::Buffer;
 use header::Header;
 
@@ -114,16 +115,17 @@ impl Plan {
         stream: *mut c_void,
     ) -> Result<CheckpointInfo> {
         self.check_state(state)?;
-        let mut gathers = from.gathers(self, subset)?;
+        let sources = from.sources(self, subset)?;
         let mut chunk = self.chunk()?;
         // Everything is read twice.
-        let bytes = from.source_bytes(&gathers) + self.state_bytes.unsigned_abs();
+        let bytes = from.source_bytes(&sources) + self.state_bytes.unsigned_abs();
         let mut meter = Meter::new(progress, bytes);
-        from.verify_sources(&gathers, &mut meter)?;
+        from.verify_sources(&sources, &mut meter)?;
         meter.seal();
         let partly =
             |error: Error| error.within("after verification; the state is in part written");
-        for (gather, buffer) in gathers.iter_mut().zip(state) {
+        for (info, buffer) in self.buffers.iter().zip(state) {
+            let mut gather = from.gather(self, info).map_err(partly)?;
             let (data, bytes) = (buffer.data.cast::<u8>(), crate::layout::index(buffer.bytes));
             let copy = gather.copy_of();
             let mut hasher = crc32fast::Hasher::new();
@@ -187,7 +189,7 @@ impl Plan {
     /// Room for a part of any buffer.
     fn chunk(&self) -> Result<Vec<u8>> {
         let largest = self.buffers.iter().map(|info| info.bytes).max();
-        reserve(CHUNK.min(crate::layout::index(largest.unwrap_or(0))))
+        zeros(CHUNK.min(crate::layout::index(largest.unwrap_or(0))))
     }
 
     /// Reads a checkpoint file, or an index and the files that it lists: [`Checkpoint::open`], then
@@ -258,14 +260,4 @@ fn fail(status: Status, text: String) -> Error {
 )]
 fn io(error: std::io::Error) -> Error {
     Error::new(Status::Io, error.to_string())
-}
-
-/// `bytes` zero bytes, or the error where there is no memory for them.
-fn reserve(bytes: usize) -> Result<Vec<u8>> {
-    let mut buffer = Vec::new();
-    buffer
-        .try_reserve_exact(bytes)
-        .map_err(|error| Error::new(Status::OutOfMemory, format!("{bytes} bytes: {error}")))?;
-    buffer.resize(bytes, 0);
-    Ok(buffer)
 }

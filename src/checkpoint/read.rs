@@ -1,19 +1,21 @@
 //! A checkpoint that was opened: one file, or the shards that an index lists. Buffers of any plan for
 //! the same global tensors are put together from it, whatever the mesh that wrote it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::File;
 use std::path::Path;
+use std::rc::Rc;
 
 use super::gather::{Gather, Piece};
 use super::header::{Header, Opened, altered};
 use super::meta::kept;
 use super::place::{self, Place};
-use super::source::Source;
-use super::{CHUNK, Meter, Progress, fail, index, io, reserve};
+use super::source::{Shard, Source};
+use super::{CHUNK, Meter, Progress, fail, index, io};
 use crate::error::{Error, Result, Status};
 use crate::layout;
 use crate::plan::{BufferInfo, Plan, TensorInfo, TensorPlan};
+use crate::reserve::{list, room, zeros};
 use crate::spec::Spec;
 
 /// One file of a checkpoint.
@@ -57,22 +59,21 @@ impl Checkpoint<'static> {
             return Self::of(Box::new(file)).map_err(within);
         };
         let folder = path.parent().unwrap_or(Path::new(""));
-        let members = files
-            .iter()
-            .map(|listed| {
-                let path = folder.join(&listed.name);
-                let within = |error: Error| error.within(&path.display().to_string());
-                let file = File::open(&path).map_err(|error| within(io(error)))?;
-                let member = Member::open(Box::new(file), &listed.name).map_err(within)?;
-                if member.opened.sums[0] != listed.crc32 {
-                    return Err(within(fail(
-                        Status::FormatMismatch,
-                        "is not the file that the index was made for".to_owned(),
-                    )));
-                }
-                Ok(member)
-            })
-            .collect::<Result<Vec<_>>>()?;
+        let open = Rc::default();
+        let mut members = list(files.len()).map_err(within)?;
+        for listed in &files {
+            let path = folder.join(&listed.name);
+            let within = |error: Error| error.within(&path.display().to_string());
+            let shard = Shard::open(&open, &path).map_err(within)?;
+            let member = Member::open(Box::new(shard), &listed.name).map_err(within)?;
+            if member.opened.sums[0] != listed.crc32 {
+                return Err(within(fail(
+                    Status::FormatMismatch,
+                    "is not the file that the index was made for".to_owned(),
+                )));
+            }
+            members.push(member);
+        }
         let checkpoint = Self::of_members(members).map_err(within)?;
         if checkpoint.step() != step {
             return Err(within(fail(
@@ -97,6 +98,10 @@ impl<'a> Checkpoint<'a> {
     /// The files of one set: of one step and spec, with shards that agree.
     pub(super) fn of_members(members: Vec<Member<'a>>) -> Result<Self> {
         let mismatch = |text: String| fail(Status::FormatMismatch, text);
+        let tensors = members
+            .iter()
+            .flat_map(|member| &member.opened.plan.tensors);
+        room(tensors.map(|tensor| 192 + 2 * tensor.info.name.len()).sum())?;
         let mut names = Vec::new();
         let mut shards: HashMap<String, Vec<(usize, usize)>> = HashMap::new();
         let Some(first) = members.first() else {
@@ -303,15 +308,24 @@ impl<'a> Checkpoint<'a> {
         Ok(())
     }
 
-    /// Of which pieces the buffers of `plan` are put together, in its order. `subset`: there may be
-    /// further tensors here.
+    /// Which buffers of which files the states of `plan` are put together from, in the order of the files.
+    /// `subset`: there may be further tensors here.
     ///
     /// # Errors
     /// `FormatMismatch` for a plan of another model or spec, and where a part is in no file.
-    pub(super) fn gathers(&self, plan: &Plan, subset: bool) -> Result<Vec<Gather<'_>>> {
+    pub(super) fn sources(&self, plan: &Plan, subset: bool) -> Result<Sources> {
         self.check(plan, subset)?;
-        let buffers = plan.buffers.iter();
-        buffers.map(|info| self.gather(plan, info)).collect()
+        let buffers = |member: &Member<'_>| member.opened.plan.buffers.len();
+        let mut used = list(self.members.len())?;
+        for member in &self.members {
+            used.push(zeros(buffers(member))?);
+        }
+        for info in &plan.buffers {
+            for piece in self.gather(plan, info)?.pieces() {
+                used[piece.member][piece.buffer] = true;
+            }
+        }
+        Ok(Sources(used))
     }
 
     /// Of which pieces buffer `info` of `plan` is put together.
@@ -320,6 +334,7 @@ impl<'a> Checkpoint<'a> {
     /// `FormatMismatch` where a part of it is in no file.
     pub(super) fn gather(&self, plan: &Plan, info: &BufferInfo) -> Result<Gather<'_>> {
         let element = info.dtype.size() as i64;
+        self.room_for_places(plan, info)?;
         let target = place::of(plan, info);
         let mut pieces = Vec::new();
         let mut missing = if target.is_empty() {
@@ -363,6 +378,13 @@ impl<'a> Checkpoint<'a> {
         Ok(Gather::new(self, target.in_bytes(element), pieces))
     }
 
+    /// Room for what is noted of each shard's part of buffer `info` of `plan`.
+    fn room_for_places(&self, plan: &Plan, info: &BufferInfo) -> Result<()> {
+        let tensor = &plan.tensors[info.tensor].info;
+        let shards = self.shards.get(&tensor.name).map_or(0, Vec::len);
+        room(shards * (1024 + 256 * tensor.shape.len()))
+    }
+
     /// The buffers of all shards that are parts of the same as buffer `info` of `plan`.
     fn buffers<'b>(
         &'b self,
@@ -401,6 +423,7 @@ impl<'a> Checkpoint<'a> {
     }
 
     fn check_replicas_of(&self, plan: &Plan, info: &BufferInfo) -> Result<()> {
+        self.room_for_places(plan, info)?;
         let mut boxes: HashMap<Place, (usize, usize)> = HashMap::new();
         let disagree = || {
             let text = format!("{}: shards disagree", plan.entry_name(info));
@@ -452,7 +475,7 @@ impl<'a> Checkpoint<'a> {
             };
             Gather::new(self, shared.clone(), vec![piece])
         });
-        let (mut a, mut b) = (reserve(CHUNK.min(bytes))?, reserve(CHUNK.min(bytes))?);
+        let (mut a, mut b) = (zeros(CHUNK.min(bytes))?, zeros(CHUNK.min(bytes))?);
         for at in (0..bytes).step_by(CHUNK) {
             let part = CHUNK.min(bytes - at);
             one.fill(&mut a[..part])?;
@@ -473,41 +496,42 @@ impl<'a> Checkpoint<'a> {
         Ok(())
     }
 
-    /// Verifies the entries that `gathers` take from.
-    pub(super) fn verify_sources(
-        &self,
-        gathers: &[Gather<'_>],
-        meter: &mut Meter<'_>,
-    ) -> Result<()> {
-        for (member, buffer) in Self::sources(gathers) {
+    /// Verifies these buffers.
+    pub(super) fn verify_sources(&self, sources: &Sources, meter: &mut Meter<'_>) -> Result<()> {
+        for (member, buffer) in sources.iter() {
             self.members[member].verify(buffer, meter)?;
         }
         Ok(())
     }
 
-    /// Bytes of the entries that `gathers` take from.
-    pub(super) fn source_bytes(&self, gathers: &[Gather<'_>]) -> u64 {
+    /// Bytes of these buffers.
+    pub(super) fn source_bytes(&self, sources: &Sources) -> u64 {
         let bytes = |(member, buffer): (usize, usize)| {
             let plan = &self.members[member].opened.plan;
             layout::index(plan.buffers[buffer].bytes) as u64
         };
-        Self::sources(gathers).into_iter().map(bytes).sum()
+        sources.iter().map(bytes).sum()
     }
+}
 
-    /// Each once, in the order of the files.
-    fn sources(gathers: &[Gather<'_>]) -> Vec<(usize, usize)> {
-        let pieces = gathers.iter().flat_map(Gather::pieces);
-        let set: HashSet<_> = pieces.map(|piece| (piece.member, piece.buffer)).collect();
-        let mut list: Vec<_> = set.into_iter().collect();
-        list.sort_unstable();
-        list
+/// Some buffers of the files of a checkpoint: for each file, which of its buffers.
+pub(super) struct Sources(Vec<Vec<bool>>);
+
+impl Sources {
+    /// Pairs of file and buffer.
+    fn iter(&self) -> impl Iterator<Item = (usize, usize)> {
+        let files = self.0.iter().enumerate();
+        files.flat_map(|(file, used)| {
+            let buffers = used.iter().enumerate().filter(|(_, used)| **used);
+            buffers.map(move |(buffer, _)| (file, buffer))
+        })
     }
 }
 
 impl<'a> Member<'a> {
     pub(super) fn open(source: Box<dyn Source + 'a>, name: &str) -> Result<Self> {
         let opened = Header::read(source.as_ref())?;
-        let mut position = vec![0; opened.header.entries.len()];
+        let mut position = zeros(opened.header.entries.len())?;
         for (at, (buffer, _)) in opened.header.entries.iter().enumerate() {
             position[*buffer] = at;
         }
@@ -533,7 +557,7 @@ impl<'a> Member<'a> {
     fn verify(&self, buffer: usize, meter: &mut Meter<'_>) -> Result<()> {
         let info = &self.opened.plan.buffers[buffer];
         let (start, bytes) = (self.start(buffer), layout::index(info.bytes));
-        let mut chunk = reserve(CHUNK.min(bytes))?;
+        let mut chunk = zeros(CHUNK.min(bytes))?;
         let mut hasher = crc32fast::Hasher::new();
         for at in (0..bytes).step_by(CHUNK) {
             let chunk = &mut chunk[..CHUNK.min(bytes - at)];

@@ -24,27 +24,33 @@ impl Plan {
         subset: bool,
         mut progress: Option<Progress<'_>>,
     ) -> Result<()> {
-        let mut gathers = from.gathers(self, subset)?;
-        let source_bytes = from.source_bytes(&gathers);
+        let sources = from.sources(self, subset)?;
+        let source_bytes = from.source_bytes(&sources);
         let total = source_bytes + self.checkpoint_bytes(from.step())?;
         {
             let mut reading = |done, _| progress.as_mut().is_none_or(|report| report(done, total));
             let mut meter = Meter::new(Some(&mut reading), total);
-            from.verify_sources(&gathers, &mut meter)?;
+            from.verify_sources(&sources, &mut meter)?;
         }
         let mut writing = |done, _| {
             progress
                 .as_mut()
                 .is_none_or(|report| report(source_bytes + done, total))
         };
+        let mut gather = None;
+        let fill = |buffer: usize, at: usize, chunk: &mut [u8]| {
+            if at == 0 {
+                gather = None;
+            }
+            match &mut gather {
+                Some(gather) => Gather::fill(gather, chunk),
+                None => gather
+                    .insert(from.gather(self, &self.buffers[buffer])?)
+                    .fill(chunk),
+            }
+        };
         file::replace(path, |out| {
-            write::write(
-                self,
-                from.step(),
-                out,
-                Some(&mut writing),
-                |buffer, _, chunk| Gather::fill(&mut gathers[buffer], chunk),
-            )
+            write::write(self, from.step(), out, Some(&mut writing), fill)
         })
     }
 }

@@ -5,6 +5,7 @@ use super::read::Checkpoint;
 use crate::error::{Result, invalid};
 use crate::layout::index;
 use crate::plan::{Plan, TensorInfo};
+use crate::reserve::zeros;
 use crate::state::State;
 use crate::step::Buffer;
 
@@ -71,7 +72,7 @@ impl Checkpoint<'_> {
         for (info, buffer) in plan.buffers[range.clone()].iter().zip(&buffers[range]) {
             self.gather(plan, info)?.fill(memory(*buffer))?;
         }
-        let mut values = crate::codec::values(tensor.numel)?;
+        let mut values: Vec<f32> = zeros(index(tensor.numel))?;
         let output = [Buffer {
             data: values.as_mut_ptr().cast(),
             bytes: 4 * tensor.numel,

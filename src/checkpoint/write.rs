@@ -3,10 +3,11 @@
 use std::io::Write;
 
 use super::header::Header;
-use super::{CHUNK, Meter, Progress, io, reserve};
+use super::{CHUNK, Meter, Progress, io};
 use crate::error::Result;
 use crate::layout::index;
 use crate::plan::Plan;
+use crate::reserve::zeros;
 
 /// Writes the checkpoint of `plan`; `fill(buffer, at, chunk)` gives the bytes of a buffer from its
 /// byte `at` on, buffer by buffer and chunk by chunk.
@@ -19,12 +20,12 @@ pub(super) fn write(
 ) -> Result<()> {
     let header = Header::new(plan, step)?;
     let mut meter = Meter::new(progress, header.file_bytes());
-    let mut sums = reserve(header.sums_bytes())?;
+    let mut sums = zeros(header.sums_bytes())?;
     let (first, others) = sums.split_at_mut(4);
     first.copy_from_slice(&crc32fast::hash(&header.bytes).to_le_bytes());
     out.write_all(&header.bytes).map_err(io)?;
     meter.add(header.bytes.len())?;
-    let mut chunk = reserve(CHUNK)?;
+    let mut chunk = zeros(CHUNK)?;
     for ((buffer, _), sum) in header.entries.iter().zip(others.chunks_mut(4)) {
         let bytes = index(plan.buffers[*buffer].bytes);
         let mut hasher = crc32fast::Hasher::new();

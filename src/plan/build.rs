@@ -1,5 +1,7 @@
 //! Laying a plan out, tensor by tensor and state by state.
 
+use std::sync::Arc;
+
 use super::{
     ARENA_ALIGN, BufferInfo, Codes, Factor, Format, MAX_AXES, Maxima, RmsPlan, Scales, Scratch,
     StatePlan, TensorInfo, TensorPlan,
@@ -7,6 +9,7 @@ use super::{
 use crate::dtype::Dtype;
 use crate::error::{Result, invalid};
 use crate::layout::{Grid, Projection, div_ceil};
+use crate::quant::Table;
 use crate::rng::name_hash;
 use crate::spec::{DEFAULT_BLOCK, FactorAxes, Normalization, Optimizer, Quantizer, Spec};
 
@@ -17,6 +20,24 @@ pub(super) struct Builder<'a> {
     pub(super) buffers: Vec<BufferInfo>,
     pub(super) arena: i64,
     pub(super) scratch: Scratch,
+    /// Of the quantizers so far.
+    pub(super) tables: Vec<(&'static str, Quantizer, Arc<Table>)>,
+}
+
+/// What a plan of these tensors has in use at most while it is made, in bytes. (`tests/hostile.rs` runs
+/// out of memory below it.)
+pub(super) fn bytes(spec: &Spec, tensors: &[TensorInfo]) -> usize {
+    const TABLE: usize = 8 << 10;
+    let states = spec.states().len();
+    let tensor = |info: &TensorInfo| {
+        // More are refused.
+        let axes = info.shape.len().min(MAX_AXES);
+        768 + 4 * info.name.len() + states * (384 + axes * (448 + 24 * axes))
+    };
+    let rules = spec.overrides.iter();
+    let patterns: usize = rules.map(|rule| 512 + 128 * rule.pattern.len()).sum();
+    let tables = states * (1 + spec.overrides.len().min(tensors.len())) * TABLE;
+    patterns + tables + tensors.iter().map(tensor).sum::<usize>()
 }
 
 /// One tensor while its states are laid out.
@@ -145,7 +166,8 @@ impl Builder<'_> {
             }
             _ => quantizer,
         };
-        let (Some(normalization), Some(table)) = (quantizer.normalization, quantizer.table(name)?)
+        let (Some(normalization), Some(table)) =
+            (quantizer.normalization, self.table(name, quantizer)?)
         else {
             self.buffer(place.index, name, "value", Dtype::F32, place.shape.to_vec());
             return Ok(Format::F32);
@@ -182,6 +204,20 @@ impl Builder<'_> {
             rounding: quantizer.rounding,
             scale_correction: quantizer.scale_correction,
         }))
+    }
+
+    /// A quantizer's table, one for all tensors that have it.
+    fn table(&mut self, name: &'static str, quantizer: &Quantizer) -> Result<Option<Arc<Table>>> {
+        let mut tables = self.tables.iter();
+        if let Some((.., table)) = tables.find(|(state, of, _)| *state == name && of == quantizer) {
+            return Ok(Some(Arc::clone(table)));
+        }
+        let table = quantizer.table(name)?;
+        if let Some(table) = &table {
+            let table = Arc::clone(table);
+            self.tables.push((name, quantizer.clone(), table));
+        }
+        Ok(table)
     }
 
     /// Maxima along every axis, or of a scalar itself.

@@ -16,6 +16,7 @@ use crate::dtype::Dtype;
 use crate::error::{Result, invalid};
 use crate::layout::Grid;
 use crate::numerics::FpEnv;
+use crate::reserve;
 use crate::spec::Spec;
 use crate::step::OverlapCheck;
 use crate::weights::Weights;
@@ -180,6 +181,7 @@ impl Plan {
         // Code tables are computed here, perhaps on a thread that flushes or rounds otherwise.
         let _env = FpEnv::ieee();
         spec.validate()?;
+        reserve::room(build::bytes(spec, &tensors))?;
         let patterns = spec
             .overrides
             .iter()
@@ -192,6 +194,7 @@ impl Plan {
             buffers: Vec::new(),
             arena: 0,
             scratch: Scratch::default(),
+            tables: Vec::new(),
         };
         let mut names = std::collections::HashSet::new();
         let mut plans = Vec::with_capacity(tensors.len());

@@ -14,6 +14,7 @@ mod env;
 mod error;
 mod example;
 mod experiment;
+mod fuzz;
 mod gpu_bundle;
 mod header;
 mod install;
@@ -42,6 +43,9 @@ usage: cargo xtask <command>
   header        write the C header
   docs          write the pages and the references of all languages into target/docs
   checkpoints   time saving and loading against cp and torch.save
+  fuzz [NAME..] run the fuzzers (deserialize, spec_json, sized_structs, or those named) under
+                AddressSanitizer until each has ten million runs, `--runs N`: N; goes on where it was
+                stopped
   install --prefix FOLDER
                 put the library, its headers, and files for pkg-config and CMake there
   peers         time the CPU code against PyTorch, torchao, bitsandbytes, DeepSpeed and optax;
@@ -83,6 +87,7 @@ fn dispatch(args: &[String]) -> Result<()> {
         "gpu-bundle" => gpu_bundle::run,
         "header" => header::run,
         "checkpoints" => checkpoints::run,
+        "fuzz" => fuzz::run,
         "install" => install::run,
         "peers" => peers::run,
         "help" | "-h" | "--help" => {

@@ -2,6 +2,7 @@
 //! in memory at once.
 
 use lowbit::checkpoint::Checkpoint;
+use lowbit::diagnose::relative_error;
 use lowbit::error::{Error, Status};
 use lowbit::plan::Plan;
 use lowbit::spec::Spec;
@@ -99,18 +100,4 @@ fn spec(text: &str) -> Result<Spec, Failure> {
         return Ok(Spec::from_json(text)?);
     }
     Ok(Spec::preset(text)?)
-}
-
-/// Root of the sum of squares of the differences, relative to that of `before`.
-pub(crate) fn relative_error(before: &[f32], after: &[f32]) -> f64 {
-    let sum = |term: &dyn Fn(f64, f64) -> f64| -> f64 {
-        let pairs = before.iter().zip(after);
-        pairs.map(|(x, y)| term(f64::from(*x), f64::from(*y))).sum()
-    };
-    let difference = sum(&|x, y| (x - y) * (x - y));
-    if difference == 0.0 {
-        0.0
-    } else {
-        (difference / sum(&|x, _| x * x)).sqrt()
-    }
 }

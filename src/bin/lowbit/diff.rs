@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use lowbit::checkpoint::Checkpoint;
+use lowbit::diagnose::relative_error;
 use serde_json::json;
 
-use crate::convert::relative_error;
 use crate::output::{Output, table};
 use crate::{Arguments, Failure};
 

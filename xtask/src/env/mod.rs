@@ -7,6 +7,7 @@ mod apt;
 pub(crate) mod cmake;
 pub(crate) mod docs;
 pub(crate) mod experiments;
+pub(crate) mod fuzz;
 pub(crate) mod gpu;
 pub(crate) mod huggingface;
 pub(crate) mod julia;
