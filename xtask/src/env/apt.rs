@@ -5,6 +5,15 @@ use std::process::Command;
 use crate::error::{Error, Result};
 use crate::shell::{Shell, announce, find_program};
 
+/// Checks that packages can be fetched and unpacked into a folder, for which nobody need be root.
+/// Otherwise the error is `instead`: what is missing and what to do about it.
+pub(crate) fn unpacks(instead: &str) -> Result<()> {
+    if find_program("apt-get").is_none() || find_program("dpkg-deb").is_none() {
+        return Err(Error::failed(instead));
+    }
+    Ok(())
+}
+
 /// Installs a package for the whole machine, if this may and can be done. Otherwise the error says
 /// which package is missing and `why` it is needed.
 pub(crate) fn install(sh: &Shell, package: &str, why: &str) -> Result<()> {

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{Install, python, script};
-use crate::error::{Error, Result};
-use crate::shell::{Shell, find_program};
+use super::{Install, apt, python, script};
+use crate::error::Result;
+use crate::shell::Shell;
 
 /// The recipe is the stamp as well: another recipe is another install.
 const RECIPE: &str = concat!(
@@ -15,11 +15,7 @@ const RECIPE: &str = concat!(
 
 /// Returns doxygen: always Debian's, as its warnings differ from version to version.
 pub(crate) fn doxygen(sh: &Shell) -> Result<PathBuf> {
-    if find_program("apt-get").is_none() || find_program("dpkg-deb").is_none() {
-        return Err(Error::failed(
-            "there is no apt-get to fetch Debian's doxygen with",
-        ));
-    }
+    apt::unpacks("there is no apt-get to fetch Debian's doxygen with")?;
     let program = |dir: &Path| dir.join("bin/doxygen");
     let install = Install {
         name: "doxygen",

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{Install, script};
-use crate::error::{Error, Result};
+use super::{Install, apt, script};
+use crate::error::Result;
 use crate::shell::{Shell, find_program};
 
 /// The recipe is the stamp as well: another recipe is another install.
@@ -18,12 +18,10 @@ pub(crate) fn ensure(sh: &Shell) -> Result<PathBuf> {
     if let Some(julia) = find_program("julia").filter(|julia| works(sh, julia).is_ok()) {
         return Ok(julia);
     }
-    if find_program("apt-get").is_none() || find_program("dpkg-deb").is_none() {
-        return Err(Error::failed(
-            "no working Julia 1.5 or later on PATH, and no apt-get to fetch Debian's with: \
-             install Julia and run this again",
-        ));
-    }
+    apt::unpacks(
+        "no working Julia 1.5 or later on PATH, and no apt-get to fetch Debian's with: \
+        install Julia and run this again",
+    )?;
     let install = Install {
         name: "julia",
         what: "Debian's Julia 1.5.3 (80 MB from the machine's Debian mirror, 350 MB on disk)",

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{Install, script};
-use crate::error::{Error, Result};
+use super::{Install, apt, script};
+use crate::error::Result;
 use crate::shell::{Shell, find_program};
 
 /// The recipe is the stamp as well: another recipe is another install.
@@ -56,12 +56,10 @@ pub(crate) fn ensure(sh: &Shell) -> Result<Mpi> {
             return Ok(mpi);
         }
     }
-    if find_program("apt-get").is_none() || find_program("dpkg-deb").is_none() {
-        return Err(Error::failed(
-            "no working mpicxx and mpirun on PATH, and no apt-get to fetch Debian's with: install \
-             an MPI and run this again",
-        ));
-    }
+    apt::unpacks(
+        "no working mpicxx and mpirun on PATH, and no apt-get to fetch Debian's with: install \
+        an MPI and run this again",
+    )?;
     let install = Install {
         name: "mpi",
         what: "Debian's OpenMPI 4.1 (6 MB from the machine's Debian mirror, 25 MB on disk)",
