@@ -51,21 +51,6 @@ __device__ inline void decompress_unit(const Unit& unit) {
   }
 }
 
-// Calls `body` with every unit of a launch.
-template <typename Body>
-__device__ __forceinline__ void each_unit(const Launch& launch, Shared& shared, Body body) {
-  Walker walker(launch, shared);
-  for (long long task = blockIdx.x; task < launch.tasks; task += gridDim.x) {
-    const Task at = walker.enter(task);
-    const Tensor& t = shared.tensor;
-    const int count = units_per_task(t.block);
-    const long long first = at.index * count, all = t.rows * t.units;
-    for (int i = warp_index(); i < count && first + i < all; i += WARPS) {
-      body(Unit(walker, first + i, true));
-    }
-  }
-}
-
 }  // namespace lowbit
 
 // One task for each tensor.
@@ -99,7 +84,7 @@ extern "C" __global__ void __launch_bounds__(lowbit::THREADS, 2)
     lowbit_k_raise_maxima(const lowbit::Launch __grid_constant__ launch) {
   using namespace lowbit;
   __shared__ Shared shared;
-  each_unit(launch, shared, [&](const Unit& unit) {
+  each_unit<adamw_scalars>(launch, shared, true, [&](const Unit& unit) {
     const State& state = shared.tensor.state[launch.state];
     if (has_maxima(state)) {
       for (int at = lane_index(); at < unit.length; at += LANES) {
@@ -114,13 +99,13 @@ extern "C" __global__ void __launch_bounds__(lowbit::THREADS, 2)
   using namespace lowbit;
   __shared__ Shared shared;
   __shared__ Maxima maxima[WARPS];
-  each_unit(launch, shared,
-            [&](const Unit& unit) { compress_unit(unit, maxima[warp_index()]); });
+  each_unit<adamw_scalars>(launch, shared, true,
+                           [&](const Unit& unit) { compress_unit(unit, maxima[warp_index()]); });
 }
 
 extern "C" __global__ void __launch_bounds__(lowbit::THREADS, 2)
     lowbit_k_decompress(const lowbit::Launch __grid_constant__ launch) {
   using namespace lowbit;
   __shared__ Shared shared;
-  each_unit(launch, shared, [&](const Unit& unit) { decompress_unit(unit); });
+  each_unit<adamw_scalars>(launch, shared, true, [&](const Unit& unit) { decompress_unit(unit); });
 }

@@ -42,7 +42,8 @@ struct Unit {
   long long global_row;
   long long global_col;  // of the first element
 
-  __device__ Unit(const Walker& walker, long long unit, bool codec)
+  template <typename AnyWalker>
+  __device__ Unit(const AnyWalker& walker, long long unit, bool codec)
       : launch(walker.launch), shared(walker.shared), random(walker.stream()), codec(codec) {
     const Tensor& t = shared.tensor;
     row = unit / t.units;
@@ -212,6 +213,25 @@ struct Unit {
     }
   }
 };
+
+// Calls `body` with every unit of a launch.
+template <ScalarsOf& scalars_of, typename Body>
+__device__ __forceinline__ void each_unit(const Launch& launch, Shared& shared, bool codec,
+                                          Body body) {
+  WalkerOf<scalars_of> walker(launch, shared);
+  for (long long task = blockIdx.x; task < launch.tasks; task += gridDim.x) {
+    const Task at = walker.enter(task);
+    if (at.kind == APPLY) {
+      walker.count_skipped(at);
+    }
+    const Tensor& t = shared.tensor;
+    const int count = units_per_task(t.block);
+    const long long first = at.index * count, all = t.rows * t.units;
+    for (int i = warp_index(); i < count && first + i < all; i += WARPS) {
+      body(Unit(walker, first + i, codec));
+    }
+  }
+}
 
 // Raises the maximum of the block that 32 values lie in.
 __device__ __forceinline__ void raise_block(const State& state, int chunk, float x,

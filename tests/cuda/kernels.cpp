@@ -9,7 +9,10 @@
 #include "adamw_f32.cu"
 #include "adamw_rank1.cu"
 #include "codec.cu"
+#include "finish.cu"
+#include "lion.cu"
 #include "norm.cu"
+#include "sgdm.cu"
 
 using namespace lowbit;
 
@@ -41,7 +44,7 @@ extern "C" const size_t shim_layout[] = {
     AT(Launch, tasks), AT(Launch, hyper), AT(Launch, step_number), AT(Launch, skipped),
     AT(Launch, statistics), AT(Launch, ticket), AT(Launch, done), AT(Launch, seed), AT(Launch, step),
     AT(Launch, flags), AT(Launch, groups), AT(Launch, tensor_count), AT(Launch, state),
-    AT(Launch, decay), AT(Launch, weight), AT(Launch, grad_scale), AT(Launch, max_norm),
+    AT(Launch, decay), AT(Launch, weight), AT(Launch, dampening), AT(Launch, grad_scale), AT(Launch, max_norm),
     AT(Launch, norm), AT(Launch, clip_factor), AT(Launch, words),
 };
 

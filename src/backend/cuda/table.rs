@@ -84,7 +84,14 @@ pub(super) fn build(
     tensors: &[TensorPlan],
     resident: &dyn Fn(Kernel) -> Result<u32>,
 ) -> Result<(Vec<u8>, Lists)> {
-    check(spec, tensors)?;
+    let kernels = match spec.optimizer {
+        Optimizer::None => None,
+        optimizer => Some(Kernel::any(optimizer).ok_or_else(|| {
+            let name = optimizer.name();
+            unsupported(format!("this version has no CUDA kernels for {name}"))
+        })?),
+    };
+    check(tensors)?;
     let mut builder = Builder {
         tensors,
         bytes: Vec::new(),
@@ -92,15 +99,15 @@ pub(super) fn build(
         resident,
     };
     let mut lists = Lists::default();
-    if spec.optimizer != Optimizer::None {
-        let chosen: Vec<_> = tensors.iter().map(|t| Kernel::of(spec, t)).collect();
+    if let Some([any, collect]) = kernels {
+        let chosen: Vec<_> = tensors.iter().map(|t| Kernel::of(spec, t, any)).collect();
         let of = |wanted: &dyn Fn(usize) -> bool| -> Vec<usize> {
             (0..tensors.len()).filter(|i| wanted(*i)).collect()
         };
         let global = |i: usize| tensors[i].needs_statistics();
         let unfused = of(&|i| global(i) && !chosen[i].is_fused());
-        lists.collect_global = builder.lists(kernels::COLLECT, &unfused, &[COLLECT])?;
-        lists.collect_rest = builder.lists(kernels::COLLECT, &of(&|i| !global(i)), &[COLLECT])?;
+        lists.collect_global = builder.lists(collect, &unfused, &[COLLECT])?;
+        lists.collect_rest = builder.lists(collect, &of(&|i| !global(i)), &[COLLECT])?;
         lists.finish = builder.lists(kernels::FINISH, &of(&global), &[APPLY])?;
         for kernel in kernels::steps() {
             let members = of(&|i| chosen[i] == kernel);
@@ -131,16 +138,7 @@ pub(super) fn build(
 }
 
 /// Refuses what no kernel does.
-fn check(spec: &Spec, tensors: &[TensorPlan]) -> Result<()> {
-    if !matches!(
-        spec.optimizer,
-        Optimizer::Adamw | Optimizer::Adam | Optimizer::None
-    ) {
-        return Err(unsupported(format!(
-            "this version has CUDA kernels for adamw and adam, none for {}",
-            spec.optimizer.name()
-        )));
-    }
+fn check(tensors: &[TensorPlan]) -> Result<()> {
     for tensor in tensors {
         for state in &tensor.states {
             let what = match &state.format {
