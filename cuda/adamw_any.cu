@@ -12,7 +12,9 @@ namespace lowbit {
 struct Adamw {
   static constexpr int STATES = 3;
 
-  static constexpr ScalarsOf& scalars = adamw_scalars;
+  __device__ static Scalars scalars(const Launch& launch, const float* hyper, int step) {
+    return adamw_scalars(launch, hyper, step);
+  }
 
   __device__ static Element element(const Input& x, const Shared& shared, int flags) {
     const Scalars& s = shared.scalars;

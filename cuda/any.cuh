@@ -6,7 +6,7 @@
 //     static constexpr int STATES;  // the most that it has
 //     // The scalars of a step whose hyper-parameters lie in device memory; on the host they are
 //     // those of `Scalars::new` in `src/backend/cuda/params.rs`.
-//     static constexpr ScalarsOf& scalars = uncorrected_scalars;
+//     static Scalars scalars(const Launch& launch, const float* hyper, int step);
 //     static Element element(const Input& x, const Shared& shared, int flags);
 //   };
 //

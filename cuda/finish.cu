@@ -5,7 +5,7 @@
 //
 // Launch: 256 threads, one task for each tensor.
 
-#include "tasks.cuh"
+#include "unit.cuh"
 
 namespace lowbit {
 

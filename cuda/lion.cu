@@ -11,7 +11,9 @@ namespace lowbit {
 struct Lion {
   static constexpr int STATES = 1;
 
-  static constexpr ScalarsOf& scalars = uncorrected_scalars;
+  __device__ static Scalars scalars(const Launch& launch, const float* hyper, int step) {
+    return uncorrected_scalars(launch, hyper, step);
+  }
 
   __device__ static Element element(const Input& x, const Shared& shared, int) {
     const Scalars& s = shared.scalars;

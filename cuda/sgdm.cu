@@ -11,15 +11,14 @@
 
 namespace lowbit {
 
-__device__ inline Scalars sgdm_scalars(const Launch& launch, const float* hyper, int step) {
-  Scalars s = uncorrected_scalars(launch, hyper, step);
-  s.one_minus_beta1 = __fadd_rn(1.0f, -launch.dampening);
-  return s;
-}
-
 struct Sgdm {
   static constexpr int STATES = 1;
-  static constexpr ScalarsOf& scalars = sgdm_scalars;
+
+  __device__ static Scalars scalars(const Launch& launch, const float* hyper, int step) {
+    Scalars s = uncorrected_scalars(launch, hyper, step);
+    s.one_minus_beta1 = __fadd_rn(1.0f, -launch.dampening);
+    return s;
+  }
 
   __device__ static Element element(const Input& x, const Shared& shared, int flags) {
     const Scalars& s = shared.scalars;

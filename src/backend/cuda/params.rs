@@ -130,7 +130,10 @@ impl Scalars {
         if spec.maximize {
             common.grad_scale = -common.grad_scale;
         }
-        if matches!(spec.optimizer, Optimizer::Sgdm | Optimizer::Lion) {
+        if !matches!(
+            spec.optimizer,
+            Optimizer::Adamw | Optimizer::Adam | Optimizer::None
+        ) {
             common.lr_bc1 = hyper.lr;
         }
         if spec.optimizer == Optimizer::Sgdm {
