@@ -12,10 +12,10 @@
 //
 // Bytes moved per element: those of parameter (twice), gradient, states (twice) and what is kept
 // beside the parameter (twice). States with block scales read everything once more, as their largest
-// values must be known first; for units of up to 4096 elements that comes from the L1 cache.
+// values must be known first, and once more for each with corrected scales; for units of up to 4096 elements that comes from the L1 cache.
 //
 // Launch: 256 threads, one dimension; each warp does a unit of its task in turn, one element a lane.
-// 13 KiB of shared memory. An optimizer has two kernels: `collect` comes first where tensors need
+// 42 kB of shared memory. An optimizer has two kernels: `collect` comes first where tensors need
 // statistics as a whole (non-finite flags, maxima of slices), and the step; `lowbit_k_finish` is
 // last, which brings the new maxima into the states.
 //
@@ -104,7 +104,8 @@ __device__ inline bool any_non_finite(const Unit& unit) {
 }
 
 template <typename Rule>
-__device__ inline void step_unit(const Unit& unit, Maxima& maxima) {
+__device__ inline void step_unit(const Unit& unit, Maxima& maxima,
+                                 Correction& correction) {
   const Tensor& t = unit.shared.tensor;
   if (unit.shared.skip) {
     keep_unit(unit);
@@ -132,6 +133,15 @@ __device__ inline void step_unit(const Unit& unit, Maxima& maxima) {
       }
     }
     __syncwarp();
+    for (int i = 0; i < t.states; ++i) {
+      if (t.state[i].option == SCALE_CORRECTION) {
+        unit.correct_scales(i, maxima[i], correction, [&](int at) {
+          const Element e = step_element<Rule>(unit, at);
+          return i == 0 ? e.next[0] : i == 1 ? e.next[1] : e.next[2];
+        });
+      }
+    }
+    __syncwarp();
   }
   for (int chunk = 0; chunk < unit.length; chunk += LANES) {
     const int at = chunk + lane_index();
@@ -149,7 +159,7 @@ __device__ inline void step_unit(const Unit& unit, Maxima& maxima) {
   }
   __syncwarp();  // the old scales are read before they are written
   for (int i = 0; i < t.states; ++i) {
-    unit.store_block_scales(t.state[i], maxima[i]);
+    unit.store_block_scales(t.state[i], maxima[i], correction.scales[i]);
   }
   __syncwarp();  // and the maxima before they are those of the next unit
 }
@@ -190,8 +200,10 @@ __device__ inline void collect_unit(const Unit& unit) {
       STEP(const lowbit::Launch __grid_constant__ launch) {                               \
     __shared__ lowbit::Shared shared;                                                     \
     __shared__ lowbit::Maxima maxima[lowbit::WARPS];                                      \
+    __shared__ lowbit::Correction correction[lowbit::WARPS];                              \
     lowbit::each_unit<RULE::scalars>(launch, shared, false, [&](const lowbit::Unit& unit) {\
-      lowbit::step_unit<RULE>(unit, maxima[lowbit::warp_index()]);                        \
+      const int warp = lowbit::warp_index();                                              \
+      lowbit::step_unit<RULE>(unit, maxima[warp], correction[warp]);                      \
     });                                                                                   \
   }                                                                                       \
   extern "C" __global__ void __launch_bounds__(lowbit::THREADS, 2)                        \

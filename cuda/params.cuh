@@ -38,6 +38,10 @@ constexpr int STOCHASTIC = 1;
 constexpr int STOCHASTIC_LOG = 2;
 constexpr int STOCHASTIC_PRECONDITIONER = 3;
 
+// What else is done to the values of a block.
+constexpr int SUBTRACTIVE_DITHER = 1;
+constexpr int SCALE_CORRECTION = 2;
+
 // How one state of a tensor is kept.
 struct State {
   int kind;
@@ -45,7 +49,7 @@ struct State {
   int scaling;
   int block;  // of PER_BLOCK
   int rounding;
-  int dither;  // non-zero: with subtractive dither
+  int option;  // 0 or one of the above
   float spacing;  // of levels, for dither
   int buffer;  // its first among the tensor's pointers
   long long codebook;  // offset in the table

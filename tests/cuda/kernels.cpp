@@ -28,7 +28,7 @@ extern "C" void shim_launch(void (*kernel)(const Launch&), unsigned grid, unsign
 extern "C" const size_t shim_layout[] = {
     sizeof(Codebook), AT(Codebook, midpoints), AT(Codebook, levels),
     sizeof(State), AT(State, kind), AT(State, per_byte), AT(State, scaling), AT(State, block),
-    AT(State, rounding), AT(State, dither), AT(State, spacing), AT(State, buffer),
+    AT(State, rounding), AT(State, option), AT(State, spacing), AT(State, buffer),
     AT(State, codebook), AT(State, word),
     sizeof(Tensor), AT(Tensor, rows), AT(Tensor, cols), AT(Tensor, units), AT(Tensor, first_col),
     AT(Tensor, block), AT(Tensor, param_dtype), AT(Tensor, grad_dtype), AT(Tensor, weights),

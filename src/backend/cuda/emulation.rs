@@ -21,7 +21,7 @@ use crate::norm::{self, NormArgs};
 use crate::numerics::{self, Hyper};
 use crate::plan::{Pass, Plan, TensorInfo};
 use crate::quant::{Mapping, Rounding, Table};
-use crate::spec::{FactorAxes, Normalization, Optimizer, Override, Quantizer, SgdmOptions, Spec};
+use crate::spec::{FactorAxes, Normalization, Optimizer, Quantizer, SgdmOptions, Spec};
 use crate::step::{Buffer, HyperSource, NonFinite, Stage, StepArgs};
 use crate::weights::Weights;
 
@@ -650,7 +650,7 @@ fn layouts_are_those_of_the_kernels() {
     let common = |at| offset_of!(Scalars, common) + at;
     let want = [
         &layout!(Codebook: midpoints levels)[..],
-        &layout!(State: kind per_byte scaling block rounding dither spacing buffer codebook word),
+        &layout!(State: kind per_byte scaling block rounding option spacing buffer codebook word),
         &layout!(Tensor: rows cols units first_col block param_dtype grad_dtype weights group
             scalars index global states axes lead hash words shape offset global_shape state),
         &layout!(Segment: first tensor kind),
@@ -833,7 +833,7 @@ fn any_quantizer(random: &mut Random, state: &str) -> Quantizer {
                     Rounding::StochasticPreconditioner,
                 ],
             ),
-            scale_correction: false,
+            scale_correction: random.below(6) == 0,
             dither: random.below(8) == 0,
             factor_axes: FactorAxes::Merged,
         };
@@ -1385,26 +1385,9 @@ fn plan(spec: &Spec, shape: &[i64]) -> Plan {
 
 #[test]
 fn what_has_no_kernel_is_refused_with_its_name() {
-    let block4 = preset("adamw4-block");
-    let corrected = Quantizer {
-        scale_correction: true,
-        ..Quantizer::block(128, Mapping::De)
-    };
     let cases = [
         (preset("adafactor"), "no CUDA kernels for adafactor"),
         (preset("factor4"), "state v kept as factors"),
-        (
-            Spec {
-                overrides: vec![Override {
-                    pattern: "*".into(),
-                    m: Some(corrected),
-                    v: None,
-                    x: None,
-                }],
-                ..block4
-            },
-            "state m with scale_correction",
-        ),
     ];
     for (spec, part) in cases {
         let plan = plan(&spec, &[100, 100]);

@@ -23,6 +23,9 @@ pub(super) struct Codebook {
 pub(super) const VALUES: i32 = 1;
 pub(super) const CODES: i32 = 2;
 
+pub(super) const SUBTRACTIVE_DITHER: i32 = 1;
+pub(super) const SCALE_CORRECTION: i32 = 2;
+
 pub(super) const PER_BLOCK: i32 = 0;
 pub(super) const PER_TENSOR: i32 = 1;
 pub(super) const PER_ROW: i32 = 2;
@@ -37,7 +40,7 @@ pub(super) struct State {
     pub(super) scaling: i32,
     pub(super) block: i32,
     pub(super) rounding: i32,
-    pub(super) dither: i32,
+    pub(super) option: i32,
     pub(super) spacing: f32,
     pub(super) buffer: i32,
     pub(super) codebook: i64,

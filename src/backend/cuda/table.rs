@@ -7,7 +7,8 @@ use std::sync::Arc;
 use super::kernels::{self, Kernel, THREADS};
 use super::params::{
     APPLY, CODES, COLLECT, Codebook, LAUNCH_WORDS, MAX_STATES, PER_AXES, PER_BLOCK, PER_COLUMN,
-    PER_ROW, PER_TENSOR, Plain, SCALARS_WORDS, STATES, Segment, State, Tensor, VALUES,
+    PER_ROW, PER_TENSOR, Plain, SCALARS_WORDS, SCALE_CORRECTION, STATES, SUBTRACTIVE_DITHER,
+    Segment, State, Tensor, VALUES,
 };
 use crate::error::{Error, Result, Status, unsupported};
 use crate::layout::div_ceil;
@@ -141,15 +142,13 @@ pub(super) fn build(
 fn check(tensors: &[TensorPlan]) -> Result<()> {
     for tensor in tensors {
         for state in &tensor.states {
-            let what = match &state.format {
-                Format::Factored(_) | Format::Cover(_) => "kept as factors",
-                Format::Codes(codes) if codes.scale_correction => "with scale_correction",
-                _ => continue,
-            };
-            return Err(unsupported(format!(
-                "tensor {:?} has a state {} {what}, for which this version has no CUDA kernel",
-                tensor.info.name, state.name
-            )));
+            if matches!(state.format, Format::Factored(_) | Format::Cover(_)) {
+                return Err(unsupported(format!(
+                    "tensor {:?} has a state {} kept as factors, for which this version has no CUDA \
+                     kernel",
+                    tensor.info.name, state.name
+                )));
+            }
         }
     }
     Ok(())
@@ -321,7 +320,11 @@ impl Builder<'_> {
             state.kind = CODES;
             state.per_byte = narrow(codes.per_byte)?;
             state.rounding = codes.rounding as i32;
-            state.dither = i32::from(codes.dither.is_some());
+            state.option = match codes.dither {
+                Some(_) => SUBTRACTIVE_DITHER,
+                None if codes.scale_correction => SCALE_CORRECTION,
+                None => 0,
+            };
             state.spacing = codes.dither.unwrap_or_default();
             state.codebook = self.codebook(codes);
             (state.scaling, state.block) = match &codes.scales {
