@@ -876,7 +876,7 @@ fn any_case(random: &mut Random) -> Case {
         m: Some(any_quantizer(random, "m")),
         v: adam.then(|| any_quantizer(random, "v")),
         amsgrad: adam && random.below(4) == 0,
-        sgdm: (optimizer == Optimizer::Sgdm).then(|| SgdmOptions {
+        sgdm: (optimizer == Optimizer::Sgdm).then_some(SgdmOptions {
             nesterov: options & 1 != 0,
             // Nesterov's takes none.
             dampening: if options & 3 == 2 { 0.1 } else { 0.0 },
