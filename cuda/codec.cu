@@ -20,7 +20,7 @@ __device__ __forceinline__ float* value_of(const Unit& unit, int at) {
   return pointer<float>(unit.launch, unit.shared.tensor, PARAM) + unit.element(at);
 }
 
-__device__ inline void compress_unit(const Unit& unit, Maxima& maxima) {
+__device__ inline void compress_unit(const Unit& unit, Maxima& maxima, Correction& correction) {
   const int which = unit.launch.state;
   const State& state = unit.shared.tensor.state[which];
   if (state.kind == CODES && state.scaling == PER_BLOCK) {
@@ -29,12 +29,17 @@ __device__ inline void compress_unit(const Unit& unit, Maxima& maxima) {
       raise_block(state, chunk, at < unit.length ? *value_of(unit, at) : 0.0f, maxima[0]);
     }
     __syncwarp();
+    if (state.option == SCALE_CORRECTION) {
+      unit.correct_scales(which, maxima[0], correction,
+                          [&](int at) { return *value_of(unit, at); });
+      __syncwarp();
+    }
   }
   for (int chunk = 0; chunk < unit.length; chunk += LANES) {
     const int at = chunk + lane_index();
     unit.encode(which, at, at < unit.length ? *value_of(unit, at) : 0.0f, maxima[0]);
   }
-  unit.store_block_scales(state, maxima[0]);
+  unit.store_block_scales(state, maxima[0], correction.scales[which]);
   __syncwarp();  // the maxima are read before they are those of the next unit
 }
 
@@ -48,21 +53,6 @@ __device__ inline void decompress_unit(const Unit& unit) {
       x = canonical(__fmaf_rn(unit.launch.decay, x, __fmul_rn(unit.launch.weight, in)));
     }
     *value_of(unit, at) = x;
-  }
-}
-
-// Calls `body` with every unit of a launch.
-template <typename Body>
-__device__ __forceinline__ void each_unit(const Launch& launch, Shared& shared, Body body) {
-  Walker walker(launch, shared);
-  for (long long task = blockIdx.x; task < launch.tasks; task += gridDim.x) {
-    const Task at = walker.enter(task);
-    const Tensor& t = shared.tensor;
-    const int count = units_per_task(t.block);
-    const long long first = at.index * count, all = t.rows * t.units;
-    for (int i = warp_index(); i < count && first + i < all; i += WARPS) {
-      body(Unit(walker, first + i, true));
-    }
   }
 }
 
@@ -99,7 +89,7 @@ extern "C" __global__ void __launch_bounds__(lowbit::THREADS, 2)
     lowbit_k_raise_maxima(const lowbit::Launch __grid_constant__ launch) {
   using namespace lowbit;
   __shared__ Shared shared;
-  each_unit(launch, shared, [&](const Unit& unit) {
+  each_unit<adamw_scalars>(launch, shared, true, [&](const Unit& unit) {
     const State& state = shared.tensor.state[launch.state];
     if (has_maxima(state)) {
       for (int at = lane_index(); at < unit.length; at += LANES) {
@@ -114,13 +104,15 @@ extern "C" __global__ void __launch_bounds__(lowbit::THREADS, 2)
   using namespace lowbit;
   __shared__ Shared shared;
   __shared__ Maxima maxima[WARPS];
-  each_unit(launch, shared,
-            [&](const Unit& unit) { compress_unit(unit, maxima[warp_index()]); });
+  __shared__ Correction correction[WARPS];
+  each_unit<adamw_scalars>(launch, shared, true, [&](const Unit& unit) {
+    compress_unit(unit, maxima[warp_index()], correction[warp_index()]);
+  });
 }
 
 extern "C" __global__ void __launch_bounds__(lowbit::THREADS, 2)
     lowbit_k_decompress(const lowbit::Launch __grid_constant__ launch) {
   using namespace lowbit;
   __shared__ Shared shared;
-  each_unit(launch, shared, [&](const Unit& unit) { decompress_unit(unit); });
+  each_unit<adamw_scalars>(launch, shared, true, [&](const Unit& unit) { decompress_unit(unit); });
 }

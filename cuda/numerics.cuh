@@ -51,11 +51,11 @@ __device__ inline Scalars compute_scalars(const float* hyper, int step, int flag
   s.one_minus_beta2 = __fadd_rn(1.0f, -beta2);
   s.eps = hyper[3];
   s.lr_bc1 = __double2float_rn(__ddiv_rn(lr, bc1));
-  s.lr_wd = flags & ADAM ? 0.0f : __fmul_rn(lr, hyper[4]);
+  s.lr_wd = flags & COUPLED ? 0.0f : __fmul_rn(lr, hyper[4]);
   s.inv_sqrt_bc2 = __double2float_rn(__ddiv_rn(1.0, __dsqrt_rn(bc2)));
   s.grad_scale = flags & MAXIMIZE ? -grad_scale : grad_scale;
   s.skip = hyper[7] != 0.0f;
-  s.l2 = flags & ADAM ? hyper[4] : 0.0f;
+  s.l2 = flags & COUPLED ? hyper[4] : 0.0f;
   s.inv_bc2 = __double2float_rn(__ddiv_rn(1.0, bc2));
   return s;
 }

@@ -38,6 +38,10 @@ constexpr int STOCHASTIC = 1;
 constexpr int STOCHASTIC_LOG = 2;
 constexpr int STOCHASTIC_PRECONDITIONER = 3;
 
+// What else is done to the values of a block.
+constexpr int SUBTRACTIVE_DITHER = 1;
+constexpr int SCALE_CORRECTION = 2;
+
 // How one state of a tensor is kept.
 struct State {
   int kind;
@@ -45,7 +49,7 @@ struct State {
   int scaling;
   int block;  // of PER_BLOCK
   int rounding;
-  int dither;  // non-zero: with subtractive dither
+  int option;  // 0 or one of the above
   float spacing;  // of levels, for dither
   int buffer;  // its first among the tensor's pointers
   long long codebook;  // offset in the table
@@ -109,21 +113,21 @@ struct Segment {
 // The scalars of one step for one group (`numerics::Scalars`, and what only some tensors need).
 struct Scalars {
   float beta1;
-  float one_minus_beta1;
+  float one_minus_beta1;  // sgdm: 1 - dampening
   float beta2;
   float one_minus_beta2;
   float eps;
-  float lr_bc1;        // lr / (1 - beta1^t)
-  float lr_wd;         // lr weight_decay; 0 for adam
+  float lr_bc1;        // lr / (1 - beta1^t); without bias correction lr
+  float lr_wd;         // lr weight_decay; 0 where that is part of the gradient
   float inv_sqrt_bc2;  // 1 / sqrt(1 - beta2^t)
   float grad_scale;    // negated to maximize
   int skip;            // non-zero: the step changes nothing
-  float l2;            // weight decay that is part of the gradient (adam)
+  float l2;            // weight decay that is part of the gradient (adam, sgdm)
   float inv_bc2;       // 1 / (1 - beta2^t)
 };
 
 // Flags of a launch.
-constexpr int ADAM = 1;          // weight decay is part of the gradient
+constexpr int COUPLED = 1;       // weight decay is part of the gradient
 constexpr int AMSGRAD = 2;
 constexpr int MAXIMIZE = 4;
 constexpr int SKIP_BLOCKS = 8;   // a block with a non-finite gradient stays, unless the tensor is global
@@ -132,6 +136,7 @@ constexpr int SKIP_TENSORS = 32; // any tensor with one stays
 constexpr int SKIP_STEP = 64;    // with one anywhere all tensors stay
 constexpr int UPDATES = 128;     // the update is written instead of the parameter
 constexpr int SKIP_ALL = 256;    // no tensor changes
+constexpr int NESTEROV = 1024;   // the step follows g + beta1 m (sgdm)
 constexpr int FUSED = 512;       // collects and applies in one launch, by tickets
 
 constexpr int LAUNCH_WORDS = 4055;
@@ -157,7 +162,7 @@ struct Launch {
   float weight;
   float grad_scale;  // of the norm
   float max_norm;
-  int reserved;
+  float dampening;   // of sgdm
   float* norm;         // null, or where the norm goes
   float* clip_factor;  // likewise
   unsigned long long words[LAUNCH_WORDS];

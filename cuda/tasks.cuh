@@ -63,15 +63,23 @@ __device__ inline bool skips_all(const Launch& launch) {
   return __syncthreads_or(any) != 0;
 }
 
+// The scalars of a group whose hyper-parameters lie in device memory.
+using ScalarsOf = Scalars(const Launch& launch, const float* hyper, int step);
+
+__device__ __forceinline__ Scalars adamw_scalars(const Launch& launch, const float* hyper, int step) {
+  return compute_scalars(hyper, step, launch.flags);
+}
+
 // Walks through the segments; the tasks that a thread block takes have increasing numbers.
-struct Walker {
+template <ScalarsOf& scalars_of>
+struct WalkerOf {
   const Launch& launch;
   Shared& shared;
   const Segment* segment;
   bool skip_all;
   bool fresh;  // the shared memory holds nothing yet
 
-  __device__ Walker(const Launch& launch, Shared& shared)
+  __device__ WalkerOf(const Launch& launch, Shared& shared)
       : launch(launch),
         shared(shared),
         segment(in_table<Segment>(launch, launch.segments)),
@@ -108,7 +116,7 @@ struct Walker {
         shared.step = launch.step;
       } else if (fresh || shared.group != group) {
         shared.step = *launch.step_number;
-        shared.scalars = compute_scalars(launch.hyper + 8 * group, shared.step, launch.flags);
+        shared.scalars = scalars_of(launch, launch.hyper + 8 * group, shared.step);
       }
       shared.group = group;
       const bool flagged = launch.flags & SKIP_TENSORS ||
@@ -132,5 +140,7 @@ struct Walker {
                   static_cast<unsigned>(shared.step)};
   }
 };
+
+using Walker = WalkerOf<adamw_scalars>;
 
 }  // namespace lowbit

@@ -17,6 +17,23 @@ constexpr int SHORTEST_BLOCK = 32;
 // Largest magnitudes of the blocks of a warp's unit, by state.
 using Maxima = unsigned[MAX_STATES][LONGEST_UNIT / SHORTEST_BLOCK];
 
+// What correcting the scales of a warp's unit takes.
+struct Correction {
+  static constexpr int LEVELS = 8;  // 2^7 chunks in the largest block
+  float scales[MAX_STATES][LONGEST_UNIT / SHORTEST_BLOCK];  // the corrected ones
+  double pending[LEVELS][LANES];  // sums of 2^level terms that wait for as many more
+};
+
+// i with its bits reversed, of as many as numbers below `count`, a power of two, have.
+__device__ __forceinline__ int reversed(int i, int count) {
+  int result = 0;
+  for (; count > 1; count /= 2) {
+    result = 2 * result + i % 2;
+    i /= 2;
+  }
+  return result;
+}
+
 // The number of a row in the grid of the global tensor.
 __device__ inline long long global_row_of(const Tensor& t, long long row) {
   long long global = 0, stride = 1;
@@ -42,7 +59,8 @@ struct Unit {
   long long global_row;
   long long global_col;  // of the first element
 
-  __device__ Unit(const Walker& walker, long long unit, bool codec)
+  template <typename AnyWalker>
+  __device__ Unit(const AnyWalker& walker, long long unit, bool codec)
       : launch(walker.launch), shared(walker.shared), random(walker.stream()), codec(codec) {
     const Tensor& t = shared.tensor;
     row = unit / t.units;
@@ -163,7 +181,22 @@ struct Unit {
                                                    : smallest(state, at, Source::stored);
     const Codebook& book = *in_table<Codebook>(launch, state.codebook);
     const float value = __fmul_rn(book.by_code[code], scale);
-    return state.dither ? __fadd_rn(value, -dither(state, which, at, scale)) : value;
+    return state.option == SUBTRACTIVE_DITHER ? __fadd_rn(value, -dither(state, which, at, scale)) : value;
+  }
+
+  // The code of a value under its scale.
+  __device__ inline unsigned code_of(int which, int at, float x, float scale) const {
+    const State& state = shared.tensor.state[which];
+    const Codebook& book = *in_table<Codebook>(launch, state.codebook);
+    const unsigned half = 128u >> (8 - 8 / state.per_byte);
+    if (state.option == SUBTRACTIVE_DITHER) {
+      x = __fadd_rn(x, dither(state, which, at, scale));
+    }
+    if (state.rounding == NEAREST) {
+      return nearest_code(x, scale, book, half);
+    }
+    const float u = uniform(random.draw(STATE_DRAW + which, global_row, global_col + at));
+    return stochastic_code(x, scale, book, half, state.rounding, shared.scalars, u);
   }
 
   // Codes and stores a value; all lanes call it together, those with `at` beyond the unit store
@@ -179,19 +212,9 @@ struct Unit {
     }
     unsigned code = 0;
     if (here) {
-      const Codebook& book = *in_table<Codebook>(launch, state.codebook);
-      const unsigned half = 128u >> (8 - 8 / state.per_byte);
       const float scale = state.scaling == PER_BLOCK ? block_scale(maxima[at / state.block])
                                                      : smallest(state, at, Source::statistics);
-      if (state.dither) {
-        x = __fadd_rn(x, dither(state, which, at, scale));
-      }
-      if (state.rounding == NEAREST) {
-        code = nearest_code(x, scale, book, half);
-      } else {
-        const float u = uniform(random.draw(STATE_DRAW + which, global_row, global_col + at));
-        code = stochastic_code(x, scale, book, half, state.rounding, shared.scalars, u);
-      }
+      code = code_of(which, at, x, scale);
     }
     // The first element of a byte stores it, with 0 for those beyond the row's end.
     unsigned byte = code;
@@ -204,14 +227,85 @@ struct Unit {
     }
   }
 
-  __device__ inline void store_block_scales(const State& state, const unsigned* maxima) const {
+  // The corrected scales of a state's blocks, whose codes are not stored yet
+  // (`quant::corrected_scale`): scale sum(x^2) / max(sum(x q), tiny), sums by halving: of 2^n terms the
+  // i-th and the (i + 2^(n-1))-th are added, until one is left. `value` gives an element's new value.
+  // All lanes call it together.
+  template <typename Value>
+  __device__ inline void correct_scales(int which, const unsigned* maxima, Correction& correction,
+                                        Value value) const {
+    const State& state = shared.tensor.state[which];
+    for (int begin = 0; begin < length; begin += state.block) {
+      const float scale = block_scale(maxima[begin / state.block]);
+      const double squares = block_sum(state.block, correction, [&](int i) {
+        const float x = begin + i < length ? value(begin + i) : 0.0f;
+        return __dmul_rn(static_cast<double>(x), static_cast<double>(x));
+      });
+      const double products = block_sum(state.block, correction, [&](int i) {
+        const int at = begin + i;
+        if (at >= length) {
+          return 0.0;
+        }
+        const float x = value(at);
+        const unsigned code = code_of(which, at, x, scale);
+        const Codebook& book = *in_table<Codebook>(launch, state.codebook);
+        const float q = __fmul_rn(book.by_code[code], scale);
+        return __dmul_rn(static_cast<double>(x), static_cast<double>(q));
+      });
+      const double ratio = __ddiv_rn(squares, products > 0x1p-1022 ? products : 0x1p-1022);
+      if (lane_index() == 0) {
+        correction.scales[which][begin / state.block] =
+            __double2float_rn(__dmul_rn(static_cast<double>(scale), ratio));
+      }
+    }
+  }
+
+  // The sum by halving of a block's terms, in every lane. Chunks come in the order in which those that
+  // are added first follow each other.
+  template <typename Term>
+  __device__ inline double block_sum(int block, Correction& correction, Term term) const {
+    const int chunks = block / LANES, lane = lane_index();
+    double sum = 0.0;
+    for (int i = 0; i < chunks; ++i) {
+      sum = term(reversed(i, chunks) * LANES + lane);
+      int level = 0;
+      for (; i >> level & 1; ++level) {
+        sum = __dadd_rn(correction.pending[level][lane], sum);
+      }
+      correction.pending[level][lane] = sum;
+    }
+    return warp_sum(sum);
+  }
+
+  __device__ inline void store_block_scales(const State& state, const unsigned* maxima,
+                                            const float* corrected) const {
     if (state.kind == CODES && state.scaling == PER_BLOCK) {
       for (int i = lane_index(); i * state.block < length; i += LANES) {
-        block_scales(state)[i] = block_scale(maxima[i]);
+        block_scales(state)[i] =
+            state.option == SCALE_CORRECTION ? corrected[i] : block_scale(maxima[i]);
       }
     }
   }
 };
+
+// Calls `body` with every unit of a launch.
+template <ScalarsOf& scalars_of, typename Body>
+__device__ __forceinline__ void each_unit(const Launch& launch, Shared& shared, bool codec,
+                                          Body body) {
+  WalkerOf<scalars_of> walker(launch, shared);
+  for (long long task = blockIdx.x; task < launch.tasks; task += gridDim.x) {
+    const Task at = walker.enter(task);
+    if (at.kind == APPLY) {
+      walker.count_skipped(at);
+    }
+    const Tensor& t = shared.tensor;
+    const int count = units_per_task(t.block);
+    const long long first = at.index * count, all = t.rows * t.units;
+    for (int i = warp_index(); i < count && first + i < all; i += WARPS) {
+      body(Unit(walker, first + i, codec));
+    }
+  }
+}
 
 // Raises the maximum of the block that 32 values lie in.
 __device__ __forceinline__ void raise_block(const State& state, int chunk, float x,

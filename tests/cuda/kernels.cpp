@@ -9,7 +9,10 @@
 #include "adamw_f32.cu"
 #include "adamw_rank1.cu"
 #include "codec.cu"
+#include "finish.cu"
+#include "lion.cu"
 #include "norm.cu"
+#include "sgdm.cu"
 
 using namespace lowbit;
 
@@ -25,7 +28,7 @@ extern "C" void shim_launch(void (*kernel)(const Launch&), unsigned grid, unsign
 extern "C" const size_t shim_layout[] = {
     sizeof(Codebook), AT(Codebook, midpoints), AT(Codebook, levels),
     sizeof(State), AT(State, kind), AT(State, per_byte), AT(State, scaling), AT(State, block),
-    AT(State, rounding), AT(State, dither), AT(State, spacing), AT(State, buffer),
+    AT(State, rounding), AT(State, option), AT(State, spacing), AT(State, buffer),
     AT(State, codebook), AT(State, word),
     sizeof(Tensor), AT(Tensor, rows), AT(Tensor, cols), AT(Tensor, units), AT(Tensor, first_col),
     AT(Tensor, block), AT(Tensor, param_dtype), AT(Tensor, grad_dtype), AT(Tensor, weights),
@@ -41,7 +44,7 @@ extern "C" const size_t shim_layout[] = {
     AT(Launch, tasks), AT(Launch, hyper), AT(Launch, step_number), AT(Launch, skipped),
     AT(Launch, statistics), AT(Launch, ticket), AT(Launch, done), AT(Launch, seed), AT(Launch, step),
     AT(Launch, flags), AT(Launch, groups), AT(Launch, tensor_count), AT(Launch, state),
-    AT(Launch, decay), AT(Launch, weight), AT(Launch, grad_scale), AT(Launch, max_norm),
+    AT(Launch, decay), AT(Launch, weight), AT(Launch, dampening), AT(Launch, grad_scale), AT(Launch, max_norm),
     AT(Launch, norm), AT(Launch, clip_factor), AT(Launch, words),
 };
 

@@ -77,6 +77,8 @@ def run(report):
         "adamw4, threshold 0": coded("adamw4"),
         "adamw8, threshold 0": coded("adamw8"),
         "adam with amsgrad": coded("adamw4", optimizer="adam", amsgrad=True),
+        "sgdm4, threshold 0": coded("sgdm4"),
+        "lion4, threshold 0": coded("lion4"),
         "stochastic": coded(
             m=STOCHASTIC_M, v={**STOCHASTIC_M, "mapping": "geometric", "rounding": "stochastic-log"}
         ),
@@ -226,7 +228,10 @@ def misaligned(random, param_dtype, grad_dtype):
 
 CASE_SHAPES = inputs.SHAPES
 #: The cases, by the beginning of their names, that must have kernels.
-WITH_KERNELS = ("adamw", "adam", "amsgrad", "maximize", "f16", "tensor", "rank1", "bits")
+WITH_KERNELS = (
+    *("adamw", "adam", "amsgrad", "maximize", "sgdm", "lion"),
+    *("f16", "tensor", "rank1", "bits"),
+)
 
 
 def lines_of(name):

@@ -54,12 +54,49 @@ pub(super) fn embedded() -> Result<Embedded> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Kernel(pub(super) usize);
 
-/// Module and symbol of every kernel. Those for common tensors come in groups, one for each form of
-/// the states, in the order of [`FORMS`].
-pub(super) const KERNELS: [(&str, &CStr); 41] = [
-    ("adamw_any", c"lowbit_k_collect"),
-    ("adamw_any", c"lowbit_k_finish"),
-    ("adamw_any", c"lowbit_k_adamw_any"),
+/// The optimizers: who has it, its module, its kernels that step any tensor and that collect
+/// statistics.
+const OPTIMIZERS: [(&[Optimizer], &str, [&CStr; 2]); 3] = [
+    (
+        &[Optimizer::Adamw, Optimizer::Adam],
+        "adamw_any",
+        [c"lowbit_k_adamw_any", c"lowbit_k_adamw_collect"],
+    ),
+    (
+        &[Optimizer::Sgdm],
+        "sgdm",
+        [c"lowbit_k_sgdm", c"lowbit_k_sgdm_collect"],
+    ),
+    (
+        &[Optimizer::Lion],
+        "lion",
+        [c"lowbit_k_lion", c"lowbit_k_lion_collect"],
+    ),
+];
+
+/// Module and symbol of every kernel: those of [`COMMON`], then two of each optimizer.
+pub(super) const KERNELS: [(&str, &CStr); ANY + 2 * OPTIMIZERS.len()] = {
+    let mut all = [("", c""); ANY + 2 * OPTIMIZERS.len()];
+    let mut i = 0;
+    while i < ANY {
+        all[i] = COMMON[i];
+        i += 1;
+    }
+    while i < all.len() {
+        let (_, module, kernels) = OPTIMIZERS[(i - ANY) / 2];
+        all[i] = (module, kernels[(i - ANY) % 2]);
+        i += 1;
+    }
+    all
+};
+
+/// The number of the first optimizer's kernel.
+const ANY: usize = COMMON.len();
+
+/// All other kernels. Those for common tensors come in groups, one for each form of the states, in the
+/// order of [`FORMS`].
+const COMMON: [(&str, &CStr); 39] = [
+    ("finish", c"lowbit_k_finish"),
     ("adamw_block4", c"lowbit_k_adamw_f32_f32_block4"),
     ("adamw_block4", c"lowbit_k_adamw_f32_bf16_block4"),
     ("adamw_block4", c"lowbit_k_adamw_bf16_f32_block4"),
@@ -117,10 +154,8 @@ pub(super) const FORMS: [(Dtype, Weights, Dtype); 10] = [
     (Dtype::Bf16, Weights::Correction8, Dtype::Bf16),
 ];
 
-pub(super) const COLLECT: Kernel = Kernel(0);
-pub(super) const FINISH: Kernel = Kernel(1);
-const ANY: Kernel = Kernel(2);
-const BLOCK4: Kernel = Kernel(3);
+pub(super) const FINISH: Kernel = Kernel(0);
+const BLOCK4: Kernel = Kernel(1);
 const F32: Kernel = Kernel(BLOCK4.0 + FORMS.len());
 const RANK1: Kernel = Kernel(F32.0 + FORMS.len());
 pub(super) const CLEAR_MAXIMA: Kernel = Kernel(RANK1.0 + FORMS.len());
@@ -143,12 +178,21 @@ pub(super) const THREADS: u32 = 256;
 
 /// Those that step tensors.
 pub(super) fn steps() -> impl Iterator<Item = Kernel> {
-    (ANY.0..CLEAR_MAXIMA.0).map(Kernel)
+    let any = (ANY..KERNELS.len()).step_by(2);
+    (BLOCK4.0..CLEAR_MAXIMA.0).chain(any).map(Kernel)
 }
 
 impl Kernel {
-    /// The kernel that steps a tensor.
-    pub(super) fn of(spec: &Spec, tensor: &TensorPlan) -> Self {
+    /// The kernels of an optimizer for any tensor: what steps, what collects. `None`: there are none.
+    pub(super) fn any(optimizer: Optimizer) -> Option<[Self; 2]> {
+        let row = OPTIMIZERS
+            .iter()
+            .position(|(whose, ..)| whose.contains(&optimizer))?;
+        Some([0, 1].map(|which| Self(ANY + 2 * row + which)))
+    }
+
+    /// The kernel that steps a tensor; `any` takes all.
+    pub(super) fn of(spec: &Spec, tensor: &TensorPlan, any: Self) -> Self {
         let info = &tensor.info;
         let wanted = (info.param_dtype, info.weights, info.grad_dtype);
         let common = matches!(spec.optimizer, Optimizer::Adamw | Optimizer::Adam)
@@ -158,7 +202,7 @@ impl Kernel {
             && (info.weights != Weights::Stochastic || info.shape == tensor.global_shape);
         let form = FORMS.iter().position(|form| *form == wanted);
         let (Some(form), true) = (form, common) else {
-            return ANY;
+            return any;
         };
         // A one-axis tensor under rank-1 has blocks of 128 as well.
         let coded = |state: usize, mapping| {
@@ -182,7 +226,7 @@ impl Kernel {
         {
             RANK1
         } else {
-            return ANY;
+            return any;
         };
         Self(first.0 + form)
     }

@@ -5,8 +5,8 @@ use std::ffi::c_void;
 
 use super::kernels::{self, Kernel};
 use super::params::{
-    ADAM, AMSGRAD, FUSED, Launch, MAXIMIZE, SCALARS_WORDS, SKIP_ALL, SKIP_BLOCKS, SKIP_GLOBAL,
-    SKIP_STEP, SKIP_TENSORS, STATES, Scalars, UPDATES,
+    AMSGRAD, COUPLED, FUSED, Launch, MAXIMIZE, NESTEROV, SCALARS_WORDS, SKIP_ALL, SKIP_BLOCKS,
+    SKIP_GLOBAL, SKIP_STEP, SKIP_TENSORS, STATES, Scalars, UPDATES, is_coupled,
 };
 use super::table::{List, Lists};
 use crate::backend::{Call, Codec};
@@ -16,7 +16,7 @@ use crate::layout::index;
 use crate::norm::{self, NormArgs};
 use crate::numerics::FpEnv;
 use crate::plan::{Pass, Plan, TensorPlan};
-use crate::spec::{Optimizer, Spec};
+use crate::spec::Spec;
 use crate::step::{Buffer, HyperSource, NonFinite, StepArgs};
 
 /// What is enqueued.
@@ -94,7 +94,7 @@ fn run_lists(
     for list in lists {
         list.put(launch);
         for &(_, word) in &list.groups {
-            write_scalars(launch, word, &Scalars::outside_of_a_step());
+            write_scalars(launch, word, &Scalars::outside_of_a_step(&plan.spec));
         }
         for &(i, word) in &list.members {
             let tensor = &plan.tensors[i];
@@ -238,7 +238,8 @@ fn check(plan: &Plan, args: &StepArgs<'_>) -> Result<()> {
 /// Flags of a spec.
 fn flags_of(spec: &Spec) -> i32 {
     let flag = |set: bool, flag: i32| if set { flag } else { 0 };
-    flag(spec.optimizer == Optimizer::Adam, ADAM)
+    flag(is_coupled(spec), COUPLED)
+        | flag(spec.sgdm.unwrap_or_default().nesterov, NESTEROV)
         | flag(spec.amsgrad, AMSGRAD)
         | flag(spec.maximize, MAXIMIZE)
 }
@@ -284,6 +285,7 @@ impl<'a> Filled<'a> {
                     | if skip { SKIP_ALL } else { 0 },
                 // At most 2^16 groups, and what `table::narrow` allows.
                 groups: plan.groups as i32,
+                dampening: plan.spec.sgdm.unwrap_or_default().dampening,
                 tensor_count: plan.tensors.len() as i32,
                 ..Launch::new(table)
             },
@@ -316,7 +318,7 @@ impl<'a> Filled<'a> {
         list.put(&mut self.launch);
         if let HyperSource::Host(groups, step) = self.args.hyper {
             for &(group, word) in &list.groups {
-                let scalars = Scalars::new(&groups[group], step, self.launch.flags);
+                let scalars = Scalars::new(&self.plan.spec, &groups[group], step);
                 write_scalars(&mut self.launch, word, &scalars);
             }
         }

@@ -5,6 +5,7 @@ use std::ffi::c_void;
 
 use crate::numerics::{self, Hyper, power};
 use crate::plan::MAX_AXES;
+use crate::spec::{Optimizer, Spec};
 
 pub(super) const MAX_STATES: usize = crate::optimizer::MAX_STATES;
 
@@ -22,6 +23,9 @@ pub(super) struct Codebook {
 pub(super) const VALUES: i32 = 1;
 pub(super) const CODES: i32 = 2;
 
+pub(super) const SUBTRACTIVE_DITHER: i32 = 1;
+pub(super) const SCALE_CORRECTION: i32 = 2;
+
 pub(super) const PER_BLOCK: i32 = 0;
 pub(super) const PER_TENSOR: i32 = 1;
 pub(super) const PER_ROW: i32 = 2;
@@ -36,7 +40,7 @@ pub(super) struct State {
     pub(super) scaling: i32,
     pub(super) block: i32,
     pub(super) rounding: i32,
-    pub(super) dither: i32,
+    pub(super) option: i32,
     pub(super) spacing: f32,
     pub(super) buffer: i32,
     pub(super) codebook: i64,
@@ -112,32 +116,51 @@ pub(super) const SCALARS_WORDS: usize = size_of::<Scalars>() / 8;
 
 impl Scalars {
     /// What random rounding needs where there is no step: no bias correction, and the usual eps.
-    pub(super) fn outside_of_a_step() -> Self {
+    pub(super) fn outside_of_a_step(spec: &Spec) -> Self {
         Self {
             inv_bc2: 1.0,
-            ..Self::new(&Hyper::default(), 1, 0)
+            ..Self::new(spec, &Hyper::default(), 1)
         }
     }
 
-    pub(super) fn new(hyper: &Hyper, step: i32, flags: i32) -> Self {
+    /// What `scalars` of the optimizer's rule (`cuda/any.cuh`) makes of the same numbers.
+    pub(super) fn new(spec: &Spec, hyper: &Hyper, step: i32) -> Self {
         let mut common = numerics::Scalars::new(hyper, step);
-        let adam = flags & ADAM != 0;
-        if adam {
+        let coupled = is_coupled(spec);
+        if coupled {
             common.lr_wd = 0.0;
         }
-        if flags & MAXIMIZE != 0 {
+        if spec.maximize {
             common.grad_scale = -common.grad_scale;
+        }
+        if !matches!(
+            spec.optimizer,
+            Optimizer::Adamw | Optimizer::Adam | Optimizer::None
+        ) {
+            common.lr_bc1 = hyper.lr;
+        }
+        if spec.optimizer == Optimizer::Sgdm {
+            common.one_minus_beta1 = 1.0 - spec.sgdm.unwrap_or_default().dampening;
         }
         let bc2 = 1.0 - power(hyper.beta2, step.max(1).cast_unsigned());
         Self {
             common,
-            l2: if adam { hyper.weight_decay } else { 0.0 },
+            l2: if coupled { hyper.weight_decay } else { 0.0 },
             inv_bc2: (1.0 / bc2) as f32,
         }
     }
 }
 
-pub(super) const ADAM: i32 = 1;
+/// Whether weight decay is part of the gradient.
+pub(super) fn is_coupled(spec: &Spec) -> bool {
+    match spec.optimizer {
+        Optimizer::Adam => true,
+        Optimizer::Sgdm => !spec.sgdm.unwrap_or_default().decoupled,
+        _ => false,
+    }
+}
+
+pub(super) const COUPLED: i32 = 1;
 pub(super) const AMSGRAD: i32 = 2;
 pub(super) const MAXIMIZE: i32 = 4;
 pub(super) const SKIP_BLOCKS: i32 = 8;
@@ -147,6 +170,7 @@ pub(super) const SKIP_STEP: i32 = 64;
 pub(super) const UPDATES: i32 = 128;
 pub(super) const SKIP_ALL: i32 = 256;
 pub(super) const FUSED: i32 = 512;
+pub(super) const NESTEROV: i32 = 1024;
 
 pub(super) const LAUNCH_WORDS: usize = 4055;
 
@@ -174,7 +198,7 @@ pub(super) struct Launch {
     pub(super) weight: f32,
     pub(super) grad_scale: f32,
     pub(super) max_norm: f32,
-    pub(super) reserved: i32,
+    pub(super) dampening: f32,
     pub(super) norm: *mut f32,
     pub(super) clip_factor: *mut f32,
     pub(super) words: [u64; LAUNCH_WORDS],
@@ -204,7 +228,7 @@ impl Launch {
             weight: 0.0,
             grad_scale: 0.0,
             max_norm: 0.0,
-            reserved: 0,
+            dampening: 0.0,
             norm: std::ptr::null_mut(),
             clip_factor: std::ptr::null_mut(),
             words: [0; LAUNCH_WORDS],

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use super::kernels::{self, Kernel, THREADS};
 use super::params::{
     APPLY, CODES, COLLECT, Codebook, LAUNCH_WORDS, MAX_STATES, PER_AXES, PER_BLOCK, PER_COLUMN,
-    PER_ROW, PER_TENSOR, Plain, SCALARS_WORDS, STATES, Segment, State, Tensor, VALUES,
+    PER_ROW, PER_TENSOR, Plain, SCALARS_WORDS, SCALE_CORRECTION, STATES, SUBTRACTIVE_DITHER,
+    Segment, State, Tensor, VALUES,
 };
 use crate::error::{Error, Result, Status, unsupported};
 use crate::layout::div_ceil;
@@ -84,7 +85,14 @@ pub(super) fn build(
     tensors: &[TensorPlan],
     resident: &dyn Fn(Kernel) -> Result<u32>,
 ) -> Result<(Vec<u8>, Lists)> {
-    check(spec, tensors)?;
+    let kernels = match spec.optimizer {
+        Optimizer::None => None,
+        optimizer => Some(Kernel::any(optimizer).ok_or_else(|| {
+            let name = optimizer.name();
+            unsupported(format!("this version has no CUDA kernels for {name}"))
+        })?),
+    };
+    check(tensors)?;
     let mut builder = Builder {
         tensors,
         bytes: Vec::new(),
@@ -92,15 +100,15 @@ pub(super) fn build(
         resident,
     };
     let mut lists = Lists::default();
-    if spec.optimizer != Optimizer::None {
-        let chosen: Vec<_> = tensors.iter().map(|t| Kernel::of(spec, t)).collect();
+    if let Some([any, collect]) = kernels {
+        let chosen: Vec<_> = tensors.iter().map(|t| Kernel::of(spec, t, any)).collect();
         let of = |wanted: &dyn Fn(usize) -> bool| -> Vec<usize> {
             (0..tensors.len()).filter(|i| wanted(*i)).collect()
         };
         let global = |i: usize| tensors[i].needs_statistics();
         let unfused = of(&|i| global(i) && !chosen[i].is_fused());
-        lists.collect_global = builder.lists(kernels::COLLECT, &unfused, &[COLLECT])?;
-        lists.collect_rest = builder.lists(kernels::COLLECT, &of(&|i| !global(i)), &[COLLECT])?;
+        lists.collect_global = builder.lists(collect, &unfused, &[COLLECT])?;
+        lists.collect_rest = builder.lists(collect, &of(&|i| !global(i)), &[COLLECT])?;
         lists.finish = builder.lists(kernels::FINISH, &of(&global), &[APPLY])?;
         for kernel in kernels::steps() {
             let members = of(&|i| chosen[i] == kernel);
@@ -131,27 +139,16 @@ pub(super) fn build(
 }
 
 /// Refuses what no kernel does.
-fn check(spec: &Spec, tensors: &[TensorPlan]) -> Result<()> {
-    if !matches!(
-        spec.optimizer,
-        Optimizer::Adamw | Optimizer::Adam | Optimizer::None
-    ) {
-        return Err(unsupported(format!(
-            "this version has CUDA kernels for adamw and adam, none for {}",
-            spec.optimizer.name()
-        )));
-    }
+fn check(tensors: &[TensorPlan]) -> Result<()> {
     for tensor in tensors {
         for state in &tensor.states {
-            let what = match &state.format {
-                Format::Factored(_) | Format::Cover(_) => "kept as factors",
-                Format::Codes(codes) if codes.scale_correction => "with scale_correction",
-                _ => continue,
-            };
-            return Err(unsupported(format!(
-                "tensor {:?} has a state {} {what}, for which this version has no CUDA kernel",
-                tensor.info.name, state.name
-            )));
+            if matches!(state.format, Format::Factored(_) | Format::Cover(_)) {
+                return Err(unsupported(format!(
+                    "tensor {:?} has a state {} kept as factors, for which this version has no CUDA \
+                     kernel",
+                    tensor.info.name, state.name
+                )));
+            }
         }
     }
     Ok(())
@@ -323,7 +320,11 @@ impl Builder<'_> {
             state.kind = CODES;
             state.per_byte = narrow(codes.per_byte)?;
             state.rounding = codes.rounding as i32;
-            state.dither = i32::from(codes.dither.is_some());
+            state.option = match codes.dither {
+                Some(_) => SUBTRACTIVE_DITHER,
+                None if codes.scale_correction => SCALE_CORRECTION,
+                None => 0,
+            };
             state.spacing = codes.dither.unwrap_or_default();
             state.codebook = self.codebook(codes);
             (state.scaling, state.block) = match &codes.scales {
