@@ -27,7 +27,7 @@ impl Purpose {
 /// The random numbers of one tensor in one step.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stream {
-    key: [u32; 2],
+    keys: [[u32; 2]; ROUNDS],
     /// 28 bits of a hash of the tensor's name, so that the order of tensors does not matter.
     tensor: u32,
     step: u32,
@@ -36,70 +36,29 @@ pub(crate) struct Stream {
 impl Stream {
     pub(crate) fn new(seed: u64, tensor: u32, step: i32) -> Self {
         Self {
-            key: [seed as u32, (seed >> 32) as u32],
+            keys: round_keys([seed as u32, (seed >> 32) as u32]),
             tensor: tensor & 0x0fff_ffff,
             step: step.cast_unsigned(),
         }
+    }
+
+    #[inline(always)]
+    fn counter(&self, purpose: Purpose, row: usize, group: usize) -> [u32; 4] {
+        let last = self.tensor | purpose.bits();
+        [group as u32, row as u32, self.step, last]
     }
 
     /// The eight draws of columns `8 group ..` of a row: bits 0-15 of the first word, 16-31, then
     /// the second word.
     #[inline(always)]
     pub(crate) fn eight(&self, purpose: Purpose, row: usize, group: usize) -> [u16; 8] {
-        let counter = [
-            group as u32,
-            row as u32,
-            self.step,
-            self.tensor | purpose.bits(),
-        ];
-        let words = philox4x32(counter, self.key);
+        let words = philox4x32(self.counter(purpose, row, group), &self.keys);
         let mut draws = [0; 8];
         for (pair, word) in draws.chunks_mut(2).zip(words) {
             pair[0] = word as u16;
             pair[1] = (word >> 16) as u16;
         }
         draws
-    }
-
-    /// The draws of 16 groups of eight columns: [`Stream::eight`] of each, 16 at a time, so that
-    /// every loop is one of vectors.
-    #[inline(always)]
-    pub(crate) fn groups(
-        &self,
-        purpose: Purpose,
-        row: usize,
-        group: usize,
-        draws: &mut [u16; 128],
-    ) {
-        // Words in 64 bits, of which the lower 32 count: products need no widening.
-        let word = |x: u64| x & 0xffff_ffff;
-        let mut a = [0; 16];
-        for (lane, first) in a.iter_mut().enumerate() {
-            *first = group as u64 + lane as u64;
-        }
-        let mut b = [row as u64; 16];
-        let mut c = [u64::from(self.step); 16];
-        let mut d = [u64::from(self.tensor | purpose.bits()); 16];
-        let mut key = self.key;
-        for _ in 0..10 {
-            for i in 0..16 {
-                let first = word(a[i]) * u64::from(MULTIPLIERS[0]);
-                let second = word(c[i]) * u64::from(MULTIPLIERS[1]);
-                a[i] = (second >> 32) ^ b[i] ^ u64::from(key[0]);
-                b[i] = second;
-                c[i] = (first >> 32) ^ d[i] ^ u64::from(key[1]);
-                d[i] = first;
-            }
-            key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
-        }
-        for (lane, draws) in draws.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-            let low = word(a[lane]) | b[lane] << 32;
-            let high = word(c[lane]) | d[lane] << 32;
-            for (i, draw) in draws.iter_mut().enumerate() {
-                let four = if i < 4 { low } else { high };
-                *draw = (four >> (16 * (i % 4))) as u16;
-            }
-        }
     }
 
     /// The draw of one column.
@@ -119,6 +78,61 @@ impl Stream {
     }
 }
 
+/// The draws of a chunk of elements.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Draws<'a> {
+    pub(crate) stream: &'a Stream,
+    pub(crate) purpose: Purpose,
+    pub(crate) row: usize,
+    /// The first of 16 groups of eight columns.
+    pub(crate) group: usize,
+}
+
+impl Draws<'_> {
+    /// The counter of the first group; those that follow are one more each in the first word.
+    #[inline(always)]
+    pub(crate) fn counter(&self) -> [u32; 4] {
+        self.stream.counter(self.purpose, self.row, self.group)
+    }
+
+    /// The key of each round.
+    #[inline(always)]
+    pub(crate) fn keys(&self) -> &[[u32; 2]; ROUNDS] {
+        &self.stream.keys
+    }
+
+    /// [`Stream::eight`] of each group, 16 at a time, so that every loop is one of vectors.
+    #[inline(always)]
+    pub(crate) fn chunk(&self, draws: &mut [u16; 128]) {
+        // Words in 64 bits, of which the lower 32 count: products need no widening.
+        let word = |x: u64| x & 0xffff_ffff;
+        let [group, row, step, last] = self.counter().map(u64::from);
+        let mut a = [0; 16];
+        for (lane, first) in a.iter_mut().enumerate() {
+            *first = group + lane as u64;
+        }
+        let (mut b, mut c, mut d) = ([row; 16], [step; 16], [last; 16]);
+        for key in self.keys() {
+            for i in 0..16 {
+                let first = word(a[i]) * u64::from(MULTIPLIERS[0]);
+                let second = word(c[i]) * u64::from(MULTIPLIERS[1]);
+                a[i] = (second >> 32) ^ b[i] ^ u64::from(key[0]);
+                b[i] = second;
+                c[i] = (first >> 32) ^ d[i] ^ u64::from(key[1]);
+                d[i] = first;
+            }
+        }
+        for (lane, draws) in draws.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+            let low = word(a[lane]) | b[lane] << 32;
+            let high = word(c[lane]) | d[lane] << 32;
+            for (i, draw) in draws.iter_mut().enumerate() {
+                let four = if i < 4 { low } else { high };
+                *draw = (four >> (16 * (i % 4))) as u16;
+            }
+        }
+    }
+}
+
 /// FNV-1a, 32 bits, of a tensor's name.
 pub(crate) fn name_hash(name: &str) -> u32 {
     name.bytes().fold(0x811c_9dc5, |hash, byte| {
@@ -126,14 +140,25 @@ pub(crate) fn name_hash(name: &str) -> u32 {
     })
 }
 
+const ROUNDS: usize = 10;
+
 /// Philox4x32's constants (Salmon et al., table 2 and section 4).
-const MULTIPLIERS: [u32; 2] = [0xd251_1f53, 0xcd9e_8d57];
+pub(crate) const MULTIPLIERS: [u32; 2] = [0xd251_1f53, 0xcd9e_8d57];
 const WEYL: [u32; 2] = [0x9e37_79b9, 0xbb67_ae85];
+
+/// The key of each round.
+fn round_keys(mut key: [u32; 2]) -> [[u32; 2]; ROUNDS] {
+    std::array::from_fn(|_| {
+        let of_round = key;
+        key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
+        of_round
+    })
+}
 
 /// Ten rounds of Philox4x32.
 #[inline(always)]
-fn philox4x32(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
-    for _ in 0..10 {
+fn philox4x32(mut counter: [u32; 4], keys: &[[u32; 2]; ROUNDS]) -> [u32; 4] {
+    for key in keys {
         let first = u64::from(counter[0]) * u64::from(MULTIPLIERS[0]);
         let second = u64::from(counter[2]) * u64::from(MULTIPLIERS[1]);
         counter = [
@@ -142,7 +167,6 @@ fn philox4x32(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
             (first >> 32) as u32 ^ counter[3] ^ key[1],
             first as u32,
         ];
-        key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
     }
     counter
 }
@@ -161,7 +185,13 @@ mod tests {
             (1, u32::MAX as usize - 3),
         ] {
             let mut draws = [0; 128];
-            stream.groups(Purpose::State(1), row, group, &mut draws);
+            let chunk = Draws {
+                stream: &stream,
+                purpose: Purpose::State(1),
+                row,
+                group,
+            };
+            chunk.chunk(&mut draws);
             for (i, eight) in draws.chunks(8).enumerate() {
                 assert_eq!(eight, stream.eight(Purpose::State(1), row, group + i));
             }
@@ -188,7 +218,7 @@ mod tests {
                 [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1],
             ),
         ] {
-            assert_eq!(philox4x32(counter, key), answer);
+            assert_eq!(philox4x32(counter, &round_keys(key)), answer);
         }
     }
 

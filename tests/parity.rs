@@ -12,8 +12,8 @@ mod common;
 use common::{Memory, Model, bytes, variants};
 use lowbit::dtype::Dtype;
 use lowbit::plan::TensorInfo;
-use lowbit::quant::Mapping;
-use lowbit::spec::{Optimizer, Quantizer, Spec};
+use lowbit::quant::{Mapping, Rounding};
+use lowbit::spec::{Normalization, Optimizer, Quantizer, Spec};
 use lowbit::step::NonFinite;
 use lowbit::{Hyper, Variant};
 use proptest::prelude::*;
@@ -38,6 +38,13 @@ fn spec(m: Quantizer, v: Quantizer) -> Spec {
     }
 }
 
+fn at_random(quantizer: Quantizer) -> Quantizer {
+    Quantizer {
+        rounding: Rounding::Stochastic,
+        ..quantizer
+    }
+}
+
 fn specs() -> Vec<Spec> {
     let de = |block| Quantizer::block(block, Mapping::De);
     let linear = |block| Quantizer::block(block, Mapping::Linear);
@@ -50,6 +57,11 @@ fn specs() -> Vec<Spec> {
         spec(de(2048), de(64)),
         spec(Quantizer::f32(), Quantizer::rank1(Mapping::Linear)),
         spec(de(256), Quantizer::f32()),
+        spec(at_random(de(128)), at_random(linear(128))),
+        spec(
+            at_random(de(128)),
+            at_random(Quantizer::rank1(Mapping::Linear)),
+        ),
     ]
 }
 
@@ -164,8 +176,9 @@ fn hostile(model: &mut Model, t: u64) {
 
 #[test]
 fn non_finite_gradients_under_every_policy() {
-    for spec in [&specs()[1], &specs()[3], &specs()[4]] {
-        let rank1 = spec.v == Some(Quantizer::rank1(Mapping::Linear));
+    for spec in [1, 3, 4, 8, 9].map(|i| specs().swap_remove(i)) {
+        let normalization = spec.v.as_ref().and_then(|v| v.normalization);
+        let rank1 = normalization == Some(Normalization::Rank1);
         for policy in [
             NonFinite::Default,
             NonFinite::SkipBlock,
@@ -177,7 +190,7 @@ fn non_finite_gradients_under_every_policy() {
                 continue;
             }
             for dtype in [Dtype::F32, Dtype::Bf16] {
-                check(spec, &all_tensors(dtype, dtype), 4, |model, t| {
+                check(&spec, &all_tensors(dtype, dtype), 4, |model, t| {
                     model.nonfinite = policy;
                     if t != 2 {
                         hostile(model, t);
@@ -220,11 +233,13 @@ proptest! {
         m_block in 5_u32..=12,
         v_block in 5_u32..=12,
         rank1 in any::<bool>(),
+        random in any::<bool>(),
         propagate in any::<bool>(),
     ) {
         let m = Quantizer::block(1 << m_block, Mapping::De);
         let v = Quantizer::block(1 << v_block, Mapping::Linear);
         let v = if rank1 { Quantizer::rank1(Mapping::Linear) } else { v };
+        let (m, v) = if random { (at_random(m), at_random(v)) } else { (m, v) };
         let tensors = [TensorInfo::new("t", &shape, Dtype::F32)];
         check(&spec(m, v), &tensors, 2, |model, t| {
             model.nonfinite = if propagate { NonFinite::Propagate } else { NonFinite::Default };

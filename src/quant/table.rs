@@ -44,6 +44,10 @@ pub struct Table {
     /// The level of every byte: a damaged buffer may hold codes beyond a table that does not fill
     /// its bits, and they stand for the highest level.
     pub(crate) by_code: [f32; 256],
+    /// The level above each of the first 16 codes, infinite where there is none.
+    pub(crate) next: [f32; 16],
+    /// The first 16 levels, minus infinity in place of the lowest.
+    pub(crate) reached: [f32; 16],
     /// The number n of levels, where they are `(i + 1) / n` and n is a power of two: codes can then
     /// be computed.
     pub(crate) linear: Option<f32>,
@@ -61,7 +65,11 @@ impl Table {
             .collect();
         let lines = Lines::of(&levels, &midpoints);
         let quotients = Quotients::of(&levels);
-        let by_code = std::array::from_fn(|code| levels[code.min(levels.len() - 1)]);
+        let by_code: [f32; 256] = std::array::from_fn(|code| levels[code.min(levels.len() - 1)]);
+        let next =
+            std::array::from_fn(|code| levels.get(code + 1).copied().unwrap_or(f32::INFINITY));
+        let mut reached = [f32::NEG_INFINITY; 16];
+        reached[1..].copy_from_slice(&by_code[1..16]);
         let count = levels.len() as f32;
         let linear = levels.len().is_power_of_two()
             && (1_u16..)
@@ -71,10 +79,18 @@ impl Table {
             levels,
             midpoints,
             by_code,
+            next,
+            reached,
             linear: linear.then_some(count),
             lines,
             quotients,
         })
+    }
+
+    /// The first 16 levels, with the highest in place of those that there are not.
+    #[inline(always)]
+    pub(crate) fn first(&self) -> [f32; 16] {
+        *self.by_code.first_chunk().unwrap_or(&[0.0; 16])
     }
 
     /// The table of a mapping. `levels` belongs to [`Mapping::Table`] and is empty otherwise.

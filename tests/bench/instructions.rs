@@ -20,7 +20,16 @@ use lowbit::plan::TensorInfo;
 use lowbit::spec::Spec;
 use lowbit::weights::Weights;
 
-const KERNELS: [(&str, &str, Dtype, Weights); 8] = [
+/// `adamw4-block` and `adamw4` with states rounded at random.
+const BLOCK_AT_RANDOM: &str = r#"{"optimizer": "adamw",
+    "m": {"bits": 4, "normalization": "block", "mapping": "de", "rounding": "stochastic"},
+    "v": {"bits": 4, "normalization": "block", "mapping": "linear", "rounding": "stochastic"}}"#;
+const RANK_ONE_AT_RANDOM: &str = r#"{"optimizer": "adamw",
+    "m": {"bits": 4, "normalization": "block", "mapping": "de", "rounding": "stochastic"},
+    "v": {"bits": 4, "normalization": "rank1", "mapping": "linear", "rounding": "stochastic"}}"#;
+
+/// Kernels with presets, or specs as JSON.
+const KERNELS: [(&str, &str, Dtype, Weights); 10] = [
     ("adamw32, f32", "adamw32", Dtype::F32, Weights::Plain),
     (
         "adamw4-block, f32",
@@ -35,6 +44,18 @@ const KERNELS: [(&str, &str, Dtype, Weights); 8] = [
         Dtype::Bf16,
         Weights::Stochastic,
     ),
+    (
+        "adamw4-block, f32, states rounded at random",
+        BLOCK_AT_RANDOM,
+        Dtype::F32,
+        Weights::Plain,
+    ),
+    (
+        "adamw4, f32, states rounded at random",
+        RANK_ONE_AT_RANDOM,
+        Dtype::F32,
+        Weights::Plain,
+    ),
     ("adamw8, f32", "adamw8", Dtype::F32, Weights::Plain),
     ("factor4, f32", "factor4", Dtype::F32, Weights::Plain),
     ("sgdm4, f32", "sgdm4", Dtype::F32, Weights::Plain),
@@ -47,12 +68,17 @@ const ROWS: [i64; 2] = [5, 9];
 const COLUMNS: i64 = 1024;
 
 /// Instructions of the second step of a tensor with so many rows.
-fn count(variant: Variant, preset: &str, dtype: Dtype, weights: Weights, rows: i64) -> u64 {
+fn count(variant: Variant, spec: &str, dtype: Dtype, weights: Weights, rows: i64) -> u64 {
     let tensor = TensorInfo {
         weights,
         ..TensorInfo::new("w", &[rows, COLUMNS], dtype)
     };
-    let mut model = Model::new(variant, 1, &Spec::preset(preset).unwrap(), vec![tensor]);
+    let spec = if spec.starts_with('{') {
+        Spec::from_json(spec)
+    } else {
+        Spec::preset(spec)
+    };
+    let mut model = Model::new(variant, 1, &spec.unwrap(), vec![tensor]);
     model.fill_params();
     model.fill_grads(1);
     model.run().unwrap();
@@ -93,17 +119,21 @@ fn count(variant: Variant, preset: &str, dtype: Dtype, weights: Weights, rows: i
 }
 
 fn main() {
+    let wanted = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
     let variants = [
         ("AVX-512", Variant::Avx512),
         ("AVX2", Variant::Avx2),
         ("portable", Variant::Portable),
     ];
     println!("| instructions per element | AVX-512 | AVX2 | portable |\n|---|--:|--:|--:|");
-    for (name, preset, dtype, weights) in KERNELS {
+    for (name, spec, dtype, weights) in KERNELS {
+        if wanted.as_ref().is_some_and(|part| !name.contains(part)) {
+            continue;
+        }
         let mut line = format!("| {name} |");
         for (_, variant) in variants {
             if common::variants().contains(&variant) {
-                let [small, large] = ROWS.map(|rows| count(variant, preset, dtype, weights, rows));
+                let [small, large] = ROWS.map(|rows| count(variant, spec, dtype, weights, rows));
                 let elements = (ROWS[1] - ROWS[0]) * COLUMNS;
                 let each = (large - small) as f64 / elements as f64;
                 line += &format!(" {each:.2} |");

@@ -6,14 +6,52 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-use super::{Chunk, Lanes, Vector};
+use super::vector::ONE_AND_HALF_A_DRAW;
+use super::{CHUNK, Chunk, Lanes, Vector, random};
 use crate::numerics::{INF_BITS, NAN_BITS};
+use crate::quant::Table;
+use crate::rng::Draws;
 
 /// For processors with AVX2, FMA and F16C.
 pub(in crate::backend::cpu) struct Avx2;
 
 impl Lanes for Avx2 {
     type Vector = __m256;
+
+    #[inline(never)]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn draw(draws: &Draws<'_>, out: &mut [u16; CHUNK]) {
+        draws.chunk(out);
+    }
+
+    #[inline(never)]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn round_block(
+        values: &Chunk,
+        scale: f32,
+        usual: bool,
+        table: &Table,
+        draws: &Draws<'_>,
+        codes: *mut u8,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            random::round_block::<Self, Self::Vector>(values, scale, usual, table, draws, codes)
+        }
+    }
+
+    #[inline(never)]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn round_linear(
+        values: &Chunk,
+        scales: &Chunk,
+        table: &Table,
+        draws: &Draws<'_>,
+        codes: *mut u8,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { random::round_linear::<Self, Self::Vector>(values, scales, table, draws, codes) }
+    }
 
     #[inline(always)]
     unsafe fn lookup(codes: &[u8], values: &[f32; 16], out: &mut [f32]) {
@@ -497,12 +535,18 @@ impl Vector for __m256 {
     }
 
     #[inline(always)]
-    unsafe fn search(self, thresholds: &Levels) -> __m256i {
-        thresholds.search::<false>(self, None)
+    unsafe fn search<const OR_EQUAL: bool>(self, thresholds: &Levels) -> __m256i {
+        thresholds.search::<OR_EQUAL>(self, None)
     }
 
     #[inline(always)]
-    unsafe fn decide(self, q: Self, factor: Self, below: Halves, scale: Option<Self>) -> __m256i {
+    unsafe fn decide<const OR_EQUAL: bool>(
+        self,
+        q: Self,
+        factor: Self,
+        below: Halves,
+        scale: Option<Self>,
+    ) -> __m256i {
         // The second operand is taken where q is NaN.
         let q = _mm256_max_ps(_mm256_mul_ps(q, factor), _mm256_setzero_ps());
         let floor = _mm256_cvttps_epi32(q);
@@ -510,9 +554,25 @@ impl Vector for __m256 {
         if let Some(scale) = scale {
             threshold = _mm256_mul_ps(threshold, scale);
         }
-        let not_above = _mm256_cmp_ps::<_CMP_LE_OQ>(self, threshold);
+        let not_above = if OR_EQUAL {
+            _mm256_cmp_ps::<_CMP_LT_OQ>(self, threshold)
+        } else {
+            _mm256_cmp_ps::<_CMP_LE_OQ>(self, threshold)
+        };
         // The comparison is 0 or -1.
         _mm256_add_epi32(floor, _mm256_castps_si256(not_above))
+    }
+
+    #[inline(always)]
+    unsafe fn step_up(self, rise: Self, draws: *const u16, codes: __m256i) -> __m256i {
+        // As with AVX-512.
+        let draws = _mm256_cvtepu16_epi32(_mm_loadu_si128(draws.cast()));
+        let fraction = _mm256_slli_epi32::<7>(draws);
+        let one_more = _mm256_or_si256(fraction, _mm256_set1_epi32(ONE_AND_HALF_A_DRAW));
+        let bound = _mm256_fmsub_ps(_mm256_castsi256_ps(one_more), rise, rise);
+        let up = _mm256_cmp_ps::<_CMP_GT_OQ>(self, bound);
+        // The comparison is 0 or -1.
+        _mm256_sub_epi32(codes, _mm256_castps_si256(up))
     }
 
     #[inline(always)]

@@ -6,14 +6,52 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-use super::{Avx2, Chunk, Lanes, Portable, Vector};
+use super::vector::ONE_AND_HALF_A_DRAW;
+use super::{Avx2, CHUNK, Chunk, Lanes, Portable, Vector, random};
 use crate::numerics::{INF_BITS, NAN_BITS};
+use crate::quant;
+use crate::rng::{self, Draws};
 
 /// For processors with AVX-512 F, BW, VL and DQ.
 pub(in crate::backend::cpu) struct Avx512;
 
 impl Lanes for Avx512 {
     type Vector = __m512;
+
+    #[inline(always)]
+    unsafe fn draw(draws: &Draws<'_>, out: &mut [u16; CHUNK]) {
+        // SAFETY: the caller's promise.
+        unsafe { draw(draws, out) }
+    }
+
+    #[inline(never)]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+    unsafe fn round_block(
+        values: &Chunk,
+        scale: f32,
+        usual: bool,
+        table: &quant::Table,
+        draws: &Draws<'_>,
+        codes: *mut u8,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            random::round_block::<Self, Self::Vector>(values, scale, usual, table, draws, codes)
+        }
+    }
+
+    #[inline(never)]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+    unsafe fn round_linear(
+        values: &Chunk,
+        scales: &Chunk,
+        table: &quant::Table,
+        draws: &Draws<'_>,
+        codes: *mut u8,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { random::round_linear::<Self, Self::Vector>(values, scales, table, draws, codes) }
+    }
 
     #[inline(always)]
     unsafe fn lookup(codes: &[u8], values: &[f32; 16], out: &mut [f32]) {
@@ -122,6 +160,50 @@ fn lookup(codes: &[u8], values: &[f32; 16], out: &mut [f32]) {
     let groups = codes.as_chunks::<8>().0;
     for (bytes, out) in groups.iter().zip(out.as_chunks_mut::<16>().0) {
         store(table.decode(bytes), out);
+    }
+}
+
+/// [`Draws::chunk`], eight groups at a time in the lower halves of 64 bits: what is above them never
+/// counts.
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+fn draw(draws: &Draws<'_>, out: &mut [u16; CHUNK]) {
+    /// The exclusive or of three.
+    const XOR: i32 = 0b1001_0110;
+    let splat = |x: u32| _mm512_set1_epi32(x.cast_signed());
+    let [group, row, step, last] = draws.counter();
+    let multipliers = [splat(rng::MULTIPLIERS[0]), splat(rng::MULTIPLIERS[1])];
+    let group = _mm512_add_epi32(splat(group), _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7));
+    let mut a = [group, _mm512_add_epi32(group, splat(8))];
+    let (mut b, mut c, mut d) = ([splat(row); 2], [splat(step); 2], [splat(last); 2]);
+    for key in draws.keys() {
+        let key = [splat(key[0]), splat(key[1])];
+        for i in 0..2 {
+            let first = _mm512_mul_epu32(a[i], multipliers[0]);
+            let second = _mm512_mul_epu32(c[i], multipliers[1]);
+            // On the port that does not shift.
+            let high = _mm512_shuffle_epi32::<0b11_11_01_01>(second);
+            a[i] = _mm512_ternarylogic_epi32::<XOR>(high, b[i], key[0]);
+            let high = _mm512_srli_epi64::<32>(first);
+            c[i] = _mm512_ternarylogic_epi32::<XOR>(high, d[i], key[1]);
+            (b[i], d[i]) = (second, first);
+        }
+    }
+    let upper = hidden(&0xaaaa);
+    let orders = [
+        _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11),
+        _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15),
+    ];
+    for i in 0..2 {
+        // Two words of each group, and then the four of four groups.
+        let low = _mm512_mask_shuffle_epi32::<0b10_10_00_00>(a[i], upper, b[i]);
+        let high = _mm512_mask_shuffle_epi32::<0b10_10_00_00>(c[i], upper, d[i]);
+        for (j, order) in orders.into_iter().enumerate() {
+            let words = _mm512_permutex2var_epi64(low, order, high);
+            let to = &mut out[32 * (2 * i + j)..][..32];
+            // SAFETY: 32 numbers of 16 bits each.
+            unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), words) };
+        }
     }
 }
 
@@ -532,12 +614,18 @@ impl Vector for __m512 {
     }
 
     #[inline(always)]
-    unsafe fn search(self, thresholds: &Levels) -> __m512i {
-        thresholds.search::<false>(self, None)
+    unsafe fn search<const OR_EQUAL: bool>(self, thresholds: &Levels) -> __m512i {
+        thresholds.search::<OR_EQUAL>(self, None)
     }
 
     #[inline(always)]
-    unsafe fn decide(self, q: Self, factor: Self, below: Table, scale: Option<Self>) -> __m512i {
+    unsafe fn decide<const OR_EQUAL: bool>(
+        self,
+        q: Self,
+        factor: Self,
+        below: Table,
+        scale: Option<Self>,
+    ) -> __m512i {
         // Added to 2^23 and rounded down, a number leaves its integer in the lowest bits; NaN has
         // zeros there if it comes of 0 times infinity.
         let whole = _mm512_set1_ps((1_u32 << 23) as f32);
@@ -549,8 +637,24 @@ impl Vector for __m512 {
         if let Some(scale) = scale {
             threshold = _mm512_mul_ps(threshold, scale);
         }
-        let not_above = _mm512_cmp_ps_mask::<_CMP_LE_OQ>(self, threshold);
+        let not_above = if OR_EQUAL {
+            _mm512_cmp_ps_mask::<_CMP_LT_OQ>(self, threshold)
+        } else {
+            _mm512_cmp_ps_mask::<_CMP_LE_OQ>(self, threshold)
+        };
         _mm512_mask_sub_epi32(floor, not_above, floor, below.one)
+    }
+
+    #[inline(always)]
+    unsafe fn step_up(self, rise: Self, draws: *const u16, codes: __m512i) -> __m512i {
+        // 1 + u, whose fraction begins with the draw: of it times a number, less the number, nothing is
+        // rounded but the result.
+        let draws = _mm512_cvtepu16_epi32(_mm256_loadu_si256(draws.cast()));
+        let fraction = _mm512_slli_epi32::<7>(draws);
+        let one_more = _mm512_or_si512(fraction, _mm512_set1_epi32(ONE_AND_HALF_A_DRAW));
+        let bound = _mm512_fmsub_ps(_mm512_castsi512_ps(one_more), rise, rise);
+        let up = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(self, bound);
+        _mm512_mask_add_epi32(codes, up, codes, _mm512_set1_epi32(hidden(&1)))
     }
 
     #[inline(always)]

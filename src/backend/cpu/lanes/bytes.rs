@@ -98,7 +98,7 @@ impl<'a, V: Vector> Encoder<'a, V> {
         // SAFETY: the caller's promise.
         unsafe {
             let y = if SIGNED { y.abs() } else { y };
-            let line = y.search(&self.breaks);
+            let line = y.search::<false>(&self.breaks);
             y.mul_add(V::at(self.slopes, line), V::at(self.offsets, line))
         }
     }

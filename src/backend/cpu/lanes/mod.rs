@@ -10,6 +10,7 @@ mod avx2;
 mod avx512;
 mod bytes;
 mod portable;
+mod random;
 #[cfg(test)]
 mod tests;
 mod vector;
@@ -20,11 +21,14 @@ pub(super) use avx2::Avx2;
 pub(super) use avx512::Avx512;
 pub(super) use bytes::{Decoder, Encoder};
 pub(super) use portable::Portable;
-pub(super) use vector::{PACKED, Vector, load, registers, store};
+pub(super) use vector::{PACKED, SHORT_OF_16, Vector, load, registers, store};
 
 use std::ops::{Deref, DerefMut};
 
 use half::f16;
+
+use crate::quant::Table;
+use crate::rng::Draws;
 
 /// Elements that are handled at a time: one block of the default size.
 pub(super) const CHUNK: usize = 128;
@@ -144,6 +148,36 @@ pub(super) trait Lanes {
             *out = pair[0] | (pair[1] << 4);
         }
     }
+
+    /// The random numbers of a chunk.
+    unsafe fn draw(draws: &Draws<'_>, out: &mut [u16; CHUNK]);
+
+    /// A chunk rounded at random to codes of four bits under the scale of its block, packed. `usual` says
+    /// that no value is negative.
+    ///
+    /// # Safety
+    /// `codes` has room for a chunk's.
+    unsafe fn round_block(
+        values: &Chunk,
+        scale: f32,
+        usual: bool,
+        table: &Table,
+        draws: &Draws<'_>,
+        codes: *mut u8,
+    );
+
+    /// The same for values from 0 to a scale of their own each, under the linear table of 16 levels. No
+    /// scale is subnormal or above 2^125.
+    ///
+    /// # Safety
+    /// As for [`Lanes::round_block`].
+    unsafe fn round_linear(
+        values: &Chunk,
+        scales: &Chunk,
+        table: &Table,
+        draws: &Draws<'_>,
+        codes: *mut u8,
+    );
 
     /// Asks for the cache line of an address, which may lie anywhere.
     #[inline(always)]

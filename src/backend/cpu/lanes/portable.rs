@@ -2,14 +2,48 @@
 
 #![expect(unsafe_code, reason = "the trait's functions are unsafe")]
 
-use super::{CHUNK, Lanes, PACKED, Vector};
+use super::{CHUNK, Chunk, Lanes, PACKED, Vector, random};
 use crate::numerics::{INF_BITS, canonical, magnitude};
+use crate::quant::{Table, uniform};
+use crate::rng::Draws;
 
 /// See the module's page.
 pub(in crate::backend::cpu) struct Portable;
 
 impl Lanes for Portable {
     type Vector = [f32; 8];
+
+    #[inline(never)]
+    unsafe fn draw(draws: &Draws<'_>, out: &mut [u16; CHUNK]) {
+        draws.chunk(out);
+    }
+
+    #[inline(never)]
+    unsafe fn round_block(
+        values: &Chunk,
+        scale: f32,
+        usual: bool,
+        table: &Table,
+        draws: &Draws<'_>,
+        codes: *mut u8,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            random::round_block::<Self, Self::Vector>(values, scale, usual, table, draws, codes)
+        }
+    }
+
+    #[inline(never)]
+    unsafe fn round_linear(
+        values: &Chunk,
+        scales: &Chunk,
+        table: &Table,
+        draws: &Draws<'_>,
+        codes: *mut u8,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { random::round_linear::<Self, Self::Vector>(values, scales, table, draws, codes) }
+    }
 
     #[inline(always)]
     unsafe fn lookup(codes: &[u8], values: &[f32; 16], out: &mut [f32]) {
@@ -266,18 +300,22 @@ impl Vector for [f32; 8] {
     }
 
     #[inline(always)]
-    unsafe fn search(self, thresholds: &[f32; 16]) -> [u8; 8] {
+    unsafe fn search<const OR_EQUAL: bool>(self, thresholds: &[f32; 16]) -> [u8; 8] {
         let mut counts = [0_i32; 8];
         for threshold in thresholds {
             for (count, x) in counts.iter_mut().zip(&self) {
-                *count += i32::from(x > threshold);
+                *count += i32::from(if OR_EQUAL {
+                    x >= threshold
+                } else {
+                    x > threshold
+                });
             }
         }
         counts.map(|count| count as u8)
     }
 
     #[inline(always)]
-    unsafe fn decide(
+    unsafe fn decide<const OR_EQUAL: bool>(
         self,
         q: Self,
         factor: Self,
@@ -292,7 +330,23 @@ impl Vector for [f32; 8] {
             if let Some(scale) = scale {
                 threshold *= scale[i];
             }
-            *code = floor - u8::from(self[i] <= threshold);
+            let x = self[i];
+            let below = if OR_EQUAL {
+                x < threshold
+            } else {
+                x <= threshold
+            };
+            *code = floor - u8::from(below);
+        }
+        codes
+    }
+
+    #[inline(always)]
+    unsafe fn step_up(self, rise: Self, draws: *const u16, mut codes: [u8; 8]) -> [u8; 8] {
+        // SAFETY: the caller's promise.
+        let draws = unsafe { *draws.cast::<[u16; 8]>() };
+        for (i, code) in codes.iter_mut().enumerate() {
+            *code += u8::from(uniform(draws[i]) * rise[i] < self[i]);
         }
         codes
     }

@@ -3,7 +3,8 @@
 use half::f16;
 
 use super::*;
-use crate::quant::{Lines, Mapping, Table};
+use crate::quant::{Lines, Mapping, Preconditioner, Rounding, Table, stochastic, uniform};
+use crate::rng::{Purpose, Stream};
 
 /// A list as long as the implementations want, with more zeros behind it.
 fn padded<T: Copy + Default>(mut list: Vec<T>) -> Vec<T> {
@@ -294,7 +295,7 @@ fn check_search<V: Vector>(name: &str) {
             let got = unsafe {
                 let scaled = V::scale(V::table(&midpoints), V::splat(scale));
                 let thresholds = V::thresholds(scaled);
-                packed_codes::<V>(&values, |x| x.search(&thresholds))
+                packed_codes::<V>(&values, |x| x.search::<false>(&thresholds))
             };
             assert_eq!(got, want, "{name} {mapping:?} {scale:e}");
         }
@@ -333,13 +334,14 @@ fn check_decide<V: Vector>(name: &str) {
             let factor = FACTOR / scale;
             if factor.is_finite() {
                 let (scaled, factor) = (V::scale(table, all), V::splat(factor));
-                let got = packed_codes::<V>(&values, |x| x.decide(x, factor, scaled, None));
+                let got =
+                    packed_codes::<V>(&values, |x| x.decide::<false>(x, factor, scaled, None));
                 assert_eq!(got, want, "{name} {scale:e}");
             }
             if scale < 2_f32.powi(125) {
                 let got = packed_codes::<V>(&values, |x| {
                     let q = x.mul(all.reciprocal());
-                    x.decide(q, V::splat(FACTOR), table, Some(all))
+                    x.decide::<false>(q, V::splat(FACTOR), table, Some(all))
                 });
                 assert_eq!(got, want, "{name} {scale:e}, estimated");
             }
@@ -398,6 +400,104 @@ fn check_operations<V: Vector>(name: &str) {
     }
 }
 
+/// Chunks rounded at random, under one scale and under one each, against the definition.
+fn check_random<L: Lanes>(name: &str) {
+    let stream = Stream::new(0x1234_5678_9abc_def0, 77, 5);
+    for (mapping, signed) in [
+        (Mapping::De, true),
+        (Mapping::De0, false),
+        (Mapping::Linear, false),
+        (Mapping::Nf4, true),
+    ] {
+        let table = Table::of(mapping, 4, signed, &[]).unwrap();
+        for scale in SCALES.into_iter().chain([0.0, f32::NAN, f32::MIN_POSITIVE]) {
+            if scale.is_infinite() {
+                continue;
+            }
+            let levels: Vec<f32> = table.levels.iter().map(|level| level * scale).collect();
+            let inside = |x: &f32| x.abs() <= scale || scale.is_nan();
+            let steps = (0..512).map(|i| scale * (i as f32 / 511.0));
+            let values: Vec<f32> = values(&levels)
+                .into_iter()
+                .chain(steps)
+                .filter(inside)
+                .collect();
+            for (row, values) in values.chunks(CHUNK).enumerate() {
+                let draws = Draws {
+                    stream: &stream,
+                    purpose: Purpose::State(1),
+                    row,
+                    group: 48,
+                };
+                let mut chunk = Chunk::ZERO;
+                chunk[..values.len()].copy_from_slice(values);
+                let want: Vec<u8> = values
+                    .iter()
+                    .enumerate()
+                    .map(|(i, x)| {
+                        let u = uniform(stream.draw(Purpose::State(1), row, 48 * 8 + i));
+                        stochastic(*x, scale, &table, Rounding::Stochastic, PRECONDITIONER, u)
+                    })
+                    .collect();
+                let check = |bytes: &[u8], usual| {
+                    let codes = bytes.iter().flat_map(|byte| [byte & 15, byte >> 4]);
+                    let codes: Vec<u8> = codes.take(values.len()).collect();
+                    assert_eq!(codes, want, "{name} {mapping:?} {scale:e} {usual}");
+                };
+                let mut bytes = [0xaa; CHUNK / 2];
+                let positive = values.iter().all(|x| x.is_sign_positive());
+                for usual in [false, positive] {
+                    // SAFETY: a chunk's codes; the caller's processor has the instructions.
+                    unsafe {
+                        L::round_block(&chunk, scale, usual, &table, &draws, bytes.as_mut_ptr());
+                    }
+                    check(&bytes, usual);
+                }
+                let usual = positive && !scale.is_subnormal() && scale < 2_f32.powi(125);
+                if usual && table.linear.is_some() {
+                    let scales = Chunk([scale; CHUNK]);
+                    // SAFETY: as above.
+                    unsafe {
+                        L::round_linear(&chunk, &scales, &table, &draws, bytes.as_mut_ptr());
+                    }
+                    check(&bytes, usual);
+                }
+            }
+        }
+    }
+}
+
+/// Which this rounding has no use for.
+const PRECONDITIONER: Preconditioner = Preconditioner {
+    inv_bc2: 1.0,
+    eps: 1.0,
+};
+
+/// The draws of a chunk against those of its elements.
+fn check_draws<L: Lanes>(name: &str) {
+    let stream = Stream::new(0x1234_5678_9abc_def0, 77, 5);
+    for (row, group) in [
+        (0, 0),
+        (3, 16),
+        (70_000, 1 << 20),
+        (1, u32::MAX as usize - 3),
+    ] {
+        let draws = Draws {
+            stream: &stream,
+            purpose: Purpose::State(1),
+            row,
+            group,
+        };
+        let mut got = [0; CHUNK];
+        // SAFETY: the caller's processor has the instructions.
+        unsafe { L::draw(&draws, &mut got) };
+        let want: Vec<u16> = (0..CHUNK)
+            .map(|i| stream.draw(Purpose::State(1), row, 8 * group + i))
+            .collect();
+        assert_eq!(got.as_slice(), want, "{name} {row} {group}");
+    }
+}
+
 fn check<L: Lanes>(name: &str) {
     check_counts::<L>(name);
     check_linear_everywhere::<L>(name);
@@ -406,6 +506,8 @@ fn check<L: Lanes>(name: &str) {
     check_f16::<L>(name);
     check_search::<L::Vector>(name);
     check_decide::<L::Vector>(name);
+    check_draws::<L>(name);
+    check_random::<L>(name);
     check_operations::<L::Vector>(name);
 }
 

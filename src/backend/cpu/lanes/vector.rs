@@ -71,18 +71,22 @@ pub(in crate::backend::cpu) trait Vector: Copy {
     /// The values of [`Vector::WIDTH`] codes of four bits, the even ones in the low nibbles.
     unsafe fn decode(table: Self::Table, codes: *const u8) -> Self;
     unsafe fn thresholds(table: Self::Table) -> Self::Thresholds;
-    /// The number of thresholds that are passed; the sixteenth of the table is infinite.
-    unsafe fn search(self, thresholds: &Self::Thresholds) -> Self::Codes;
-    /// `floor(q factor)`, which is from 0 to 15, where `self` is above the threshold of that index,
-    /// and one less where it is not. Thresholds are `below`, times `scale` if there is one. Where q is
-    /// NaN the code is 0.
-    unsafe fn decide(
+    /// The number of thresholds that `self` is above, or reaches for `OR_EQUAL`; the sixteenth of the
+    /// table is infinite.
+    unsafe fn search<const OR_EQUAL: bool>(self, thresholds: &Self::Thresholds) -> Self::Codes;
+    /// `floor(q factor)`, which is from 0 to 15, where `self` is above the threshold of that index, or
+    /// reaches it for `OR_EQUAL`, and one less where it does not. Thresholds are `below`, times `scale`
+    /// if there is one. Where q is NaN the code is 0.
+    unsafe fn decide<const OR_EQUAL: bool>(
         self,
         q: Self,
         factor: Self,
         below: Self::Table,
         scale: Option<Self>,
     ) -> Self::Codes;
+    /// Codes, each one more where `RN(u rise)` is below `self`, u being [`crate::quant::uniform`] of a
+    /// draw.
+    unsafe fn step_up(self, rise: Self, draws: *const u16, codes: Self::Codes) -> Self::Codes;
     unsafe fn unpacked() -> Self::Packed;
     /// Adds the codes of the next register; those of the first but [`PACKED`] drop out.
     unsafe fn pack(packed: Self::Packed, codes: Self::Codes) -> Self::Packed;
@@ -97,6 +101,18 @@ pub(in crate::backend::cpu) trait Vector: Copy {
 
 /// Registers whose codes are stored together, as many as 32 bits have nibbles.
 pub(in crate::backend::cpu) const PACKED: usize = 8;
+
+/// How codes under a linear table of 16 are computed, for values x from 0 to the scale s: the threshold
+/// between codes k - 1 and k lies where `y = 16 x / s` is k + 1/2, but for a few last places, so that the
+/// code is below y - 1/2 and at least y - 3/2, or 0 or 15 at the ends. This number times the quotient,
+/// even if that was taken with an estimate of `1 / s`, is less than y, and by 2^-5 at most. So its floor is
+/// the code or one more, and at most 15: the threshold between the two decides ([`Vector::decide`]). Of
+/// levels that are reached, the one of code k is where y is k + 1, and the same holds.
+/// A subnormal s is not for this, as its products with neighbouring thresholds may be one number.
+pub(in crate::backend::cpu) const SHORT_OF_16: f32 = 16.0 - 1.0 / 64.0;
+
+/// The bits of 1 and half a step of [`crate::quant::uniform`].
+pub(super) const ONE_AND_HALF_A_DRAW: i32 = 0x3f80_0040;
 
 /// Registers of a chunk.
 pub(in crate::backend::cpu) const fn registers<V: Vector>() -> usize {

@@ -1,5 +1,6 @@
 //! AdamW without options on units of a chunk, in registers from load to store, for the states that most
-//! parameters have: f32, and 4 bits rounded to nearest in blocks of a chunk or under rank-1 scales.
+//! parameters have: f32, and 4 bits, rounded to nearest or at random, in blocks of a chunk or under rank-1
+//! scales.
 //! What else there is takes the way of [`super::apply_unit`], to the same bits.
 //!
 //! Rounding steps are numbered as in `optimizer/adamw.rs`.
@@ -12,11 +13,13 @@ use super::collect::Part;
 use super::decode::Source;
 use super::encode::encode_unit;
 use super::maxima::Columns;
-use super::run::{Run, load_run, store_run};
+use super::run::{Run, draws, load_run, store_run};
 use super::weights::{load_weights, store_weights};
 use super::{AHEAD, prefetch, skip};
 use crate::backend::cpu::call::TensorCall;
-use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, PACKED, Vector, load, registers, store};
+use crate::backend::cpu::lanes::{
+    CHUNK, Chunk, Lanes, PACKED, SHORT_OF_16, Vector, load, registers, store,
+};
 use crate::backend::cpu::reference::block_scale;
 use crate::dtype::Dtype;
 use crate::layout::{div_ceil, index};
@@ -24,6 +27,7 @@ use crate::numerics::Scalars;
 use crate::optimizer::Update;
 use crate::plan::{Codes, Format, MAX_AXES, Maxima, Scales, TensorPlan};
 use crate::quant::Rounding;
+use crate::rng::Purpose;
 use crate::step::Buffer;
 use crate::weights::Weights;
 
@@ -289,7 +293,7 @@ unsafe fn clear_behind<V: Vector>(values: &mut V::Registers, len: usize) {
 pub(super) unsafe fn maxima_in_registers<L: Lanes>(
     call: &TensorCall<'_>,
     part: &Part,
-    columns: &mut Columns,
+    columns: &mut Columns<'_>,
 ) -> Option<bool> {
     let Update::Adamw(rule) = &call.rule else {
         return None;
@@ -335,7 +339,7 @@ unsafe fn raise_rows<L: Lanes, const N: usize>(
     v: RankOne<'_, L::Vector>,
     rows: [Run; N],
     rooms: &mut [(Chunk, Room); ROWS],
-    columns: &mut Columns,
+    columns: &mut Columns<'_>,
 ) -> bool {
     let len = rows[0].len;
     // SAFETY: the rows lie in the tensor.
@@ -444,14 +448,6 @@ impl<V: Vector, const N: usize> Group<'_, V, N> {
     }
 }
 
-/// How codes under a linear table of 16 are computed, for values x from 0 to the scale s: the threshold
-/// between codes k - 1 and k lies where `y = 16 x / s` is k + 1/2, but for a few last places, so that the
-/// code is below y - 1/2 and at least y - 3/2, or 0 or 15 at the ends. This number times the quotient,
-/// even if that was taken with an estimate of `1 / s`, is less than y, and by 2^-5 at most. So its floor is
-/// the code or one more, and at most 15: the threshold between the two decides ([`Vector::decide`]).
-/// A subnormal s is not for this, as its products with neighbouring midpoints may be one number.
-const SHORT_OF_16: f32 = 16.0 - 1.0 / 64.0;
-
 /// 2^125.
 const HUGE: f32 = (1_u128 << 125) as f32;
 
@@ -554,18 +550,17 @@ struct Row<V: Vector> {
 }
 
 impl<V: Vector> Row<V> {
-    /// `None` unless the codes are of four bits and rounded to nearest without more.
+    /// `None` unless the codes are of four bits and rounded to nearest or at random without more.
     #[inline(always)]
     unsafe fn of(tensor: &TensorPlan, codes: &Codes, buffer: Buffer) -> Option<Self> {
         if codes.per_byte != 2
-            || codes.rounding != Rounding::Nearest
+            || !matches!(codes.rounding, Rounding::Nearest | Rounding::Stochastic)
             || codes.scale_correction
             || codes.dither.is_some()
         {
             return None;
         }
-        let (mut levels, mut midpoints) = ([0.0; 16], [f32::INFINITY; 16]);
-        levels.copy_from_slice(&codes.table.by_code[..16]);
+        let mut midpoints = [f32::INFINITY; 16];
         midpoints[..codes.table.midpoints.len()].copy_from_slice(&codes.table.midpoints);
         let mut below = [f32::NEG_INFINITY; 16];
         below[1..].copy_from_slice(&midpoints[..15]);
@@ -575,7 +570,7 @@ impl<V: Vector> Row<V> {
                 first: buffer.data.cast(),
                 bytes: index(tensor.grid.code_bytes(codes.per_byte)),
                 codes: std::ptr::null_mut(),
-                levels: V::table(&levels),
+                levels: V::table(&codes.table.first()),
                 midpoints: V::table(&midpoints),
                 below: V::table(&below),
             })
@@ -625,7 +620,7 @@ impl<V: Vector> Row<V> {
             for (i, values) in values.as_ref().chunks_exact(PACKED).enumerate() {
                 let mut packed = V::unpacked();
                 for x in values {
-                    packed = V::pack(packed, x.search(thresholds));
+                    packed = V::pack(packed, x.search::<false>(thresholds));
                 }
                 V::store_packed(packed, codes.add(i * PACKED * V::WIDTH / 2));
             }
@@ -636,6 +631,7 @@ impl<V: Vector> Row<V> {
 /// A state of four bits in blocks of a chunk.
 struct Blocks<'a, V: Vector> {
     codes: &'a Codes,
+    state: usize,
     row: Row<V>,
     /// Of the tensor's first row.
     first: *mut f32,
@@ -652,6 +648,7 @@ impl<'a, V: Vector> Blocks<'a, V> {
         let buffers = call.state_buffers(state);
         Some(Self {
             codes,
+            state,
             // SAFETY: the caller's promise.
             row: unsafe { Row::of(call.tensor, codes, buffers[0]) }?,
             first: buffers[1].data.cast(),
@@ -690,7 +687,7 @@ impl<L: Lanes> Moment<L> for Blocks<'_, L::Vector> {
     #[inline(always)]
     unsafe fn close(
         &self,
-        _: &TensorCall<'_>,
+        call: &TensorCall<'_>,
         run: Run,
         (codes, _): Self::Open,
         values: &<L::Vector as Vector>::Registers,
@@ -701,6 +698,12 @@ impl<L: Lanes> Moment<L> for Blocks<'_, L::Vector> {
         unsafe {
             let scale = block_scale(largest.reduce_largest());
             *self.scales.add(run.col / CHUNK) = scale;
+            if self.codes.rounding == Rounding::Stochastic {
+                let draws = draws(call, Purpose::State(self.state), run);
+                let values = store::<L::Vector>(values);
+                L::round_block(&values, scale, usual, &self.codes.table, &draws, codes);
+                return self.row.close(run, codes);
+            }
             let scale_all = L::Vector::splat(scale);
             // Where all values are 0, so is their code.
             let factor = if scale == 0.0 {
@@ -715,7 +718,8 @@ impl<L: Lanes> Moment<L> for Blocks<'_, L::Vector> {
                 for (i, values) in values.as_ref().chunks_exact(PACKED).enumerate() {
                     let mut packed = L::Vector::unpacked();
                     for x in values {
-                        packed = L::Vector::pack(packed, x.decide(*x, factor, below, None));
+                        packed =
+                            L::Vector::pack(packed, x.decide::<false>(*x, factor, below, None));
                     }
                     let to = codes.add(i * PACKED * L::Vector::WIDTH / 2);
                     L::Vector::store_packed(packed, to);
@@ -734,6 +738,7 @@ impl<L: Lanes> Moment<L> for Blocks<'_, L::Vector> {
 /// rows of the grid are rows of the last axis.
 #[derive(Clone, Copy)]
 struct RankOne<'a, V: Vector> {
+    codes: &'a Codes,
     maxima: &'a [Maxima],
     state: usize,
     row: Row<V>,
@@ -758,6 +763,7 @@ impl<'a, V: Vector> RankOne<'a, V> {
             return None;
         }
         Some(Self {
+            codes,
             maxima,
             state,
             // SAFETY: the caller's promise.
@@ -887,18 +893,32 @@ impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
             let factor = L::Vector::splat(SHORT_OF_16);
             // Beyond, reciprocals may be flushed to zero.
             let mut usual = usual && self.rest[1] < HUGE;
-            for (i, values) in values.as_ref().chunks_exact(PACKED).enumerate() {
-                let mut packed = L::Vector::unpacked();
-                for (j, x) in values.iter().enumerate() {
-                    let at = (i * PACKED + j) * L::Vector::WIDTH;
+            if self.codes.rounding == Rounding::Stochastic {
+                let mut scales = Chunk::ZERO;
+                for at in (0..CHUNK).step_by(L::Vector::WIDTH) {
                     let scale = rest.smallest(L::Vector::load(columns[1].add(at)));
                     usual &= !scale.any_subnormal();
-                    let q = x.mul(scale.reciprocal());
-                    let code = x.decide(q, factor, self.row.below, Some(scale));
-                    packed = L::Vector::pack(packed, code);
+                    scale.store(scales.as_mut_ptr().add(at));
                 }
-                let to = codes.add(i * PACKED * L::Vector::WIDTH / 2);
-                L::Vector::store_packed(packed, to);
+                if usual {
+                    let chunk = store::<L::Vector>(values);
+                    let draws = draws(call, Purpose::State(self.state), run);
+                    L::round_linear(&chunk, &scales, &self.codes.table, &draws, codes);
+                }
+            } else {
+                for (i, values) in values.as_ref().chunks_exact(PACKED).enumerate() {
+                    let mut packed = L::Vector::unpacked();
+                    for (j, x) in values.iter().enumerate() {
+                        let at = (i * PACKED + j) * L::Vector::WIDTH;
+                        let scale = rest.smallest(L::Vector::load(columns[1].add(at)));
+                        usual &= !scale.any_subnormal();
+                        let q = x.mul(scale.reciprocal());
+                        let code = x.decide::<false>(q, factor, self.row.below, Some(scale));
+                        packed = L::Vector::pack(packed, code);
+                    }
+                    let to = codes.add(i * PACKED * L::Vector::WIDTH / 2);
+                    L::Vector::store_packed(packed, to);
+                }
             }
             if usual {
                 self.row.close(run, codes);

@@ -10,7 +10,7 @@ use crate::backend::cpu::reference::factored;
 use crate::dtype::Dtype;
 use crate::layout::index;
 use crate::plan::{Codes, Factor, Format, Maxima, Scales};
-use crate::quant::{Table, uniform};
+use crate::quant::uniform;
 use crate::step::Buffer;
 
 /// Which factors of a factored state are meant.
@@ -91,7 +91,7 @@ unsafe fn decode_blocks<L: Lanes>(
         let scales = scale_row(call.tensor, buffers[1], block, run.row).cast_const();
         if codes.per_byte == 2 && block >= CHUNK {
             let scale = *scales.add(run.col / block);
-            let mut values = first_levels(&codes.table);
+            let mut values = codes.table.first();
             for level in &mut values {
                 *level *= scale;
             }
@@ -124,14 +124,6 @@ unsafe fn decode_blocks<L: Lanes>(
     }
 }
 
-/// The first 16 levels of a table, with the highest in place of those it does not have.
-#[inline(always)]
-fn first_levels(table: &Table) -> [f32; 16] {
-    let mut levels = [0.0; 16];
-    levels.copy_from_slice(&table.by_code[..16]);
-    levels
-}
-
 /// The bytes with a run's codes: where they are, or, for part of a chunk, a copy with zeros behind.
 #[inline(always)]
 unsafe fn code_bytes<'a, const BYTES: usize>(
@@ -162,7 +154,7 @@ unsafe fn levels<L: Lanes>(
     run: Run,
     out: &mut Chunk,
 ) {
-    let values = first_levels(&codes.table);
+    let values = codes.table.first();
     // SAFETY: the run lies in the tensor, so its codes lie in the buffer.
     unsafe {
         match codes.per_byte {

@@ -272,7 +272,8 @@ fn round_randomly<L: Lanes>(
     out: &mut [u8; CHUNK],
 ) {
     let mut random = [0; CHUNK];
-    draws(call, Purpose::State(state), run, &mut random);
+    // SAFETY: the kernels are used on processors that have the instructions.
+    unsafe { L::draw(&draws(call, Purpose::State(state), run), &mut random) };
     let table = &codes.table;
     if largest(&**scales) >= INF_BITS.cast_signed() {
         // Products with an infinite scale have no order that a search could rely on.

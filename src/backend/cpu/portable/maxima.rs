@@ -42,7 +42,8 @@ pub(super) unsafe fn collect_maxima<L: Lanes>(call: &TensorCall<'_>, of: &Part) 
     let wanted = Wanted::of(call);
     let last_axis = of.last_axis(tensor);
     let width = index(last_axis.end - last_axis.start);
-    let mut columns = Columns::new(index(last_axis.start), width);
+    let mut memory = Columns::MEMORY;
+    let mut columns = Columns::new(&mut memory, index(last_axis.start), width);
     // SAFETY: the caller's promise; the runs lie in the tensor.
     let all_finite = unsafe {
         let registers = if wanted.states == States::SecondMoment {
@@ -78,7 +79,7 @@ unsafe fn collect_run<L: Lanes>(
     wanted: Wanted,
     run: Run,
     segment: &mut Segment,
-    columns: &mut Columns,
+    columns: &mut Columns<'_>,
 ) -> bool {
     let mut g = Chunk::ZERO;
     let mut all_finite = true;
@@ -210,7 +211,7 @@ fn raise(
     len: usize,
     position: &[i64],
     segment: &Segment,
-    columns: &mut Columns,
+    columns: &mut Columns<'_>,
 ) {
     let column = position.last().map_or(0, |column| index(*column));
     columns.used = 0;
@@ -244,34 +245,37 @@ fn raise(
 
 /// Maxima of the columns of a box, for the projections that keep the last axis alone: raised here
 /// row by row, and in the shared statistics once.
-pub(super) struct Columns {
-    /// Of each array as much is set as the chunks of `width` columns need.
-    maxima: [MaybeUninit<[i32; STATS_COLUMNS as usize]>; Self::COUNT],
+pub(super) struct Columns<'a> {
+    /// Of each array as much is set as the chunks of `width` columns need. Borrowed, as to move them takes
+    /// longer than to collect a small tensor.
+    maxima: &'a mut [ColumnMaxima; 2],
     /// The index along the last axis that comes first.
     start: usize,
     width: usize,
     used: usize,
 }
 
-impl Columns {
-    /// As many projections as v and m under rank-1 have.
-    const COUNT: usize = 2;
+/// A maximum for each column of a box.
+type ColumnMaxima = MaybeUninit<[i32; STATS_COLUMNS as usize]>;
+
+impl<'a> Columns<'a> {
+    /// Arrays for as many projections as v and m under rank-1 have.
+    const MEMORY: [ColumnMaxima; 2] = [const { MaybeUninit::uninit() }; 2];
 
     #[inline(always)]
-    fn new(start: usize, width: usize) -> Self {
-        let mut columns = Self {
-            maxima: [MaybeUninit::uninit(); Self::COUNT],
-            start,
-            width,
-            used: 0,
-        };
-        for array in &mut columns.maxima {
+    fn new(maxima: &'a mut [ColumnMaxima; 2], start: usize, width: usize) -> Self {
+        for array in &mut *maxima {
             let len = width.next_multiple_of(CHUNK);
             assert!(len <= STATS_COLUMNS as usize);
             // SAFETY: an array is as long.
             unsafe { std::ptr::write_bytes(array.as_mut_ptr().cast::<i32>(), 0, len) };
         }
-        columns
+        Self {
+            maxima,
+            start,
+            width,
+            used: 0,
+        }
     }
 
     /// The slots of an array, up to the end of the last column's chunk.

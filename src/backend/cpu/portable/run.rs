@@ -12,7 +12,7 @@ use crate::dtype::Dtype;
 use crate::layout::{Grid, div_ceil, index};
 use crate::numerics::{INF_BITS, canonical, magnitude};
 use crate::plan::{Codes, MAX_AXES, TensorPlan};
-use crate::rng::Purpose;
+use crate::rng::{Draws, Purpose};
 use crate::step::Buffer;
 use crate::weights::narrow_bf16;
 
@@ -155,11 +155,16 @@ unsafe fn store_chunk<L: Lanes>(data: *mut u8, dtype: Dtype, values: &Chunk) {
 
 /// The random numbers of a run of at most a chunk.
 #[inline(always)]
-pub(super) fn draws(call: &TensorCall<'_>, purpose: Purpose, run: Run, out: &mut [u16; CHUNK]) {
+pub(super) fn draws<'a>(call: &'a TensorCall<'_>, purpose: Purpose, run: Run) -> Draws<'a> {
     let (row, col) = global(call, run);
     // Rows are cut between blocks, and blocks begin where a group of eight does.
     debug_assert!(col.is_multiple_of(8), "column {col}");
-    call.rng.groups(purpose, row, col / 8, out);
+    Draws {
+        stream: &call.rng,
+        purpose,
+        row,
+        group: col / 8,
+    }
 }
 
 /// Row and column, in the grid of the global tensor, of a run's first element.

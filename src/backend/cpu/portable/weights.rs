@@ -115,7 +115,7 @@ pub(super) unsafe fn store_weights<L: Lanes>(call: &TensorCall<'_>, run: Run, va
             Weights::Plain => store_run::<L>(weight.data, weight.dtype, run, values),
             Weights::Stochastic => {
                 let mut random = [0; CHUNK];
-                draws(call, Purpose::Weight, run, &mut random);
+                L::draw(&draws(call, Purpose::Weight, run), &mut random);
                 if weight.dtype == Dtype::F16 {
                     let mut rounded = Chunk::ZERO;
                     for i in 0..CHUNK {

@@ -1,0 +1,119 @@
+//! A chunk rounded at random to codes of four bits, as [`crate::quant::stochastic`] does it, in registers.
+//!
+//! For each instruction set these are functions that are not inlined: the draws alone are more than a
+//! hundred instructions, and the kernels' loops are compiled many times over.
+
+#![expect(unsafe_code, reason = "the functions of registers are unsafe")]
+
+use super::{CHUNK, Chunk, Lanes, PACKED, SHORT_OF_16, Vector};
+use crate::quant::Table;
+use crate::rng::Draws;
+
+/// The random numbers of a chunk, in few cache lines.
+#[repr(align(64))]
+struct Random([u16; CHUNK]);
+
+/// See [`super::Lanes::round_block`].
+#[inline(always)]
+pub(super) unsafe fn round_block<L: Lanes<Vector = V>, V: Vector>(
+    values: &Chunk,
+    scale: f32,
+    usual: bool,
+    table: &Table,
+    draws: &Draws<'_>,
+    codes: *mut u8,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if scale.is_nan() || scale <= 0.0 {
+            std::ptr::write_bytes(codes, 0, CHUNK / 2);
+            return;
+        }
+        let mut random = Random([0; CHUNK]);
+        L::draw(draws, &mut random.0);
+        let all = V::splat(scale);
+        let (mut low, mut rise) = (table.first(), table.next);
+        for (low, rise) in low.iter_mut().zip(&mut rise) {
+            *low *= scale;
+            *rise = *rise * scale - *low;
+        }
+        let steps = [V::table(&low), V::table(&rise)];
+        let factor = SHORT_OF_16 / scale;
+        // A finite factor means a scale that is not subnormal.
+        if usual && table.linear == Some(16.0) && factor.is_finite() {
+            let reached = V::scale(V::table(&table.reached), all);
+            let factor = V::splat(factor);
+            for (i, group) in values.chunks_exact(PACKED * V::WIDTH).enumerate() {
+                let mut packed = V::unpacked();
+                for (j, x) in group.chunks_exact(V::WIDTH).enumerate() {
+                    let x = V::load(x.as_ptr());
+                    let code = x.decide::<true>(x, factor, reached, None);
+                    let random = random.0.as_ptr().add((i * PACKED + j) * V::WIDTH);
+                    packed = V::pack(packed, step(x, code, steps, random));
+                }
+                V::store_packed(packed, codes.add(i * PACKED * V::WIDTH / 2));
+            }
+        } else {
+            let thresholds = V::thresholds(V::scale(V::table(&table.next), all));
+            for (i, group) in values.chunks_exact(PACKED * V::WIDTH).enumerate() {
+                let mut packed = V::unpacked();
+                for (j, x) in group.chunks_exact(V::WIDTH).enumerate() {
+                    let x = V::load(x.as_ptr());
+                    let code = x.search::<true>(&thresholds);
+                    let random = random.0.as_ptr().add((i * PACKED + j) * V::WIDTH);
+                    packed = V::pack(packed, step(x, code, steps, random));
+                }
+                V::store_packed(packed, codes.add(i * PACKED * V::WIDTH / 2));
+            }
+        }
+    }
+}
+
+/// See [`super::Lanes::round_linear`].
+#[inline(always)]
+pub(super) unsafe fn round_linear<L: Lanes<Vector = V>, V: Vector>(
+    values: &Chunk,
+    scales: &Chunk,
+    table: &Table,
+    draws: &Draws<'_>,
+    codes: *mut u8,
+) {
+    let mut random = Random([0; CHUNK]);
+    // SAFETY: the caller's promise.
+    unsafe {
+        L::draw(draws, &mut random.0);
+        let (low, next) = (V::table(&table.first()), V::table(&table.next));
+        let (factor, reached) = (V::splat(SHORT_OF_16), V::table(&table.reached));
+        for i in 0..CHUNK / (PACKED * V::WIDTH) {
+            let mut packed = V::unpacked();
+            for j in 0..PACKED {
+                let at = (i * PACKED + j) * V::WIDTH;
+                let x = V::load(values.as_ptr().add(at));
+                let scale = V::load(scales.as_ptr().add(at));
+                let code =
+                    x.decide::<true>(x.mul(scale.reciprocal()), factor, reached, Some(scale));
+                let low = V::at(low, code).mul(scale);
+                let rise = V::at(next, code).mul(scale).sub(low);
+                let code = x.sub(low).step_up(rise, random.0.as_ptr().add(at), code);
+                packed = V::pack(packed, code);
+            }
+            V::store_packed(packed, codes.add(i * PACKED * V::WIDTH / 2));
+        }
+    }
+}
+
+/// The codes of values, given those of the levels that they reach, the levels, and how far it is to the
+/// next ones.
+#[inline(always)]
+unsafe fn step<V: Vector>(
+    x: V,
+    code: V::Codes,
+    [low, rise]: [V::Table; 2],
+    random: *const u16,
+) -> V::Codes {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let part = x.sub(V::at(low, code));
+        part.step_up(V::at(rise, code), random, code)
+    }
+}
