@@ -49,6 +49,38 @@ __device__ inline Scalars uncorrected_scalars(const Launch& launch, const float*
   return s;
 }
 
+// The state that a rule may keep as factors (factored.cuh); -1 for rules that have none.
+template <typename Rule>
+inline constexpr int factored_state = -1;
+
+// The state that a rule keeps as maxima of its slices alone; -1 for rules that have none.
+template <typename Rule>
+inline constexpr int cover_state = -1;
+
+// Thread blocks that a multiprocessor shall have registers for, of the kernel that steps.
+template <typename Rule>
+inline constexpr int resident_blocks = 2;
+
+// What the rule needs of a whole tensor, whose statistics are complete.
+template <typename Rule>
+__device__ inline void complete(const Launch&, const Tensor&, Shared&) {}
+
+template <typename Rule>
+__device__ __forceinline__ bool is_factored(const Unit& unit, int which) {
+  return which == factored_state<Rule> && unit.shared.tensor.state[which].kind == FACTORS;
+}
+
+// A state of an element before the step; a factored one is made of the new factors.
+template <typename Rule>
+__device__ __forceinline__ float old_state(const Unit& unit, int which, int at) {
+  if (is_factored<Rule>(unit, which)) {
+    return unit.decode_factors(which, at, Source::statistics);
+  }
+  return which == cover_state<Rule>
+             ? unit.smallest(unit.shared.tensor.state[which], at, Source::stored)
+             : unit.decode(which, at);
+}
+
 // One element; what lies beyond the unit is 0.
 template <typename Rule>
 __device__ inline Element step_element(const Unit& unit, int at) {
@@ -62,7 +94,7 @@ __device__ inline Element step_element(const Unit& unit, int at) {
 #pragma unroll
   for (int i = 0; i < Rule::STATES; ++i) {
     if (i < unit.shared.tensor.states) {
-      x.old[i] = unit.decode(i, at);
+      x.old[i] = old_state<Rule>(unit, i, at);
     }
   }
   e = Rule::element(x, unit.shared, unit.launch.flags);
@@ -152,7 +184,7 @@ __device__ inline void step_unit(const Unit& unit, Maxima& maxima,
     }
 #pragma unroll
     for (int i = 0; i < Rule::STATES; ++i) {
-      if (i < t.states) {
+      if (i < t.states && i != cover_state<Rule> && !is_factored<Rule>(unit, i)) {
         unit.encode(i, at, e.next[i], maxima[i]);
       }
     }
@@ -175,7 +207,7 @@ __device__ inline void collect_unit(const Unit& unit) {
   bool any = false;
 #pragma unroll
   for (int i = 0; i < Rule::STATES; ++i) {
-    wanted[i] = i < t.states && t.state[i].kind == CODES && t.state[i].scaling != PER_BLOCK;
+    wanted[i] = i != factored_state<Rule> && i < t.states && has_maxima(t.state[i]);
     any = any || wanted[i];
   }
   if (!any) {
@@ -194,22 +226,31 @@ __device__ inline void collect_unit(const Unit& unit) {
 
 }  // namespace lowbit
 
-// The two kernels of an optimizer.
-#define LOWBIT_ELEMENT_WISE(RULE, STEP, COLLECT)                                          \
-  extern "C" __global__ void __launch_bounds__(lowbit::THREADS, 2)                        \
-      STEP(const lowbit::Launch __grid_constant__ launch) {                               \
-    __shared__ lowbit::Shared shared;                                                     \
-    __shared__ lowbit::Maxima maxima[lowbit::WARPS];                                      \
-    __shared__ lowbit::Correction correction[lowbit::WARPS];                              \
-    lowbit::each_unit<RULE::scalars>(launch, shared, false, [&](const lowbit::Unit& unit) {\
-      const int warp = lowbit::warp_index();                                              \
-      lowbit::step_unit<RULE>(unit, maxima[warp], correction[warp]);                      \
-    });                                                                                   \
-  }                                                                                       \
-  extern "C" __global__ void __launch_bounds__(lowbit::THREADS, 2)                        \
-      COLLECT(const lowbit::Launch __grid_constant__ launch) {                            \
-    __shared__ lowbit::Shared shared;                                                     \
-    lowbit::each_unit<RULE::scalars>(launch, shared, false, [&](const lowbit::Unit& unit) {\
-      lowbit::collect_unit<RULE>(unit);                                                   \
-    });                                                                                   \
+// The kernel that steps.
+#define LOWBIT_STEP(RULE, STEP)                                                            \
+  extern "C" __global__ void                                                               \
+      __launch_bounds__(lowbit::THREADS, lowbit::resident_blocks<RULE>)                    \
+      STEP(const lowbit::Launch __grid_constant__ launch) {                                \
+    __shared__ lowbit::Shared shared;                                                      \
+    __shared__ lowbit::Maxima maxima[lowbit::WARPS];                                       \
+    __shared__ lowbit::Correction correction[lowbit::WARPS];                               \
+    lowbit::each_unit<RULE::scalars, lowbit::complete<RULE>>(                              \
+        launch, shared, false, [&](const lowbit::Unit& unit) {                             \
+          const int warp = lowbit::warp_index();                                           \
+          lowbit::step_unit<RULE>(unit, maxima[warp], correction[warp]);                   \
+        });                                                                                \
   }
+
+// A kernel that calls BODY with every unit.
+#define LOWBIT_UNITS(RULE, NAME, BODY)                                                     \
+  extern "C" __global__ void __launch_bounds__(lowbit::THREADS, 2)                         \
+      NAME(const lowbit::Launch __grid_constant__ launch) {                                \
+    __shared__ lowbit::Shared shared;                                                      \
+    lowbit::each_unit<RULE::scalars>(launch, shared, false,                                \
+                                     [&](const lowbit::Unit& unit) { BODY(unit); });       \
+  }
+
+// The two kernels of an optimizer.
+#define LOWBIT_ELEMENT_WISE(RULE, STEP, COLLECT) \
+  LOWBIT_STEP(RULE, STEP)                        \
+  LOWBIT_UNITS(RULE, COLLECT, lowbit::collect_unit<RULE>)

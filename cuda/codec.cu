@@ -12,10 +12,6 @@
 
 namespace lowbit {
 
-__device__ __forceinline__ bool has_maxima(const State& state) {
-  return state.kind == CODES && state.scaling != PER_BLOCK;
-}
-
 __device__ __forceinline__ float* value_of(const Unit& unit, int at) {
   return pointer<float>(unit.launch, unit.shared.tensor, PARAM) + unit.element(at);
 }
@@ -23,6 +19,9 @@ __device__ __forceinline__ float* value_of(const Unit& unit, int at) {
 __device__ inline void compress_unit(const Unit& unit, Maxima& maxima, Correction& correction) {
   const int which = unit.launch.state;
   const State& state = unit.shared.tensor.state[which];
+  if (state.kind == COVER) {
+    return;  // its maxima are all there is
+  }
   if (state.kind == CODES && state.scaling == PER_BLOCK) {
     for (int chunk = 0; chunk < unit.length; chunk += LANES) {
       const int at = chunk + lane_index();
@@ -47,7 +46,11 @@ __device__ inline void decompress_unit(const Unit& unit) {
   const Tensor& t = unit.shared.tensor;
   const void* input = pointer<const void>(unit.launch, t, GRAD);
   for (int at = lane_index(); at < unit.length; at += LANES) {
-    float x = canonical(unit.decode(unit.launch.state, at));
+    const int which = unit.launch.state;
+    const State& state = t.state[which];
+    float x = canonical(state.kind == FACTORS ? unit.decode_factors(which, at, Source::stored)
+                        : state.kind == COVER ? unit.smallest(state, at, Source::stored)
+                                              : unit.decode(which, at));
     if (input != nullptr) {
       const float in = load_value(input, t.grad_dtype, unit.element(at));
       x = canonical(__fmaf_rn(unit.launch.decay, x, __fmul_rn(unit.launch.weight, in)));
@@ -77,7 +80,7 @@ extern "C" __global__ void __launch_bounds__(lowbit::THREADS, 2)
                               : state.scaling == PER_ROW    ? t.rows
                               : state.scaling == PER_COLUMN ? t.cols
                                                             : 1;
-      unsigned* words = pointer<unsigned>(launch, t, state.buffer + 1 + part);
+      unsigned* words = pointer<unsigned>(launch, t, first_maxima(state) + part);
       for (long long i = threadIdx.x; i < count; i += THREADS) {
         words[i] = 0;
       }

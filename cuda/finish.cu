@@ -1,7 +1,7 @@
-// The new maxima of scales that reach across blocks, from the scratch into the states: the end of a
-// step, whatever the optimizer.
+// The new maxima of scales that reach across blocks, and new factors, from the scratch into the states:
+// the end of a step, whatever the optimizer.
 //
-// Bytes moved: 8 for each maximum.
+// Bytes moved: 8 for each maximum or mean.
 //
 // Launch: 256 threads, one task for each tensor.
 
@@ -18,11 +18,27 @@ __device__ inline void finish_maxima(const Launch& launch, unsigned* to, long lo
   }
 }
 
+__device__ inline void finish_factors(const Launch& launch, const Tensor& t, const State& state) {
+  const Factor* factors = in_table<Factor>(launch, state.codebook);
+  for (int f = 0; f < FACTOR_COUNT; ++f) {
+    float* to = pointer<float>(launch, t, state.buffer + f);
+    const float* from = launch.fresh + factors[f].fresh;
+    const long long extent = factor_extent(t, factors[f]);
+    for (long long i = threadIdx.x; i < extent; i += THREADS) {
+      to[i] = from[i];
+    }
+  }
+}
+
 __device__ inline void finish_state(const Launch& launch, const Tensor& t, const State& state) {
-  if (state.kind != CODES || state.scaling == PER_BLOCK) {
+  if (state.kind == FACTORS) {
+    finish_factors(launch, t, state);
     return;
   }
-  unsigned* to = pointer<unsigned>(launch, t, state.buffer + 1);
+  if (!has_maxima(state)) {
+    return;
+  }
+  unsigned* to = pointer<unsigned>(launch, t, first_maxima(state));
   if (state.scaling == PER_TENSOR) {
     finish_maxima(launch, to, 1, [&](long long) { return state.word; });
   } else if (state.scaling == PER_ROW) {
@@ -32,7 +48,7 @@ __device__ inline void finish_state(const Launch& launch, const Tensor& t, const
   } else {
     long long base = state.word;
     for (int axis = 0; axis < t.axes; ++axis) {
-      to = pointer<unsigned>(launch, t, state.buffer + 1 + axis);
+      to = pointer<unsigned>(launch, t, first_maxima(state) + axis);
       const long long first = base + t.offset[axis];
       finish_maxima(launch, to, t.shape[axis], [&](long long i) { return first + i; });
       base += t.global_shape[axis];

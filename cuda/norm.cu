@@ -7,20 +7,15 @@
 // one thread. The scratch (`statistics` of the launch) has the largest magnitude, then two limbs.
 
 #include "dtypes.cuh"
+#include "exact_sum.cuh"
 #include "tasks.cuh"
 
 namespace lowbit {
 
-// 2^n for |n| <= 1022.
-__device__ __forceinline__ double power_of_two(int n) {
-  return __longlong_as_double(static_cast<long long>(n + 1023) << 52);
-}
-
 // Of the power of two above the squares of values whose largest magnitude has these bits.
-__device__ __forceinline__ int squared_exponent(int largest) { return 2 * ((largest >> 23) - 126); }
-
-constexpr int TERM_BITS = 61;
-constexpr int LOW_BITS = 31;
+__device__ __forceinline__ int squared_exponent(int largest) {
+  return 2 * exponent_above(largest);
+}
 
 // Calls `body` with every scaled gradient of a launch.
 template <typename Body>
@@ -73,17 +68,16 @@ extern "C" __global__ void __launch_bounds__(lowbit::THREADS, 2)
   if (largest >= static_cast<int>(INF_BITS)) {
     return;
   }
-  const double unit = power_of_two(TERM_BITS - squared_exponent(largest));
-  long long high = 0, low = 0;
+  const double units = units_of_one(squared_exponent(largest));
+  Limbs sum{};
   each_gradient(launch, shared, [&](float g) {
-    const double term = __dmul_rn(static_cast<double>(g), static_cast<double>(g));
-    const long long scaled = __double2ll_rn(__dmul_rn(term, unit));
-    high += scaled >> LOW_BITS;
-    low += scaled & ((1ll << LOW_BITS) - 1);
+    const Limbs term =
+        limbs_of(__dmul_rn(static_cast<double>(g), static_cast<double>(g)), units);
+    sum.high += term.high;
+    sum.low += term.low;
   });
   __syncthreads();
-  atomicAdd(&sums[0], static_cast<unsigned long long>(high));
-  atomicAdd(&sums[1], static_cast<unsigned long long>(low));
+  add_limbs(sums, sum);
   __syncthreads();
   if (threadIdx.x < 2) {
     unsigned long long* to = reinterpret_cast<unsigned long long*>(launch.statistics) + 1;
@@ -101,10 +95,8 @@ extern "C" __global__ void lowbit_k_norm_finish(const lowbit::Launch __grid_cons
   const long long largest = scratch[0];
   float norm = __uint_as_float(largest == INF_BITS ? INF_BITS : NAN_BITS);
   if (largest < INF_BITS) {
-    const double whole = __fma_rn(static_cast<double>(scratch[1]), 2147483648.0,
-                                  static_cast<double>(scratch[2]));
-    const int exponent = squared_exponent(static_cast<int>(largest)) - TERM_BITS;
-    norm = __double2float_rn(__dsqrt_rn(__dmul_rn(whole, power_of_two(exponent))));
+    const int exponent = squared_exponent(static_cast<int>(largest));
+    norm = __double2float_rn(__dsqrt_rn(value_of_sum(Limbs{scratch[1], scratch[2]}, exponent)));
   }
   const float ratio = __fdiv_rn(launch.max_norm, norm);
   if (launch.norm != nullptr) {

@@ -24,6 +24,8 @@ struct Codebook {
 // What a state consists of.
 constexpr int VALUES = 1;  // f32
 constexpr int CODES = 2;
+constexpr int FACTORS = 3;  // means of v over rows and columns, and of all
+constexpr int COVER = 4;    // maxima of the slices along every axis, which are all there is of v (sm3)
 
 // Where the scale of an element comes from.
 constexpr int PER_BLOCK = 0;
@@ -51,9 +53,21 @@ struct State {
   int rounding;
   int option;  // 0 or one of the above
   float spacing;  // of levels, for dither
-  int buffer;  // its first among the tensor's pointers
-  long long codebook;  // offset in the table
+  int buffer;  // its first among the tensor's pointers; maxima and scales come behind codes
+  long long codebook;  // offset in the table; of FACTORS: that of its factors
   long long word;  // first of its maxima in the statistics
+};
+
+// The means of a factored v: its rows, its columns, and all of it, over the axes that they do not
+// keep.
+constexpr int FACTOR_COUNT = 3;
+struct Factor {
+  long long word;   // first of its largest squares in the statistics
+  long long sum;    // first of its sums
+  long long fresh;  // first of its new means
+  long long count;  // elements of the global tensor that a mean is over
+  unsigned axes;    // bits: those that it keeps
+  int reserved;
 };
 
 // `dtype::Dtype` and `weights::Weights`.
@@ -73,6 +87,10 @@ struct Tensor {
   long long cols;
   long long units;      // blocks of a row; the last one may be short
   long long first_col;  // of the row in the global tensor
+  long long param_max;  // of adafactor: the statistics of the whole tensor, their first words
+  long long param_sum;
+  long long update_max;
+  long long update_sum;
   int block;            // elements of a unit: the largest block of its states
   int param_dtype;
   int grad_dtype;
@@ -117,7 +135,7 @@ struct Scalars {
   float beta2;
   float one_minus_beta2;
   float eps;
-  float lr_bc1;        // lr / (1 - beta1^t); without bias correction lr
+  float lr_bc1;        // lr / (1 - beta1^t); without bias correction lr; adafactor: rho
   float lr_wd;         // lr weight_decay; 0 where that is part of the gradient
   float inv_sqrt_bc2;  // 1 / sqrt(1 - beta2^t)
   float grad_scale;    // negated to maximize
@@ -137,6 +155,8 @@ constexpr int SKIP_STEP = 64;    // with one anywhere all tensors stay
 constexpr int UPDATES = 128;     // the update is written instead of the parameter
 constexpr int SKIP_ALL = 256;    // no tensor changes
 constexpr int NESTEROV = 1024;   // the step follows g + beta1 m (sgdm)
+constexpr int RELATIVE_STEP = 2048;    // rho falls with the step number (adafactor)
+constexpr int SCALE_PARAMETER = 4096;  // alpha rises with RMS(p) (adafactor)
 constexpr int FUSED = 512;       // collects and applies in one launch, by tickets
 
 constexpr int LAUNCH_WORDS = 4055;
@@ -152,6 +172,10 @@ struct Launch {
   int* statistics;              // the scratch: a flag for each tensor of the plan, then maxima
   int* ticket;                  // of a fused launch: the next task
   int* done;                    // and by tensor of the plan how many have collected
+  unsigned long long* sums;     // of the scratch: two limbs each
+  float* fresh;                 // and new means
+  int* update_maxima;           // of adafactor
+  unsigned long long* update_sums;
   unsigned long long seed;
   int step;  // without `hyper`
   int flags;
@@ -163,6 +187,9 @@ struct Launch {
   float grad_scale;  // of the norm
   float max_norm;
   float dampening;   // of sgdm
+  float decay_rate;  // of adafactor
+  float eps2;
+  float clip_threshold;
   float* norm;         // null, or where the norm goes
   float* clip_factor;  // likewise
   unsigned long long words[LAUNCH_WORDS];
@@ -170,7 +197,8 @@ struct Launch {
 
 static_assert(sizeof(Scalars) == 48, "differs from params.rs");
 static_assert(sizeof(State) == 48, "differs from params.rs");
-static_assert(sizeof(Tensor) == 616, "differs from params.rs");
+static_assert(sizeof(Factor) == 40, "differs from params.rs");
+static_assert(sizeof(Tensor) == 648, "differs from params.rs");
 static_assert(sizeof(Launch) <= 32764, "more than a kernel may be given");
 
 }  // namespace lowbit

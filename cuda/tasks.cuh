@@ -28,6 +28,8 @@ struct Shared {
   int step;
   int skip;   // the tensor stays as it is
   int ticket;
+  float alpha;  // of adafactor, with what the whole tensor has in it: the step size
+  float clip;   // and what the update is multiplied by
 };
 
 // Index of the task among those of its kind and tensor.
@@ -70,8 +72,13 @@ __device__ __forceinline__ Scalars adamw_scalars(const Launch& launch, const flo
   return compute_scalars(hyper, step, launch.flags);
 }
 
+// Brings to shared memory what else a rule needs of a whole tensor; one thread calls it.
+using CompleteFor = void(const Launch& launch, const Tensor& tensor, Shared& shared);
+
+__device__ __forceinline__ void nothing_more(const Launch&, const Tensor&, Shared&) {}
+
 // Walks through the segments; the tasks that a thread block takes have increasing numbers.
-template <ScalarsOf& scalars_of>
+template <ScalarsOf& scalars_of, CompleteFor& complete = nothing_more>
 struct WalkerOf {
   const Launch& launch;
   Shared& shared;
@@ -119,6 +126,7 @@ struct WalkerOf {
         shared.scalars = scalars_of(launch, launch.hyper + 8 * group, shared.step);
       }
       shared.group = group;
+      complete(launch, *from, shared);
       const bool flagged = launch.flags & SKIP_TENSORS ||
                            (launch.flags & SKIP_GLOBAL && from->global);
       shared.skip = skip_all || (flagged && launch.statistics[from->index] != 0);

@@ -45,7 +45,26 @@ __device__ inline long long global_row_of(const Tensor& t, long long row) {
   return global;
 }
 
-// Whose maxima the scales are made of.
+// The length of a factor here.
+__device__ inline long long factor_extent(const Tensor& t, const Factor& factor) {
+  long long extent = 1;
+  for (int axis = 0; axis < t.axes; ++axis) {
+    extent *= factor.axes >> axis & 1 ? t.shape[axis] : 1;
+  }
+  return extent;
+}
+
+// Whether a state has maxima that reach across blocks.
+__device__ __forceinline__ bool has_maxima(const State& state) {
+  return state.kind == COVER || (state.kind == CODES && state.scaling != PER_BLOCK);
+}
+
+// The first buffer of such maxima, among the tensor's pointers.
+__device__ __forceinline__ int first_maxima(const State& state) {
+  return state.kind == COVER ? state.buffer : state.buffer + 1;
+}
+
+// Whose maxima the scales, or whose means a factored v, are made of.
 enum class Source { stored, statistics };
 
 struct Unit {
@@ -92,6 +111,24 @@ struct Unit {
     return pointer<Item>(launch, shared.tensor, state.buffer + part);
   }
 
+  // Calls `body` with every axis, the last one first, and an element's index along it.
+  template <typename Body>
+  __device__ __forceinline__ void each_axis(int at, Body body) const {
+    const Tensor& t = shared.tensor;
+    long long rest = first_col + at;
+#pragma unroll 1
+    for (int axis = t.axes - 1; axis >= 0; --axis) {
+      if (axis == t.lead - 1) {
+        rest = row;
+      }
+      // The outermost axis of what is left needs no division.
+      const bool outermost = axis == 0 || axis == t.lead;
+      const long long index = outermost ? rest : rest % t.shape[axis];
+      rest = outermost ? 0 : rest / t.shape[axis];
+      body(axis, index);
+    }
+  }
+
   // ---- scales ----------------------------------------------------------------------------------
 
   // Calls `body` with the part of every maximum that an element has a share in, its position in the
@@ -110,18 +147,10 @@ struct Unit {
       for (int axis = 0; axis < t.axes; ++axis) {
         base += t.global_shape[axis];
       }
-      long long rest = first_col + at;
-      for (int axis = t.axes - 1; axis >= 0; --axis) {
-        if (axis == t.lead - 1) {
-          rest = row;
-        }
-        // The outermost axis of what is left needs no division.
-        const bool outermost = axis == 0 || axis == t.lead;
-        const long long index = outermost ? rest : rest % t.shape[axis];
-        rest = outermost ? 0 : rest / t.shape[axis];
+      each_axis(at, [&](int axis, long long index) {
         base -= t.global_shape[axis];
         body(axis, index, base + index + t.offset[axis]);
-      }
+      });
     }
   }
 
@@ -132,7 +161,8 @@ struct Unit {
       const unsigned bits =
           source == Source::statistics && !codec
               ? canonical_magnitude(static_cast<unsigned>(launch.statistics[state.word + word]))
-              : buffer<const unsigned>(state, 1 + part)[position];
+              : pointer<const unsigned>(launch, shared.tensor,
+                                        first_maxima(state) + part)[position];
       least = bits < least ? bits : least;
     });
     return __uint_as_float(least);
@@ -141,8 +171,9 @@ struct Unit {
   __device__ inline void raise_maxima(const State& state, int at, float x) const {
     const int value = static_cast<int>(canonical_magnitude(magnitude(x)));
     each_maximum(state, at, [&](int part, long long position, long long word) {
-      int* slot = codec ? buffer<int>(state, 1 + part) + position
-                        : launch.statistics + state.word + word;
+      int* slot =
+          codec ? pointer<int>(launch, shared.tensor, first_maxima(state) + part) + position
+                : launch.statistics + state.word + word;
       // Most values are no new maximum.
       if (value > *slot) {
         atomicMax(slot, value);
@@ -153,6 +184,35 @@ struct Unit {
   __device__ __forceinline__ float* block_scales(const State& state) const {
     const long long blocks = (shared.tensor.cols + state.block - 1) / state.block;
     return buffer<float>(state, 1) + row * blocks + first_col / state.block;
+  }
+
+  // ---- factors ---------------------------------------------------------------------------------
+
+  // Where an element is in a factor: here, or (`Global`) in that of the global tensor.
+  template <bool Global>
+  __device__ __forceinline__ long long factor_position(const Factor& factor, int at) const {
+    const Tensor& t = shared.tensor;
+    long long position = 0, stride = 1;
+    each_axis(at, [&](int axis, long long index) {
+      if (factor.axes >> axis & 1) {
+        position += stride * (Global ? index + t.offset[axis] : index);
+        stride *= Global ? t.global_shape[axis] : t.shape[axis];
+      }
+    });
+    return position;
+  }
+
+  // v of an element under its factors: RN(RN(row / mean) column), 0 where the mean is 0.
+  __device__ inline float decode_factors(int which, int at, Source source) const {
+    const State& state = shared.tensor.state[which];
+    const Factor* factors = in_table<Factor>(launch, state.codebook);
+    const auto value = [&](int f) {
+      const long long position = factor_position<false>(factors[f], at);
+      return source == Source::statistics ? launch.fresh[factors[f].fresh + position]
+                                          : buffer<const float>(state, f)[position];
+    };
+    const float mean = value(2);
+    return mean == 0.0f ? 0.0f : __fmul_rn(__fdiv_rn(value(0), mean), value(1));
   }
 
   // ---- codes -----------------------------------------------------------------------------------
@@ -289,10 +349,10 @@ struct Unit {
 };
 
 // Calls `body` with every unit of a launch.
-template <ScalarsOf& scalars_of, typename Body>
+template <ScalarsOf& scalars_of, CompleteFor& complete = nothing_more, typename Body>
 __device__ __forceinline__ void each_unit(const Launch& launch, Shared& shared, bool codec,
                                           Body body) {
-  WalkerOf<scalars_of> walker(launch, shared);
+  WalkerOf<scalars_of, complete> walker(launch, shared);
   for (long long task = blockIdx.x; task < launch.tasks; task += gridDim.x) {
     const Task at = walker.enter(task);
     if (at.kind == APPLY) {

@@ -4,15 +4,18 @@
 
 #include <cstddef>
 
+#include "adafactor.cu"
 #include "adamw_any.cu"
 #include "adamw_block4.cu"
 #include "adamw_f32.cu"
+#include "adamw_factored.cu"
 #include "adamw_rank1.cu"
 #include "codec.cu"
 #include "finish.cu"
 #include "lion.cu"
 #include "norm.cu"
 #include "sgdm.cu"
+#include "sm3.cu"
 
 using namespace lowbit;
 
@@ -30,7 +33,10 @@ extern "C" const size_t shim_layout[] = {
     sizeof(State), AT(State, kind), AT(State, per_byte), AT(State, scaling), AT(State, block),
     AT(State, rounding), AT(State, option), AT(State, spacing), AT(State, buffer),
     AT(State, codebook), AT(State, word),
+    sizeof(Factor), AT(Factor, word), AT(Factor, sum), AT(Factor, fresh), AT(Factor, count),
+    AT(Factor, axes),
     sizeof(Tensor), AT(Tensor, rows), AT(Tensor, cols), AT(Tensor, units), AT(Tensor, first_col),
+    AT(Tensor, param_max), AT(Tensor, param_sum), AT(Tensor, update_max), AT(Tensor, update_sum),
     AT(Tensor, block), AT(Tensor, param_dtype), AT(Tensor, grad_dtype), AT(Tensor, weights),
     AT(Tensor, group), AT(Tensor, scalars), AT(Tensor, index), AT(Tensor, global),
     AT(Tensor, states), AT(Tensor, axes), AT(Tensor, lead), AT(Tensor, hash), AT(Tensor, words),
@@ -42,9 +48,12 @@ extern "C" const size_t shim_layout[] = {
     AT(Scalars, inv_bc2),
     sizeof(Launch), AT(Launch, table), AT(Launch, tensors), AT(Launch, segments),
     AT(Launch, tasks), AT(Launch, hyper), AT(Launch, step_number), AT(Launch, skipped),
-    AT(Launch, statistics), AT(Launch, ticket), AT(Launch, done), AT(Launch, seed), AT(Launch, step),
+    AT(Launch, statistics), AT(Launch, ticket), AT(Launch, done), AT(Launch, sums), AT(Launch, fresh),
+    AT(Launch, update_maxima), AT(Launch, update_sums), AT(Launch, seed),
+    AT(Launch, step),
     AT(Launch, flags), AT(Launch, groups), AT(Launch, tensor_count), AT(Launch, state),
-    AT(Launch, decay), AT(Launch, weight), AT(Launch, dampening), AT(Launch, grad_scale), AT(Launch, max_norm),
+    AT(Launch, decay), AT(Launch, weight), AT(Launch, dampening), AT(Launch, decay_rate), AT(Launch, eps2),
+    AT(Launch, clip_threshold), AT(Launch, grad_scale), AT(Launch, max_norm),
     AT(Launch, norm), AT(Launch, clip_factor), AT(Launch, words),
 };
 

@@ -56,7 +56,7 @@ pub(super) struct Kernel(pub(super) usize);
 
 /// The optimizers: who has it, its module, its kernels that step any tensor and that collect
 /// statistics.
-const OPTIMIZERS: [(&[Optimizer], &str, [&CStr; 2]); 3] = [
+const OPTIMIZERS: [(&[Optimizer], &str, [&CStr; 2]); 4] = [
     (
         &[Optimizer::Adamw, Optimizer::Adam],
         "adamw_any",
@@ -72,19 +72,55 @@ const OPTIMIZERS: [(&[Optimizer], &str, [&CStr; 2]); 3] = [
         "lion",
         [c"lowbit_k_lion", c"lowbit_k_lion_collect"],
     ),
+    (
+        &[Optimizer::Sm3],
+        "sm3",
+        [c"lowbit_k_sm3", c"lowbit_k_sm3_collect"],
+    ),
 ];
 
-/// Module and symbol of every kernel: those of [`COMMON`], then two of each optimizer.
-pub(super) const KERNELS: [(&str, &CStr); ANY + 2 * OPTIMIZERS.len()] = {
-    let mut all = [("", c""); ANY + 2 * OPTIMIZERS.len()];
+/// The optimizers that step tensors with a factored v: who does, the module, and the kernels in the
+/// order of [`FactoredKernels`]. Adafactor's step all its tensors.
+const FACTORED: [(&[Optimizer], &str, [&CStr; 4]); 2] = [
+    (
+        &[Optimizer::Adamw, Optimizer::Adam],
+        "adamw_factored",
+        [
+            c"lowbit_k_adamw_factored",
+            c"lowbit_k_adamw_factored_collect",
+            c"lowbit_k_adamw_factored_sum",
+            c"lowbit_k_adamw_factored_refresh",
+        ],
+    ),
+    (
+        &[Optimizer::Adafactor],
+        "adafactor",
+        [
+            c"lowbit_k_adafactor",
+            c"lowbit_k_adafactor_collect",
+            c"lowbit_k_adafactor_sum",
+            c"lowbit_k_adafactor_refresh",
+        ],
+    ),
+];
+
+/// Module and symbol of every kernel: those of [`COMMON`], then two of each optimizer, then four of each
+/// that steps a factored v.
+pub(super) const KERNELS: [(&str, &CStr); ANY_FACTORED + 4 * FACTORED.len()] = {
+    let mut all = [("", c""); ANY_FACTORED + 4 * FACTORED.len()];
     let mut i = 0;
     while i < ANY {
         all[i] = COMMON[i];
         i += 1;
     }
-    while i < all.len() {
+    while i < ANY_FACTORED {
         let (_, module, kernels) = OPTIMIZERS[(i - ANY) / 2];
         all[i] = (module, kernels[(i - ANY) % 2]);
+        i += 1;
+    }
+    while i < all.len() {
+        let (_, module, kernels) = FACTORED[(i - ANY_FACTORED) / 4];
+        all[i] = (module, kernels[(i - ANY_FACTORED) % 4]);
         i += 1;
     }
     all
@@ -93,9 +129,12 @@ pub(super) const KERNELS: [(&str, &CStr); ANY + 2 * OPTIMIZERS.len()] = {
 /// The number of the first optimizer's kernel.
 const ANY: usize = COMMON.len();
 
+/// And of the first one for a factored v.
+const ANY_FACTORED: usize = ANY + 2 * OPTIMIZERS.len();
+
 /// All other kernels. Those for common tensors come in groups, one for each form of the states, in the
 /// order of [`FORMS`].
-const COMMON: [(&str, &CStr); 39] = [
+const COMMON: [(&str, &CStr); 41] = [
     ("finish", c"lowbit_k_finish"),
     ("adamw_block4", c"lowbit_k_adamw_f32_f32_block4"),
     ("adamw_block4", c"lowbit_k_adamw_f32_bf16_block4"),
@@ -138,6 +177,8 @@ const COMMON: [(&str, &CStr); 39] = [
     ("norm", c"lowbit_k_norm_sum"),
     ("norm", c"lowbit_k_norm_finish"),
     ("norm", c"lowbit_k_count_step"),
+    ("adafactor", c"lowbit_k_adafactor_update_maxima"),
+    ("adafactor", c"lowbit_k_adafactor_update_sums"),
 ];
 
 /// Parameters, what is kept beside them, and gradients of the kernels for common tensors.
@@ -166,6 +207,8 @@ pub(super) const NORM_MAX: Kernel = Kernel(DECOMPRESS.0 + 1);
 pub(super) const NORM_SUM: Kernel = Kernel(NORM_MAX.0 + 1);
 pub(super) const NORM_FINISH: Kernel = Kernel(NORM_SUM.0 + 1);
 pub(super) const COUNT_STEP: Kernel = Kernel(NORM_FINISH.0 + 1);
+pub(super) const UPDATE_MAXIMA: Kernel = Kernel(COUNT_STEP.0 + 1);
+pub(super) const UPDATE_SUMS: Kernel = Kernel(UPDATE_MAXIMA.0 + 1);
 
 /// Those that plans launch without a list.
 pub(super) const WITHOUT_LISTS: [Kernel; 2] = [NORM_FINISH, COUNT_STEP];
@@ -178,8 +221,40 @@ pub(super) const THREADS: u32 = 256;
 
 /// Those that step tensors.
 pub(super) fn steps() -> impl Iterator<Item = Kernel> {
-    let any = (ANY..KERNELS.len()).step_by(2);
-    (BLOCK4.0..CLEAR_MAXIMA.0).chain(any).map(Kernel)
+    let any = (ANY..ANY_FACTORED).step_by(2);
+    let factored = (ANY_FACTORED..KERNELS.len()).step_by(4);
+    (BLOCK4.0..CLEAR_MAXIMA.0)
+        .chain(any)
+        .chain(factored)
+        .map(Kernel)
+}
+
+/// The kernels of an optimizer for tensors with a factored v.
+#[derive(Clone, Copy)]
+pub(super) struct FactoredKernels {
+    pub(super) step: Kernel,
+    /// Finds the largest squares, and what other statistics a tensor needs.
+    pub(super) collect: Kernel,
+    pub(super) sum: Kernel,
+    /// Makes the new means.
+    pub(super) refresh: Kernel,
+}
+
+impl FactoredKernels {
+    /// `None`: there are none.
+    pub(super) fn of(optimizer: Optimizer) -> Option<Self> {
+        let row = FACTORED
+            .iter()
+            .position(|(whose, ..)| whose.contains(&optimizer))?;
+        let [step, collect, sum, refresh] =
+            [0, 1, 2, 3].map(|which| Kernel(ANY_FACTORED + 4 * row + which));
+        Some(Self {
+            step,
+            collect,
+            sum,
+            refresh,
+        })
+    }
 }
 
 impl Kernel {
@@ -187,8 +262,11 @@ impl Kernel {
     pub(super) fn any(optimizer: Optimizer) -> Option<[Self; 2]> {
         let row = OPTIMIZERS
             .iter()
-            .position(|(whose, ..)| whose.contains(&optimizer))?;
-        Some([0, 1].map(|which| Self(ANY + 2 * row + which)))
+            .position(|(whose, ..)| whose.contains(&optimizer));
+        match row {
+            Some(row) => Some([0, 1].map(|which| Self(ANY + 2 * row + which))),
+            None => FactoredKernels::of(optimizer).map(|kernels| [kernels.step, kernels.collect]),
+        }
     }
 
     /// The kernel that steps a tensor; `any` takes all.
@@ -229,6 +307,11 @@ impl Kernel {
             return any;
         };
         Self(first.0 + form)
+    }
+
+    /// Whether it makes the new means of factors.
+    pub(super) fn refreshes(self) -> bool {
+        self.0 >= ANY_FACTORED && (self.0 - ANY_FACTORED) % 4 == 3
     }
 
     /// Whether it collects statistics and applies them in one launch.

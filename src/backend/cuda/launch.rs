@@ -5,8 +5,9 @@ use std::ffi::c_void;
 
 use super::kernels::{self, Kernel};
 use super::params::{
-    AMSGRAD, COUPLED, FUSED, Launch, MAXIMIZE, NESTEROV, SCALARS_WORDS, SKIP_ALL, SKIP_BLOCKS,
-    SKIP_GLOBAL, SKIP_STEP, SKIP_TENSORS, STATES, Scalars, UPDATES, is_coupled,
+    AMSGRAD, COUPLED, FUSED, Launch, MAXIMIZE, NESTEROV, RELATIVE_STEP, SCALARS_WORDS,
+    SCALE_PARAMETER, SKIP_ALL, SKIP_BLOCKS, SKIP_GLOBAL, SKIP_STEP, SKIP_TENSORS, STATES, Scalars,
+    UPDATES, is_coupled,
 };
 use super::table::{List, Lists};
 use crate::backend::{Call, Codec};
@@ -44,13 +45,19 @@ pub(super) fn step(
     let fuse = call.pass.is_none() && !scan && !lists.fused.is_empty();
     let global = fuse || !lists.collect_global.is_empty();
     let none = Vec::new();
+    let offsets = plan.scratch.offsets();
     let mut launch = Filled::new(plan, args, table);
     if call.pass == Some(Pass::Maxima) || (call.pass.is_none() && (scan || global)) {
-        let (all, statistics) = (plan.scratch.offsets()[5], 4 * plan.scratch.maxima);
         let tickets = 4 * lists.ticket_words(plan.tensors.len());
         run(Work::Zero {
             data: args.scratch.data,
-            bytes: if fuse { all + tickets } else { statistics },
+            bytes: if fuse {
+                offsets[5] + tickets
+            } else if call.pass.is_none() && !lists.sums.is_empty() {
+                offsets[Pass::Apply as usize]
+            } else {
+                4 * plan.scratch.maxima
+            },
         })?;
         let fusible = if fuse { &none } else { &lists.collect_fusible };
         let rest = if scan { &lists.collect_rest } else { &none };
@@ -58,7 +65,29 @@ pub(super) fn step(
             run(launch.of(list))?;
         }
     }
-    if call.pass.is_none_or(|pass| pass == Pass::Apply) {
+    if let Some(pass @ (Pass::Sums | Pass::UpdateMaxima | Pass::UpdateSums)) = call.pass {
+        let begin = offsets[pass as usize];
+        run(Work::Zero {
+            data: args.scratch.data.wrapping_byte_add(begin),
+            bytes: offsets[pass as usize + 1] - begin,
+        })?;
+    }
+    let asked = |pass| call.pass.is_none_or(|only| only == pass);
+    for (wanted, lists) in [
+        (asked(Pass::Sums), &lists.sums),
+        // Shards do not combine the new means: every stage behind the sums makes them.
+        (
+            call.pass.is_none_or(|pass| pass > Pass::Sums),
+            &lists.refresh,
+        ),
+        (asked(Pass::UpdateMaxima), &lists.update_maxima),
+        (asked(Pass::UpdateSums), &lists.update_sums),
+    ] {
+        for list in lists.iter().filter(|_| wanted) {
+            run(launch.of(list))?;
+        }
+    }
+    if asked(Pass::Apply) {
         if fuse {
             for (number, list) in lists.fused.iter().enumerate() {
                 run(launch.fused(list, number))?;
@@ -132,6 +161,9 @@ pub(super) fn codec(
     run: &mut dyn FnMut(Work<'_>) -> Result<()>,
 ) -> Result<()> {
     let plan = codec.plan;
+    if direction == Direction::Compress || ema.is_some() {
+        check_compress(codec)?;
+    }
     let mut launch = Launch {
         seed: plan.spec.seed,
         step: codec.step,
@@ -235,6 +267,21 @@ fn check(plan: &Plan, args: &StepArgs<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Refuses to make factors of values: their means are sums in the order of the elements.
+fn check_compress(codec: &Codec<'_>) -> Result<()> {
+    for tensor in &codec.plan.tensors {
+        let factored = tensor.factored();
+        if let Some((state, _)) = factored.filter(|(state, _)| *state == codec.state) {
+            return Err(unsupported(format!(
+                "tensor {:?} has a state {} kept as factors, which this version's CUDA kernels make in \
+                 steps alone, not of values",
+                tensor.info.name, tensor.states[state].name
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// Flags of a spec.
 fn flags_of(spec: &Spec) -> i32 {
     let flag = |set: bool, flag: i32| if set { flag } else { 0 };
@@ -242,6 +289,14 @@ fn flags_of(spec: &Spec) -> i32 {
         | flag(spec.sgdm.unwrap_or_default().nesterov, NESTEROV)
         | flag(spec.amsgrad, AMSGRAD)
         | flag(spec.maximize, MAXIMIZE)
+        | flag(
+            spec.adafactor.unwrap_or_default().relative_step,
+            RELATIVE_STEP,
+        )
+        | flag(
+            spec.adafactor.unwrap_or_default().scale_parameter,
+            SCALE_PARAMETER,
+        )
 }
 
 /// A launch's parameters, filled anew for each list.
@@ -269,6 +324,9 @@ impl<'a> Filled<'a> {
             NonFinite::SkipStep => SKIP_STEP,
             NonFinite::Propagate => 0,
         };
+        let adafactor = plan.spec.adafactor.unwrap_or_default();
+        let offsets = plan.scratch.offsets();
+        let region = |pass: usize| args.scratch.data.wrapping_byte_add(offsets[pass]);
         Self {
             plan,
             args,
@@ -277,6 +335,10 @@ impl<'a> Filled<'a> {
                 step_number,
                 skipped: args.skipped,
                 statistics: args.scratch.data.cast(),
+                sums: region(Pass::Sums as usize).cast(),
+                fresh: region(Pass::Apply as usize).cast(),
+                update_maxima: region(Pass::UpdateMaxima as usize).cast(),
+                update_sums: region(Pass::UpdateSums as usize).cast(),
                 seed: plan.spec.seed,
                 step,
                 flags: flags_of(&plan.spec)
@@ -286,6 +348,9 @@ impl<'a> Filled<'a> {
                 // At most 2^16 groups, and what `table::narrow` allows.
                 groups: plan.groups as i32,
                 dampening: plan.spec.sgdm.unwrap_or_default().dampening,
+                decay_rate: adafactor.decay_rate,
+                eps2: adafactor.eps2,
+                clip_threshold: adafactor.clip_threshold,
                 tensor_count: plan.tensors.len() as i32,
                 ..Launch::new(table)
             },

@@ -3,7 +3,7 @@
 
 use std::ffi::c_void;
 
-use crate::numerics::{self, Hyper, power};
+use crate::numerics::{self, Hyper, inverse_power, power};
 use crate::plan::MAX_AXES;
 use crate::spec::{Optimizer, Spec};
 
@@ -22,6 +22,8 @@ pub(super) struct Codebook {
 
 pub(super) const VALUES: i32 = 1;
 pub(super) const CODES: i32 = 2;
+pub(super) const FACTORS: i32 = 3;
+pub(super) const COVER: i32 = 4;
 
 pub(super) const SUBTRACTIVE_DITHER: i32 = 1;
 pub(super) const SCALE_CORRECTION: i32 = 2;
@@ -49,11 +51,26 @@ pub(super) struct State {
 
 #[derive(Clone, Copy)]
 #[repr(C)]
+pub(super) struct Factor {
+    pub(super) word: i64,
+    pub(super) sum: i64,
+    pub(super) fresh: i64,
+    pub(super) count: i64,
+    pub(super) axes: u32,
+    pub(super) reserved: i32,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
 pub(super) struct Tensor {
     pub(super) rows: i64,
     pub(super) cols: i64,
     pub(super) units: i64,
     pub(super) first_col: i64,
+    pub(super) param_max: i64,
+    pub(super) param_sum: i64,
+    pub(super) update_max: i64,
+    pub(super) update_sum: i64,
     pub(super) block: i32,
     pub(super) param_dtype: i32,
     pub(super) grad_dtype: i32,
@@ -95,6 +112,8 @@ pub(super) struct Segment {
 pub(super) unsafe trait Plain: Copy {}
 // SAFETY: 4-byte fields.
 unsafe impl Plain for Codebook {}
+// SAFETY: 4 fields of 8 bytes, then 2 of 4.
+unsafe impl Plain for Factor {}
 // SAFETY: 8-byte fields, 14 fields of 4 bytes, 8-byte fields, then states of 8 and 2 of those.
 unsafe impl Plain for Tensor {}
 // SAFETY: 16 bytes of fields.
@@ -142,6 +161,17 @@ impl Scalars {
         if spec.optimizer == Optimizer::Sgdm {
             common.one_minus_beta1 = 1.0 - spec.sgdm.unwrap_or_default().dampening;
         }
+        if spec.optimizer == Optimizer::Adafactor {
+            let t = step.max(1);
+            let options = spec.adafactor.unwrap_or_default();
+            let relative = 1.0 / f64::from(t).sqrt();
+            if options.relative_step && relative < f64::from(hyper.lr) {
+                common.lr_bc1 = relative as f32;
+            }
+            common.lr_wd = common.lr_bc1 * hyper.weight_decay;
+            let forget = inverse_power(t.cast_unsigned(), options.decay_rate) as f32;
+            (common.beta2, common.one_minus_beta2) = (1.0 - forget, forget);
+        }
         let bc2 = 1.0 - power(hyper.beta2, step.max(1).cast_unsigned());
         Self {
             common,
@@ -171,6 +201,8 @@ pub(super) const UPDATES: i32 = 128;
 pub(super) const SKIP_ALL: i32 = 256;
 pub(super) const FUSED: i32 = 512;
 pub(super) const NESTEROV: i32 = 1024;
+pub(super) const RELATIVE_STEP: i32 = 2048;
+pub(super) const SCALE_PARAMETER: i32 = 4096;
 
 pub(super) const LAUNCH_WORDS: usize = 4055;
 
@@ -188,6 +220,10 @@ pub(super) struct Launch {
     pub(super) statistics: *mut i32,
     pub(super) ticket: *mut i32,
     pub(super) done: *mut i32,
+    pub(super) sums: *mut i64,
+    pub(super) fresh: *mut f32,
+    pub(super) update_maxima: *mut i32,
+    pub(super) update_sums: *mut i64,
     pub(super) seed: u64,
     pub(super) step: i32,
     pub(super) flags: i32,
@@ -199,6 +235,9 @@ pub(super) struct Launch {
     pub(super) grad_scale: f32,
     pub(super) max_norm: f32,
     pub(super) dampening: f32,
+    pub(super) decay_rate: f32,
+    pub(super) eps2: f32,
+    pub(super) clip_threshold: f32,
     pub(super) norm: *mut f32,
     pub(super) clip_factor: *mut f32,
     pub(super) words: [u64; LAUNCH_WORDS],
@@ -218,6 +257,10 @@ impl Launch {
             statistics: std::ptr::null_mut(),
             ticket: std::ptr::null_mut(),
             done: std::ptr::null_mut(),
+            sums: std::ptr::null_mut(),
+            fresh: std::ptr::null_mut(),
+            update_maxima: std::ptr::null_mut(),
+            update_sums: std::ptr::null_mut(),
             seed: 0,
             step: 0,
             flags: 0,
@@ -229,6 +272,9 @@ impl Launch {
             grad_scale: 0.0,
             max_norm: 0.0,
             dampening: 0.0,
+            decay_rate: 0.0,
+            eps2: 0.0,
+            clip_threshold: 0.0,
             norm: std::ptr::null_mut(),
             clip_factor: std::ptr::null_mut(),
             words: [0; LAUNCH_WORDS],

@@ -4,15 +4,15 @@
 
 use std::sync::Arc;
 
-use super::kernels::{self, Kernel, THREADS};
+use super::kernels::{self, FactoredKernels, Kernel, THREADS};
 use super::params::{
-    APPLY, CODES, COLLECT, Codebook, LAUNCH_WORDS, MAX_STATES, PER_AXES, PER_BLOCK, PER_COLUMN,
-    PER_ROW, PER_TENSOR, Plain, SCALARS_WORDS, SCALE_CORRECTION, STATES, SUBTRACTIVE_DITHER,
-    Segment, State, Tensor, VALUES,
+    self, APPLY, CODES, COLLECT, COVER, Codebook, FACTORS, LAUNCH_WORDS, MAX_STATES, PER_AXES,
+    PER_BLOCK, PER_COLUMN, PER_ROW, PER_TENSOR, Plain, SCALARS_WORDS, SCALE_CORRECTION, STATES,
+    SUBTRACTIVE_DITHER, Segment, State, Tensor, VALUES,
 };
 use crate::error::{Error, Result, Status, unsupported};
 use crate::layout::div_ceil;
-use crate::plan::{Codes, Format, MAX_AXES, Scales, StatePlan, TensorPlan};
+use crate::plan::{Codes, Factor, Format, MAX_AXES, Scales, StatePlan, TensorPlan};
 use crate::quant;
 use crate::spec::{Normalization, Optimizer, Spec};
 
@@ -24,6 +24,9 @@ const TASK_ELEMENTS: i64 = 8192;
 
 /// Rows of a task of the fused kernels (`TILE_ROWS` in adamw_rank1.cu).
 const TILE_ROWS: i64 = 32;
+
+/// Means of a task of the kernels that make new ones (`REFRESHED` in factored.cuh).
+const REFRESHED: i64 = 4 * THREADS as i64;
 
 /// Elements that are collected before they are applied: two groups of gradients and codes fit the L2
 /// cache of the devices that this is for, and keep all of their multiprocessors busy.
@@ -52,6 +55,12 @@ pub(super) struct Lists {
     pub(super) collect_global: Vec<List>,
     /// Non-finite flags of all others, for the policies that want them.
     pub(super) collect_rest: Vec<List>,
+    /// Sums of factored tensors, and the new means that follow from them.
+    pub(super) sums: Vec<List>,
+    pub(super) refresh: Vec<List>,
+    /// Adafactor's statistics of its updates.
+    pub(super) update_maxima: Vec<List>,
+    pub(super) update_sums: Vec<List>,
     pub(super) apply: Vec<List>,
     /// The same two for tensors whose kernel can do both in one launch, and those launches.
     pub(super) collect_fusible: Vec<List>,
@@ -92,7 +101,7 @@ pub(super) fn build(
             unsupported(format!("this version has no CUDA kernels for {name}"))
         })?),
     };
-    check(tensors)?;
+    let factored = factored_kernels(spec, tensors)?;
     let mut builder = Builder {
         tensors,
         bytes: Vec::new(),
@@ -101,13 +110,33 @@ pub(super) fn build(
     };
     let mut lists = Lists::default();
     if let Some([any, collect]) = kernels {
-        let chosen: Vec<_> = tensors.iter().map(|t| Kernel::of(spec, t, any)).collect();
+        let kernel_of = |tensor: &TensorPlan| match factored {
+            Some(kernels) if tensor.factored().is_some() => kernels.step,
+            _ => Kernel::of(spec, tensor, any),
+        };
+        let chosen: Vec<_> = tensors.iter().map(kernel_of).collect();
         let of = |wanted: &dyn Fn(usize) -> bool| -> Vec<usize> {
             (0..tensors.len()).filter(|i| wanted(*i)).collect()
         };
         let global = |i: usize| tensors[i].needs_statistics();
-        let unfused = of(&|i| global(i) && !chosen[i].is_fused());
+        let has_sums = |i: usize| tensors[i].factored().is_some() || tensors[i].rms.is_some();
+        let unfused = of(&|i| global(i) && !chosen[i].is_fused() && !has_sums(i));
         lists.collect_global = builder.lists(collect, &unfused, &[COLLECT])?;
+        if let Some(kernels) = factored {
+            let members = of(&has_sums);
+            let collect = builder.lists(kernels.collect, &members, &[COLLECT])?;
+            lists.collect_global.extend(collect);
+            lists.sums = builder.lists(kernels.sum, &members, &[COLLECT])?;
+            let members = of(&|i| tensors[i].factored().is_some());
+            lists.refresh = builder.lists(kernels.refresh, &members, &[COLLECT])?;
+        }
+        if spec.optimizer == Optimizer::Adafactor
+            && spec.adafactor.unwrap_or_default().clip_threshold > 0.0
+        {
+            let all = of(&|_| true);
+            lists.update_maxima = builder.lists(kernels::UPDATE_MAXIMA, &all, &[COLLECT])?;
+            lists.update_sums = builder.lists(kernels::UPDATE_SUMS, &all, &[COLLECT])?;
+        }
         lists.collect_rest = builder.lists(collect, &of(&|i| !global(i)), &[COLLECT])?;
         lists.finish = builder.lists(kernels::FINISH, &of(&global), &[APPLY])?;
         for kernel in kernels::steps() {
@@ -138,20 +167,20 @@ pub(super) fn build(
     Ok((builder.bytes, lists))
 }
 
-/// Refuses what no kernel does.
-fn check(tensors: &[TensorPlan]) -> Result<()> {
-    for tensor in tensors {
-        for state in &tensor.states {
-            if matches!(state.format, Format::Factored(_) | Format::Cover(_)) {
-                return Err(unsupported(format!(
-                    "tensor {:?} has a state {} kept as factors, for which this version has no CUDA \
-                     kernel",
-                    tensor.info.name, state.name
-                )));
-            }
-        }
-    }
-    Ok(())
+/// The kernels for tensors with exact sums, if there are any such tensors.
+fn factored_kernels(spec: &Spec, tensors: &[TensorPlan]) -> Result<Option<FactoredKernels>> {
+    let has_sums = |tensor: &&TensorPlan| tensor.factored().is_some() || tensor.rms.is_some();
+    let Some(tensor) = tensors.iter().find(has_sums) else {
+        return Ok(None);
+    };
+    let kernels = FactoredKernels::of(spec.optimizer).ok_or_else(|| {
+        unsupported(format!(
+            "tensor {:?} has a state kept as factors, for which this version has no CUDA kernels of {}",
+            tensor.info.name,
+            spec.optimizer.name()
+        ))
+    })?;
+    Ok(Some(kernels))
 }
 
 struct Builder<'a> {
@@ -289,6 +318,10 @@ impl Builder<'_> {
             } else {
                 grid.global(0, 0, &tensor.offset).1
             },
+            param_max: tensor.rms.map_or(0, |rms| rms.param_max as i64),
+            param_sum: tensor.rms.map_or(0, |rms| rms.param_sum as i64),
+            update_max: tensor.rms.map_or(0, |rms| rms.update_max as i64),
+            update_sum: tensor.rms.map_or(0, |rms| rms.update_sum as i64),
             block: narrow(grid.block)?,
             param_dtype: tensor.info.param_dtype as i32,
             grad_dtype: tensor.info.grad_dtype as i32,
@@ -316,6 +349,11 @@ impl Builder<'_> {
             buffer: narrow(STATES + plan.first_buffer)?,
             ..State::default()
         };
+        if let Format::Factored(factors) = &plan.format {
+            state.kind = FACTORS;
+            let factors = factors.each_ref().map(factor);
+            state.codebook = self.append(&factors);
+        }
         if let Format::Codes(codes) = &plan.format {
             state.kind = CODES;
             state.per_byte = narrow(codes.per_byte)?;
@@ -331,15 +369,21 @@ impl Builder<'_> {
                 Scales::Block(block) => (PER_BLOCK, narrow(*block)?),
                 Scales::Maxima(_) => (scaling(plan)?, 1),
             };
-            // The maxima of the axes follow each other.
-            let mut word = plan.maxima().first().map_or(0, |maxima| maxima.word);
-            state.word = word as i64;
-            for maxima in plan.maxima() {
-                if maxima.word != word {
-                    return Err(internal(&format!("statistics of {}", tensor.info.name)));
-                }
-                word += crate::layout::index(maxima.projection.global_len);
+        }
+        if let Format::Cover(_) = &plan.format {
+            state.kind = COVER;
+            // A scalar has one maximum.
+            let scalar = tensor.info.shape.is_empty();
+            state.scaling = if scalar { PER_TENSOR } else { PER_AXES };
+        }
+        // The maxima of the axes follow each other.
+        let mut word = plan.maxima().first().map_or(0, |maxima| maxima.word);
+        state.word = word as i64;
+        for maxima in plan.maxima() {
+            if maxima.word != word {
+                return Err(internal(&format!("statistics of {}", tensor.info.name)));
             }
+            word += crate::layout::index(maxima.projection.global_len);
         }
         Ok(state)
     }
@@ -369,6 +413,19 @@ impl Builder<'_> {
     }
 }
 
+/// A factor as the kernels read it.
+fn factor(factor: &Factor) -> params::Factor {
+    let axes = factor.maxima.projection.axes().iter();
+    params::Factor {
+        word: factor.maxima.word as i64,
+        sum: factor.sum as i64,
+        fresh: factor.fresh as i64,
+        count: factor.count,
+        axes: axes.map(|axis| 1 << axis).sum(),
+        reserved: 0,
+    }
+}
+
 /// A table as the kernels read it.
 pub(super) fn codebook(table: &quant::Table) -> Codebook {
     let mut book = Codebook {
@@ -386,6 +443,11 @@ impl Kernel {
     fn tasks(self, tensor: &TensorPlan) -> i64 {
         if [kernels::FINISH, kernels::CLEAR_MAXIMA].contains(&self) {
             return 1;
+        }
+        if self.refreshes() {
+            let factors = tensor.factored().map_or(&[][..], |(_, factors)| factors);
+            let extents = factors.iter().map(|f| f.maxima.projection.extent());
+            return div_ceil(extents.sum(), REFRESHED).max(1);
         }
         if self.is_fused() {
             let units = tensor.grid.blocks;
