@@ -52,8 +52,8 @@ extern "C" const size_t shim_layout[] = {
     AT(Launch, update_maxima), AT(Launch, update_sums), AT(Launch, seed),
     AT(Launch, step),
     AT(Launch, flags), AT(Launch, groups), AT(Launch, tensor_count), AT(Launch, state),
-    AT(Launch, decay), AT(Launch, weight), AT(Launch, dampening), AT(Launch, decay_rate), AT(Launch, eps2),
-    AT(Launch, clip_threshold), AT(Launch, grad_scale), AT(Launch, max_norm),
+    AT(Launch, decay), AT(Launch, weight), AT(Launch, dampening), AT(Launch, decay_rate),
+    AT(Launch, eps2), AT(Launch, clip_threshold), AT(Launch, grad_scale), AT(Launch, max_norm),
     AT(Launch, norm), AT(Launch, clip_factor), AT(Launch, words),
 };
 
