@@ -18,7 +18,7 @@ struct Adamw {
 
   __device__ static Element element(const Input& x, const Shared& shared, int flags) {
     const Scalars& s = shared.scalars;
-    const float g = s.l2 == 0.0f ? x.g : __fmaf_rn(s.l2, x.p, x.g);
+    const float g = coupled_gradient(x, s);
     const float m = first_moment(g, x.old[0], s);
     const float v = second_moment(g, x.old[1], s);
     // As integers, so that NaN is the largest.

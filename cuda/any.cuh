@@ -12,7 +12,8 @@
 //
 // Bytes moved per element: those of parameter (twice), gradient, states (twice) and what is kept
 // beside the parameter (twice). States with block scales read everything once more, as their largest
-// values must be known first, and once more for each with corrected scales; for units of up to 4096 elements that comes from the L1 cache.
+// values must be known first, and twice more for each with corrected scales; for units of up to 4096
+// elements that comes from the L1 cache.
 //
 // Launch: 256 threads, one dimension; each warp does a unit of its task in turn, one element a lane.
 // 42 kB of shared memory. An optimizer has two kernels: `collect` comes first where tensors need
@@ -41,6 +42,11 @@ struct Element {
   float update;
   float next[MAX_STATES];
 };
+
+// The gradient with weight decay, where that is part of it.
+__device__ __forceinline__ float coupled_gradient(const Input& x, const Scalars& s) {
+  return s.l2 == 0.0f ? x.g : __fmaf_rn(s.l2, x.p, x.g);
+}
 
 // The scalars of rules without bias correction.
 __device__ inline Scalars uncorrected_scalars(const Launch& launch, const float* hyper, int step) {
@@ -104,8 +110,7 @@ __device__ inline bool any_non_finite(const Unit& unit) {
 }
 
 template <typename Rule>
-__device__ inline void step_unit(const Unit& unit, Maxima& maxima,
-                                 Correction& correction) {
+__device__ inline void step_unit(const Unit& unit, Maxima& maxima, Correction& correction) {
   const Tensor& t = unit.shared.tensor;
   if (unit.shared.skip) {
     keep_unit(unit);

@@ -22,7 +22,7 @@ struct Sgdm {
 
   __device__ static Element element(const Input& x, const Shared& shared, int flags) {
     const Scalars& s = shared.scalars;
-    const float g = s.l2 == 0.0f ? x.g : __fmaf_rn(s.l2, x.p, x.g);
+    const float g = coupled_gradient(x, s);
     const float m = shared.step <= 1 ? g : first_moment(g, x.old[0], s);          // R3
     const float q = flags & NESTEROV ? __fmaf_rn(s.beta1, m, g) : m;              // R6
     const float decay = s.lr_wd == 0.0f ? 0.0f : __fmul_rn(s.lr_wd, x.p);

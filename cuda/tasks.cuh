@@ -66,7 +66,8 @@ __device__ inline bool skips_all(const Launch& launch) {
 // The scalars of a group whose hyper-parameters lie in device memory.
 using ScalarsOf = Scalars(const Launch& launch, const float* hyper, int step);
 
-__device__ __forceinline__ Scalars adamw_scalars(const Launch& launch, const float* hyper, int step) {
+__device__ __forceinline__ Scalars adamw_scalars(const Launch& launch, const float* hyper,
+                                                 int step) {
   return compute_scalars(hyper, step, launch.flags);
 }
 

@@ -181,7 +181,9 @@ struct Unit {
                                                    : smallest(state, at, Source::stored);
     const Codebook& book = *in_table<Codebook>(launch, state.codebook);
     const float value = __fmul_rn(book.by_code[code], scale);
-    return state.option == SUBTRACTIVE_DITHER ? __fadd_rn(value, -dither(state, which, at, scale)) : value;
+    return state.option == SUBTRACTIVE_DITHER
+               ? __fadd_rn(value, -dither(state, which, at, scale))
+               : value;
   }
 
   // The code of a value under its scale.
@@ -228,8 +230,9 @@ struct Unit {
   }
 
   // The corrected scales of a state's blocks, whose codes are not stored yet
-  // (`quant::corrected_scale`): scale sum(x^2) / max(sum(x q), tiny), sums by halving: of 2^n terms the
-  // i-th and the (i + 2^(n-1))-th are added, until one is left. `value` gives an element's new value.
+  // (`quant::corrected_scale`): scale sum(x^2) / max(sum(x q), tiny), sums by halving: of 2^n terms
+  // the i-th and the (i + 2^(n-1))-th are added, until one is left. `value` gives an element's new
+  // value.
   // All lanes call it together.
   template <typename Value>
   __device__ inline void correct_scales(int which, const unsigned* maxima, Correction& correction,
@@ -260,8 +263,8 @@ struct Unit {
     }
   }
 
-  // The sum by halving of a block's terms, in every lane. Chunks come in the order in which those that
-  // are added first follow each other.
+  // The sum by halving of a block's terms, in every lane. Chunks come in the order in which those
+  // that are added first follow each other.
   template <typename Term>
   __device__ inline double block_sum(int block, Correction& correction, Term term) const {
     const int chunks = block / LANES, lane = lane_index();

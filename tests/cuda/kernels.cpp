@@ -44,8 +44,8 @@ extern "C" const size_t shim_layout[] = {
     AT(Launch, tasks), AT(Launch, hyper), AT(Launch, step_number), AT(Launch, skipped),
     AT(Launch, statistics), AT(Launch, ticket), AT(Launch, done), AT(Launch, seed), AT(Launch, step),
     AT(Launch, flags), AT(Launch, groups), AT(Launch, tensor_count), AT(Launch, state),
-    AT(Launch, decay), AT(Launch, weight), AT(Launch, dampening), AT(Launch, grad_scale), AT(Launch, max_norm),
-    AT(Launch, norm), AT(Launch, clip_factor), AT(Launch, words),
+    AT(Launch, decay), AT(Launch, weight), AT(Launch, dampening), AT(Launch, grad_scale),
+    AT(Launch, max_norm), AT(Launch, norm), AT(Launch, clip_factor), AT(Launch, words),
 };
 
 // ---- parts of kernels --------------------------------------------------------------------------
