@@ -38,6 +38,7 @@
 #define LOWBIT_STAGE_INFO_INIT { sizeof(lowbit_stage_info_t), 0, 0, 0, 0 }
 /* Defaults: lr 1e-3, betas 0.9 and 0.999, eps 1e-8, weight decay 0.01, scales 1, step 1. */
 #define LOWBIT_STEP_ARGS_INIT { sizeof(lowbit_step_args_t), 0, 0, NULL, NULL, NULL, 0, NULL, { NULL, 0 }, 1e-3f, 0.9f, 0.999f, 1e-8f, 0.01f, 1.0f, 1.0f, 0.0f, 1, LOWBIT_NONFINITE_DEFAULT, NULL, NULL, NULL, NULL }
+#define LOWBIT_OFFLOAD_INFO_INIT { sizeof(lowbit_offload_info_t), 0, 0, 0, 0, 0, 0, 0, 0 }
 #define LOWBIT_EMA_ARGS_INIT { sizeof(lowbit_ema_args_t), 0, NULL, 0, NULL, NULL, 0, NULL, 0.9f, 0.1f, 1, 0 }
 #define LOWBIT_NORM_ARGS_INIT { sizeof(lowbit_norm_args_t), 0, 0, NULL, { NULL, 0 }, 1.0f, 1.0f }
 #define LOWBIT_CHECKPOINT_INFO_INIT { sizeof(lowbit_checkpoint_info_t), 0 }
@@ -131,6 +132,12 @@
  * One backend instance: the CPU with its threads, or a CUDA device.
  */
 typedef struct lowbit_context_t lowbit_context_t;
+
+/**
+ * States in pinned host memory for parameters and gradients on a CUDA device, and the staging
+ * memory and streams through which a step moves them.
+ */
+typedef struct lowbit_offload_t lowbit_offload_t;
 
 /**
  * What every tensor got and where every state buffer lies.
@@ -762,6 +769,49 @@ typedef struct lowbit_step_args_t {
    */
   int64_t *skipped;
 } lowbit_step_args_t;
+
+/**
+ * What steps through an offload take.
+ */
+typedef struct lowbit_offload_info_t {
+  /**
+   * sizeof of this struct.
+   */
+  size_t struct_size;
+  /**
+   * 1 if steps run on the host (a plan of a CPU context), 0 if on the device.
+   */
+  int32_t on_host;
+  /**
+   * 0.
+   */
+  int32_t reserved;
+  /**
+   * Parts of a step: consecutive tensors that share a slot of the staging memory.
+   */
+  int64_t chunk_count;
+  /**
+   * Both slots together: pinned host memory if steps run on the host, else device memory.
+   */
+  int64_t staging_bytes;
+  /**
+   * Pinned host memory of the states and, if steps run on the host, of the parameters.
+   */
+  int64_t host_bytes;
+  /**
+   * What a step copies to the device.
+   */
+  int64_t bytes_to_device;
+  /**
+   * What a step copies to the host.
+   */
+  int64_t bytes_to_host;
+  /**
+   * Tensors of the last call, from the first on, that were stepped (on the device: whose step was
+   * enqueued): all, unless it failed.
+   */
+  int64_t stepped;
+} lowbit_offload_info_t;
 
 /**
  * One call of lowbit_norm and its stages. Arrays are read before the call returns.
@@ -2015,6 +2065,152 @@ lowbit_status_t lowbit_step_stats(const struct lowbit_plan_t *plan,
 lowbit_status_t lowbit_step_apply(const struct lowbit_plan_t *plan,
                                   const struct lowbit_step_args_t *args,
                                   void *stream);
+
+/**
+ * Prepares steps of a plan whose states are on the host, while parameters and gradients are on a
+ * CUDA device. The plan's context says where the step runs. On a CPU context, gradients come to the
+ * host, which steps its copy of the parameters and its states (with the master weights), and
+ * parameters go back. On a CUDA context, states come to the device and go back. Either way the
+ * tensors are stepped in parts that share two slots of staging memory, so that copies run beside
+ * steps, with the bits of lowbit_step.
+ *
+ * # Parameters
+ * - `plan` (in, not NULL): not kept as a handle; may be destroyed.
+ * - `device` (in): the CUDA context where parameters and gradients are, not kept as a handle; may be
+ *   NULL if the plan's context is one.
+ * - `staging_bytes` (in): the most that both slots may take together; 0 means the least, twice the
+ *   largest tensor's gradient (step on the host) or states (on the device). Small tensors share a
+ *   slot, and larger slots make fewer parts.
+ * - `out` (out, host, not NULL): the offload, or NULL on failure.
+ * # Returns
+ * OK, NULL_POINTER, INVALID_ARGUMENT (staging_bytes is too small, `device` is not the plan's),
+ * UNSUPPORTED (a plan without an optimizer), OUT_OF_MEMORY (also of memory that can be pinned),
+ * CUDA_OUT_OF_MEMORY, CUDA_ERROR.
+ * # Threads
+ * Any.
+ * # Stream
+ * Synchronises the legacy default stream. Allocates all that steps need: pinned and staging memory,
+ * two streams, events.
+ * # Ownership
+ * The caller destroys the offload by lowbit_offload_destroy.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * The handles are alive.
+ */
+lowbit_status_t lowbit_offload_create(const struct lowbit_plan_t *plan,
+                                      const struct lowbit_context_t *device,
+                                      int64_t staging_bytes,
+                                      struct lowbit_offload_t **out);
+
+/**
+ * Sizes of an offload, the bytes that a step moves, and how far the last step came.
+ *
+ * # Parameters
+ * - `offload` (in, not NULL).
+ * - `out` (out, host, not NULL): its struct_size is read.
+ * # Returns
+ * OK, NULL_POINTER, STRUCT_SIZE.
+ * # Threads
+ * Any.
+ * # Stream
+ * None.
+ * # Ownership
+ * None.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * `out` has struct_size bytes.
+ */
+lowbit_status_t lowbit_offload_info(const struct lowbit_offload_t *offload,
+                                    struct lowbit_offload_info_t *out);
+
+/**
+ * The host's memory of an offload: its parameters, if steps run on the host, and its states, as a
+ * plan of a CPU context takes them (for checkpoints). All bytes are 0 at first, which is the initial
+ * state; the initial parameters are the caller's to copy.
+ *
+ * # Parameters
+ * - `offload` (in, not NULL).
+ * - `params` (out, host): array of `tensor_count` elements, one per tensor; NULL if steps run on
+ *   the device.
+ * - `tensor_count` (in): tensor_count of the plan, or 0 if steps run on the device.
+ * - `state` (out, host, not NULL): array of `buffer_count` elements, in the plan's order.
+ * - `buffer_count` (in): buffer_count of the plan.
+ * # Returns
+ * OK, NULL_POINTER, MISALIGNED, BUFFER_SIZE (other counts).
+ * # Threads
+ * Any.
+ * # Stream
+ * None. The memory may be read and written when the stream of the last step has been synchronised;
+ * if steps run on the host, it may be read as soon as the step has returned.
+ * # Ownership
+ * The memory is the offload's and lives as long as it does.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * The arrays have that many elements.
+ */
+lowbit_status_t lowbit_offload_buffers(const struct lowbit_offload_t *offload,
+                                       struct lowbit_buffer_t *params,
+                                       int64_t tensor_count,
+                                       struct lowbit_buffer_t *state,
+                                       int64_t buffer_count);
+
+/**
+ * Updates all tensors of the plan in the order of `stream`: a gradient is read when the work
+ * enqueued there before has finished, and what is enqueued later finds the new parameters.
+ *
+ * # Parameters
+ * - `offload` (in, not NULL).
+ * - `args` (in, host, not NULL): as for lowbit_step, with params and grads in device memory, and
+ *   hyper, step_number and skipped in the memory space of the plan. state, buffer_count and scratch
+ *   are the offload's own: NULL and 0. updates, offsets, LOWBIT_STEP_COUNTED and
+ *   LOWBIT_NONFINITE_SKIP_STEP (which would need all gradients before the first tensor) are not
+ *   possible.
+ * - `stream` (in): a CUstream or cudaStream_t of the device, always the same one, or one that the
+ *   caller has ordered behind the last.
+ * # Returns
+ * OK; NULL_POINTER, STRUCT_SIZE, UNKNOWN_FLAG, INVALID_ARGUMENT, BUFFER_SIZE, MISALIGNED, OVERLAP,
+ * UNSUPPORTED (nothing was done); CUDA_ERROR: the text and lowbit_offload_info say how many tensors,
+ * from the first on, were stepped; no work is left behind. If steps run on the host, its parameters
+ * and states are then whole: those tensors' after the step, all others' before it.
+ * # Threads
+ * No other thread uses `offload` or its memory.
+ * # Stream
+ * Waits for `stream`, if steps run on the host: on return they are done, and only copies of
+ * parameters are enqueued. Else the call returns when all is enqueued. `stream` waits for copies on
+ * two streams of the offload's. No allocation. Not to be captured.
+ * # Ownership
+ * All memory in `args` stays the caller's and must not be touched until the work is done.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * Buffers are valid memory of their sizes.
+ */
+lowbit_status_t lowbit_offload_step(struct lowbit_offload_t *offload,
+                                    const struct lowbit_step_args_t *args,
+                                    void *stream);
+
+/**
+ * Waits for the copies of an offload and frees it with its memory.
+ *
+ * # Parameters
+ * - `offload` (in): may be NULL.
+ * # Returns
+ * Nothing.
+ * # Threads
+ * No other thread uses `offload` or its memory.
+ * # Stream
+ * Synchronises the offload's own streams, so steps have finished.
+ * # Ownership
+ * Ends the caller's.
+ * # Since
+ * ABI 0.1
+ * # Safety
+ * `offload` was not destroyed before.
+ */
+void lowbit_offload_destroy(struct lowbit_offload_t *offload);
 
 /**
  * The global norm of a plan's gradients, and the factor that clips it: exact sums, so that threads,

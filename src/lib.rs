@@ -10,7 +10,7 @@
 //!  xla/      XLA FFI handlers (JAX custom calls) on XLA's C structs, declaring API 0.1
 //!         |
 //!  spec -> plan -> step, norm, codec, diagnose,   what is kept, where it lies, what moves it
-//!                  state, checkpoint
+//!                  state, offload, checkpoint
 //!  optimizer  quant  weights  rng  counts         what is computed, element by element
 //!  layout  numerics  dtype  reserve  error        the pieces they are made of; no FFI, no GPU
 //!         |
@@ -39,6 +39,7 @@ pub mod dtype;
 pub mod error;
 pub mod layout;
 pub mod norm;
+pub mod offload;
 pub mod plan;
 pub mod quant;
 pub mod spec;

@@ -25,6 +25,9 @@ use lowbit::state::State;
 use lowbit::step::{Buffer, HyperSource, NonFinite, Stage, StepArgs};
 use lowbit::{Context, CpuContext, CudaContext, Variant};
 
+#[path = "cuda_driver/offload.rs"]
+mod offload;
+
 // ---- parents: which mock, what is expected -----------------------------------------------------
 
 static DIR: LazyLock<tempfile::TempDir> = LazyLock::new(|| tempfile::tempdir().unwrap());
@@ -237,6 +240,9 @@ fn child() {
         // The context is where the search for a driver is seen from.
         "probe" => CudaContext::new(device).map(drop),
         "open" => with_caller_context(|| CudaContext::new(device).map(drop)),
+        offload if offload.starts_with("offload") => {
+            with_caller_context(|| self::offload::child(offload))
+        }
         _ => with_caller_context(step),
     };
     match result {
@@ -252,6 +258,12 @@ struct Mock {
     last_stream: unsafe extern "C" fn() -> *mut c_void,
     current_context: unsafe extern "C" fn() -> *mut c_void,
     set_context: unsafe extern "C" fn(*mut c_void),
+    /// Streams, events and pieces of pinned memory that were not given back.
+    left: unsafe extern "C" fn() -> i32,
+    /// Copies bytes to memory in the order of a stream.
+    copy: unsafe extern "C" fn(*mut c_void, *const c_void, usize, *mut c_void),
+    /// `cuStreamSynchronize`.
+    synchronize: unsafe extern "C" fn(*mut c_void) -> i32,
 }
 
 static MOCK: LazyLock<Mock> = LazyLock::new(|| {
@@ -278,6 +290,16 @@ static MOCK: LazyLock<Mock> = LazyLock::new(|| {
                 *mut c_void,
                 unsafe extern "C" fn() -> *mut c_void,
             >(symbol(c"mock_current_context")),
+            left: std::mem::transmute::<*mut c_void, unsafe extern "C" fn() -> i32>(symbol(
+                c"mock_left",
+            )),
+            copy: std::mem::transmute::<
+                *mut c_void,
+                unsafe extern "C" fn(*mut c_void, *const c_void, usize, *mut c_void),
+            >(symbol(c"mock_copy")),
+            synchronize: std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut c_void) -> i32>(
+                symbol(c"cuStreamSynchronize"),
+            ),
             set_context: std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut c_void)>(
                 symbol(c"mock_set_context"),
             ),

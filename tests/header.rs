@@ -21,8 +21,9 @@ const HEADINGS: [&str; 7] = [
 ];
 
 /// The files in the order of the header.
-const SOURCES: [&str; 10] = [
-    "types", "version", "spec", "context", "plan", "state", "step", "norm", "report", "codec",
+const SOURCES: [&str; 11] = [
+    "types", "version", "spec", "context", "plan", "state", "step", "offload", "norm", "report",
+    "codec",
 ];
 
 fn generate() -> String {

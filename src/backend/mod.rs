@@ -14,6 +14,7 @@ use crate::step::StepArgs;
 pub(crate) use cpu::Codec;
 pub use cpu::{CpuContext, ParallelFor, Variant};
 pub use cuda::CudaContext;
+pub(crate) use cuda::{Lanes, Mark, Pinned};
 pub(crate) use cuda::{device_of as cuda_device_of, probe as probe_cuda};
 
 /// One backend instance.

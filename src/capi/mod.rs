@@ -12,6 +12,7 @@ mod codec;
 mod context;
 mod guard;
 mod norm;
+mod offload;
 mod plan;
 mod report;
 mod sized;

@@ -109,6 +109,10 @@ layouts! {
         beta1, beta2, eps, weight_decay, grad_scale, clip_factor, skip, step, nonfinite, hyper,
         step_number, offsets, skipped,
     }
+    lowbit_offload_info_t {
+        struct_size, on_host, reserved, chunk_count, staging_bytes, host_bytes, bytes_to_device,
+        bytes_to_host, stepped,
+    }
     lowbit_ema_args_t {
         struct_size, flags, state_name, tensor_count, inputs, outputs, buffer_count, state, decay,
         weight, step, reserved,

@@ -554,6 +554,31 @@ pub struct lowbit_step_args_t {
     pub skipped: *mut i64,
 }
 
+/// What steps through an offload take.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct lowbit_offload_info_t {
+    /// sizeof of this struct.
+    pub struct_size: usize,
+    /// 1 if steps run on the host (a plan of a CPU context), 0 if on the device.
+    pub on_host: i32,
+    /// 0.
+    pub reserved: i32,
+    /// Parts of a step: consecutive tensors that share a slot of the staging memory.
+    pub chunk_count: i64,
+    /// Both slots together: pinned host memory if steps run on the host, else device memory.
+    pub staging_bytes: i64,
+    /// Pinned host memory of the states and, if steps run on the host, of the parameters.
+    pub host_bytes: i64,
+    /// What a step copies to the device.
+    pub bytes_to_device: i64,
+    /// What a step copies to the host.
+    pub bytes_to_host: i64,
+    /// Tensors of the last call, from the first on, that were stepped (on the device: whose step was
+    /// enqueued): all, unless it failed.
+    pub stepped: i64,
+}
+
 /// One call of lowbit_ema. Arrays are in the plan's order and are read before the call returns.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -746,6 +771,7 @@ c_struct! {
     lowbit_buffer_info_t 64,
     lowbit_stage_info_t 32,
     lowbit_step_args_t 152,
+    lowbit_offload_info_t 64,
     lowbit_ema_args_t 80,
     lowbit_norm_args_t 56,
     lowbit_checkpoint_info_t 16,

@@ -518,6 +518,23 @@ static void step_offsets(void) {
 
 /* --- compress and decompress --- */
 
+/* What is refused before a device is looked for. */
+static void offloads(void) {
+  lowbit_offload_t *offload = NULL;
+  FAILS(lowbit_offload_create(model.plan, NULL, 0, NULL), NULL_POINTER, "out is null");
+  FAILS(lowbit_offload_create(NULL, NULL, 0, &offload), NULL_POINTER, "plan is null");
+  FAILS(lowbit_offload_create(model.plan, NULL, 0, &offload), NULL_POINTER, "device is null");
+  FAILS(lowbit_offload_create(model.plan, context, 0, &offload), INVALID_ARGUMENT,
+        "device is a CPU context");
+  CHECK(offload == NULL);
+  lowbit_offload_info_t info = LOWBIT_OFFLOAD_INFO_INIT;
+  lowbit_step_args_t args = model_args(&model);
+  FAILS(lowbit_offload_info(NULL, &info), NULL_POINTER, "offload is null");
+  FAILS(lowbit_offload_buffers(NULL, NULL, 0, NULL, 0), NULL_POINTER, "offload is null");
+  FAILS(lowbit_offload_step(NULL, &args, NULL), NULL_POINTER, "offload is null");
+  lowbit_offload_destroy(NULL);
+}
+
 static void codecs(void) {
   const lowbit_plan_t *plan = model.plan;
   lowbit_buffer_t values[TENSORS];
@@ -860,6 +877,7 @@ int main(int argc, char **argv) {
   step_overlap();
   step_hyper();
   step_offsets();
+  offloads();
   codecs();
   checkpoint_arguments();
   checkpoint_bytes(argc > 2 ? (size_t)atoi(argv[2]) : 1);

@@ -24,6 +24,7 @@ int main(void) {
   const lowbit_buffer_info_t buffer = LOWBIT_BUFFER_INFO_INIT;
   const lowbit_stage_info_t stage = LOWBIT_STAGE_INFO_INIT;
   const lowbit_step_args_t args = LOWBIT_STEP_ARGS_INIT;
+  const lowbit_offload_info_t offload = LOWBIT_OFFLOAD_INFO_INIT;
   const lowbit_checkpoint_info_t checkpoint = LOWBIT_CHECKPOINT_INFO_INIT;
   const lowbit_save_args_t save = LOWBIT_SAVE_ARGS_INIT;
   const lowbit_load_args_t load = LOWBIT_LOAD_ARGS_INIT;
@@ -33,8 +34,9 @@ int main(void) {
                     cuda.struct_size == sizeof cuda && tensor.struct_size == sizeof tensor &&
                     plan.struct_size == sizeof plan && report.struct_size == sizeof report &&
                     buffer.struct_size == sizeof buffer && stage.struct_size == sizeof stage &&
-                    args.struct_size == sizeof args && save.struct_size == sizeof save &&
-                    load.struct_size == sizeof load && checkpoint.struct_size == sizeof checkpoint;
+                    args.struct_size == sizeof args && offload.struct_size == sizeof offload &&
+                    save.struct_size == sizeof save && load.struct_size == sizeof load &&
+                    checkpoint.struct_size == sizeof checkpoint;
   uint32_t major = 1000;
   uint32_t minor = 1000;
   const lowbit_status_t status = lowbit_abi_version(&major, &minor);

@@ -176,6 +176,17 @@ static void layouts(void) {
   FIELD(lowbit_step_args_t, offsets);
   FIELD(lowbit_step_args_t, skipped);
 
+  STRUCT(lowbit_offload_info_t);
+  FIELD(lowbit_offload_info_t, struct_size);
+  FIELD(lowbit_offload_info_t, on_host);
+  FIELD(lowbit_offload_info_t, reserved);
+  FIELD(lowbit_offload_info_t, chunk_count);
+  FIELD(lowbit_offload_info_t, staging_bytes);
+  FIELD(lowbit_offload_info_t, host_bytes);
+  FIELD(lowbit_offload_info_t, bytes_to_device);
+  FIELD(lowbit_offload_info_t, bytes_to_host);
+  FIELD(lowbit_offload_info_t, stepped);
+
   STRUCT(lowbit_ema_args_t);
   FIELD(lowbit_ema_args_t, struct_size);
   FIELD(lowbit_ema_args_t, flags);
@@ -309,6 +320,8 @@ static void initial_values(void) {
   CHECK(buffer.struct_size == sizeof buffer && buffer.tensor == 0 && buffer.arena_offset == 0);
   const lowbit_stage_info_t stage = LOWBIT_STAGE_INFO_INIT;
   CHECK(stage.struct_size == sizeof stage && stage.dtype == 0 && stage.count == 0);
+  const lowbit_offload_info_t offload = LOWBIT_OFFLOAD_INFO_INIT;
+  CHECK(offload.struct_size == sizeof offload && offload.on_host == 0 && offload.stepped == 0);
   const lowbit_checkpoint_info_t checkpoint = LOWBIT_CHECKPOINT_INFO_INIT;
   CHECK(checkpoint.struct_size == sizeof checkpoint && checkpoint.step == 0);
 

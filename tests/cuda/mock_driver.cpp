@@ -1,20 +1,29 @@
 // A libcuda for machines without a GPU: devices whose memory is the host's, and whose kernels run
 // under the shim, at once, when they are launched. For tests/cuda_driver.rs and the bindings' tests.
 //
-// A stream is any number; its third hexadecimal digit is its device.
+// A stream is any number; its third hexadecimal digit is its device. Streams that the library makes
+// are larger numbers. Work is done at once, which is one order that a device may choose; MOCK_ORDER
+// chooses others, in which waits that are missing show:
+//   late   work is done when the host waits for it, and what other streams have when a stream's
+//          work waits for theirs: the latest moment for each
+//   early  so is the callers' work; that of the library's streams is done as soon as what it waits
+//          for is, which is at once if it waits for nothing
 //
 // What goes wrong is said by variables of the environment, read at every call:
 //   MOCK_VERSION  cuDriverGetVersion (13000)
 //   MOCK_COUNT    cuDeviceGetCount (1; at most 8)
 //   MOCK_MAJOR    major compute capability (9)
 //   MOCK_FAIL     name=number: that function returns that error
+//   MOCK_FAIL_AT  only its call of this number since calls were forgotten, from 1 (0: every call)
 
 #include "kernels.cpp"
 
 #include <dlfcn.h>
 #include <elf.h>
 
+#include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -27,6 +36,7 @@ using Handle = void*;
 
 std::string calls;             // names of the functions called, each followed by a space
 std::recursive_mutex mutex;    // calls come from several threads
+long failing_calls = 0;        // of the function that is to fail, for MOCK_FAIL_AT
 thread_local std::vector<Handle> contexts;  // current ones, the last on top
 Handle last_stream = nullptr;
 
@@ -46,7 +56,11 @@ Result called(const char* name) {
   const size_t length = std::strlen(name);
   const bool this_one =
       fail != nullptr && std::strncmp(fail, name, length) == 0 && fail[length] == '=';
-  return this_one ? std::atoi(fail + length + 1) : 0;
+  if (!this_one) {
+    return 0;
+  }
+  const long at = variable("MOCK_FAIL_AT", 0);
+  return at == 0 || ++failing_calls == at ? std::atoi(fail + length + 1) : 0;
 }
 
 // What a call does unless it is to fail.
@@ -60,14 +74,80 @@ Result call(const char* name, Body body) {
   return result;
 }
 
-// Work on a stream: done at once, or captured.
+// An event counts how often it was recorded, and up to which of those the work has come.
+struct Event {
+  long recorded = 0;
+  long reached = 0;
+  Handle stream = nullptr;
+};
+
+// Work that waits in a stream: for an event to have come as far as it was recorded, if it has one.
+struct Work {
+  std::function<void()> body;
+  Event* event = nullptr;
+  long until = 0;
+};
+
+std::map<Handle, std::deque<Work>> waiting;
+std::vector<Handle> own_streams;  // those that the library made and did not destroy
+int own_events = 0, own_memory = 0;
+
+enum class Order { at_once, late, early };
+
+Order order() {
+  const char* text = std::getenv("MOCK_ORDER");
+  if (text == nullptr) {
+    return Order::at_once;
+  }
+  return std::strcmp(text, "early") == 0 ? Order::early : Order::late;
+}
+
+// Does a stream's first work, and before it what it waits for.
+void advance(Handle stream) {
+  std::deque<Work>& queue = waiting[stream];
+  const Work work = queue.front();
+  queue.pop_front();
+  while (work.event != nullptr && work.event->reached < work.until) {
+    advance(work.event->stream);
+  }
+  work.body();
+}
+
+// Does what the library's streams can do without others.
+void advance_own() {
+  bool again = order() == Order::early;
+  while (std::exchange(again, false)) {
+    for (Handle stream : own_streams) {
+      std::deque<Work>& queue = waiting[stream];
+      while (!queue.empty() &&
+             (queue.front().event == nullptr ||
+              queue.front().event->reached >= queue.front().until)) {
+        advance(stream);
+        again = true;
+      }
+    }
+  }
+}
+
+// Does all work of a stream.
+void finish(Handle stream) {
+  while (!waiting[stream].empty()) {
+    advance(stream);
+    advance_own();
+  }
+}
+
+// Work on a stream: done as the order says, or captured.
 template <typename Body>
-void enqueue(Handle stream, Body body) {
+void enqueue(Handle stream, Body body, Event* event = nullptr) {
   last_stream = stream;
-  if (capture == nullptr) {
+  if (capture != nullptr) {
+    capture->push_back(body);
+  } else if (order() == Order::at_once) {
     body();
   } else {
-    capture->push_back(body);
+    waiting[stream].push_back({body, event, event == nullptr ? 0 : event->recorded});
+    advance_own();
   }
 }
 
@@ -82,7 +162,18 @@ extern "C" {
 // ---- what the test asks ------------------------------------------------------------------------
 
 const char* mock_calls() { return calls.c_str(); }
-void mock_forget_calls() { calls.clear(); }
+void mock_forget_calls() {
+  calls.clear();
+  failing_calls = 0;
+}
+// Streams, events and pieces of pinned memory that were made and not given back.
+int mock_left() { return static_cast<int>(own_streams.size()) + own_events + own_memory; }
+// Sets memory in the order of a stream.
+void mock_copy(Handle to, const void* from, size_t bytes, Handle stream) {
+  const auto* first = static_cast<const char*>(from);
+  const std::vector<char> copy(first, first + bytes);
+  enqueue(stream, [=] { std::memcpy(to, copy.data(), bytes); });
+}
 Handle mock_last_stream() { return last_stream; }
 Handle mock_current_context() { return contexts.empty() ? nullptr : contexts.back(); }
 void mock_set_context(Handle context) { contexts.assign(1, context); }
@@ -286,27 +377,100 @@ Result cuMemcpyDtoHAsync_v2(Handle to, Handle from, size_t bytes, Handle stream)
   if (const Result refused = not_captured()) {
     return refused;
   }
-  return call(__func__, [=] {
-    last_stream = stream;
-    std::memcpy(to, from, bytes);
-  });
+  return call(__func__, [=] { enqueue(stream, [=] { std::memcpy(to, from, bytes); }); });
 }
 
 Result cuMemcpyHtoDAsync_v2(Handle to, Handle from, size_t bytes, Handle stream) {
   if (const Result refused = not_captured()) {
     return refused;
   }
-  return call(__func__, [=] {
-    last_stream = stream;
-    std::memcpy(to, from, bytes);
-  });
+  return call(__func__, [=] { enqueue(stream, [=] { std::memcpy(to, from, bytes); }); });
 }
 
 Result cuStreamSynchronize(Handle stream) {
   if (const Result refused = not_captured()) {
     return refused;
   }
-  return call(__func__, [=] { last_stream = stream; });
+  return call(__func__, [=] {
+    last_stream = stream;
+    finish(stream);
+  });
+}
+
+// ---- beside the caller's stream ----------------------------------------------------------------
+
+Result cuMemHostAlloc(Handle* data, size_t bytes, unsigned) {
+  return call(__func__, [=] {
+    *data = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+    std::memset(*data, 0xa5, bytes);
+    ++own_memory;
+  });
+}
+
+Result cuMemFreeHost(Handle data) {
+  return call(__func__, [=] {
+    std::free(data);
+    --own_memory;
+  });
+}
+
+Result cuStreamCreate(Handle* stream, unsigned) {
+  static uintptr_t made = 0;
+  return call(__func__, [=] {
+    *stream = reinterpret_cast<Handle>(++made << 32);
+    own_streams.push_back(*stream);
+  });
+}
+
+Result cuStreamDestroy_v2(Handle stream) {
+  return call(__func__, [=] {
+    finish(stream);
+    for (auto& own : own_streams) {
+      if (own == stream) {
+        own = own_streams.back();
+        own_streams.pop_back();
+        break;
+      }
+    }
+  });
+}
+
+Result cuEventCreate(Handle* event, unsigned) {
+  return call(__func__, [=] {
+    *event = new Event;
+    ++own_events;
+  });
+}
+
+// Whoever destroys an event has waited for all that was enqueued with it.
+Result cuEventDestroy_v2(Handle event) {
+  return call(__func__, [=] {
+    delete static_cast<Event*>(event);
+    --own_events;
+  });
+}
+
+Result cuEventRecord(Handle handle, Handle stream) {
+  return call(__func__, [=] {
+    auto* event = static_cast<Event*>(handle);
+    event->stream = stream;
+    const long number = ++event->recorded;
+    enqueue(stream, [=] { event->reached = number; });
+  });
+}
+
+Result cuStreamWaitEvent(Handle stream, Handle event, unsigned) {
+  return call(__func__, [=] { enqueue(stream, [] {}, static_cast<Event*>(event)); });
+}
+
+Result cuEventSynchronize(Handle handle) {
+  return call(__func__, [=] {
+    auto* event = static_cast<Event*>(handle);
+    while (event->reached < event->recorded) {
+      advance(event->stream);
+      advance_own();
+    }
+  });
 }
 
 }  // extern "C"

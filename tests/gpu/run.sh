@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Checks the CUDA backend on a machine with an NVIDIA GPU: run.sh [PART...]
 #
-# Parts: probe, parity, streams, graph, xla, optimizers, finetune, sanitizer, timing, model, peers;
-# none named: all. The probe always comes first, and nothing else runs where it fails. xla needs JAX
-# with CUDA, all others but the probe PyTorch with CUDA. Environment:
+# Parts: probe, parity, streams, graph, xla, optimizers, finetune, sanitizer, timing, model, peers,
+# offload; none named: all. The probe always comes first, and nothing else runs where it fails. xla
+# needs JAX with CUDA, all others but the probe PyTorch with CUDA. Environment:
 #   OUT               folder for the results (default: ./results)
 #   PYTHON            interpreter (default: python3)
 #   LOWBIT_SEED       seed of the random numbers (default: a fresh one, which is printed)
@@ -11,7 +11,7 @@
 #   LOWBIT_SANITIZER  compute-sanitizer (default: the bundle's, else the machine's)
 set -u -o pipefail
 
-all=(probe parity streams graph xla optimizers finetune sanitizer timing model peers)
+all=(probe parity streams graph xla optimizers finetune sanitizer timing model peers offload)
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd -- "$here/../.." && pwd)
 python=${PYTHON:-python3}

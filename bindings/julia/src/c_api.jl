@@ -99,6 +99,8 @@ const LOWBIT_REPORT_JSON = 1
 
 const lowbit_context_t = Cvoid
 
+const lowbit_offload_t = Cvoid
+
 const lowbit_plan_t = Cvoid
 
 const lowbit_report_t = Cvoid
@@ -593,6 +595,43 @@ function lowbit_step_args_t(;
     )
 end
 
+struct lowbit_offload_info_t
+    struct_size::Csize_t
+    on_host::Int32
+    reserved::Int32
+    chunk_count::Int64
+    staging_bytes::Int64
+    host_bytes::Int64
+    bytes_to_device::Int64
+    bytes_to_host::Int64
+    stepped::Int64
+end
+
+"As the INIT macro sets it; keywords are fields."
+function lowbit_offload_info_t(;
+    struct_size = sizeof(lowbit_offload_info_t),
+    on_host = 0,
+    reserved = 0,
+    chunk_count = 0,
+    staging_bytes = 0,
+    host_bytes = 0,
+    bytes_to_device = 0,
+    bytes_to_host = 0,
+    stepped = 0,
+)
+    lowbit_offload_info_t(
+        struct_size,
+        on_host,
+        reserved,
+        chunk_count,
+        staging_bytes,
+        host_bytes,
+        bytes_to_device,
+        bytes_to_host,
+        stepped,
+    )
+end
+
 struct lowbit_norm_args_t
     struct_size::Csize_t
     flags::UInt64
@@ -999,6 +1038,51 @@ lowbit_step_apply(plan, args, stream) = ccall(
     plan,
     args,
     stream,
+)
+
+lowbit_offload_create(plan, device, staging_bytes, out) = ccall(
+    sym(:lowbit_offload_create),
+    lowbit_status_t,
+    (Ptr{lowbit_plan_t}, Ptr{lowbit_context_t}, Int64, Ptr{Ptr{lowbit_offload_t}}),
+    plan,
+    device,
+    staging_bytes,
+    out,
+)
+
+lowbit_offload_info(offload, out) = ccall(
+    sym(:lowbit_offload_info),
+    lowbit_status_t,
+    (Ptr{lowbit_offload_t}, Ptr{lowbit_offload_info_t}),
+    offload,
+    out,
+)
+
+lowbit_offload_buffers(offload, params, tensor_count, state, buffer_count) = ccall(
+    sym(:lowbit_offload_buffers),
+    lowbit_status_t,
+    (Ptr{lowbit_offload_t}, Ptr{lowbit_buffer_t}, Int64, Ptr{lowbit_buffer_t}, Int64),
+    offload,
+    params,
+    tensor_count,
+    state,
+    buffer_count,
+)
+
+lowbit_offload_step(offload, args, stream) = ccall(
+    sym(:lowbit_offload_step),
+    lowbit_status_t,
+    (Ptr{lowbit_offload_t}, Ptr{lowbit_step_args_t}, Ptr{Cvoid}),
+    offload,
+    args,
+    stream,
+)
+
+lowbit_offload_destroy(offload) = ccall(
+    sym(:lowbit_offload_destroy),
+    Cvoid,
+    (Ptr{lowbit_offload_t},),
+    offload,
 )
 
 lowbit_norm(plan, args, stream, norm, clip_factor) = ccall(

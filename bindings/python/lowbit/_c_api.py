@@ -127,6 +127,10 @@ class lowbit_context_t(Structure):
     """Opaque."""
 
 
+class lowbit_offload_t(Structure):
+    """Opaque."""
+
+
 class lowbit_plan_t(Structure):
     """Opaque."""
 
@@ -371,6 +375,20 @@ class lowbit_step_args_t(Sized):
     }
 
 
+class lowbit_offload_info_t(Sized):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("on_host", c_int32),
+        ("reserved", c_int32),
+        ("chunk_count", c_int64),
+        ("staging_bytes", c_int64),
+        ("host_bytes", c_int64),
+        ("bytes_to_device", c_int64),
+        ("bytes_to_host", c_int64),
+        ("stepped", c_int64),
+    ]
+
+
 class lowbit_norm_args_t(Sized):
     _fields_ = [
         ("struct_size", c_size_t),
@@ -564,6 +582,37 @@ FUNCTIONS = {
     "lowbit_step_apply": (
         lowbit_status_t,
         (POINTER(lowbit_plan_t), POINTER(lowbit_step_args_t), c_void_p),
+    ),
+    "lowbit_offload_create": (
+        lowbit_status_t,
+        (
+            POINTER(lowbit_plan_t),
+            POINTER(lowbit_context_t),
+            c_int64,
+            POINTER(POINTER(lowbit_offload_t)),
+        ),
+    ),
+    "lowbit_offload_info": (
+        lowbit_status_t,
+        (POINTER(lowbit_offload_t), POINTER(lowbit_offload_info_t)),
+    ),
+    "lowbit_offload_buffers": (
+        lowbit_status_t,
+        (
+            POINTER(lowbit_offload_t),
+            POINTER(lowbit_buffer_t),
+            c_int64,
+            POINTER(lowbit_buffer_t),
+            c_int64,
+        ),
+    ),
+    "lowbit_offload_step": (
+        lowbit_status_t,
+        (POINTER(lowbit_offload_t), POINTER(lowbit_step_args_t), c_void_p),
+    ),
+    "lowbit_offload_destroy": (
+        None,
+        (POINTER(lowbit_offload_t),),
     ),
     "lowbit_norm": (
         lowbit_status_t,

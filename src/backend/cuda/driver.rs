@@ -16,7 +16,7 @@ use super::kernels::{KERNELS, Kernel, Module, THREADS, embedded};
 use crate::error::{Error, Result, Status, invalid};
 
 /// Every symbol that is used below, as the library exports it.
-const SYMBOLS: [&str; 26] = [
+const SYMBOLS: [&str; 35] = [
     "cuCtxGetDevice",
     "cuCtxPopCurrent_v2",
     "cuCtxPushCurrent_v2",
@@ -26,6 +26,10 @@ const SYMBOLS: [&str; 26] = [
     "cuDevicePrimaryCtxRelease_v2",
     "cuDevicePrimaryCtxRetain",
     "cuDriverGetVersion",
+    "cuEventCreate",
+    "cuEventDestroy_v2",
+    "cuEventRecord",
+    "cuEventSynchronize",
     "cuFuncGetAttribute",
     "cuGetErrorName",
     "cuGetErrorString",
@@ -33,6 +37,8 @@ const SYMBOLS: [&str; 26] = [
     "cuLaunchKernel",
     "cuMemAllocAsync",
     "cuMemFreeAsync",
+    "cuMemFreeHost",
+    "cuMemHostAlloc",
     "cuMemcpyDtoDAsync_v2",
     "cuMemcpyDtoHAsync_v2",
     "cuMemcpyHtoDAsync_v2",
@@ -41,9 +47,15 @@ const SYMBOLS: [&str; 26] = [
     "cuModuleLoadDataEx",
     "cuModuleUnload",
     "cuOccupancyMaxActiveBlocksPerMultiprocessor",
+    "cuStreamCreate",
+    "cuStreamDestroy_v2",
     "cuStreamGetCtx",
     "cuStreamSynchronize",
+    "cuStreamWaitEvent",
 ];
+
+/// `CU_MEMHOSTALLOC_PORTABLE`: pinned for all contexts.
+const PORTABLE: u32 = 1;
 
 /// The kernels are compiled for compute capability 8.0 and later.
 const OLDEST_CAPABILITY: (c_int, c_int) = (8, 0);
@@ -286,6 +298,11 @@ impl Device {
         })
     }
 
+    /// Its number, which is its handle too.
+    pub(super) fn ordinal(&self) -> i32 {
+        self.device
+    }
+
     /// How many thread blocks of a kernel the device holds at once. Loads the kernel, so that its
     /// first launch can be captured in a graph.
     pub(super) fn resident(&self, kernel: Kernel) -> Result<u32> {
@@ -518,9 +535,7 @@ impl Active<'_> {
         stream: *mut c_void,
     ) -> Result<()> {
         // SAFETY: the caller's promise.
-        check("cuMemcpyDtoHAsync", unsafe {
-            sys::cuMemcpyDtoHAsync_v2(to.cast(), address(from.cast()), bytes, stream.cast())
-        })?;
+        unsafe { self.copy_to_host(from, to, bytes, stream) }?;
         self.synchronize(stream)
     }
 
@@ -536,16 +551,146 @@ impl Active<'_> {
         stream: *mut c_void,
     ) -> Result<()> {
         // SAFETY: the caller's promise.
-        check("cuMemcpyHtoDAsync", unsafe {
-            sys::cuMemcpyHtoDAsync_v2(address(to.cast()), from.cast(), bytes, stream.cast())
-        })?;
+        unsafe { self.copy_from_host(from, to, bytes, stream) }?;
         self.synchronize(stream)
     }
 
-    fn synchronize(&self, stream: *mut c_void) -> Result<()> {
+    /// Enqueues a copy to host memory.
+    ///
+    /// # Safety
+    /// Both ranges are valid until the work is done; `stream` as for [`Active::launch`].
+    pub(super) unsafe fn copy_to_host(
+        &self,
+        from: *const u8,
+        to: *mut u8,
+        bytes: usize,
+        stream: *mut c_void,
+    ) -> Result<()> {
+        // SAFETY: the caller's promise.
+        check("cuMemcpyDtoHAsync", unsafe {
+            sys::cuMemcpyDtoHAsync_v2(to.cast(), address(from.cast()), bytes, stream.cast())
+        })
+    }
+
+    /// Enqueues a copy from host memory.
+    ///
+    /// # Safety
+    /// As for [`Active::copy_to_host`].
+    pub(super) unsafe fn copy_from_host(
+        &self,
+        from: *const u8,
+        to: *mut u8,
+        bytes: usize,
+        stream: *mut c_void,
+    ) -> Result<()> {
+        // SAFETY: the caller's promise.
+        check("cuMemcpyHtoDAsync", unsafe {
+            sys::cuMemcpyHtoDAsync_v2(address(to.cast()), from.cast(), bytes, stream.cast())
+        })
+    }
+
+    /// Waits until the stream's work is done.
+    pub(super) fn synchronize(&self, stream: *mut c_void) -> Result<()> {
         // SAFETY: a stream of the caller, or null for the legacy default stream.
         check("cuStreamSynchronize", unsafe {
             sys::cuStreamSynchronize(stream.cast())
+        })
+    }
+
+    // ---- what the library keeps beside the caller's stream: pinned memory, streams, events --------
+
+    /// Page-locked host memory, which the device copies while the host goes on. Not zeroed.
+    pub(super) fn allocate_pinned(&self, bytes: usize) -> Result<*mut c_void> {
+        let what = "cuMemHostAlloc";
+        let mut data = std::ptr::null_mut();
+        // SAFETY: a live pointer.
+        let result = unsafe { sys::cuMemHostAlloc(&raw mut data, bytes, PORTABLE) };
+        let result = match result {
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => Err(Error::new(
+                Status::OutOfMemory,
+                format!("{what}: the host's memory that can be pinned is exhausted"),
+            )),
+            _ => check(what, result),
+        };
+        result.map_err(|error| error.within(&format!("{bytes} bytes")))?;
+        Ok(data)
+    }
+
+    /// # Safety
+    /// `data` is of [`Active::allocate_pinned`], and no work uses it.
+    pub(super) unsafe fn free_pinned(&self, data: *mut c_void) -> Result<()> {
+        // SAFETY: the caller's promise.
+        check("cuMemFreeHost", unsafe { sys::cuMemFreeHost(data) })
+    }
+
+    /// A stream that is not ordered with the legacy default stream.
+    pub(super) fn create_stream(&self) -> Result<*mut c_void> {
+        let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+        read("cuStreamCreate", |stream| {
+            // SAFETY: `read` passes a live pointer.
+            unsafe { sys::cuStreamCreate(stream, flags) }
+        })
+        .map(<*mut _>::cast)
+    }
+
+    /// # Safety
+    /// `stream` is of [`Active::create_stream`] and not used afterwards.
+    pub(super) unsafe fn destroy_stream(&self, stream: *mut c_void) -> Result<()> {
+        // SAFETY: the caller's promise.
+        check("cuStreamDestroy", unsafe {
+            sys::cuStreamDestroy_v2(stream.cast())
+        })
+    }
+
+    /// An event that takes no times.
+    pub(super) fn create_event(&self) -> Result<*mut c_void> {
+        let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
+        read("cuEventCreate", |event| {
+            // SAFETY: `read` passes a live pointer.
+            unsafe { sys::cuEventCreate(event, flags) }
+        })
+        .map(<*mut _>::cast)
+    }
+
+    /// # Safety
+    /// `event` is of [`Active::create_event`] and not used afterwards.
+    pub(super) unsafe fn destroy_event(&self, event: *mut c_void) -> Result<()> {
+        // SAFETY: the caller's promise.
+        check("cuEventDestroy", unsafe {
+            sys::cuEventDestroy_v2(event.cast())
+        })
+    }
+
+    /// Lets `event` stand for the work that `stream` has got so far.
+    ///
+    /// # Safety
+    /// `event` is of [`Active::create_event`]; `stream` as for [`Active::launch`].
+    pub(super) unsafe fn record(&self, event: *mut c_void, stream: *mut c_void) -> Result<()> {
+        // SAFETY: the caller's promise.
+        check("cuEventRecord", unsafe {
+            sys::cuEventRecord(event.cast(), stream.cast())
+        })
+    }
+
+    /// Lets `stream` wait for the work that `event` now stands for.
+    ///
+    /// # Safety
+    /// As for [`Active::record`].
+    pub(super) unsafe fn wait(&self, stream: *mut c_void, event: *mut c_void) -> Result<()> {
+        // SAFETY: the caller's promise.
+        check("cuStreamWaitEvent", unsafe {
+            sys::cuStreamWaitEvent(stream.cast(), event.cast(), 0)
+        })
+    }
+
+    /// Waits on the host for the work that `event` stands for.
+    ///
+    /// # Safety
+    /// `event` is of [`Active::create_event`].
+    pub(super) unsafe fn wait_on_host(&self, event: *mut c_void) -> Result<()> {
+        // SAFETY: the caller's promise.
+        check("cuEventSynchronize", unsafe {
+            sys::cuEventSynchronize(event.cast())
         })
     }
 }

@@ -12,6 +12,7 @@ mod driver;
 #[cfg(test)]
 mod emulation;
 mod kernels;
+mod lanes;
 mod launch;
 mod params;
 mod table;
@@ -28,6 +29,7 @@ use crate::spec::Spec;
 
 use super::{Call, Codec};
 use driver::Device;
+pub(crate) use lanes::{Lanes, Mark, Pinned};
 use launch::{Direction, Work};
 use table::Lists;
 
@@ -104,6 +106,21 @@ impl CudaContext {
     pub fn new(device: i32) -> Result<Self> {
         let device = Arc::new(Device::open(device)?);
         Ok(Self { device })
+    }
+
+    /// The device's number.
+    pub(crate) fn ordinal(&self) -> i32 {
+        self.device.ordinal()
+    }
+
+    /// Two streams for copies to and from pinned memory.
+    pub(crate) fn lanes(&self) -> Result<Lanes> {
+        Lanes::new(&self.device)
+    }
+
+    /// Zeroed memory of the host that the device copies from and to without the host's help.
+    pub(crate) fn pinned(&self, bytes: i64) -> Result<Pinned> {
+        Pinned::zeroed(&self.device, index(bytes).max(1))
     }
 
     pub(crate) fn schedule(&self, spec: &Spec, tensors: &[TensorPlan]) -> Result<Schedule> {

@@ -48,7 +48,7 @@ class Tensor:
     def clone(self):
         return Tensor(self.array.copy())
 
-    def copy_(self, other):
+    def copy_(self, other, non_blocking=False):
         self.array[...] = other.array
         return self
 
@@ -78,7 +78,7 @@ class Tensor:
         return Tensor(self.array[index])
 
 
-def empty(size, dtype, device=None):
+def empty(size, dtype, device=None, pin_memory=False):
     # What is not written would be seen.
     return Tensor(np.full(size, 0xA5, dtype))
 
