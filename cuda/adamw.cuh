@@ -132,16 +132,29 @@ struct Memory {
            (!CORRECTED || is_aligned(beside, EACH));
   }
 
-  // What a step updates.
+  // Four parameters and gradients as they lie in memory.
+  struct Fetched {
+    Packed<P> param;
+    Packed<G> grad;
+    unsigned corrections;
+  };
+
   template <bool Wide>
-  __device__ __forceinline__ void load_params(long long at, int count, float (&p)[EACH]) const {
-    load<P, Wide>(param, at, count, p);
+  __device__ __forceinline__ Fetched fetch(long long at, int count) const {
+    return {lowbit::fetch<P, Wide>(param, at, count), lowbit::fetch<G, Wide>(grad, at, count),
+            CORRECTED ? load_bytes<Wide>(beside + at, count) : 0};
+  }
+
+  // What a step updates.
+  __device__ static __forceinline__ void decode(const Fetched& from, float (&p)[EACH],
+                                                float (&g)[EACH]) {
+    unpack<P>(from.param, p);
+    unpack<G>(from.grad, g);
     if constexpr (CORRECTED) {
-      const unsigned corrections = load_bytes<Wide>(beside + at, count);
 #pragma unroll
       for (int i = 0; i < EACH; ++i) {
         p[i] = join_correction(__float_as_uint(p[i]) >> 16,
-                               static_cast<signed char>(corrections >> 8 * i));
+                               static_cast<signed char>(from.corrections >> 8 * i));
       }
     }
   }
@@ -222,17 +235,32 @@ struct Position {
   }
 };
 
+// What a lane reads of a unit.
+template <typename P, typename G, typename States>
+struct Fetched {
+  typename Memory<P, G>::Fetched numbers;
+  typename States::Fetched states;
+};
+
+template <bool Wide, typename P, typename G, typename States>
+__device__ __forceinline__ Fetched<P, G, States> fetch_unit(const States& states,
+                                                            const Memory<P, G>& memory,
+                                                            const Place& place) {
+  return {memory.template fetch<Wide>(place.element, place.count),
+          states.template fetch<Wide>(place)};
+}
+
 template <typename P, typename G, typename States, bool Wide>
 __device__ __forceinline__ void step_unit(const Walker& walker, const States& states,
                                           const Memory<P, G>& memory, const Place& place,
+                                          const Fetched<P, G, States>& fetched,
                                           const Position<P>& position, bool in_range,
                                           bool skip_blocks) {
   const Launch& launch = walker.launch;
   const Scalars& s = walker.shared.scalars;
   Quad x;
-  memory.template load_params<Wide>(place.element, place.count, x.p);
-  load<G, Wide>(memory.grad, place.element, place.count, x.g);
-  states.template load<Wide>(place, x.m, x.v);
+  memory.decode(fetched.numbers, x.p, x.g);
+  states.decode(fetched.states, x.m, x.v);
   float largest_square = 0.0f;
 #pragma unroll
   for (int i = 0; i < EACH; ++i) {
@@ -284,7 +312,6 @@ __device__ __forceinline__ void step_unit(const Walker& walker, const States& st
   } else {
     step_updates<false>(x, fast, s);
   }
-  states.template store<Wide>(place, x, largest.m, v_maximum, usual);
   if (!memory.updates) {
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {
@@ -293,6 +320,7 @@ __device__ __forceinline__ void step_unit(const Walker& walker, const States& st
   }
   memory.template store_params<Wide>(place.element, place.count, x.g,
                                      [&] { return position.draws(walker); });
+  states.template store<Wide>(place, x, largest.m, v_maximum, usual);
 }
 
 // The units `first` .. `end` - 1 of any tensor.
@@ -318,8 +346,9 @@ __device__ __forceinline__ void step_ragged(const Walker& walker,
     if (walker.shared.skip) {
       keep<P>(memory.to, memory.updates, place.element, place.count);
     } else {
-      step_unit<P, G, States, false>(walker, states, memory, place, Position<P>(t, unit), in_range,
-                                     skip_blocks);
+      step_unit<P, G, States, false>(walker, states, memory, place,
+                                     fetch_unit<false>(states, memory, place),
+                                     Position<P>(t, unit), in_range, skip_blocks);
     }
   }
 }
@@ -357,9 +386,20 @@ __device__ __forceinline__ void step_tensors(const Launch& launch) {
     states.advance(first + warp_index(), lane_index());
     Position<P> position(t, first + warp_index());
     const Place place{0, 0, 0, EACH};
+    // What the next unit needs is on its way while this one is computed.
+    const Place ahead{WARPS, WARPS * BLOCK, WARPS * BLOCK / 2, EACH};
+    Fetched<P, G, States> next;
+    if (States::AHEAD && warp_index() < full) {
+      next = fetch_unit<true>(states, memory, place);
+    }
 #pragma unroll 1
-    for (int unit = warp_index(); unit < full; unit += WARPS) {
-      step_unit<P, G, States, true>(walker, states, memory, place, position, in_range,
+    for (int left = full - warp_index(); left > 0; left -= WARPS) {
+      const Fetched<P, G, States> fetched =
+          States::AHEAD ? next : fetch_unit<true>(states, memory, place);
+      if (States::AHEAD && left > WARPS) {
+        next = fetch_unit<true>(states, memory, ahead);
+      }
+      step_unit<P, G, States, true>(walker, states, memory, place, fetched, position, in_range,
                                     skip_blocks);
       memory.advance(WARPS * BLOCK);
       states.advance(WARPS, 0);
@@ -371,12 +411,23 @@ __device__ __forceinline__ void step_tensors(const Launch& launch) {
 
 }  // namespace lowbit
 
+namespace lowbit {
+
+// Whether a lane has more under way than most: f32 throughout, or what surrounds weights that are not
+// plain.
+template <typename P, typename G>
+constexpr bool TAKES_REGISTERS =
+    P::FORM != PLAIN || sizeof(typename P::Storage) + sizeof(typename G::Storage) == 8;
+
+}  // namespace lowbit
+
 // The kernels of one form of the states, by parameter and gradient, in the order of `Kernel::of`;
-// RESIDENT thread blocks are to fit a multiprocessor.
-#define LOWBIT_ADAMW_KERNEL(SUFFIX, STEP, STATES, RESIDENT, NAMES, P, G)           \
-  extern "C" __global__ void __launch_bounds__(lowbit::THREADS, RESIDENT)          \
+// RESIDENT thread blocks are to fit a multiprocessor, FEWER where registers are short.
+#define LOWBIT_ADAMW_KERNEL(SUFFIX, STEP, STATES, RESIDENT, FEWER, NAMES, P, G)          \
+  extern "C" __global__ void __launch_bounds__(                                          \
+      lowbit::THREADS, lowbit::TAKES_REGISTERS<lowbit::P, lowbit::G> ? FEWER : RESIDENT) \
       lowbit_k_adamw_##NAMES##_##SUFFIX(const lowbit::Launch __grid_constant__ launch) { \
-    lowbit::STEP<lowbit::P, lowbit::G, STATES>(launch);                            \
+    lowbit::STEP<lowbit::P, lowbit::G, STATES>(launch);                                  \
   }
 #define LOWBIT_ADAMW_KERNELS(...)                                                   \
   LOWBIT_ADAMW_KERNEL(__VA_ARGS__, f32_f32, F32, F32)                               \

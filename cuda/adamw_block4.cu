@@ -25,15 +25,22 @@ namespace lowbit {
 
 struct Block4States {
   // The block's largest v says whether a gradient was not finite.
+  static constexpr bool AHEAD = true;
   static constexpr bool V_SHOWS_NON_FINITE = true;
+
+  // The low half of a warp has what decodes m, and its scale, the high half that of v.
+  static constexpr unsigned V_LANES = LANES / 2;
+  __device__ static __forceinline__ bool of_v() { return lane_index() >= V_LANES; }
 
   struct Tables {
     SignedTable m;
     LinearTable v;
+    float level;
 
     __device__ __forceinline__ void fill(const Launch& launch, const Tensor& t) {
       m.fill(*in_table<Codebook>(launch, t.state[0].codebook));
       v.fill(*in_table<Codebook>(launch, t.state[1].codebook));
+      level = of_v() ? v.level : m.level;
     }
   };
 
@@ -41,9 +48,8 @@ struct Block4States {
   const Tensor& tensor;
   const Tables& tables;
   unsigned char* m_codes;
-  float* m_scales;
   unsigned char* v_codes;
-  float* v_scales;
+  float* scales;  // of m or v
 
   __device__ __forceinline__ Block4States(const Launch& launch, const Tensor& t,
                                           const Tables& tables)
@@ -51,17 +57,15 @@ struct Block4States {
         tensor(t),
         tables(tables),
         m_codes(pointer<unsigned char>(launch, t, t.state[0].buffer)),
-        m_scales(pointer<float>(launch, t, t.state[0].buffer + 1)),
         v_codes(pointer<unsigned char>(launch, t, t.state[1].buffer)),
-        v_scales(pointer<float>(launch, t, t.state[1].buffer + 1)) {}
+        scales(pointer<float>(launch, t, t.state[of_v() ? 1 : 0].buffer + 1)) {}
 
   // Units, and lanes, of a single row on.
   __device__ __forceinline__ void advance(long long units, int lanes) {
     const long long bytes = units * (BLOCK / 2) + lanes * (EACH / 2);
     m_codes += bytes;
-    m_scales += units;
     v_codes += bytes;
-    v_scales += units;
+    scales += units;
   }
 
   __device__ __forceinline__ bool aligned() const {
@@ -69,13 +73,22 @@ struct Block4States {
              reinterpret_cast<unsigned long long>(v_codes)) & 1) == 0;
   }
 
+  struct Fetched {
+    unsigned m_codes, v_codes;
+    float scale;
+  };
+
   template <bool Wide>
-  __device__ __forceinline__ void load(const Place& place, float (&m)[EACH],
-                                       float (&v)[EACH]) const {
-    const unsigned m_code = load_nibbles<Wide>(m_codes + place.byte, place.count);
-    const unsigned v_code = load_nibbles<Wide>(v_codes + place.byte, place.count);
-    decode_nibbles(m_code, tables.m.scaled_levels(m_scales[place.unit]), m);
-    decode_nibbles(v_code, tables.v.scaled_levels(v_scales[place.unit]), v);
+  __device__ __forceinline__ Fetched fetch(const Place& place) const {
+    return {load_nibbles<Wide>(m_codes + place.byte, place.count),
+            load_nibbles<Wide>(v_codes + place.byte, place.count), scales[place.unit]};
+  }
+
+  __device__ __forceinline__ void decode(const Fetched& from, float (&m)[EACH],
+                                         float (&v)[EACH]) const {
+    const float levels = __fmul_rn(tables.level, from.scale);
+    decode_nibbles_of<0>(from.m_codes, levels, m);
+    decode_nibbles_of<V_LANES>(from.v_codes, levels, v);
   }
 
   template <bool Wide>
@@ -94,13 +107,12 @@ struct Block4States {
     }
     store_nibbles<Wide>(m_codes + place.byte, place.count, m_code);
     store_nibbles<Wide>(v_codes + place.byte, place.count, v_code);
-    if (lane_index() == 0) {
-      m_scales[place.unit] = m_scale;
-      v_scales[place.unit] = v_scale;
+    if (lane_index() % V_LANES == 0) {
+      scales[place.unit] = of_v() ? v_scale : m_scale;
     }
   }
 };
 
 }  // namespace lowbit
 
-LOWBIT_ADAMW_KERNELS(block4, step_tensors, lowbit::Block4States, 3)
+LOWBIT_ADAMW_KERNELS(block4, step_tensors, lowbit::Block4States, 3, 2)

@@ -15,6 +15,7 @@ namespace lowbit {
 
 struct F32States {
   // v may be infinite from before.
+  static constexpr bool AHEAD = false;
   static constexpr bool V_SHOWS_NON_FINITE = false;
 
   struct Tables {
@@ -39,11 +40,20 @@ struct F32States {
     v_values += units * BLOCK + lanes * EACH;
   }
 
+  struct Fetched {
+    Packed<F32> m, v;
+  };
+
   template <bool Wide>
-  __device__ __forceinline__ void load(const Place& place, float (&m)[EACH],
-                                       float (&v)[EACH]) const {
-    lowbit::load<F32, Wide>(m_values, place.element, place.count, m);
-    lowbit::load<F32, Wide>(v_values, place.element, place.count, v);
+  __device__ __forceinline__ Fetched fetch(const Place& place) const {
+    return {lowbit::fetch<F32, Wide>(m_values, place.element, place.count),
+            lowbit::fetch<F32, Wide>(v_values, place.element, place.count)};
+  }
+
+  __device__ static __forceinline__ void decode(const Fetched& from, float (&m)[EACH],
+                                                float (&v)[EACH]) {
+    unpack<F32>(from.m, m);
+    unpack<F32>(from.v, v);
   }
 
   template <bool Wide>
@@ -56,4 +66,4 @@ struct F32States {
 
 }  // namespace lowbit
 
-LOWBIT_ADAMW_KERNELS(f32, step_tensors, lowbit::F32States, 3)
+LOWBIT_ADAMW_KERNELS(f32, step_tensors, lowbit::F32States, 3, 3)

@@ -21,7 +21,8 @@
 // applying thread block waits for the group's last collecting one. That cannot stop: a task waits
 // for smaller numbers only, and whoever has those is running.
 // A task is 32 rows of up to 8 blocks of 128 columns; each warp keeps its columns' maxima in
-// registers while it goes down the rows.
+// registers while it goes down the rows, and each lane what belongs to one of the rows. What the next
+// row needs is on its way while this one is computed.
 //
 // Rounding steps: as in adamw_block4.cu; the codes of v here.
 
@@ -30,8 +31,12 @@
 
 namespace lowbit {
 
-// Rows of a task (`table.rs`).
-constexpr int TILE_ROWS = 32;
+// Rows of a task (`table.rs`); lane r of a warp has what belongs to row r.
+constexpr int TILE_ROWS = LANES;
+
+__device__ __forceinline__ unsigned of_row(unsigned by_lane, int row) {
+  return __shfl_sync(ALL_LANES, by_lane, row);
+}
 
 // The tasks of a tensor: columns are shared out in groups of blocks, as many as there are warps or,
 // if a row has fewer, the power of two below.
@@ -101,6 +106,18 @@ __device__ __forceinline__ unsigned stored_row_maximum(const Launch& launch, con
   return least;
 }
 
+// The smallest of the new maxima.
+__device__ __forceinline__ unsigned collected_row_maximum(const Launch& launch, const Tensor& t,
+                                                          long long row) {
+  unsigned least = 0xffffffff;
+  each_lead(t, row, [&](int, long long, long long word) {
+    const unsigned value =
+        canonical_magnitude(static_cast<unsigned>(__ldcg(launch.statistics + word)));
+    least = value < least ? value : least;
+  });
+  return least;
+}
+
 // Old values of v.
 __device__ __forceinline__ void decode_v(const Column& column, unsigned codes, unsigned row_maximum,
                                          float level, float (&v)[EACH]) {
@@ -150,85 +167,168 @@ __device__ __forceinline__ void raise(int* slot, unsigned bits) {
   }
 }
 
-template <typename P, typename G>
-__device__ __forceinline__ void collect_tile(const Launch& launch, const Shared& shared,
-                                             const LinearTable& v_table, long long task) {
+// The rows of a task that a warp does: every `step`th from `begin` on.
+struct Rows {
+  long long first;  // of the task
+  int begin, end, step;
+
+  __device__ __forceinline__ Rows(const Tensor& t, const Tiles& tiles, long long task)
+      : first(task / tiles.across * TILE_ROWS),
+        begin(warp_index() / tiles.group),
+        end(t.rows - first < TILE_ROWS ? static_cast<int>(t.rows - first) : TILE_ROWS),
+        step(WARPS / tiles.group) {}
+
+  // Whether there is a row for the lane.
+  __device__ __forceinline__ bool of_lane() const { return lane_index() < end; }
+};
+
+// Where a lane's gradients and codes of v are in a row.
+template <typename G>
+struct Collecting {
+  const typename G::Storage* grad;
+  const unsigned char* v_codes;
+
+  struct Fetched {
+    Packed<G> grad;
+    unsigned v_codes;
+  };
+
+  template <bool Wide>
+  __device__ __forceinline__ Fetched fetch(int count) const {
+    return {lowbit::fetch<G, Wide>(grad, 0, count), load_nibbles<Wide>(v_codes, count)};
+  }
+
+  __device__ __forceinline__ void advance(long long elements, long long bytes) {
+    grad += elements;
+    v_codes += bytes;
+  }
+};
+
+template <typename G, bool Wide>
+__device__ __forceinline__ void collect_rows(const Launch& launch, const Shared& shared,
+                                             const LinearTable& v_table, const Column& column,
+                                             const Rows& rows, Collecting<G> at) {
   const Tensor& t = shared.tensor;
   const Scalars& s = shared.scalars;
-  const Tiles tiles(t);
-  const Column column(launch, t, tiles, task);
-  if (column.unit >= t.units) {
-    return;
-  }
-  const typename G::Storage* grad = pointer<const typename G::Storage>(launch, t, GRAD);
-  const unsigned char* codes = pointer<const unsigned char>(launch, t, t.state[1].buffer);
-  const bool wide = t.cols % EACH == 0 && t.cols - column.unit * BLOCK >= BLOCK &&
-                    is_aligned(grad, EACH * sizeof(*grad)) && is_aligned(codes, 2);
+  const long long elements = rows.step * t.cols, bytes = rows.step * ((t.cols + 1) / 2);
+  const unsigned old_rows =
+      rows.of_lane() ? stored_row_maximum(launch, t, rows.first + lane_index()) : 0;
+  unsigned new_row = 0;
   unsigned maxima[EACH] = {};
   bool bad = false;
-  const long long first = task / tiles.across * TILE_ROWS;
-  const long long end = first + TILE_ROWS < t.rows ? first + TILE_ROWS : t.rows;
-  const int step = WARPS / tiles.group;
+  typename Collecting<G>::Fetched next = at.template fetch<Wide>(column.count);
 #pragma unroll 1
-  for (long long row = first + warp_index() / tiles.group; row < end; row += step) {
-    const long long element = row * t.cols + column.col;
-    const unsigned char* at = codes + row * ((t.cols + 1) / 2) + column.col / 2;
-    float g[EACH], v[EACH];
-    unsigned v_codes;
-    if (wide) {
-      load<G, true>(grad, element, EACH, g);
-      v_codes = load_nibbles<true>(at, EACH);
-    } else {
-      load<G, false>(grad, element, column.count, g);
-      v_codes = load_nibbles<false>(at, column.count);
+  for (int row = rows.begin; row < rows.end; row += rows.step) {
+    const typename Collecting<G>::Fetched fetched = next;
+    if (row + rows.step < rows.end) {
+      at.advance(elements, bytes);
+      next = at.template fetch<Wide>(column.count);
     }
-    decode_v(column, v_codes, stored_row_maximum(launch, t, row), v_table.level, v);
+    float g[EACH], v[EACH];
+    unpack<G>(fetched.grad, g);
+    decode_v(column, fetched.v_codes, of_row(old_rows, row), v_table.level, v);
     unsigned row_maximum = 0;
+#pragma unroll
     for (int i = 0; i < EACH; ++i) {
       g[i] = scale_gradient(g[i], s);  // R1
-      const unsigned size = i < column.count ? magnitude(second_moment(g[i], v[i], s)) : 0;
-      bad = bad | (i < column.count && non_finite(g[i]));
+      const bool exists = Wide || i < column.count;
+      const unsigned size = exists ? magnitude(second_moment(g[i], v[i], s)) : 0;
+      bad = bad | (exists && non_finite(g[i]));
       maxima[i] = size > maxima[i] ? size : maxima[i];
       row_maximum = size > row_maximum ? size : row_maximum;
     }
     row_maximum = warp_max(row_maximum);
-    if (lane_index() == 0) {
-      each_lead(t, row, [&](int, long long, long long word) {
-        raise(launch.statistics + word, row_maximum);
-      });
-    }
+    new_row = lane_index() == row ? row_maximum : new_row;
+  }
+  if (rows.of_lane()) {
+    each_lead(t, rows.first + lane_index(), [&](int, long long, long long word) {
+      raise(launch.statistics + word, new_row);
+    });
   }
   int* words = column_words(launch, t) + column.col;
-  for (int i = 0; i < column.count; ++i) {
-    raise(words + i, i == 0 ? maxima[0] : i == 1 ? maxima[1] : i == 2 ? maxima[2] : maxima[3]);
+#pragma unroll
+  for (int i = 0; i < EACH; ++i) {
+    if (i < column.count) {
+      raise(words + i, maxima[i]);
+    }
   }
   if (__any_sync(ALL_LANES, bad) != 0 && lane_index() == 0) {
     atomicMax(launch.statistics + t.index, 1);
   }
 }
 
+template <typename G>
+__device__ __forceinline__ void collect_tile(const Launch& launch, const Shared& shared,
+                                             const LinearTable& v_table, long long task) {
+  const Tensor& t = shared.tensor;
+  const Tiles tiles(t);
+  const Column column(launch, t, tiles, task);
+  const Rows rows(t, tiles, task);
+  if (column.unit >= t.units || rows.begin >= rows.end) {
+    return;
+  }
+  Collecting<G> at{pointer<const typename G::Storage>(launch, t, GRAD),
+                   pointer<const unsigned char>(launch, t, t.state[1].buffer)};
+  const bool wide = t.cols % EACH == 0 && t.cols - column.unit * BLOCK >= BLOCK &&
+                    is_aligned(at.grad, EACH * sizeof(*at.grad)) && is_aligned(at.v_codes, 2);
+  const long long row = rows.first + rows.begin;
+  at.advance(row * t.cols + column.col, row * ((t.cols + 1) / 2) + column.col / 2);
+  if (wide) {
+    collect_rows<G, true>(launch, shared, v_table, column, rows, at);
+  } else {
+    collect_rows<G, false>(launch, shared, v_table, column, rows, at);
+  }
+}
+
+// Where a lane's elements are in a row.
+template <typename P, typename G>
+struct Applying {
+  Memory<P, G> memory;
+  unsigned char* m_codes;
+  unsigned char* v_codes;
+  float* m_scale;
+
+  struct Fetched {
+    typename Memory<P, G>::Fetched numbers;
+    unsigned m_codes, v_codes;
+    float m_scale;
+  };
+
+  __device__ __forceinline__ Applying(const Launch& launch, const Tensor& t)
+      : memory(launch, t),
+        m_codes(pointer<unsigned char>(launch, t, t.state[0].buffer)),
+        v_codes(pointer<unsigned char>(launch, t, t.state[1].buffer)),
+        m_scale(pointer<float>(launch, t, t.state[0].buffer + 1)) {}
+
+  template <bool Wide>
+  __device__ __forceinline__ Fetched fetch(int count) const {
+    return {memory.template fetch<Wide>(0, count), load_nibbles<Wide>(m_codes, count),
+            load_nibbles<Wide>(v_codes, count), *m_scale};
+  }
+
+  __device__ __forceinline__ void advance(long long elements, long long bytes, long long units) {
+    memory.advance(elements);
+    m_codes += bytes;
+    v_codes += bytes;
+    m_scale += units;
+  }
+};
+
 template <typename P, typename G, bool Wide>
 __device__ __forceinline__ void apply_row(const Walker& walker, const SignedTable& m_table,
-                                          const LinearTable& v_table,
-                                          const Column& column, const unsigned (&new_columns)[EACH],
-                                          const Memory<P, G>& memory, unsigned char* m_codes,
-                                          float* m_scale, unsigned char* v_codes, long long row,
+                                          const LinearTable& v_table, const Column& column,
+                                          const unsigned (&new_columns)[EACH],
+                                          const Applying<P, G>& at,
+                                          const typename Applying<P, G>::Fetched& fetched,
+                                          unsigned old_row, unsigned new_row, long long row,
                                           bool in_range) {
   const Launch& launch = walker.launch;
   const Tensor& t = walker.shared.tensor;
   const Scalars& s = walker.shared.scalars;
   Quad x;
-  memory.template load_params<Wide>(0, column.count, x.p);
-  load<G, Wide>(memory.grad, 0, column.count, x.g);
-  const unsigned m_code = load_nibbles<Wide>(m_codes, column.count);
-  const unsigned v_code = load_nibbles<Wide>(v_codes, column.count);
-  decode_nibbles(m_code, m_table.scaled_levels(*m_scale), x.m);
-  decode_v(column, v_code, stored_row_maximum(launch, t, row), v_table.level, x.v);
-  unsigned row_maximum = 0xffffffff;
-  each_lead(t, row, [&](int, long long, long long word) {
-    const unsigned value = canonical_magnitude(static_cast<unsigned>(__ldcg(launch.statistics + word)));
-    row_maximum = value < row_maximum ? value : row_maximum;
-  });
+  at.memory.decode(fetched.numbers, x.p, x.g);
+  decode_nibbles(fetched.m_codes, m_table.scaled_levels(fetched.m_scale), x.m);
+  decode_v(column, fetched.v_codes, old_row, v_table.level, x.v);
   for (int i = 0; i < EACH; ++i) {
     x.g[i] = scale_gradient(x.g[i], s);  // R1
   }
@@ -241,79 +341,90 @@ __device__ __forceinline__ void apply_row(const Walker& walker, const SignedTabl
   }
   unsigned scales[EACH];
   for (int i = 0; i < EACH; ++i) {
-    scales[i] = new_columns[i] < row_maximum ? new_columns[i] : row_maximum;
+    scales[i] = new_columns[i] < new_row ? new_columns[i] : new_row;
   }
   const Codebook& book = *in_table<Codebook>(launch, t.state[1].codebook);
   const unsigned v_new_codes = encode_v(x.v, scales, book);
   const bool fast =
       usual && in_range && largest.m <= LARGEST_MOMENT && largest.v <= LARGEST_MOMENT;
   step_updates<false>(x, fast, s);
-  __syncwarp();  // the old scale is read before it is written
-  store_nibbles<Wide>(m_codes, column.count, m_new_codes);
-  store_nibbles<Wide>(v_codes, column.count, v_new_codes);
+  store_nibbles<Wide>(at.m_codes, column.count, m_new_codes);
+  store_nibbles<Wide>(at.v_codes, column.count, v_new_codes);
   if (lane_index() == 0) {
-    *m_scale = m_new;
+    *at.m_scale = m_new;
   }
-  if (!memory.updates) {
+  if (!at.memory.updates) {
     for (int i = 0; i < EACH; ++i) {
       x.g[i] = __fadd_rn(x.p[i], x.g[i]);  // R8
     }
   }
-  memory.template store_params<Wide>(0, column.count, x.g, [&] {
+  at.memory.template store_params<Wide>(0, column.count, x.g, [&] {
     // The tensor is no shard.
     return walker.stream().draws(WEIGHT_DRAW, row, column.col);
   });
 }
 
-template <typename P, typename G>
-__device__ __forceinline__ void apply_tile(const Walker& walker, const SignedTable& m_table,
-                                           const LinearTable& v_table, long long task) {
+template <typename P, typename G, bool Wide>
+__device__ __forceinline__ void apply_rows(const Walker& walker, const SignedTable& m_table,
+                                           const LinearTable& v_table, const Column& column,
+                                           const Rows& rows, Applying<P, G> at) {
   const Launch& launch = walker.launch;
-  const Shared& shared = walker.shared;
-  const Tensor& t = shared.tensor;
-  const Tiles tiles(t);
-  const Column column(launch, t, tiles, task);
-  if (column.unit >= t.units) {
-    return;
+  const Tensor& t = walker.shared.tensor;
+  const long long elements = rows.step * t.cols, bytes = rows.step * ((t.cols + 1) / 2);
+  const bool in_range = scalars_in_range(walker.shared.scalars);
+  unsigned old_rows = 0, new_rows = 0;
+  if (rows.of_lane()) {
+    old_rows = stored_row_maximum(launch, t, rows.first + lane_index());
+    new_rows = collected_row_maximum(launch, t, rows.first + lane_index());
   }
-  const bool in_range = scalars_in_range(shared.scalars);
   unsigned new_columns[EACH];
   const int* words = column_words(launch, t) + column.col;
   for (int i = 0; i < EACH; ++i) {
     new_columns[i] =
         i < column.count ? canonical_magnitude(static_cast<unsigned>(__ldcg(words + i))) : 0;
   }
-  const long long first = task / tiles.across * TILE_ROWS + warp_index() / tiles.group;
-  const long long limit = (task / tiles.across + 1) * TILE_ROWS;
-  const long long end = limit < t.rows ? limit : t.rows;
-  const int step = WARPS / tiles.group;
-  const long long row_bytes = (t.cols + 1) / 2;
-  // Pointers are those of the lane, and go from row to row.
-  Memory<P, G> memory(launch, t);
-  unsigned char* m_codes = pointer<unsigned char>(launch, t, t.state[0].buffer);
-  float* m_scales = pointer<float>(launch, t, t.state[0].buffer + 1);
-  unsigned char* v_codes = pointer<unsigned char>(launch, t, t.state[1].buffer);
-  const bool wide = t.cols % EACH == 0 && t.cols - column.unit * BLOCK >= BLOCK &&
-                    memory.aligned() && is_aligned(m_codes, 2) && is_aligned(v_codes, 2);
-  memory.advance(first * t.cols + column.col);
-  m_codes += first * row_bytes + column.col / 2;
-  v_codes += first * row_bytes + column.col / 2;
-  m_scales += first * t.units + column.unit;
+  typename Applying<P, G>::Fetched next = at.template fetch<Wide>(column.count);
 #pragma unroll 1
-  for (long long row = first; row < end; row += step) {
-    if (shared.skip) {
-      keep<P>(memory.to, memory.updates, 0, column.count);
-    } else if (wide) {
-      apply_row<P, G, true>(walker, m_table, v_table, column, new_columns, memory, m_codes,
-                            m_scales, v_codes, row, in_range);
-    } else {
-      apply_row<P, G, false>(walker, m_table, v_table, column, new_columns, memory, m_codes,
-                             m_scales, v_codes, row, in_range);
+  for (int row = rows.begin; row < rows.end; row += rows.step) {
+    const typename Applying<P, G>::Fetched fetched = next;
+    Applying<P, G> following = at;
+    if (row + rows.step < rows.end) {
+      following.advance(elements, bytes, rows.step * t.units);
+      next = following.template fetch<Wide>(column.count);
     }
-    memory.advance(step * t.cols);
-    m_codes += step * row_bytes;
-    v_codes += step * row_bytes;
-    m_scales += step * t.units;
+    apply_row<P, G, Wide>(walker, m_table, v_table, column, new_columns, at, fetched,
+                          of_row(old_rows, row), of_row(new_rows, row), rows.first + row,
+                          in_range);
+    at = following;
+  }
+}
+
+template <typename P, typename G>
+__device__ __forceinline__ void apply_tile(const Walker& walker, const SignedTable& m_table,
+                                           const LinearTable& v_table, long long task) {
+  const Launch& launch = walker.launch;
+  const Tensor& t = walker.shared.tensor;
+  const Tiles tiles(t);
+  const Column column(launch, t, tiles, task);
+  const Rows rows(t, tiles, task);
+  if (column.unit >= t.units || rows.begin >= rows.end) {
+    return;
+  }
+  Applying<P, G> at(launch, t);
+  const bool wide = t.cols % EACH == 0 && t.cols - column.unit * BLOCK >= BLOCK &&
+                    at.memory.aligned() && is_aligned(at.m_codes, 2) && is_aligned(at.v_codes, 2);
+  const long long row = rows.first + rows.begin;
+  at.advance(row * t.cols + column.col, row * ((t.cols + 1) / 2) + column.col / 2,
+             row * t.units + column.unit);
+  if (walker.shared.skip) {
+    for (int kept = rows.begin; kept < rows.end; kept += rows.step) {
+      keep<P>(at.memory.to, at.memory.updates, 0, column.count);
+      at.memory.advance(rows.step * t.cols);
+    }
+  } else if (wide) {
+    apply_rows<P, G, true>(walker, m_table, v_table, column, rows, at);
+  } else {
+    apply_rows<P, G, false>(walker, m_table, v_table, column, rows, at);
   }
 }
 
@@ -365,7 +476,7 @@ __device__ __forceinline__ void step_tiles(const Launch& launch) {
     const long long tiles = Tiles(t).count;
     if (at.kind == COLLECT) {
       if (at.index < tiles) {
-        collect_tile<P, G>(launch, shared, v_table, at.index);
+        collect_tile<G>(launch, shared, v_table, at.index);
       }
       if (fused) {
         __threadfence();
@@ -389,4 +500,4 @@ __device__ __forceinline__ void step_tiles(const Launch& launch) {
 
 }  // namespace lowbit
 
-LOWBIT_ADAMW_KERNELS(rank1, step_tiles, void, 2)
+LOWBIT_ADAMW_KERNELS(rank1, step_tiles, void, 2, 2)

@@ -76,29 +76,58 @@ __device__ __forceinline__ void store_value(void* tensor, int dtype, long long a
   }
 }
 
+// Four elements as they lie in memory.
+template <int BYTES>
+struct PackedWords {
+  using Type = uint2;
+};
+template <>
+struct PackedWords<4> {
+  using Type = uint4;
+};
+template <typename Dtype>
+using Packed = typename PackedWords<sizeof(typename Dtype::Storage)>::Type;
+
 // Reads elements at .. at + 3 of a tensor. Wide: as one access, which `at` must be aligned for.
 // Else one by one, and those from `count` on are 0.
 template <typename Dtype, bool Wide>
-__device__ __forceinline__ void load(const void* tensor, long long at, int count, float (&x)[4]) {
+__device__ __forceinline__ Packed<Dtype> fetch(const void* tensor, long long at, int count) {
   using Storage = typename Dtype::Storage;
   const Storage* from = static_cast<const Storage*>(tensor) + at;
-  if constexpr (Wide && sizeof(Storage) == 4) {
-    const uint4 bits = *reinterpret_cast<const uint4*>(from);
+  if constexpr (Wide) {
+    return *reinterpret_cast<const Packed<Dtype>*>(from);
+  } else {
+    unsigned bits[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      bits[i] = i < count ? from[i] : 0;
+    }
+    if constexpr (sizeof(Storage) == 4) {
+      return make_uint4(bits[0], bits[1], bits[2], bits[3]);
+    } else {
+      return make_uint2(bits[0] | bits[1] << 16, bits[2] | bits[3] << 16);
+    }
+  }
+}
+
+template <typename Dtype>
+__device__ __forceinline__ void unpack(const Packed<Dtype>& bits, float (&x)[4]) {
+  if constexpr (sizeof(typename Dtype::Storage) == 4) {
     x[0] = Dtype::decode(bits.x);
     x[1] = Dtype::decode(bits.y);
     x[2] = Dtype::decode(bits.z);
     x[3] = Dtype::decode(bits.w);
-  } else if constexpr (Wide) {
-    const uint2 bits = *reinterpret_cast<const uint2*>(from);
+  } else {
     x[0] = Dtype::decode(bits.x & 0xffff);
     x[1] = Dtype::decode(bits.x >> 16);
     x[2] = Dtype::decode(bits.y & 0xffff);
     x[3] = Dtype::decode(bits.y >> 16);
-  } else {
-    for (int i = 0; i < 4; ++i) {
-      x[i] = i < count ? Dtype::decode(from[i]) : 0.0f;
-    }
   }
+}
+
+template <typename Dtype, bool Wide>
+__device__ __forceinline__ void load(const void* tensor, long long at, int count, float (&x)[4]) {
+  unpack<Dtype>(fetch<Dtype, Wide>(tensor, at, count), x);
 }
 
 // Four bytes, the first in the lowest; those from `count` on are 0.

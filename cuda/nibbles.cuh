@@ -136,6 +136,18 @@ __device__ __forceinline__ void decode_nibbles(unsigned codes, float scaled_leve
   }
 }
 
+// The same if only the 16 lanes from FIRST on have the levels.
+template <unsigned FIRST>
+__device__ __forceinline__ void decode_nibbles_of(unsigned codes, float scaled_levels,
+                                                  float (&x)[4]) {
+  const unsigned even = (codes & 0x0f0f) | FIRST * 0x0101;
+  const unsigned odd = (codes >> 4 & 0x0f0f) | FIRST * 0x0101;
+  x[0] = __shfl_sync(ALL_LANES, scaled_levels, static_cast<int>(even));
+  x[1] = __shfl_sync(ALL_LANES, scaled_levels, static_cast<int>(odd));
+  x[2] = __shfl_sync(ALL_LANES, scaled_levels, static_cast<int>(even >> 8));
+  x[3] = __shfl_sync(ALL_LANES, scaled_levels, static_cast<int>(odd >> 8));
+}
+
 // Reads the codes of four elements, two bytes, even elements in the low nibbles. Wide: as one
 // access. Else byte by byte, and the codes of elements from `count` on are 0.
 template <bool Wide>
