@@ -145,6 +145,29 @@ struct Memory {
             CORRECTED ? load_bytes<Wide>(beside + at, count) : 0};
   }
 
+  // The same on its way to shared memory, of a warp's block.
+  struct alignas(16) Stage {
+    typename P::Storage param[BLOCK];
+    typename G::Storage grad[BLOCK];
+    signed char beside[CORRECTED ? BLOCK : EACH];
+  };
+
+  __device__ __forceinline__ void copy(Stage& to, long long at) const {
+    const int own = EACH * lane_index();
+    copy_async<EACH * sizeof(*param)>(to.param + own, param + at);
+    copy_async<EACH * sizeof(*grad)>(to.grad + own, grad + at);
+    if constexpr (CORRECTED) {
+      copy_async<EACH>(to.beside + own, beside + at);
+    }
+  }
+
+  __device__ static __forceinline__ Fetched fetch(const Stage& from) {
+    const int own = EACH * lane_index();
+    return {lowbit::fetch<P, true>(from.param, own, EACH),
+            lowbit::fetch<G, true>(from.grad, own, EACH),
+            CORRECTED ? load_bytes<true>(from.beside + own, EACH) : 0};
+  }
+
   // What a step updates.
   __device__ static __forceinline__ void decode(const Fetched& from, float (&p)[EACH],
                                                 float (&g)[EACH]) {
@@ -198,9 +221,9 @@ template <typename P>
 struct Position {
   static constexpr bool USED = P::FORM == STOCHASTIC_WEIGHTS;
 
-  long long row;
-  long long block;
-  long long blocks;  // of a row
+  long long row = 0;
+  long long block = 0;
+  long long blocks = 1;  // of a row
 
   // Of a unit of a tensor whose rows are whole blocks, and may have been merged to one (`table.rs`).
   __device__ __forceinline__ Position(const Tensor& t, long long unit) {
@@ -353,6 +376,66 @@ __device__ __forceinline__ void step_ragged(const Walker& walker,
   }
 }
 
+// The `full` units from the warp's on, every WARPS-th, of which pointers and position are those of the
+// lane's first element.
+template <typename P, typename G, typename States>
+__device__ __forceinline__ void step_full(const Walker& walker, States states, Memory<P, G> memory,
+                                          Position<P> position, int full, bool in_range,
+                                          bool skip_blocks) {
+  const Place place{0, 0, 0, EACH};
+  if constexpr (States::AHEAD == 0) {
+#pragma unroll 1
+    for (int left = full - warp_index(); left > 0; left -= WARPS) {
+      step_unit<P, G, States, true>(walker, states, memory, place,
+                                    fetch_unit<true>(states, memory, place), position, in_range,
+                                    skip_blocks);
+      memory.advance(WARPS * BLOCK);
+      states.advance(WARPS, 0);
+      position.advance(WARPS);
+    }
+  } else {
+    // Units on their way to shared memory, and the one at hand.
+    struct Stage {
+      typename Memory<P, G>::Stage numbers;
+      typename States::Stage states;
+    };
+    constexpr int STAGES = States::AHEAD + 1;
+    __shared__ Stage stages[WARPS][STAGES];
+    Stage* const of_warp = stages[warp_index()];
+    const auto start = [&](int stage, int units) {
+      memory.copy(of_warp[stage].numbers, units * BLOCK);
+      states.copy(of_warp[stage].states, Place{units, units * BLOCK, units * (BLOCK / 2), EACH});
+    };
+#pragma unroll
+    for (int unit = 0; unit < States::AHEAD; ++unit) {
+      if (warp_index() + unit * WARPS < full) {
+        start(unit, unit * WARPS);
+      }
+      commit_copies();
+    }
+    int stage = 0;  // of the unit at hand
+#pragma unroll 1
+    for (int left = full - warp_index(); left > 0; left -= WARPS) {
+      await_copies<States::AHEAD - 1>();
+      __syncwarp();  // all lanes' copies have come, and the last unit's stage is read
+      if (left > States::AHEAD * WARPS) {
+        start(stage == 0 ? States::AHEAD : stage - 1, States::AHEAD * WARPS);
+      }
+      commit_copies();
+      const Stage& at_hand = of_warp[stage];
+      const Fetched<P, G, States> fetched{memory.fetch(at_hand.numbers),
+                                          states.fetch(at_hand.states)};
+      stage = stage == States::AHEAD ? 0 : stage + 1;
+      step_unit<P, G, States, true>(walker, states, memory, place, fetched, position, in_range,
+                                    skip_blocks);
+      memory.advance(WARPS * BLOCK);
+      states.advance(WARPS, 0);
+      position.advance(WARPS);
+    }
+    __syncwarp();  // the next task's copies go to the same stages
+  }
+}
+
 template <typename P, typename G, typename States>
 __device__ __forceinline__ void step_tensors(const Launch& launch) {
   __shared__ Shared shared;
@@ -375,7 +458,7 @@ __device__ __forceinline__ void step_tensors(const Launch& launch) {
     const long long first = at.index * count;
     const long long left = t.rows * t.units - first;
     const int here = left < count ? static_cast<int>(left) : count;
-    // From here on pointers are those of the lane, and go from unit to unit.
+    // From here on pointers are those of the lane.
     Memory<P, G> memory(launch, t);
     States states(launch, t, tables);
     // A tensor whose rows are whole blocks is a single row here (`table.rs`).
@@ -384,48 +467,20 @@ __device__ __forceinline__ void step_tensors(const Launch& launch) {
     const int full = !wide ? 0 : elements < here * BLOCK ? here - 1 : here;
     memory.advance((first + warp_index()) * BLOCK + EACH * lane_index());
     states.advance(first + warp_index(), lane_index());
-    Position<P> position(t, first + warp_index());
-    const Place place{0, 0, 0, EACH};
-    // What the next unit needs is on its way while this one is computed.
-    const Place ahead{WARPS, WARPS * BLOCK, WARPS * BLOCK / 2, EACH};
-    Fetched<P, G, States> next;
-    if (States::AHEAD && warp_index() < full) {
-      next = fetch_unit<true>(states, memory, place);
-    }
-#pragma unroll 1
-    for (int left = full - warp_index(); left > 0; left -= WARPS) {
-      const Fetched<P, G, States> fetched =
-          States::AHEAD ? next : fetch_unit<true>(states, memory, place);
-      if (States::AHEAD && left > WARPS) {
-        next = fetch_unit<true>(states, memory, ahead);
-      }
-      step_unit<P, G, States, true>(walker, states, memory, place, fetched, position, in_range,
-                                    skip_blocks);
-      memory.advance(WARPS * BLOCK);
-      states.advance(WARPS, 0);
-      position.advance(WARPS);
-    }
+    step_full(walker, states, memory, Position<P>(t, first + warp_index()), full, in_range,
+              skip_blocks);
     step_ragged<P, G, States>(walker, tables, first + full, first + here, in_range, skip_blocks);
   }
 }
 
 }  // namespace lowbit
 
-namespace lowbit {
-
-// Whether a lane has more under way than most: f32 throughout, or what surrounds weights that are not
-// plain.
-template <typename P, typename G>
-constexpr bool TAKES_REGISTERS =
-    P::FORM != PLAIN || sizeof(typename P::Storage) + sizeof(typename G::Storage) == 8;
-
-}  // namespace lowbit
-
 // The kernels of one form of the states, by parameter and gradient, in the order of `Kernel::of`;
-// RESIDENT thread blocks are to fit a multiprocessor, FEWER where registers are short.
+// RESIDENT thread blocks are to fit a multiprocessor, FEWER with weights that are not plain, which
+// take more registers.
 #define LOWBIT_ADAMW_KERNEL(SUFFIX, STEP, STATES, RESIDENT, FEWER, NAMES, P, G)          \
   extern "C" __global__ void __launch_bounds__(                                          \
-      lowbit::THREADS, lowbit::TAKES_REGISTERS<lowbit::P, lowbit::G> ? FEWER : RESIDENT) \
+      lowbit::THREADS, lowbit::P::FORM == lowbit::PLAIN ? RESIDENT : FEWER)              \
       lowbit_k_adamw_##NAMES##_##SUFFIX(const lowbit::Launch __grid_constant__ launch) { \
     lowbit::STEP<lowbit::P, lowbit::G, STATES>(launch);                                  \
   }

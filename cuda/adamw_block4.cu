@@ -25,11 +25,12 @@ namespace lowbit {
 
 struct Block4States {
   // The block's largest v says whether a gradient was not finite.
-  static constexpr bool AHEAD = true;
+  // Units on their way to shared memory while one is computed.
+  static constexpr int AHEAD = 3;
   static constexpr bool V_SHOWS_NON_FINITE = true;
 
   // The low half of a warp has what decodes m, and its scale, the high half that of v.
-  static constexpr unsigned V_LANES = LANES / 2;
+  static constexpr int V_LANES = LANES / 2;
   __device__ static __forceinline__ bool of_v() { return lane_index() >= V_LANES; }
 
   struct Tables {
@@ -70,7 +71,7 @@ struct Block4States {
 
   __device__ __forceinline__ bool aligned() const {
     return ((reinterpret_cast<unsigned long long>(m_codes) |
-             reinterpret_cast<unsigned long long>(v_codes)) & 1) == 0;
+             reinterpret_cast<unsigned long long>(v_codes)) & 3) == 0;
   }
 
   struct Fetched {
@@ -82,6 +83,30 @@ struct Block4States {
   __device__ __forceinline__ Fetched fetch(const Place& place) const {
     return {load_nibbles<Wide>(m_codes + place.byte, place.count),
             load_nibbles<Wide>(v_codes + place.byte, place.count), scales[place.unit]};
+  }
+
+  // The same of a warp's block in shared memory.
+  struct alignas(16) Stage {
+    unsigned char m_codes[BLOCK / 2], v_codes[BLOCK / 2];
+    float scales[2];
+  };
+
+  // Four bytes at a time, the codes of two lanes.
+  __device__ __forceinline__ void copy(Stage& to, const Place& place) const {
+    const int own = EACH / 2 * lane_index();
+    if (lane_index() % 2 == 0) {
+      copy_async<4>(to.m_codes + own, m_codes + place.byte);
+      copy_async<4>(to.v_codes + own, v_codes + place.byte);
+    }
+    if (lane_index() % V_LANES == 0) {
+      copy_async<4>(to.scales + of_v(), scales + place.unit);
+    }
+  }
+
+  __device__ static __forceinline__ Fetched fetch(const Stage& from) {
+    const int own = EACH / 2 * lane_index();
+    return {load_nibbles<true>(from.m_codes + own, EACH),
+            load_nibbles<true>(from.v_codes + own, EACH), from.scales[of_v()]};
   }
 
   __device__ __forceinline__ void decode(const Fetched& from, float (&m)[EACH],

@@ -15,7 +15,8 @@ namespace lowbit {
 
 struct F32States {
   // v may be infinite from before.
-  static constexpr bool AHEAD = false;
+  // Enough is under way.
+  static constexpr int AHEAD = 0;
   static constexpr bool V_SHOWS_NON_FINITE = false;
 
   struct Tables {

@@ -137,7 +137,7 @@ __device__ __forceinline__ void decode_nibbles(unsigned codes, float scaled_leve
 }
 
 // The same if only the 16 lanes from FIRST on have the levels.
-template <unsigned FIRST>
+template <int FIRST>
 __device__ __forceinline__ void decode_nibbles_of(unsigned codes, float scaled_levels,
                                                   float (&x)[4]) {
   const unsigned even = (codes & 0x0f0f) | FIRST * 0x0101;

@@ -55,6 +55,29 @@ __device__ __forceinline__ float f16_to_f32(unsigned bits) {
   return y;
 }
 
+// Starts a copy of 4, 8 or 16 bytes, aligned to their number, from device to shared memory. It is done
+// when `await_copies` has returned, for the thread that started it.
+template <int BYTES>
+__device__ __forceinline__ void copy_async(void* shared, const void* from) {
+  unsigned to;
+  asm("{.reg .u64 to; cvta.to.shared.u64 to, %1; cvt.u32.u64 %0, to;}" : "=r"(to) : "l"(shared));
+  if constexpr (BYTES == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(BYTES)
+                 : "memory");
+  }
+}
+
+// What was started since the last call is one group.
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits for all but the last N groups.
+template <int N>
+__device__ __forceinline__ void await_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
 }  // namespace lowbit
 
 #endif

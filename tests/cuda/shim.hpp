@@ -72,8 +72,18 @@ struct Dim {
 // What the lanes of a warp do together; all must do the same.
 enum class Operation { none, shuffle, vote, reduce, barrier };
 
+// A copy that was started; it is done when the thread waits for its group.
+struct Copy {
+  void* to;
+  const void* from;
+  size_t bytes;
+  uint64_t group;
+};
+
 struct Fiber {
   Dim thread{};
+  std::vector<Copy> copies;
+  uint64_t groups = 0;  // of copies, committed so far
   std::unique_ptr<char[]> stack{new char[STACK]};
   ucontext_t entry{};
   jmp_buf resume{};
@@ -123,6 +133,9 @@ inline Dim current_thread() { return block().current->thread; }
 inline void start() {
   Block& b = block();
   b.kernel(b.params);
+  if (!block().current->copies.empty()) {
+    fail("a thread ends before its copies");
+  }
   block().current->done = true;
   block().progress = true;
   _longjmp(block().scheduler, 1);
@@ -394,6 +407,27 @@ inline float approximate_reciprocal_root(float x) {
   // Not moved: for a few significands the root would be wrong by a unit. The device's approximation
   // is good enough for all of them, or its own sqrt.rn, the same operations, would be wrong too.
   return shim::as_gpu(static_cast<float>(1.0 / std::sqrt(static_cast<double>(x))));
+}
+template <int BYTES>
+void copy_async(void* shared, const void* from) {
+  if ((reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(from)) % BYTES != 0) {
+    shim::fail("a misaligned copy");
+  }
+  shim::Fiber& thread = *shim::block().current;
+  thread.copies.push_back({shared, from, BYTES, thread.groups});
+}
+inline void commit_copies() { ++shim::block().current->groups; }
+template <int N>
+void await_copies() {
+  shim::Fiber& thread = *shim::block().current;
+  auto waits = [&](const shim::Copy& copy) { return copy.group + N < thread.groups; };
+  for (const shim::Copy& copy : thread.copies) {
+    if (waits(copy)) {
+      std::memcpy(copy.to, copy.from, copy.bytes);
+    }
+  }
+  auto& copies = thread.copies;
+  copies.erase(std::remove_if(copies.begin(), copies.end(), waits), copies.end());
 }
 inline float max_nan(float a, float b) {
   return std::isnan(a) || std::isnan(b) ? shim::from_bits<float>(0x7fffffff) : std::max(a, b);
