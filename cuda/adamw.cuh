@@ -8,6 +8,7 @@
 
 #include "approx.cuh"
 #include "dtypes.cuh"
+#include "pipeline.cuh"
 #include "tasks.cuh"
 #include "weights.cuh"
 
@@ -376,63 +377,38 @@ __device__ __forceinline__ void step_ragged(const Walker& walker,
   }
 }
 
-// The `full` units from the warp's on, every WARPS-th, of which pointers and position are those of the
-// lane's first element.
+// `count` full units, every WARPS-th; pointers and position are those of the lane's first element.
 template <typename P, typename G, typename States>
 __device__ __forceinline__ void step_full(const Walker& walker, States states, Memory<P, G> memory,
-                                          Position<P> position, int full, bool in_range,
+                                          Position<P> position, int count, bool in_range,
                                           bool skip_blocks) {
   const Place place{0, 0, 0, EACH};
+  const auto step = [&](const Fetched<P, G, States>& fetched) {
+    step_unit<P, G, States, true>(walker, states, memory, place, fetched, position, in_range,
+                                  skip_blocks);
+    memory.advance(WARPS * BLOCK);
+    states.advance(WARPS, 0);
+    position.advance(WARPS);
+  };
   if constexpr (States::AHEAD == 0) {
 #pragma unroll 1
-    for (int left = full - warp_index(); left > 0; left -= WARPS) {
-      step_unit<P, G, States, true>(walker, states, memory, place,
-                                    fetch_unit<true>(states, memory, place), position, in_range,
-                                    skip_blocks);
-      memory.advance(WARPS * BLOCK);
-      states.advance(WARPS, 0);
-      position.advance(WARPS);
+    for (int left = count; left > 0; --left) {
+      step(fetch_unit<true>(states, memory, place));
     }
   } else {
-    // Units on their way to shared memory, and the one at hand.
     struct Stage {
       typename Memory<P, G>::Stage numbers;
       typename States::Stage states;
     };
-    constexpr int STAGES = States::AHEAD + 1;
-    __shared__ Stage stages[WARPS][STAGES];
-    Stage* const of_warp = stages[warp_index()];
-    const auto start = [&](int stage, int units) {
-      memory.copy(of_warp[stage].numbers, units * BLOCK);
-      states.copy(of_warp[stage].states, Place{units, units * BLOCK, units * (BLOCK / 2), EACH});
-    };
-#pragma unroll
-    for (int unit = 0; unit < States::AHEAD; ++unit) {
-      if (warp_index() + unit * WARPS < full) {
-        start(unit, unit * WARPS);
-      }
-      commit_copies();
-    }
-    int stage = 0;  // of the unit at hand
-#pragma unroll 1
-    for (int left = full - warp_index(); left > 0; left -= WARPS) {
-      await_copies<States::AHEAD - 1>();
-      __syncwarp();  // all lanes' copies have come, and the last unit's stage is read
-      if (left > States::AHEAD * WARPS) {
-        start(stage == 0 ? States::AHEAD : stage - 1, States::AHEAD * WARPS);
-      }
-      commit_copies();
-      const Stage& at_hand = of_warp[stage];
-      const Fetched<P, G, States> fetched{memory.fetch(at_hand.numbers),
-                                          states.fetch(at_hand.states)};
-      stage = stage == States::AHEAD ? 0 : stage + 1;
-      step_unit<P, G, States, true>(walker, states, memory, place, fetched, position, in_range,
-                                    skip_blocks);
-      memory.advance(WARPS * BLOCK);
-      states.advance(WARPS, 0);
-      position.advance(WARPS);
-    }
-    __syncwarp();  // the next task's copies go to the same stages
+    __shared__ Stage stages[WARPS][States::AHEAD + 1];
+    pipeline<States::AHEAD>(
+        stages[warp_index()], count,
+        [&](Stage& to, int ahead) {
+          const int units = ahead * WARPS;
+          memory.copy(to.numbers, units * BLOCK);
+          states.copy(to.states, Place{units, units * BLOCK, units * (BLOCK / 2), EACH});
+        },
+        [&](const Stage& from) { step({memory.fetch(from.numbers), states.fetch(from.states)}); });
   }
 }
 
@@ -467,7 +443,8 @@ __device__ __forceinline__ void step_tensors(const Launch& launch) {
     const int full = !wide ? 0 : elements < here * BLOCK ? here - 1 : here;
     memory.advance((first + warp_index()) * BLOCK + EACH * lane_index());
     states.advance(first + warp_index(), lane_index());
-    step_full(walker, states, memory, Position<P>(t, first + warp_index()), full, in_range,
+    const int of_warp = (full - warp_index() + WARPS - 1) / WARPS;
+    step_full(walker, states, memory, Position<P>(t, first + warp_index()), of_warp, in_range,
               skip_blocks);
     step_ragged<P, G, States>(walker, tables, first + full, first + here, in_range, skip_blocks);
   }

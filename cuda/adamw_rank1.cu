@@ -178,9 +178,32 @@ struct Rows {
         end(t.rows - first < TILE_ROWS ? static_cast<int>(t.rows - first) : TILE_ROWS),
         step(WARPS / tiles.group) {}
 
+  __device__ __forceinline__ int count() const { return (end - begin + step - 1) / step; }
+
   // Whether there is a row for the lane.
   __device__ __forceinline__ bool of_lane() const { return lane_index() < end; }
 };
+
+// Whether the lane's block is a full one, and each row of it as aligned as the first: codes are copied
+// four bytes, eight columns, at a time.
+__device__ __forceinline__ bool is_wide(const Tensor& t, const Column& column) {
+  return t.cols % 8 == 0 && t.cols - column.unit * BLOCK >= BLOCK;
+}
+
+// Rows on their way to shared memory while one is computed.
+constexpr int AHEAD = 3;
+
+// The codes of a row of a warp's block, four bytes at a time, those of two lanes.
+__device__ __forceinline__ void copy_codes(unsigned char (&to)[BLOCK / 2],
+                                           const unsigned char* own) {
+  if (lane_index() % 2 == 0) {
+    copy_async<4>(to + EACH / 2 * lane_index(), own);
+  }
+}
+
+__device__ __forceinline__ unsigned own_codes(const unsigned char (&of_warp)[BLOCK / 2]) {
+  return load_nibbles<true>(of_warp + EACH / 2 * lane_index(), EACH);
+}
 
 // Where a lane's gradients and codes of v are in a row.
 template <typename G>
@@ -193,9 +216,22 @@ struct Collecting {
     unsigned v_codes;
   };
 
-  template <bool Wide>
   __device__ __forceinline__ Fetched fetch(int count) const {
-    return {lowbit::fetch<G, Wide>(grad, 0, count), load_nibbles<Wide>(v_codes, count)};
+    return {lowbit::fetch<G, false>(grad, 0, count), load_nibbles<false>(v_codes, count)};
+  }
+
+  struct alignas(16) Stage {
+    typename G::Storage grad[BLOCK];
+    unsigned char v_codes[BLOCK / 2];
+  };
+
+  __device__ __forceinline__ void copy(Stage& to) const {
+    copy_async<EACH * sizeof(*grad)>(to.grad + EACH * lane_index(), grad);
+    copy_codes(to.v_codes, v_codes);
+  }
+
+  __device__ static __forceinline__ Fetched fetch(const Stage& from) {
+    return {lowbit::fetch<G, true>(from.grad, EACH * lane_index(), EACH), own_codes(from.v_codes)};
   }
 
   __device__ __forceinline__ void advance(long long elements, long long bytes) {
@@ -207,7 +243,8 @@ struct Collecting {
 template <typename G, bool Wide>
 __device__ __forceinline__ void collect_rows(const Launch& launch, const Shared& shared,
                                              const LinearTable& v_table, const Column& column,
-                                             const Rows& rows, Collecting<G> at) {
+                                             const Rows& rows, Collecting<G> at,
+                                             typename Collecting<G>::Stage (&stages)[AHEAD + 1]) {
   const Tensor& t = shared.tensor;
   const Scalars& s = shared.scalars;
   const long long elements = rows.step * t.cols, bytes = rows.step * ((t.cols + 1) / 2);
@@ -216,14 +253,8 @@ __device__ __forceinline__ void collect_rows(const Launch& launch, const Shared&
   unsigned new_row = 0;
   unsigned maxima[EACH] = {};
   bool bad = false;
-  typename Collecting<G>::Fetched next = at.template fetch<Wide>(column.count);
-#pragma unroll 1
-  for (int row = rows.begin; row < rows.end; row += rows.step) {
-    const typename Collecting<G>::Fetched fetched = next;
-    if (row + rows.step < rows.end) {
-      at.advance(elements, bytes);
-      next = at.template fetch<Wide>(column.count);
-    }
+  int row = rows.begin;
+  const auto collect = [&](const typename Collecting<G>::Fetched& fetched) {
     float g[EACH], v[EACH];
     unpack<G>(fetched.grad, g);
     decode_v(column, fetched.v_codes, of_row(old_rows, row), v_table.level, v);
@@ -239,6 +270,22 @@ __device__ __forceinline__ void collect_rows(const Launch& launch, const Shared&
     }
     row_maximum = warp_max(row_maximum);
     new_row = lane_index() == row ? row_maximum : new_row;
+    row += rows.step;
+  };
+  if constexpr (Wide) {
+    pipeline<AHEAD>(
+        stages, rows.count(),
+        [&](typename Collecting<G>::Stage& to, int) {
+          at.copy(to);
+          at.advance(elements, bytes);
+        },
+        [&](const typename Collecting<G>::Stage& from) { collect(at.fetch(from)); });
+  } else {
+#pragma unroll 1
+    for (int left = rows.count(); left > 0; --left) {
+      collect(at.fetch(column.count));
+      at.advance(elements, bytes);
+    }
   }
   if (rows.of_lane()) {
     each_lead(t, rows.first + lane_index(), [&](int, long long, long long word) {
@@ -259,7 +306,8 @@ __device__ __forceinline__ void collect_rows(const Launch& launch, const Shared&
 
 template <typename G>
 __device__ __forceinline__ void collect_tile(const Launch& launch, const Shared& shared,
-                                             const LinearTable& v_table, long long task) {
+                                             const LinearTable& v_table, long long task,
+                                             typename Collecting<G>::Stage (&stages)[AHEAD + 1]) {
   const Tensor& t = shared.tensor;
   const Tiles tiles(t);
   const Column column(launch, t, tiles, task);
@@ -269,14 +317,14 @@ __device__ __forceinline__ void collect_tile(const Launch& launch, const Shared&
   }
   Collecting<G> at{pointer<const typename G::Storage>(launch, t, GRAD),
                    pointer<const unsigned char>(launch, t, t.state[1].buffer)};
-  const bool wide = t.cols % EACH == 0 && t.cols - column.unit * BLOCK >= BLOCK &&
-                    is_aligned(at.grad, EACH * sizeof(*at.grad)) && is_aligned(at.v_codes, 2);
+  const bool wide = is_wide(t, column) && is_aligned(at.grad, EACH * sizeof(*at.grad)) &&
+                    is_aligned(at.v_codes, 4);
   const long long row = rows.first + rows.begin;
   at.advance(row * t.cols + column.col, row * ((t.cols + 1) / 2) + column.col / 2);
   if (wide) {
-    collect_rows<G, true>(launch, shared, v_table, column, rows, at);
+    collect_rows<G, true>(launch, shared, v_table, column, rows, at, stages);
   } else {
-    collect_rows<G, false>(launch, shared, v_table, column, rows, at);
+    collect_rows<G, false>(launch, shared, v_table, column, rows, at, stages);
   }
 }
 
@@ -300,10 +348,29 @@ struct Applying {
         v_codes(pointer<unsigned char>(launch, t, t.state[1].buffer)),
         m_scale(pointer<float>(launch, t, t.state[0].buffer + 1)) {}
 
-  template <bool Wide>
   __device__ __forceinline__ Fetched fetch(int count) const {
-    return {memory.template fetch<Wide>(0, count), load_nibbles<Wide>(m_codes, count),
-            load_nibbles<Wide>(v_codes, count), *m_scale};
+    return {memory.template fetch<false>(0, count), load_nibbles<false>(m_codes, count),
+            load_nibbles<false>(v_codes, count), *m_scale};
+  }
+
+  struct alignas(16) Stage {
+    typename Memory<P, G>::Stage numbers;
+    unsigned char m_codes[BLOCK / 2], v_codes[BLOCK / 2];
+    float m_scale;
+  };
+
+  __device__ __forceinline__ void copy(Stage& to) const {
+    memory.copy(to.numbers, 0);
+    copy_codes(to.m_codes, m_codes);
+    copy_codes(to.v_codes, v_codes);
+    if (lane_index() == 0) {
+      copy_async<4>(&to.m_scale, m_scale);
+    }
+  }
+
+  __device__ static __forceinline__ Fetched fetch(const Stage& from) {
+    return {Memory<P, G>::fetch(from.numbers), own_codes(from.m_codes), own_codes(from.v_codes),
+            from.m_scale};
   }
 
   __device__ __forceinline__ void advance(long long elements, long long bytes, long long units) {
@@ -367,10 +434,12 @@ __device__ __forceinline__ void apply_row(const Walker& walker, const SignedTabl
 template <typename P, typename G, bool Wide>
 __device__ __forceinline__ void apply_rows(const Walker& walker, const SignedTable& m_table,
                                            const LinearTable& v_table, const Column& column,
-                                           const Rows& rows, Applying<P, G> at) {
+                                           const Rows& rows, Applying<P, G> at,
+                                           typename Applying<P, G>::Stage (&stages)[AHEAD + 1]) {
   const Launch& launch = walker.launch;
   const Tensor& t = walker.shared.tensor;
   const long long elements = rows.step * t.cols, bytes = rows.step * ((t.cols + 1) / 2);
+  const long long units = rows.step * t.units;
   const bool in_range = scalars_in_range(walker.shared.scalars);
   unsigned old_rows = 0, new_rows = 0;
   if (rows.of_lane()) {
@@ -383,25 +452,35 @@ __device__ __forceinline__ void apply_rows(const Walker& walker, const SignedTab
     new_columns[i] =
         i < column.count ? canonical_magnitude(static_cast<unsigned>(__ldcg(words + i))) : 0;
   }
-  typename Applying<P, G>::Fetched next = at.template fetch<Wide>(column.count);
-#pragma unroll 1
-  for (int row = rows.begin; row < rows.end; row += rows.step) {
-    const typename Applying<P, G>::Fetched fetched = next;
-    Applying<P, G> following = at;
-    if (row + rows.step < rows.end) {
-      following.advance(elements, bytes, rows.step * t.units);
-      next = following.template fetch<Wide>(column.count);
-    }
+  int row = rows.begin;
+  const auto apply = [&](const typename Applying<P, G>::Fetched& fetched) {
     apply_row<P, G, Wide>(walker, m_table, v_table, column, new_columns, at, fetched,
                           of_row(old_rows, row), of_row(new_rows, row), rows.first + row,
                           in_range);
-    at = following;
+    at.advance(elements, bytes, units);
+    row += rows.step;
+  };
+  if constexpr (Wide) {
+    Applying<P, G> from = at;
+    pipeline<AHEAD>(
+        stages, rows.count(),
+        [&](typename Applying<P, G>::Stage& to, int) {
+          from.copy(to);
+          from.advance(elements, bytes, units);
+        },
+        [&](const typename Applying<P, G>::Stage& stage) { apply(at.fetch(stage)); });
+  } else {
+#pragma unroll 1
+    for (int left = rows.count(); left > 0; --left) {
+      apply(at.fetch(column.count));
+    }
   }
 }
 
 template <typename P, typename G>
 __device__ __forceinline__ void apply_tile(const Walker& walker, const SignedTable& m_table,
-                                           const LinearTable& v_table, long long task) {
+                                           const LinearTable& v_table, long long task,
+                                           typename Applying<P, G>::Stage (&stages)[AHEAD + 1]) {
   const Launch& launch = walker.launch;
   const Tensor& t = walker.shared.tensor;
   const Tiles tiles(t);
@@ -411,8 +490,8 @@ __device__ __forceinline__ void apply_tile(const Walker& walker, const SignedTab
     return;
   }
   Applying<P, G> at(launch, t);
-  const bool wide = t.cols % EACH == 0 && t.cols - column.unit * BLOCK >= BLOCK &&
-                    at.memory.aligned() && is_aligned(at.m_codes, 2) && is_aligned(at.v_codes, 2);
+  const bool wide = is_wide(t, column) && at.memory.aligned() && is_aligned(at.m_codes, 4) &&
+                    is_aligned(at.v_codes, 4);
   const long long row = rows.first + rows.begin;
   at.advance(row * t.cols + column.col, row * ((t.cols + 1) / 2) + column.col / 2,
              row * t.units + column.unit);
@@ -422,9 +501,9 @@ __device__ __forceinline__ void apply_tile(const Walker& walker, const SignedTab
       at.memory.advance(rows.step * t.cols);
     }
   } else if (wide) {
-    apply_rows<P, G, true>(walker, m_table, v_table, column, rows, at);
+    apply_rows<P, G, true>(walker, m_table, v_table, column, rows, at, stages);
   } else {
-    apply_rows<P, G, false>(walker, m_table, v_table, column, rows, at);
+    apply_rows<P, G, false>(walker, m_table, v_table, column, rows, at, stages);
   }
 }
 
@@ -454,9 +533,18 @@ __device__ __forceinline__ void await_statistics(const Launch& launch, Shared& s
   __syncthreads();
 }
 
+// Of a warp, for one kind of task at a time.
+template <typename P, typename G>
+union Stages {
+  typename Collecting<G>::Stage collecting[AHEAD + 1];
+  typename Applying<P, G>::Stage applying[AHEAD + 1];
+};
+
 template <typename P, typename G, typename>
 __device__ __forceinline__ void step_tiles(const Launch& launch) {
   __shared__ Shared shared;
+  __shared__ Stages<P, G> stages_of[WARPS];
+  Stages<P, G>& stages = stages_of[warp_index()];
   Walker walker(launch, shared);
   SignedTable m_table;
   LinearTable v_table;
@@ -476,7 +564,7 @@ __device__ __forceinline__ void step_tiles(const Launch& launch) {
     const long long tiles = Tiles(t).count;
     if (at.kind == COLLECT) {
       if (at.index < tiles) {
-        collect_tile<G>(launch, shared, v_table, at.index);
+        collect_tile<G>(launch, shared, v_table, at.index, stages.collecting);
       }
       if (fused) {
         __threadfence();
@@ -491,7 +579,8 @@ __device__ __forceinline__ void step_tiles(const Launch& launch) {
       }
       walker.count_skipped(at);
       if (at.index < tiles) {
-        apply_tile<P, G>(walker, m_table, v_table, fused ? tiles - 1 - at.index : at.index);
+        apply_tile<P, G>(walker, m_table, v_table, fused ? tiles - 1 - at.index : at.index,
+                         stages.applying);
       }
     }
     task = fused ? next_ticket(launch, shared) : task + gridDim.x;
