@@ -128,7 +128,6 @@ struct Memory {
 
   // Whether four elements can be accessed at once.
   __device__ __forceinline__ bool aligned() const {
-    constexpr int P_BYTES = EACH * sizeof(*param), G_BYTES = EACH * sizeof(*grad);
     return is_aligned(param, P_BYTES) && is_aligned(to, P_BYTES) && is_aligned(grad, G_BYTES) &&
            (!CORRECTED || is_aligned(beside, EACH));
   }
@@ -146,27 +145,29 @@ struct Memory {
             CORRECTED ? load_bytes<Wide>(beside + at, count) : 0};
   }
 
-  // The same on its way to shared memory, of a warp's block.
-  struct alignas(16) Stage {
-    typename P::Storage param[BLOCK];
-    typename G::Storage grad[BLOCK];
-    signed char beside[CORRECTED ? BLOCK : EACH];
-  };
+  // The same of a warp's block in shared memory: parameters, gradients, corrections.
+  static constexpr int P_BYTES = EACH * sizeof(typename P::Storage);
+  static constexpr int G_BYTES = EACH * sizeof(typename G::Storage);
+  static constexpr int GRADS = LANES * P_BYTES;
+  static constexpr int CORRECTIONS = GRADS + LANES * G_BYTES;
+  static constexpr int STAGE = CORRECTIONS + (CORRECTED ? BLOCK : 0);
 
-  __device__ __forceinline__ void copy(Stage& to, long long at) const {
-    const int own = EACH * lane_index();
-    copy_async<EACH * sizeof(*param)>(to.param + own, param + at);
-    copy_async<EACH * sizeof(*grad)>(to.grad + own, grad + at);
+  __device__ __forceinline__ void copy(SharedAddress to, long long at) const {
+    copy_async<P_BYTES>(to + P_BYTES * lane_index(), param + at);
+    copy_async<G_BYTES>(to + GRADS + G_BYTES * lane_index(), grad + at);
     if constexpr (CORRECTED) {
-      copy_async<EACH>(to.beside + own, beside + at);
+      copy_async<EACH>(to + CORRECTIONS + EACH * lane_index(), beside + at);
     }
   }
 
-  __device__ static __forceinline__ Fetched fetch(const Stage& from) {
-    const int own = EACH * lane_index();
-    return {lowbit::fetch<P, true>(from.param, own, EACH),
-            lowbit::fetch<G, true>(from.grad, own, EACH),
-            CORRECTED ? load_bytes<true>(from.beside + own, EACH) : 0};
+  __device__ static __forceinline__ Fetched fetch(SharedAddress from) {
+    Fetched fetched{};
+    load_shared(from + P_BYTES * lane_index(), fetched.param);
+    load_shared(from + GRADS + G_BYTES * lane_index(), fetched.grad);
+    if constexpr (CORRECTED) {
+      load_shared(from + CORRECTIONS + EACH * lane_index(), fetched.corrections);
+    }
+    return fetched;
   }
 
   // What a step updates.
@@ -396,19 +397,16 @@ __device__ __forceinline__ void step_full(const Walker& walker, States states, M
       step(fetch_unit<true>(states, memory, place));
     }
   } else {
-    struct Stage {
-      typename Memory<P, G>::Stage numbers;
-      typename States::Stage states;
-    };
-    __shared__ Stage stages[WARPS][States::AHEAD + 1];
-    pipeline<States::AHEAD>(
-        stages[warp_index()], count,
-        [&](Stage& to, int ahead) {
+    constexpr int NUMBERS = Memory<P, G>::STAGE;
+    __shared__ Ring<States::AHEAD, NUMBERS + States::STAGE> rings[WARPS];
+    pipeline(
+        rings[warp_index()], count,
+        [&](SharedAddress to, int ahead) {
           const int units = ahead * WARPS;
-          memory.copy(to.numbers, units * BLOCK);
-          states.copy(to.states, Place{units, units * BLOCK, units * (BLOCK / 2), EACH});
+          memory.copy(to, units * BLOCK);
+          states.copy(to + NUMBERS, Place{units, units * BLOCK, units * (BLOCK / 2), EACH});
         },
-        [&](const Stage& from) { step({memory.fetch(from.numbers), states.fetch(from.states)}); });
+        [&](SharedAddress from) { step({memory.fetch(from), states.fetch(from + NUMBERS)}); });
   }
 }
 

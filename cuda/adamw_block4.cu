@@ -85,28 +85,22 @@ struct Block4States {
             load_nibbles<Wide>(v_codes + place.byte, place.count), scales[place.unit]};
   }
 
-  // The same of a warp's block in shared memory.
-  struct alignas(16) Stage {
-    unsigned char m_codes[BLOCK / 2], v_codes[BLOCK / 2];
-    float scales[2];
-  };
+  // The same of a warp's block in shared memory: codes of m, of v, and both scales.
+  static constexpr int SCALES = 2 * NIBBLES;
+  static constexpr int STAGE = SCALES + 16;
 
-  // Four bytes at a time, the codes of two lanes.
-  __device__ __forceinline__ void copy(Stage& to, const Place& place) const {
-    const int own = EACH / 2 * lane_index();
-    if (lane_index() % 2 == 0) {
-      copy_async<4>(to.m_codes + own, m_codes + place.byte);
-      copy_async<4>(to.v_codes + own, v_codes + place.byte);
-    }
+  __device__ __forceinline__ void copy(SharedAddress to, const Place& place) const {
+    copy_nibbles(to, m_codes + place.byte);
+    copy_nibbles(to + NIBBLES, v_codes + place.byte);
     if (lane_index() % V_LANES == 0) {
-      copy_async<4>(to.scales + of_v(), scales + place.unit);
+      copy_async<4>(to + SCALES + (of_v() ? 4 : 0), scales + place.unit);
     }
   }
 
-  __device__ static __forceinline__ Fetched fetch(const Stage& from) {
-    const int own = EACH / 2 * lane_index();
-    return {load_nibbles<true>(from.m_codes + own, EACH),
-            load_nibbles<true>(from.v_codes + own, EACH), from.scales[of_v()]};
+  __device__ static __forceinline__ Fetched fetch(SharedAddress from) {
+    Fetched fetched{own_nibbles(from), own_nibbles(from + NIBBLES), 0.0f};
+    load_shared(from + SCALES + (of_v() ? 4 : 0), fetched.scale);
+    return fetched;
   }
 
   __device__ __forceinline__ void decode(const Fetched& from, float (&m)[EACH],

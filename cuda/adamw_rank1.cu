@@ -193,18 +193,6 @@ __device__ __forceinline__ bool is_wide(const Tensor& t, const Column& column) {
 // Rows on their way to shared memory while one is computed.
 constexpr int AHEAD = 3;
 
-// The codes of a row of a warp's block, four bytes at a time, those of two lanes.
-__device__ __forceinline__ void copy_codes(unsigned char (&to)[BLOCK / 2],
-                                           const unsigned char* own) {
-  if (lane_index() % 2 == 0) {
-    copy_async<4>(to + EACH / 2 * lane_index(), own);
-  }
-}
-
-__device__ __forceinline__ unsigned own_codes(const unsigned char (&of_warp)[BLOCK / 2]) {
-  return load_nibbles<true>(of_warp + EACH / 2 * lane_index(), EACH);
-}
-
 // Where a lane's gradients and codes of v are in a row.
 template <typename G>
 struct Collecting {
@@ -220,18 +208,20 @@ struct Collecting {
     return {lowbit::fetch<G, false>(grad, 0, count), load_nibbles<false>(v_codes, count)};
   }
 
-  struct alignas(16) Stage {
-    typename G::Storage grad[BLOCK];
-    unsigned char v_codes[BLOCK / 2];
-  };
+  // The same of a warp's block in shared memory: codes, gradients.
+  static constexpr int G_BYTES = EACH * sizeof(typename G::Storage);
+  static constexpr int STAGE = NIBBLES + LANES * G_BYTES;
 
-  __device__ __forceinline__ void copy(Stage& to) const {
-    copy_async<EACH * sizeof(*grad)>(to.grad + EACH * lane_index(), grad);
-    copy_codes(to.v_codes, v_codes);
+  __device__ __forceinline__ void copy(SharedAddress to) const {
+    copy_nibbles(to, v_codes);
+    copy_async<G_BYTES>(to + NIBBLES + G_BYTES * lane_index(), grad);
   }
 
-  __device__ static __forceinline__ Fetched fetch(const Stage& from) {
-    return {lowbit::fetch<G, true>(from.grad, EACH * lane_index(), EACH), own_codes(from.v_codes)};
+  __device__ static __forceinline__ Fetched fetch(SharedAddress from) {
+    Fetched fetched{};
+    fetched.v_codes = own_nibbles(from);
+    load_shared(from + NIBBLES + G_BYTES * lane_index(), fetched.grad);
+    return fetched;
   }
 
   __device__ __forceinline__ void advance(long long elements, long long bytes) {
@@ -244,7 +234,7 @@ template <typename G, bool Wide>
 __device__ __forceinline__ void collect_rows(const Launch& launch, const Shared& shared,
                                              const LinearTable& v_table, const Column& column,
                                              const Rows& rows, Collecting<G> at,
-                                             typename Collecting<G>::Stage (&stages)[AHEAD + 1]) {
+                                             Ring<AHEAD, Collecting<G>::STAGE>& ring) {
   const Tensor& t = shared.tensor;
   const Scalars& s = shared.scalars;
   const long long elements = rows.step * t.cols, bytes = rows.step * ((t.cols + 1) / 2);
@@ -273,13 +263,13 @@ __device__ __forceinline__ void collect_rows(const Launch& launch, const Shared&
     row += rows.step;
   };
   if constexpr (Wide) {
-    pipeline<AHEAD>(
-        stages, rows.count(),
-        [&](typename Collecting<G>::Stage& to, int) {
+    pipeline(
+        ring, rows.count(),
+        [&](SharedAddress to, int) {
           at.copy(to);
           at.advance(elements, bytes);
         },
-        [&](const typename Collecting<G>::Stage& from) { collect(at.fetch(from)); });
+        [&](SharedAddress from) { collect(at.fetch(from)); });
   } else {
 #pragma unroll 1
     for (int left = rows.count(); left > 0; --left) {
@@ -307,7 +297,7 @@ __device__ __forceinline__ void collect_rows(const Launch& launch, const Shared&
 template <typename G>
 __device__ __forceinline__ void collect_tile(const Launch& launch, const Shared& shared,
                                              const LinearTable& v_table, long long task,
-                                             typename Collecting<G>::Stage (&stages)[AHEAD + 1]) {
+                                             Ring<AHEAD, Collecting<G>::STAGE>& ring) {
   const Tensor& t = shared.tensor;
   const Tiles tiles(t);
   const Column column(launch, t, tiles, task);
@@ -322,9 +312,9 @@ __device__ __forceinline__ void collect_tile(const Launch& launch, const Shared&
   const long long row = rows.first + rows.begin;
   at.advance(row * t.cols + column.col, row * ((t.cols + 1) / 2) + column.col / 2);
   if (wide) {
-    collect_rows<G, true>(launch, shared, v_table, column, rows, at, stages);
+    collect_rows<G, true>(launch, shared, v_table, column, rows, at, ring);
   } else {
-    collect_rows<G, false>(launch, shared, v_table, column, rows, at, stages);
+    collect_rows<G, false>(launch, shared, v_table, column, rows, at, ring);
   }
 }
 
@@ -353,24 +343,26 @@ struct Applying {
             load_nibbles<false>(v_codes, count), *m_scale};
   }
 
-  struct alignas(16) Stage {
-    typename Memory<P, G>::Stage numbers;
-    unsigned char m_codes[BLOCK / 2], v_codes[BLOCK / 2];
-    float m_scale;
-  };
+  // The same of a warp's block in shared memory.
+  static constexpr int M_CODES = Memory<P, G>::STAGE;
+  static constexpr int V_CODES = M_CODES + NIBBLES;
+  static constexpr int SCALE = V_CODES + NIBBLES;
+  static constexpr int STAGE = SCALE + 16;
 
-  __device__ __forceinline__ void copy(Stage& to) const {
-    memory.copy(to.numbers, 0);
-    copy_codes(to.m_codes, m_codes);
-    copy_codes(to.v_codes, v_codes);
+  __device__ __forceinline__ void copy(SharedAddress to) const {
+    memory.copy(to, 0);
+    copy_nibbles(to + M_CODES, m_codes);
+    copy_nibbles(to + V_CODES, v_codes);
     if (lane_index() == 0) {
-      copy_async<4>(&to.m_scale, m_scale);
+      copy_async<4>(to + SCALE, m_scale);
     }
   }
 
-  __device__ static __forceinline__ Fetched fetch(const Stage& from) {
-    return {Memory<P, G>::fetch(from.numbers), own_codes(from.m_codes), own_codes(from.v_codes),
-            from.m_scale};
+  __device__ static __forceinline__ Fetched fetch(SharedAddress from) {
+    Fetched fetched{Memory<P, G>::fetch(from), own_nibbles(from + M_CODES),
+                    own_nibbles(from + V_CODES), 0.0f};
+    load_shared(from + SCALE, fetched.m_scale);
+    return fetched;
   }
 
   __device__ __forceinline__ void advance(long long elements, long long bytes, long long units) {
@@ -435,7 +427,7 @@ template <typename P, typename G, bool Wide>
 __device__ __forceinline__ void apply_rows(const Walker& walker, const SignedTable& m_table,
                                            const LinearTable& v_table, const Column& column,
                                            const Rows& rows, Applying<P, G> at,
-                                           typename Applying<P, G>::Stage (&stages)[AHEAD + 1]) {
+                                           Ring<AHEAD, Applying<P, G>::STAGE>& ring) {
   const Launch& launch = walker.launch;
   const Tensor& t = walker.shared.tensor;
   const long long elements = rows.step * t.cols, bytes = rows.step * ((t.cols + 1) / 2);
@@ -461,14 +453,14 @@ __device__ __forceinline__ void apply_rows(const Walker& walker, const SignedTab
     row += rows.step;
   };
   if constexpr (Wide) {
-    Applying<P, G> from = at;
-    pipeline<AHEAD>(
-        stages, rows.count(),
-        [&](typename Applying<P, G>::Stage& to, int) {
-          from.copy(to);
-          from.advance(elements, bytes, units);
+    Applying<P, G> ahead = at;
+    pipeline(
+        ring, rows.count(),
+        [&](SharedAddress to, int) {
+          ahead.copy(to);
+          ahead.advance(elements, bytes, units);
         },
-        [&](const typename Applying<P, G>::Stage& stage) { apply(at.fetch(stage)); });
+        [&](SharedAddress from) { apply(at.fetch(from)); });
   } else {
 #pragma unroll 1
     for (int left = rows.count(); left > 0; --left) {
@@ -480,7 +472,7 @@ __device__ __forceinline__ void apply_rows(const Walker& walker, const SignedTab
 template <typename P, typename G>
 __device__ __forceinline__ void apply_tile(const Walker& walker, const SignedTable& m_table,
                                            const LinearTable& v_table, long long task,
-                                           typename Applying<P, G>::Stage (&stages)[AHEAD + 1]) {
+                                           Ring<AHEAD, Applying<P, G>::STAGE>& ring) {
   const Launch& launch = walker.launch;
   const Tensor& t = walker.shared.tensor;
   const Tiles tiles(t);
@@ -501,9 +493,9 @@ __device__ __forceinline__ void apply_tile(const Walker& walker, const SignedTab
       at.memory.advance(rows.step * t.cols);
     }
   } else if (wide) {
-    apply_rows<P, G, true>(walker, m_table, v_table, column, rows, at, stages);
+    apply_rows<P, G, true>(walker, m_table, v_table, column, rows, at, ring);
   } else {
-    apply_rows<P, G, false>(walker, m_table, v_table, column, rows, at, stages);
+    apply_rows<P, G, false>(walker, m_table, v_table, column, rows, at, ring);
   }
 }
 
@@ -535,16 +527,15 @@ __device__ __forceinline__ void await_statistics(const Launch& launch, Shared& s
 
 // Of a warp, for one kind of task at a time.
 template <typename P, typename G>
-union Stages {
-  typename Collecting<G>::Stage collecting[AHEAD + 1];
-  typename Applying<P, G>::Stage applying[AHEAD + 1];
+union Rings {
+  Ring<AHEAD, Collecting<G>::STAGE> collecting;
+  Ring<AHEAD, Applying<P, G>::STAGE> applying;
 };
 
 template <typename P, typename G, typename>
 __device__ __forceinline__ void step_tiles(const Launch& launch) {
   __shared__ Shared shared;
-  __shared__ Stages<P, G> stages_of[WARPS];
-  Stages<P, G>& stages = stages_of[warp_index()];
+  __shared__ Rings<P, G> rings[WARPS];
   Walker walker(launch, shared);
   SignedTable m_table;
   LinearTable v_table;
@@ -564,7 +555,7 @@ __device__ __forceinline__ void step_tiles(const Launch& launch) {
     const long long tiles = Tiles(t).count;
     if (at.kind == COLLECT) {
       if (at.index < tiles) {
-        collect_tile<G>(launch, shared, v_table, at.index, stages.collecting);
+        collect_tile<G>(launch, shared, v_table, at.index, rings[warp_index()].collecting);
       }
       if (fused) {
         __threadfence();
@@ -580,7 +571,7 @@ __device__ __forceinline__ void step_tiles(const Launch& launch) {
       walker.count_skipped(at);
       if (at.index < tiles) {
         apply_tile<P, G>(walker, m_table, v_table, fused ? tiles - 1 - at.index : at.index,
-                         stages.applying);
+                         rings[warp_index()].applying);
       }
     }
     task = fused ? next_ticket(launch, shared) : task + gridDim.x;

@@ -174,4 +174,20 @@ __device__ __forceinline__ void store_nibbles(unsigned char* at, int count, unsi
   }
 }
 
+// The codes of a warp's block in shared memory, NIBBLES bytes of them: copied four bytes at a time, those of two
+// lanes, and a lane's own.
+constexpr int NIBBLES = 64;
+
+__device__ __forceinline__ void copy_nibbles(SharedAddress to, const unsigned char* own) {
+  if (lane_index() % 2 == 0) {
+    copy_async<4>(to + 2 * lane_index(), own);
+  }
+}
+
+__device__ __forceinline__ unsigned own_nibbles(SharedAddress from) {
+  unsigned short codes;
+  load_shared(from + 2 * lane_index(), codes);
+  return codes;
+}
+
 }  // namespace lowbit

@@ -164,17 +164,18 @@ fn executed(function: &sass::Function) -> Option<f64> {
             rest.starts_with(".E.64") || rest.starts_with(".E.128")
         }
     };
-    // Only full blocks are stored so.
+    // Only full blocks are stored so, and copied ahead to shared memory.
     let stores = function.find(wide("STG"));
-    let each: Vec<_> = stores.iter().map(|store| vec![*store]).collect();
-    let mut count = function.shortest_loop(&each, &[]).unwrap();
+    let copies = function.find(|body| body.starts_with("LDGSTS"));
+    let mut groups: Vec<_> = stores.iter().map(|store| vec![*store]).collect();
+    if !function.name.ends_with("_f32") {
+        groups.push(copies.clone());
+    }
+    let mut count = function.shortest_loop(&groups, &[]).unwrap();
     if function.name.ends_with("_rank1") {
         // The pass that collects maxima: one of each row by REDUX.
-        let groups = [
-            function.find(wide("LDG")),
-            function.find(|body| body.starts_with("REDUX") || body.starts_with("CREDUX")),
-        ];
-        count += function.shortest_loop(&groups, &stores).unwrap();
+        let maxima = function.find(|body| body.starts_with("REDUX") || body.starts_with("CREDUX"));
+        count += function.shortest_loop(&[copies, maxima], &stores).unwrap();
     }
     Some(count as f64 / EACH)
 }

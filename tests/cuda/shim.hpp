@@ -408,13 +408,21 @@ inline float approximate_reciprocal_root(float x) {
   // is good enough for all of them, or its own sqrt.rn, the same operations, would be wrong too.
   return shim::as_gpu(static_cast<float>(1.0 / std::sqrt(static_cast<double>(x))));
 }
+using SharedAddress = uintptr_t;
+inline SharedAddress shared_address(const void* shared) {
+  return reinterpret_cast<SharedAddress>(shared);
+}
 template <int BYTES>
-void copy_async(void* shared, const void* from) {
-  if ((reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(from)) % BYTES != 0) {
+void copy_async(SharedAddress to, const void* from) {
+  if ((to | reinterpret_cast<uintptr_t>(from)) % BYTES != 0) {
     shim::fail("a misaligned copy");
   }
   shim::Fiber& thread = *shim::block().current;
-  thread.copies.push_back({shared, from, BYTES, thread.groups});
+  thread.copies.push_back({reinterpret_cast<void*>(to), from, BYTES, thread.groups});
+}
+template <typename T>
+void load_shared(SharedAddress from, T& to) {
+  to = *reinterpret_cast<const T*>(from);
 }
 inline void commit_copies() { ++shim::block().current->groups; }
 template <int N>
