@@ -24,9 +24,12 @@ def parity():
 
     parity.SHAPES = ((0,), (), (1,), (129,), (4097,), (30, 140))
     parity.CASE_SHAPES = ((1,), (4097,))
+    parity.LARGE = (70, 1100)
     parity.STEPS = 2
     parity.DTYPES = ("bf16", "f16")
-    parity.POLICIES = {name: parity.POLICIES[name] for name in ("default", "skip_tensor")}
+    parity.POLICIES = ("default", "skip_tensor")
+    # A process of its own would know nothing of all this.
+    parity.PROCESSES = 1
     # The hashes are of large tensors, and so is the other.
     parity.conformance = parity.beyond_32_bits = not_rehearsed
     return parity
@@ -92,11 +95,17 @@ def peers():
 def offload():
     import offload
 
-    offload.LAYERS, offload.WIDTH, offload.HEADS = 1, 128, 32
-    offload.HIDDEN, offload.VOCABULARY = 130, 64
-    offload.NEEDED_BYTES, offload.COPY_BYTES = 0, 1 << 16
-    offload.WARM_UP, offload.ROUNDS = 1, 2
     return offload
+
+
+def offload_timing():
+    import offload_timing as timing
+
+    timing.LAYERS, timing.WIDTH, timing.HEADS = 1, 128, 32
+    timing.HIDDEN, timing.VOCABULARY = 130, 64
+    timing.NEEDED_BYTES, timing.COPY_BYTES = 0, 1 << 16
+    timing.WARM_UP, timing.ROUNDS = 1, 2
+    return timing
 
 
 def sanitizer():
@@ -106,6 +115,7 @@ def sanitizer():
 
     sanitized.SHAPES = ((20, 210), (4097,), (100,), ())
     sanitized.PRESETS = ("adamw4", "adamw32")
+    sanitizer.PROCESSES = 1
     sanitizer.sanitize = lambda binary, tool: sanitized.main() if tool == "memcheck" else "once"
     return sanitizer
 
