@@ -35,19 +35,31 @@ def parity():
     return parity
 
 
-def streams():
-    import calls
-    import streams
+def small_calls():
+    from calls import Calls
 
-    class SmallCalls(calls.Calls):
+    class SmallCalls(Calls):
         def __init__(self, random, spec="adamw4", shapes=((20, 210), (4097,), (100,))):
             super().__init__(random, spec, shapes)
+
+    return SmallCalls
+
+
+def streams():
+    import streams
 
     streams.NUMELS = (4097, 100)
     # The mock does the work before it returns.
     streams.BUSY_MS = 1e9
-    streams.Calls = SmallCalls
+    streams.Calls = small_calls()
     return streams
+
+
+def allocations():
+    import allocations
+
+    allocations.Calls = small_calls()
+    return allocations
 
 
 def graph():

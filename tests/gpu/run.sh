@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Checks the CUDA backend on a machine with an NVIDIA GPU: run.sh [--concurrent] [PART...]
 #
-# Parts: probe, graph, xla, optimizers, offload, sanitizer, streams, parity, timing, model, peers,
-# finetune, offload_timing; none named: all. The probe always comes first, and nothing else runs where
-# it fails. xla needs JAX with CUDA, all others but the probe PyTorch with CUDA.
+# Parts: probe, graph, xla, optimizers, offload, sanitizer, streams, parity, allocations, timing,
+# model, peers, finetune, offload_timing; none named: all. The probe always comes first, and nothing else
+# runs where it fails. xla needs JAX with CUDA, all others but the probe PyTorch with CUDA.
 #
-# --concurrent: the parts before timing at the same time, each with its output in OUT/PART.log, which is
-# printed when the part has ended. Those that measure times still run one after the other, behind them.
+# --concurrent: the parts before allocations at the same time, each with its output in OUT/PART.log, which
+# is printed when the part has ended. The others, which measure memory and times of the whole device, still
+# run one after the other, behind them.
 #
 # Environment:
 #   OUT               folder for the results (default: ./results)
@@ -17,7 +18,7 @@
 set -u -o pipefail
 
 checking=(graph xla optimizers offload sanitizer streams parity)
-measuring=(timing model peers finetune offload_timing)
+measuring=(allocations timing model peers finetune offload_timing)
 all=(probe "${checking[@]}" "${measuring[@]}")
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd -- "$here/../.." && pwd)
