@@ -10,7 +10,7 @@ import pathlib
 import tempfile
 
 import numpy as np
-from lowbit import Spec, Tensor
+from lowbit import Error, Spec, Tensor
 from lowbit._library import call
 
 import inputs
@@ -119,6 +119,7 @@ def run(report):
         )
     for name in ("adamw4-block", "adamw4", "factor4", "sm3", "adafactor"):
         add(f"{name}: stats, then apply", stats_then_apply, name)
+    add("values into factors are refused", no_factors_of_values)
     add("checkpoint written from and read into device memory", checkpoint)
     for line in lines_of("cases.txt"):
         checks.append((f"conformance: {line.split(' ')[0]}", conformance, line))
@@ -319,6 +320,22 @@ def every_call(random, spec, name):
         calls.expect(entry)
         compared = calls.require_same()
     return f"{compared / 1e6:.1f} MB equal"
+
+
+def no_factors_of_values(random):
+    """Compression and averages into a state of factors, which CUDA's kernels make in steps alone."""
+    calls = Calls(random, coded("factor4"), SHAPES)
+    stream = torch.cuda.current_stream().cuda_stream
+    for entry, refused in (("compress", calls.compress), ("average", calls.average_into_state)):
+        try:
+            refused(stream, b"v")
+        except Error as error:
+            if error.name != "UNSUPPORTED" or "state v kept as factors" not in str(error):
+                raise AssertionError(f"{entry}: {error}") from None
+        else:
+            raise AssertionError(f"{entry} into factors was not refused")
+    # Nor has anything been written before.
+    return f"{calls.require_same() / 1e6:.1f} MB as they were"
 
 
 def checkpoint(random):
