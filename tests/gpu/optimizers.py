@@ -29,6 +29,13 @@ CASES = (
     (lt.AdamW4bit, {"overrides": {"0": 8, "3": 32}}, torch.float32),
     (lt.AdamW8bit, {}, torch.bfloat16),
     (lt.Adam4bit, {"weight_decay": 0.1}, torch.float32),
+    (lt.SGD4bit, {"momentum": 0.9}, torch.bfloat16),
+    (lt.Lion4bit, {}, torch.bfloat16),
+    *(
+        (cls, {}, dtype)
+        for cls in (lt.Factor4bit, lt.Adafactor, lt.SM3)
+        for dtype in (torch.float32, torch.bfloat16)
+    ),
     *(
         (lt.AdamW4bit, {"weights": weights}, torch.bfloat16)
         for weights in ("stochastic", "master", "remainder16", "correction8")
