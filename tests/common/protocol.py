@@ -19,15 +19,16 @@ _CASES = pathlib.Path(__file__).resolve().with_name("cases.txt")
 
 
 def encode(values, dtype):
-    """f32, or bf16 or f16 by truncation."""
+    """f32, or bf16 or f16 by truncation; what is too large for f16 becomes infinity."""
     bits = values.view(np.uint32)
     if dtype == "f32":
         return values
     if dtype == "bf16":
         return (bits >> 16).astype(np.uint16)
     sign, exponent, fraction = bits >> 31 << 15, bits >> 23 & 0xFF, bits >> 13 & 0x3FF
-    normal = exponent >= 113
-    return (sign | np.where(normal, exponent - 112 << 10 | fraction, 0)).astype(np.uint16)
+    conditions = [np.isnan(values), exponent >= 143, exponent >= 113]
+    choices = [np.uint32(0x7E00), np.uint32(0x7C00), exponent - 112 << 10 | fraction]
+    return (sign | np.select(conditions, choices, np.uint32(0))).astype(np.uint16)
 
 
 def _word(stream, index):

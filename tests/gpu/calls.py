@@ -138,10 +138,11 @@ class Calls:
         ]
         call("lowbit_norm_clip", self.plan.handle, ctypes.byref(arguments), stream, *results)
 
-    def compress(self, stream):
+    def compress(self, stream, state_name=b"m"):
+        """Refused with UNSUPPORTED for a state that is kept as factors, unlike on the CPU."""
         values, state = buffers(self.device_values), buffers(self.device_state.buffers)
         call(
-            *("lowbit_compress", self.plan.handle, b"m"),
+            *("lowbit_compress", self.plan.handle, state_name),
             *(values, len(values), state, len(state), stream),
         )
 
@@ -158,10 +159,18 @@ class Calls:
         )
         call("lowbit_ema", self.averages.handle, ctypes.byref(arguments), stream)
 
+    def average_into_state(self, stream, state_name):
+        """Into a state of the optimizer; refused as `compress` is."""
+        arguments = self._average(
+            *(buffers, self.device_grads, self.device_means, self.device_state.buffers),
+            state_name,
+        )
+        call("lowbit_ema", self.plan.handle, ctypes.byref(arguments), stream)
+
     @staticmethod
-    def _average(make, grads, means, state):
+    def _average(make, grads, means, state, state_name=b"x"):
         return _c_api.lowbit_ema_args_t.init(
-            state_name=b"x",
+            state_name=state_name,
             tensor_count=len(grads),
             inputs=make(grads),
             outputs=make(means),

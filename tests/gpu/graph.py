@@ -27,7 +27,8 @@ def run(report):
         "capture and replay, as update", captured, random, "adamw4-block", "bf16", "f32", True
     )
     report.check("the graph counts its own steps", self_counting, random)
-    for spec, name in itertools.product(("adamw4-block", "adamw4"), Calls.names):
+    specs = ("adamw4-block", "adamw4", "factor4", "sm3")
+    for spec, name in itertools.product(specs, Calls.names):
         report.check(f"capture and replay, {spec}: {name}", every_call, random, spec, name)
 
 

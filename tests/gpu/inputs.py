@@ -20,10 +20,13 @@ SIZES = {"f32": 4, "bf16": 2, "f16": 2}
 
 class Random:
     """Numbers that reach what the kernels treat apart: each run of 128 elements has a magnitude of
-    its own, down to squares that are subnormal or 0, and some runs are all zeros."""
+    its own, down to squares that are subnormal or 0, and some runs are all zeros.
 
-    def __init__(self, seed):
-        self.rng = np.random.default_rng(seed)
+    seed: of the part. name: of the check that has this stream for itself.
+    """
+
+    def __init__(self, seed, name=""):
+        self.rng = np.random.default_rng([seed, *name.encode()])
 
     def _runs(self, numel, low, high):
         rng = self.rng
@@ -45,7 +48,8 @@ class Random:
         return encode(self._runs(numel, -76, 12), dtype)
 
     def bad_grad(self, numel, dtype):
-        """Also NaN, infinity, and values whose square overflows, so that some blocks have one."""
+        """Also NaN, infinity, and values whose square overflows (in f16, more infinities), so that
+        some blocks have one."""
         values = self._runs(numel, -20, 2)
         bad = np.array([np.nan, -np.nan, np.inf, -np.inf, 1e30, -3e38], np.float32)
         at = np.flatnonzero(self.rng.random(numel) < 1 / 1000)

@@ -5,11 +5,12 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import pathlib
 import tempfile
 
 import numpy as np
-from lowbit import Spec, Tensor
+from lowbit import Error, Spec, Tensor
 from lowbit._library import call
 
 import inputs
@@ -36,25 +37,26 @@ SHAPES = (
     (129,),
     (4096,),
     (4097,),
-    (300, 257),
+    (33, 257),
     (64, 3, 3, 3),
     (2, 3, 5, 7, 11),
-    (1024, 512),
-    (1031, 1021),
-    (3, 70, 640),
+    # Several tasks of rank-1 scales along both axes; one has 32 rows and 1024 columns.
+    (66, 1300),
+    (160, 1021),
+    (3, 35, 640),
 )
-STEPS = 5
+#: Of one more tensor, for some dtypes.
+LARGE = (1031, 1021)
+STEPS = 3
+#: As after a long training.
+LATE = 1_000_003
 DTYPES = ("f32", "bf16", "f16")
 #: weights of a tensor -> parameter dtype
 WEIGHTS = {"stochastic": "bf16", "master": "f16", "remainder16": "bf16", "correction8": "bf16"}
-#: nonfinite of the step -> where its gradients come from
-POLICIES = {
-    "default": inputs.Random.grad,
-    "skip_block": inputs.Random.bad_grad,
-    "skip_tensor": inputs.Random.bad_grad,
-    "skip_step": inputs.Random.bad_grad,
-    "propagate": inputs.Random.bad_grad,
-}
+POLICIES = ("default", "skip_block", "skip_tensor", "skip_step", "propagate")
+#: Each with a CUDA context of its own.
+PROCESSES = min(16, len(os.sched_getaffinity(0)))
+SECONDS = 120
 
 
 def coded(preset="adamw4-block", **changes):
@@ -75,7 +77,6 @@ STOCHASTIC_M = {
 
 def run(report):
     report.environment.update(ENVIRONMENT)
-    random = inputs.Random(report.seed)
     specs = {
         "adamw32": "adamw32",
         "adamw4-block": "adamw4-block",
@@ -93,48 +94,64 @@ def run(report):
             m=STOCHASTIC_M, v={**STOCHASTIC_M, "mapping": "geometric", "rounding": "stochastic-log"}
         ),
     }
+    # The longest first.
+    checks = [("more than 2^31 elements", beyond_32_bits)]
+
+    def add(name, function, *arguments):
+        checks.append((name, with_random, report.seed, name, function, *arguments))
+
     for (name, spec), param_dtype, grad_dtype in itertools.product(specs.items(), DTYPES, DTYPES):
-        report.check(
+        add(
             f"{name}: parameters {param_dtype}, gradients {grad_dtype}",
-            *(all_modes, random, spec, param_dtype, grad_dtype),
+            *(all_modes, spec, param_dtype, grad_dtype),
         )
+    for (name, spec), dtype in itertools.product(specs.items(), ("f32", "bf16")):
+        add(f"{name}: a tensor of {LARGE}, {dtype}", large, spec, dtype)
+    for (name, spec), entry in itertools.product(specs.items(), Calls.names):
+        add(f"{name}: {entry}", every_call, spec, entry)
     for weights, param_dtype in WEIGHTS.items():
         for name in ("adamw4", "adamw4-block"):
-            report.check(
-                f"{name}: weights {weights}", weight_form, random, name, param_dtype, weights
-            )
+            add(f"{name}: weights {weights}", weight_form, name, param_dtype, weights)
     for param_dtype, grad_dtype in itertools.product(DTYPES, DTYPES):
-        report.check(
+        add(
             f"misaligned: parameters {param_dtype}, gradients {grad_dtype}",
-            *(misaligned, random, param_dtype, grad_dtype),
+            *(misaligned, param_dtype, grad_dtype),
         )
-    for case in map(Case, lines_of("cases.txt")):
-        report.check(f"conformance: {case.name}", conformance, case)
     for name in ("adamw4-block", "adamw4", "factor4", "sm3", "adafactor"):
-        report.check(f"{name}: stats, then apply", stats_then_apply, random, name)
-    for (name, spec), entry in itertools.product(specs.items(), Calls.names):
-        report.check(f"{name}: {entry}", every_call, random, spec, entry)
-    report.check("checkpoint written from and read into device memory", checkpoint, random)
-    report.check("more than 2^31 elements", beyond_32_bits)
+        add(f"{name}: stats, then apply", stats_then_apply, name)
+    add("values into factors are refused", no_factors_of_values)
+    add("checkpoint written from and read into device memory", checkpoint)
+    for line in lines_of("cases.txt"):
+        checks.append((f"conformance: {line.split(' ')[0]}", conformance, line))
+    report.check_all(checks, PROCESSES, SECONDS)
+
+
+def with_random(seed, name, function, *arguments):
+    """A check with numbers of its own, which are the same whichever others run."""
+    return function(inputs.Random(seed, name), *arguments)
 
 
 # ---- a model in both memories --------------------------------------------------------------------
 
 
 class Model:
-    """Tensors of all SHAPES with their states, on the host and on the device."""
+    """Tensors of all SHAPES with their states, on the host and on the device.
 
-    def __init__(self, random, spec, param_dtype, grad_dtype, shift=0, weights="plain"):
+    more: other shapes.
+    """
+
+    def __init__(self, random, spec, param_dtype, grad_dtype, shift=0, weights="plain", more=()):
         self.random = random
+        shapes = (*SHAPES, *more)
         self.grad_dtype = grad_dtype
         self.plan = DevicePlan(
             spec,
-            [Tensor(f"t{i}", s, param_dtype, grad_dtype, weights) for i, s in enumerate(SHAPES)],
+            [Tensor(f"t{i}", s, param_dtype, grad_dtype, weights) for i, s in enumerate(shapes)],
         )
         # In elements, so that a pointer stays aligned for its dtype.
         self.upload = functools.partial(to_device, shift=shift * inputs.SIZES[param_dtype])
         self.upload_grad = functools.partial(to_device, shift=shift * inputs.SIZES[grad_dtype])
-        self.numels = [math.prod(shape) for shape in SHAPES]
+        self.numels = [math.prod(shape) for shape in shapes]
         self.params = [random.param(numel, param_dtype) for numel in self.numels]
         self.state = self.plan.reference.zeros()
         self.skipped = np.zeros(2, np.int64)
@@ -146,8 +163,10 @@ class Model:
 
         mode: where the update goes. launch: what enqueues the step, given its arguments.
         """
-        make = POLICIES[policy]
-        grads = [make(self.random, numel, self.grad_dtype) for numel in self.numels]
+        # With more of them no step at all would be done by that policy.
+        bad = policy != "default" and (policy != "skip_step" or step == 2)
+        make = self.random.bad_grad if bad else self.random.grad
+        grads = [make(numel, self.grad_dtype) for numel in self.numels]
         device_grads = [self.upload_grad(array) for array in grads]
         updates = device_updates = None
         if mode == "as update":
@@ -198,27 +217,32 @@ def all_modes(random, spec, param_dtype, grad_dtype):
     modes = ["in place", "as update"]
     if param_dtype == grad_dtype:
         modes.append("over the gradient")
-    compared, skipped = 0, 0
+    runs, compared, skipped = 0, 0, 0
     for mode, policy in itertools.product(modes, POLICIES):
         model = Model(random, spec, param_dtype, grad_dtype)
         if policy == "skip_block" and model.reaches_across_blocks():
             continue
         try:
-            for step in range(1, STEPS + 1):
+            for step in (*range(1, STEPS + 1), LATE):
                 # One step is skipped whole.
-                skip = float(step == 3)
+                skip = float(step == STEPS)
                 compared += model.step(step, mode, policy, skip=skip, **random.hyper())
-            # A large step number, as after a long training.
-            compared += model.step(1_000_003, mode, policy, **random.hyper())
         except AssertionError as error:
             raise AssertionError(f"{mode}, {policy}: {error}") from None
+        runs += 1
         if policy == "skip_block" and not model.skipped[0]:
             raise AssertionError("no block was skipped: the gradients do not test that")
         skipped += int(model.skipped[0])
     return (
-        f"{len(modes) * len(POLICIES)} runs of {STEPS + 1} steps, {len(SHAPES)} tensors a call;"
+        f"{runs} runs of {STEPS + 1} steps, {len(SHAPES)} tensors a call;"
         f" {compared / 1e6:.0f} MB equal, {skipped} blocks skipped"
     )
+
+
+def large(random, spec, dtype):
+    model = Model(random, spec, dtype, dtype, more=(LARGE,))
+    compared = sum(model.step(step, **random.hyper()) for step in (*range(1, STEPS + 1), LATE))
+    return f"{compared / 1e6:.0f} MB equal"
 
 
 def weight_form(random, preset, param_dtype, weights):
@@ -254,8 +278,9 @@ class Case:
         self.plan = DevicePlan(json.loads(spec), tensors)
 
 
-def conformance(case):
+def conformance(line):
     """The hash that all languages compute, on the GPU."""
+    case = Case(line)
     numels = [math.prod(shape) for shape in CASE_SHAPES]
     params = [to_device(inputs.param(i, numel, case.param)) for i, numel in enumerate(numels)]
     state = case.plan.state()
@@ -295,6 +320,22 @@ def every_call(random, spec, name):
         calls.expect(entry)
         compared = calls.require_same()
     return f"{compared / 1e6:.1f} MB equal"
+
+
+def no_factors_of_values(random):
+    """Compression and averages into a state of factors, which CUDA's kernels make in steps alone."""
+    calls = Calls(random, coded("factor4"), SHAPES)
+    stream = torch.cuda.current_stream().cuda_stream
+    for entry, refused in (("compress", calls.compress), ("average", calls.average_into_state)):
+        try:
+            refused(stream, b"v")
+        except Error as error:
+            if error.name != "UNSUPPORTED" or "state v kept as factors" not in str(error):
+                raise AssertionError(f"{entry}: {error}") from None
+        else:
+            raise AssertionError(f"{entry} into factors was not refused")
+    # Nor has anything been written before.
+    return f"{calls.require_same() / 1e6:.1f} MB as they were"
 
 
 def checkpoint(random):

@@ -24,27 +24,42 @@ def parity():
 
     parity.SHAPES = ((0,), (), (1,), (129,), (4097,), (30, 140))
     parity.CASE_SHAPES = ((1,), (4097,))
+    parity.LARGE = (70, 1100)
     parity.STEPS = 2
     parity.DTYPES = ("bf16", "f16")
-    parity.POLICIES = {name: parity.POLICIES[name] for name in ("default", "skip_tensor")}
+    parity.POLICIES = ("default", "skip_tensor")
+    # A process of its own would know nothing of all this.
+    parity.PROCESSES = 1
     # The hashes are of large tensors, and so is the other.
     parity.conformance = parity.beyond_32_bits = not_rehearsed
     return parity
 
 
-def streams():
-    import calls
-    import streams
+def small_calls():
+    from calls import Calls
 
-    class SmallCalls(calls.Calls):
+    class SmallCalls(Calls):
         def __init__(self, random, spec="adamw4", shapes=((20, 210), (4097,), (100,))):
             super().__init__(random, spec, shapes)
+
+    return SmallCalls
+
+
+def streams():
+    import streams
 
     streams.NUMELS = (4097, 100)
     # The mock does the work before it returns.
     streams.BUSY_MS = 1e9
-    streams.Calls = SmallCalls
+    streams.Calls = small_calls()
     return streams
+
+
+def allocations():
+    import allocations
+
+    allocations.Calls = small_calls()
+    return allocations
 
 
 def graph():
@@ -92,11 +107,17 @@ def peers():
 def offload():
     import offload
 
-    offload.LAYERS, offload.WIDTH, offload.HEADS = 1, 128, 32
-    offload.HIDDEN, offload.VOCABULARY = 130, 64
-    offload.NEEDED_BYTES, offload.COPY_BYTES = 0, 1 << 16
-    offload.WARM_UP, offload.ROUNDS = 1, 2
     return offload
+
+
+def offload_timing():
+    import offload_timing as timing
+
+    timing.LAYERS, timing.WIDTH, timing.HEADS = 1, 128, 32
+    timing.HIDDEN, timing.VOCABULARY = 130, 64
+    timing.NEEDED_BYTES, timing.COPY_BYTES = 0, 1 << 16
+    timing.WARM_UP, timing.ROUNDS = 1, 2
+    return timing
 
 
 def sanitizer():
@@ -105,7 +126,8 @@ def sanitizer():
     import sanitizer
 
     sanitized.SHAPES = ((20, 210), (4097,), (100,), ())
-    sanitized.PRESETS = ("adamw4", "adamw32")
+    sanitized.SPECS = ("adamw4", *sanitized.SPECS[-3:])
+    sanitizer.PROCESSES = 1
     sanitizer.sanitize = lambda binary, tool: sanitized.main() if tool == "memcheck" else "once"
     return sanitizer
 

@@ -1,13 +1,18 @@
 """The checks and measurements of one part, kept as JSON."""
 
+import faulthandler
 import hashlib
 import json
+import multiprocessing
 import os
 import pathlib
 import platform
+import queue
 import secrets
 import time
 import traceback
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 
 #: The folder that the bundle, or a checkout, lies in.
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -37,13 +42,32 @@ class Report:
 
         Returns whether the check passed.
         """
-        start = time.perf_counter()
-        try:
-            passed, detail = True, str(function(*arguments) or "")
-        except Exception as error:
-            passed, detail = False, explain(error)
-        self._add(name, passed, detail, time.perf_counter() - start)
-        return passed
+        found = attempt(function, *arguments)
+        self._add(name, *found)
+        return found[0]
+
+    def check_all(self, checks, processes, seconds):
+        """Checks as `check` does, but each in one of some processes and as they come.
+
+        checks: a list of (name, function, arguments), which can be pickled.
+        processes: how many; with 1 the checks run here, one after the other.
+        seconds: a process that takes longer over a check ends, and the check has failed.
+        """
+        if processes == 1:
+            for name, function, *arguments in checks:
+                self.check(name, function, *arguments)
+            return
+        idle = queue.SimpleQueue()
+        for _ in range(processes):
+            idle.put(Worker())
+        with ThreadPoolExecutor(processes) as threads:
+            names = {
+                threads.submit(attempt_by_next, idle, seconds, *call): name for name, *call in checks
+            }
+            for future in as_completed(names):
+                self._add(names[future], *future.result())
+        for _ in range(processes):
+            idle.get().end()
 
     def fail(self, name, error):
         """Counts an exception outside the checks as a check that failed."""
@@ -70,6 +94,62 @@ class Report:
         }
         text = json.dumps(content, indent=2) + "\n"
         (pathlib.Path(folder) / f"{self.part}.json").write_text(text, encoding="utf-8")
+
+
+def attempt(function, *arguments):
+    """Whether a check passed, the detail to print, and the seconds that it took."""
+    start = time.perf_counter()
+    try:
+        passed, detail = True, str(function(*arguments) or "")
+    except Exception as error:
+        passed, detail = False, explain(error)
+    return passed, detail, time.perf_counter() - start
+
+
+class Worker:
+    """A process that does one check at a time, and is another one after each that failed: an error of
+    CUDA lasts as long as its process."""
+
+    def __init__(self):
+        self._start()
+
+    def _start(self):
+        # CUDA does not survive a fork.
+        context = multiprocessing.get_context("spawn")
+        self._process = ProcessPoolExecutor(1, mp_context=context)
+
+    def attempt(self, seconds, *call):
+        """As the function `attempt`."""
+        start = time.perf_counter()
+        try:
+            found = self._process.submit(attempt_within, seconds, *call).result()
+        except BrokenProcessPool:
+            taken = time.perf_counter() - start
+            found = False, f"its process has died, or was ended after {seconds} s", taken
+        if not found[0]:
+            self.end()
+            self._start()
+        return found
+
+    def end(self):
+        self._process.shutdown()
+
+
+def attempt_by_next(idle, seconds, *call):
+    worker = idle.get()
+    try:
+        return worker.attempt(seconds, *call)
+    finally:
+        idle.put(worker)
+
+
+def attempt_within(seconds, *call):
+    # Also where the process waits for a kernel without an end.
+    faulthandler.dump_traceback_later(seconds, exit=True)
+    try:
+        return attempt(*call)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def explain(error):

@@ -1,18 +1,31 @@
 """What runs under compute-sanitizer: every call, a few times, on small tensors of odd shapes."""
 
+import json
+
+from lowbit import Spec
+
 import inputs
 from calls import Calls
 
 SHAPES = ((70, 200), (3, 5, 130), (4097,), (100,), ())
-PRESETS = ("adamw4", "adamw4-block", "adamw8", "adamw32")
+SPECS = (
+    "adamw4",
+    "adamw4-block",
+    "adamw8",
+    "adamw32",
+    "factor4",
+    "sm3",
+    # Some calls want a momentum.
+    {**json.loads(Spec("adafactor").json), "m": json.loads(Spec("adamw4").json)["m"]},
+)
 
 
 def main():
     random = inputs.Random(1)
     done = 0
-    for preset in PRESETS:
+    for spec in SPECS:
         for name in Calls.names:
-            calls = Calls(random, preset, SHAPES)
+            calls = Calls(random, spec, SHAPES)
             for _ in range(2):
                 calls.enqueue(name)
                 calls.expect(name)

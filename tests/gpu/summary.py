@@ -47,11 +47,11 @@ def table(parts, missing):
     lines = []
     for name, part in parts.items():
         lines += [
-            f"{'passed' if check['passed'] else 'FAILED'}  {name:11}{check['name']}: "
+            f"{'passed' if check['passed'] else 'FAILED'}  {name:16}{check['name']}: "
             f"{check['detail']}"
             for check in part["checks"]
         ]
-    lines += [f"FAILED  {part:11}ended without a result" for part in missing]
+    lines += [f"FAILED  {part:16}ended without a result" for part in missing]
     lines += [line for part in parts.values() for line in measured(part["measurements"])]
     checks = [check["passed"] for part in parts.values() for check in part["checks"]]
     failed = checks.count(False) + len(missing)

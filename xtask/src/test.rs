@@ -546,7 +546,14 @@ fn rehearse(sh: &Shell, dir: &Path, python: &Path, mock: &Path) -> Result<()> {
     run.arg(gpu.join("rehearse.py"))
         .arg(results)
         .args(["parity", "streams", "graph", "xla", "sanitizer"])
-        .args(["timing", "model", "peers", "offload"])
+        .args([
+            "offload",
+            "allocations",
+            "timing",
+            "model",
+            "peers",
+            "offload_timing",
+        ])
         .env("LD_LIBRARY_PATH", mock)
         .env("PYTHONPATH", paths)
         .env("PYTHONDONTWRITEBYTECODE", "1")

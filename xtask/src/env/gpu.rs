@@ -8,8 +8,9 @@ use super::{Install, python, remove};
 use crate::error::{Context, Result};
 use crate::shell::Shell;
 
-/// For CUDA 13.0, what the drivers of today's GPU machines are for.
-const SANITIZER: &str = "nvidia-cuda-sanitizer-api==13.0.85";
+/// Of CUDA 13.5, which works with the drivers for 13.0 of today's GPU machines; the wheels for 13.0
+/// lack programs that it starts others by.
+const SANITIZER: &str = "nvidia-cuda-sanitizer-api==13.5.25";
 
 /// The versions of `requirements-peers.txt`, and what they import and torch does not bring.
 const PEERS: [&str; 3] = ["bitsandbytes==0.50.2", "packaging==26.4", "torchao==0.18.0"];
@@ -45,17 +46,14 @@ fn build(sh: &Shell, dir: &Path) -> Result<()> {
     // What was compiled is for other versions of torch or of CUDA; torchao does without.
     prune(&packages, &|name| name == LIBRARY || !name.ends_with(".so"))?;
 
-    // As in a toolkit, all of it in one folder.
     let sanitizer = dir.join("sanitizer");
-    fs::create_dir(&sanitizer).context(sanitizer.display())?;
-    for sub in ["lib", "bin"] {
-        let from = tool.join("nvidia/cu13").join(sub);
-        for entry in fs::read_dir(&from).context(from.display())? {
-            let entry = entry.context(from.display())?;
-            fs::rename(entry.path(), sanitizer.join(entry.file_name())).context(from.display())?;
-        }
+    let from = tool.join("nvidia/cu13/compute-sanitizer");
+    fs::rename(&from, &sanitizer).context(from.display())?;
+    // Documentation, headers, and what checks 32-bit programs.
+    for folder in ["docs", "include", "x86"] {
+        remove(&sanitizer.join(folder))?;
     }
-    let licence = "nvidia_cuda_sanitizer_api-13.0.85.dist-info/licenses/License.txt";
+    let licence = "nvidia_cuda_sanitizer_api-13.5.25.dist-info/licenses/License.txt";
     fs::rename(tool.join(licence), sanitizer.join("License.txt")).context(licence)?;
     remove(&tool)?;
     remove(&pip)
@@ -64,6 +62,8 @@ fn build(sh: &Shell, dir: &Path) -> Result<()> {
 fn works(dir: &Path) -> Result<()> {
     for file in [
         "sanitizer/compute-sanitizer",
+        "sanitizer/TreeLauncherSubreaper",
+        "sanitizer/TreeLauncherTargetLdPreloadHelper",
         "packages/torchao/optim/__init__.py",
         "packages/bitsandbytes/libbitsandbytes_cuda130.so",
     ] {
