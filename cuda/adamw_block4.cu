@@ -12,7 +12,8 @@
 //
 // Launch: 256 threads a thread block, one dimension, as many thread blocks as the device holds at
 // once (or fewer, if there is less work); a thread block takes tasks of 64 blocks of 128, each warp a
-// block at a time, four elements a lane. Shared memory for one tensor's description and scalars.
+// block at a time, four elements a lane. Shared memory for one tensor's description and scalars, and for
+// what the next blocks need (pipeline.cuh).
 //
 // Rounding steps: R1 in `scale_gradient`, R2 to R4 in numerics.cuh, R5 to R7 in approx.cuh (and
 // numerics.cuh), R8 in adamw.cuh; the rounding of the new parameter in `store` (dtypes.cuh); codes in
@@ -24,9 +25,9 @@
 namespace lowbit {
 
 struct Block4States {
-  // The block's largest v says whether a gradient was not finite.
   // Units on their way to shared memory while one is computed.
   static constexpr int AHEAD = 3;
+  // The block's largest v says whether a gradient was not finite.
   static constexpr bool V_SHOWS_NON_FINITE = true;
 
   // The low half of a warp has what decodes m, and its scale, the high half that of v.

@@ -6,17 +6,17 @@
 // Bytes moved per element: parameter read and written, gradient read, moments read and written
 // (4 x 4): 22 for bf16 parameters and gradients, 28 for f32.
 //
-// Launch, unit of work and rounding steps are those of adamw_block4.cu; blocks of 128 matter here
-// only to what a non-finite gradient holds back.
+// Launch, unit of work and rounding steps are those of adamw_block4.cu, but nothing is fetched ahead: its
+// loads are wide enough to keep the memory busy. Blocks of 128 matter here only to what a non-finite
+// gradient holds back.
 
 #include "adamw.cuh"
 
 namespace lowbit {
 
 struct F32States {
-  // v may be infinite from before.
-  // Enough is under way.
   static constexpr int AHEAD = 0;
+  // v may be infinite from before.
   static constexpr bool V_SHOWS_NON_FINITE = false;
 
   struct Tables {

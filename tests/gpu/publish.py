@@ -55,8 +55,8 @@ def main(results):
 
 def tables(results):
     parts = results["parts"]
-    checks = [check for part in parts.values() for check in part["checks"]]
-    failed = [check["name"] for check in checks if not check["passed"]]
+    checks = [(name, check) for name, part in parts.items() for check in part["checks"]]
+    failed = [f"{name}, {check['name']}" for name, check in checks if not check["passed"]]
     some = next(part for part in parts.values() if "gpu" in part["environment"])
     lines = [
         f"{some['environment']['gpu']}, torch {some['environment']['torch']}, commit"

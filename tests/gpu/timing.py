@@ -75,12 +75,13 @@ def enough_memory(needed):
     return f"{free / 2**30:.1f} GiB"
 
 
-def measure(report, candidates):
-    """Times candidates, of which the first is a copy, and puts their rows into the report."""
+def measure(report, candidates, reported=None):
+    """Times candidates, of which the first is a copy, and puts rows into the report: of all, or of those
+    in `reported`."""
     times = alternate(candidates)
     copy = candidates[0]
     copy_rate = copy.bytes / statistics.median(times[copy])
-    for candidate in candidates:
+    for candidate in candidates if reported is None else reported:
         seconds = statistics.median(times[candidate])
         bytes_ms = 1e3 * candidate.bytes / copy_rate
         issue_ms = issue_floor_ms(candidate)
