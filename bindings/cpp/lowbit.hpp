@@ -21,9 +21,10 @@
 // with LOWBIT_NO_EXCEPTIONS defined they throw nothing and return a `result<T>` (a `status` where T
 // is void), and the header compiles under -fno-exceptions. All others cannot fail.
 //
-// Owners (`spec`, `context`, `plan`, `state`, `stepper`) can be moved, not copied. One that was
-// moved from may be destroyed or assigned to; using it is an error that the library reports.
-// Threads, streams and life times are those of lowbit.h: what is const may be shared by threads.
+// Owners (`spec`, `context`, `plan`, `state`, `offload`, `stepper`) can be moved, not copied. One
+// that was moved from may be destroyed or assigned to; using it is an error that the library
+// reports. Threads, streams and life times are those of lowbit.h: what is const may be shared by
+// threads.
 
 #pragma once
 
@@ -181,6 +182,7 @@ struct destroy {
   void operator()(lowbit_spec_t* handle) const { lowbit_spec_destroy(handle); }
   void operator()(lowbit_context_t* handle) const { lowbit_context_destroy(handle); }
   void operator()(lowbit_plan_t* handle) const { lowbit_plan_destroy(handle); }
+  void operator()(lowbit_offload_t* handle) const { lowbit_offload_destroy(handle); }
 };
 
 struct destroy_state {
@@ -516,7 +518,46 @@ struct step_args {
   std::int64_t* skipped = nullptr;               // two counters: blocks and tensors skipped
 };
 
-// What every tensor got and where every state buffer lies. Immutable.
+namespace detail {
+
+// What `function` returns for the C form of a step's arguments.
+template <class Call>
+status with_args(const step_args& args, Call function) {
+  // The C struct has one count for all three.
+  const auto misfits = [&](buffers list) { return list.size() != args.params.size(); };
+  if (misfits(args.grads) || (args.updates.size() != 0 && misfits(args.updates))) {
+    return status(LOWBIT_STATUS_INVALID_ARGUMENT,
+                  "step: " + std::to_string(args.params.size()) + " params, " +
+                      std::to_string(args.grads.size()) + " grads and " +
+                      std::to_string(args.updates.size()) + " updates; they must be as many");
+  }
+  lowbit_step_args_t c = LOWBIT_STEP_ARGS_INIT;
+  c.tensor_count = args.params.count();
+  c.params = args.params.data();
+  c.grads = args.grads.data();
+  c.updates = args.updates.size() == 0 ? nullptr : args.updates.data();
+  c.buffer_count = args.state.count();
+  c.state = args.state.data();
+  c.scratch = args.scratch;
+  c.lr = args.hyper.lr;
+  c.beta1 = args.hyper.beta1;
+  c.beta2 = args.hyper.beta2;
+  c.eps = args.hyper.eps;
+  c.weight_decay = args.hyper.weight_decay;
+  c.grad_scale = args.hyper.grad_scale;
+  c.clip_factor = args.hyper.clip_factor;
+  c.skip = args.hyper.skip;
+  c.step = args.step;
+  c.nonfinite = static_cast<lowbit_nonfinite_t>(args.nonfinite);
+  c.hyper = args.device_hyper == nullptr ? nullptr : &args.device_hyper->lr;
+  c.step_number = args.device_step;
+  c.offsets = args.offsets;
+  c.skipped = args.skipped;
+  return status::of(function(&c));
+}
+
+}  // namespace detail
+
 // Is told the bytes that are done and how many there are; false ends the call with CANCELLED.
 using progress_function = std::function<bool(std::int64_t done, std::int64_t total)>;
 
@@ -583,6 +624,7 @@ inline std::int32_t write(void* user, const void* data, std::size_t bytes) {
 
 }  // namespace detail
 
+// What every tensor got and where every state buffer lies. Immutable.
 class plan {
  public:
   static outcome<plan> make(const context& context, const spec& spec,
@@ -817,37 +859,8 @@ class plan {
 
   template <class Call>
   status call(Call function, const step_args& args, void* stream) const {
-    // The C struct has one count for all three.
-    const auto misfits = [&](buffers list) { return list.size() != args.params.size(); };
-    if (misfits(args.grads) || (args.updates.size() != 0 && misfits(args.updates))) {
-      return status(LOWBIT_STATUS_INVALID_ARGUMENT,
-                    "step: " + std::to_string(args.params.size()) + " params, " +
-                        std::to_string(args.grads.size()) + " grads and " +
-                        std::to_string(args.updates.size()) + " updates; they must be as many");
-    }
-    lowbit_step_args_t c = LOWBIT_STEP_ARGS_INIT;
-    c.tensor_count = args.params.count();
-    c.params = args.params.data();
-    c.grads = args.grads.data();
-    c.updates = args.updates.size() == 0 ? nullptr : args.updates.data();
-    c.buffer_count = args.state.count();
-    c.state = args.state.data();
-    c.scratch = args.scratch;
-    c.lr = args.hyper.lr;
-    c.beta1 = args.hyper.beta1;
-    c.beta2 = args.hyper.beta2;
-    c.eps = args.hyper.eps;
-    c.weight_decay = args.hyper.weight_decay;
-    c.grad_scale = args.hyper.grad_scale;
-    c.clip_factor = args.hyper.clip_factor;
-    c.skip = args.hyper.skip;
-    c.step = args.step;
-    c.nonfinite = static_cast<lowbit_nonfinite_t>(args.nonfinite);
-    c.hyper = args.device_hyper == nullptr ? nullptr : &args.device_hyper->lr;
-    c.step_number = args.device_step;
-    c.offsets = args.offsets;
-    c.skipped = args.skipped;
-    return status::of(function(get(), &c, stream));
+    return detail::with_args(
+        args, [&](const lowbit_step_args_t* c) { return function(get(), c, stream); });
   }
 
   std::unique_ptr<lowbit_plan_t, detail::destroy> handle_;
@@ -888,6 +901,83 @@ class state {
 
   std::unique_ptr<lowbit_state_t, detail::destroy_state> handle_;
   std::vector<buffer> list_;
+};
+
+// ---- offload ----
+
+// Steps of a plan whose states are in pinned host memory, for parameters and gradients on a CUDA
+// device. A plan of a CPU context is stepped on the host, to which gradients come and from which
+// parameters go; one of a CUDA context on the device, to which states come and from which they go.
+// The bits are those of plan::step. Its destructor waits for the copies.
+class offload {
+ public:
+  // Allocates all that steps need. `device` is where parameters and gradients are; it and `plan`
+  // may then be destroyed. `staging_bytes` limits the memory through which a step moves tensors; 0
+  // means the least, twice the gradient (steps on the host) or the states (steps on the device) of
+  // the largest tensor.
+  static outcome<offload> make(const plan& plan, const context& device,
+                               std::int64_t staging_bytes = 0) {
+    return create(plan, device.get(), staging_bytes);
+  }
+  // The same for a plan of a CUDA context, which is the device.
+  static outcome<offload> make(const plan& plan, std::int64_t staging_bytes = 0) {
+    return create(plan, nullptr, staging_bytes);
+  }
+
+  // Sizes, the bytes that a step moves, and how many tensors the last step has stepped.
+  outcome<lowbit_offload_info_t> info() const {
+    lowbit_offload_info_t info = LOWBIT_OFFLOAD_INFO_INIT;
+    status done = status::of(lowbit_offload_info(get(), &info));
+    return detail::settle(std::move(done), info);
+  }
+
+  // The memory on the host, which lives as long as this. States are in the plan's order, zero at
+  // first, and as a plan of a CPU context saves and loads them. Parameters are one per tensor if
+  // steps run on the host, and the caller copies the initial ones there; else there are none. Both
+  // may be read and written once the last step's stream has been synchronised; if steps run on the
+  // host, they may be read as soon as the step has returned.
+  buffers params() const { return params_; }
+  buffers state() const { return state_; }
+
+  // Updates all parameters and states in the order of `stream`, one of the device. `params` and
+  // `grads` are device memory; `device_hyper`, `device_step` and `skipped` are in the plan's memory
+  // space. `state`, `scratch`, `updates` and `offsets` stay empty, and nonfinite::skip_step is not
+  // possible. If steps run on the host, waits until they are done. Allocates nothing, unless it
+  // fails; after CUDA_ERROR, `info` says how many tensors, from the first on, were stepped.
+  outcome<void> step(const step_args& args, void* stream = nullptr) {
+    return detail::settle(detail::with_args(args, [&](const lowbit_step_args_t* c) {
+      return lowbit_offload_step(handle_.get(), c, stream);
+    }));
+  }
+
+  const lowbit_offload_t* get() const { return handle_.get(); }
+
+ private:
+  offload() = default;
+
+  static outcome<offload> create(const plan& plan, const lowbit_context_t* device,
+                                 std::int64_t staging_bytes) {
+    offload made;
+    status done = made.allocate(plan, device, staging_bytes);
+    return detail::settle(std::move(done), std::move(made));
+  }
+
+  status allocate(const plan& plan, const lowbit_context_t* device, std::int64_t staging_bytes) {
+    lowbit_offload_t* handle = nullptr;
+    status done = status::of(lowbit_offload_create(plan.get(), device, staging_bytes, &handle));
+    handle_.reset(handle);
+    if (done) {
+      params_.resize(static_cast<std::size_t>(plan.on_host() ? plan.tensor_count() : 0));
+      state_.resize(static_cast<std::size_t>(plan.buffer_count()));
+      done = status::of(
+          lowbit_offload_buffers(handle, params_.data(), static_cast<std::int64_t>(params_.size()),
+                                 state_.data(), static_cast<std::int64_t>(state_.size())));
+    }
+    return done;
+  }
+
+  std::unique_ptr<lowbit_offload_t, detail::destroy> handle_;
+  std::vector<buffer> params_, state_;
 };
 
 // ---- stepper ----

@@ -330,9 +330,11 @@ void moves() {
                 !std::is_copy_constructible_v<lowbit::context> &&
                 !std::is_copy_constructible_v<lowbit::plan> &&
                 !std::is_copy_constructible_v<lowbit::state> &&
+                !std::is_copy_constructible_v<lowbit::offload> &&
                 !std::is_copy_constructible_v<lowbit::stepper>);
   static_assert(std::is_nothrow_move_constructible_v<lowbit::plan> &&
                 std::is_nothrow_move_assignable_v<lowbit::state> &&
+                std::is_nothrow_move_assignable_v<lowbit::offload> &&
                 std::is_nothrow_move_constructible_v<lowbit::stepper>);
 
   model m;
@@ -352,6 +354,12 @@ void moves() {
   CHECK(has(MUST(taken.report()), "bias"));
   const lowbit::state outlives = MUST(lowbit::state::make(make_plan()));
   CHECK(bytes_of(outlives).size() == static_cast<std::size_t>(taken.state_bytes()));
+}
+
+// What needs no device to be refused; device_test.cpp has the steps.
+void offloads() {
+  FAILS(lowbit::offload::make(make_plan()), NULL_POINTER, "device is null");
+  FAILS(lowbit::offload::make(make_plan(), one_thread()), INVALID_ARGUMENT, "CPU context");
 }
 
 void codecs() {
@@ -482,6 +490,7 @@ int main() {
   groups();
   weight_forms();
   moves();
+  offloads();
   codecs();
   checkpoints();
   cuda();
