@@ -143,8 +143,8 @@ __device__ inline void raise_unit(const Unit& unit, int* maximum, Value value) {
   }
   __syncwarp();
   largest = warp_max(largest);
-  if (lane_index() == 0 && static_cast<int>(largest) > *maximum) {
-    atomicMax(maximum, static_cast<int>(largest));
+  if (lane_index() == 0) {
+    raise_maximum(maximum, static_cast<int>(largest));
   }
 }
 

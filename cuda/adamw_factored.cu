@@ -17,18 +17,14 @@ struct AdamwFactored {
     return adamw_scalars(launch, hyper, step);
   }
 
-  __device__ static float gradient(const Input& x, const Scalars& s) {
-    return s.l2 == 0.0f ? x.g : __fmaf_rn(s.l2, x.p, x.g);
-  }
-
   __device__ static float square(const Input& x, const Shared& shared) {
-    const float g = gradient(x, shared.scalars);
+    const float g = coupled_gradient(x, shared.scalars);
     return __fmul_rn(g, g);
   }
 
   __device__ static Element element(const Input& x, const Shared& shared, int) {
     const Scalars& s = shared.scalars;
-    const float m = first_moment(gradient(x, s), x.old[0], s);
+    const float m = first_moment(coupled_gradient(x, s), x.old[0], s);
     const float decay = s.l2 == 0.0f ? __fmul_rn(s.lr_wd, x.p) : 0.0f;
     Element e{};
     e.update = update_of(m, x.old[1], decay, s);

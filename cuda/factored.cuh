@@ -53,11 +53,7 @@ __device__ inline void collect_factored(const Unit& unit) {
 #pragma unroll
     for (int f = 0; f < FACTOR_COUNT; ++f) {
       const long long position = unit.template factor_position<true>(factors[f], at);
-      int* slot = unit.launch.statistics + factors[f].word + position;
-      // Most values are no new maximum.
-      if (value > *slot) {
-        atomicMax(slot, value);
-      }
+      raise_maximum(unit.launch.statistics + factors[f].word + position, value);
     }
   }
 }

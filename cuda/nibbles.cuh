@@ -108,8 +108,6 @@ struct LinearTable {
                            : __uint_as_float(INF_BITS);
   }
 
-  __device__ __forceinline__ float scaled_levels(float scale) const { return __fmul_rn(level, scale); }
-
   // The four codes in the low 16 bits, for a usual scale.
   __device__ __forceinline__ unsigned encode(const float (&x)[4], float scale) const {
     const float over_scale = __fmul_rn(approximate_reciprocal(scale), 16.0f);

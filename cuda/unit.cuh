@@ -64,6 +64,13 @@ __device__ __forceinline__ int first_maxima(const State& state) {
   return state.kind == COVER ? state.buffer : state.buffer + 1;
 }
 
+// Raises a maximum. Most values are no new one.
+__device__ __forceinline__ void raise_maximum(int* slot, int value) {
+  if (value > *slot) {
+    atomicMax(slot, value);
+  }
+}
+
 // Whose maxima the scales, or whose means a factored v, are made of.
 enum class Source { stored, statistics };
 
@@ -174,10 +181,7 @@ struct Unit {
       int* slot =
           codec ? pointer<int>(launch, shared.tensor, first_maxima(state) + part) + position
                 : launch.statistics + state.word + word;
-      // Most values are no new maximum.
-      if (value > *slot) {
-        atomicMax(slot, value);
-      }
+      raise_maximum(slot, value);
     });
   }
 

@@ -100,7 +100,7 @@ static void code_values(const CodesParams& a) {
     const unsigned all = code * 0x1111;
     float m_levels[4], v_levels[4];
     decode_nibbles(all, m.scaled_levels(scale), m_levels);
-    decode_nibbles(all, v.scaled_levels(scale), v_levels);
+    decode_nibbles_of<16>(all, __fmul_rn(v.level, scale), v_levels);
     if (lane < 16) {
       a.levels[16 * block + code] = m_levels[3];
       a.levels[16 * (a.count + block) + code] = v_levels[0];

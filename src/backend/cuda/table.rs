@@ -119,11 +119,10 @@ pub(super) fn build(
             (0..tensors.len()).filter(|i| wanted(*i)).collect()
         };
         let global = |i: usize| tensors[i].needs_statistics();
-        let has_sums = |i: usize| tensors[i].factored().is_some() || tensors[i].rms.is_some();
-        let unfused = of(&|i| global(i) && !chosen[i].is_fused() && !has_sums(i));
+        let unfused = of(&|i| global(i) && !chosen[i].is_fused() && !has_sums(&tensors[i]));
         lists.collect_global = builder.lists(collect, &unfused, &[COLLECT])?;
         if let Some(kernels) = factored {
-            let members = of(&has_sums);
+            let members = of(&|i| has_sums(&tensors[i]));
             let collect = builder.lists(kernels.collect, &members, &[COLLECT])?;
             lists.collect_global.extend(collect);
             lists.sums = builder.lists(kernels.sum, &members, &[COLLECT])?;
@@ -167,10 +166,14 @@ pub(super) fn build(
     Ok((builder.bytes, lists))
 }
 
+/// Whether a tensor's statistics include exact sums.
+fn has_sums(tensor: &TensorPlan) -> bool {
+    tensor.factored().is_some() || tensor.rms.is_some()
+}
+
 /// The kernels for tensors with exact sums, if there are any such tensors.
 fn factored_kernels(spec: &Spec, tensors: &[TensorPlan]) -> Result<Option<FactoredKernels>> {
-    let has_sums = |tensor: &&TensorPlan| tensor.factored().is_some() || tensor.rms.is_some();
-    let Some(tensor) = tensors.iter().find(has_sums) else {
+    let Some(tensor) = tensors.iter().find(|tensor| has_sums(tensor)) else {
         return Ok(None);
     };
     let kernels = FactoredKernels::of(spec.optimizer).ok_or_else(|| {
