@@ -19,7 +19,7 @@ use crate::dtype::Dtype;
 use crate::error::{Result, Status};
 use crate::norm::{self, NormArgs};
 use crate::numerics::{self, Hyper};
-use crate::plan::{Pass, Plan, TensorInfo};
+use crate::plan::{Pass, Plan, TensorInfo, TensorPlan};
 use crate::quant::{Mapping, Rounding, Table};
 use crate::spec::{
     AdafactorOptions, FactorAxes, Normalization, Optimizer, Quantizer, SgdmOptions, Spec,
@@ -362,6 +362,8 @@ struct Case {
     wild_state: bool,
     /// Thread blocks that the imagined device holds.
     resident: u32,
+    /// Tensors are the first of three parts, where such a shard exists, and stepped as the last.
+    moved: bool,
 }
 
 impl Default for Case {
@@ -384,6 +386,7 @@ impl Default for Case {
             at_end: false,
             wild_state: false,
             resident: 3,
+            moved: false,
         }
     }
 }
@@ -394,6 +397,13 @@ fn preset(name: &str) -> Spec {
         threshold: 0,
         ..Spec::preset(name).unwrap()
     }
+}
+
+/// Where the last of three parts of a tensor lies, given the first, unless its states cannot move.
+fn last_part(tensor: &TensorPlan) -> Option<Vec<i64>> {
+    let dithered = tensor.states.iter().any(|state| state.quantizer.dither);
+    let ends = tensor.global_shape.iter().zip(&tensor.info.shape);
+    (tensor.is_shard() && !dithered).then(|| ends.map(|(global, extent)| global - extent).collect())
 }
 
 /// All memory of one side of the comparison.
@@ -407,6 +417,8 @@ struct Side {
     step: Guarded,
     skipped: Guarded,
     groups: Vec<Hyper>,
+    /// Where shards are moved to.
+    offsets: Vec<Option<Vec<i64>>>,
 }
 
 impl Side {
@@ -436,6 +448,7 @@ impl Side {
                     ..case.hyper
                 })
                 .collect(),
+            offsets: plan.tensors().iter().map(last_part).collect(),
         }
     }
 
@@ -489,6 +502,7 @@ impl Side {
             Output::Update => Some(list(&self.updates)),
             Output::OverGrad => Some(grads.clone()),
         };
+        let offsets: Vec<_> = self.offsets.iter().map(Option::as_deref).collect();
         body(&StepArgs {
             params: &params,
             grads: &grads,
@@ -509,7 +523,7 @@ impl Side {
                 HyperSource::Host(&self.groups, t)
             },
             nonfinite: case.nonfinite,
-            offsets: None,
+            offsets: case.moved.then_some(offsets.as_slice()),
             skipped: self.skipped.data.cast(),
         })
     }
@@ -549,13 +563,44 @@ fn reference() -> Arc<Context> {
 
 impl Case {
     fn tensors(&self) -> Vec<TensorInfo> {
-        let tensors = self.shapes.iter().enumerate().map(|(i, shape)| TensorInfo {
-            grad_dtype: self.grad,
-            weights: self.weights,
-            group: i % self.groups,
-            ..TensorInfo::new(format!("t{i}"), shape, self.param)
+        let tensors = self.shapes.iter().enumerate().map(|(i, shape)| {
+            let whole = TensorInfo {
+                grad_dtype: self.grad,
+                weights: self.weights,
+                group: i % self.groups,
+                ..TensorInfo::new(format!("t{i}"), shape, self.param)
+            };
+            match self.moved.then(|| self.first_part(&whole)) {
+                Some(Some(shard)) => shard,
+                _ => whole,
+            }
         });
         tensors.collect()
+    }
+
+    /// The tensor as the first third of one along its first axis of more than 1; `None` if that would
+    /// cut a block, or the last third would.
+    fn first_part(&self, whole: &TensorInfo) -> Option<TensorInfo> {
+        let axis = whole.shape.iter().position(|extent| *extent > 1)?;
+        let mut global = whole.shape.clone();
+        global[axis] *= 3;
+        let part = |number: i64| {
+            let mut offset = vec![0; global.len()];
+            offset[axis] = number * whole.shape[axis];
+            TensorInfo {
+                group: 0,
+                global_shape: Some(global.clone()),
+                offset: Some(offset),
+                ..whole.clone()
+            }
+        };
+        for number in [1, 2] {
+            Plan::new(reference(), &self.spec, vec![part(number)]).ok()?;
+        }
+        Some(TensorInfo {
+            group: whole.group,
+            ..part(0)
+        })
     }
 
     fn plan(&self) -> Plan {
@@ -679,8 +724,8 @@ fn layouts_are_those_of_the_kernels() {
         &layout!(Codebook: midpoints levels)[..],
         &layout!(State: kind per_byte scaling block rounding option spacing buffer codebook word),
         &layout!(Factor: word sum fresh count axes),
-        &layout!(Tensor: rows cols units first_col param_max param_sum update_max update_sum block param_dtype grad_dtype weights group
-            scalars index global states axes lead hash words shape offset global_shape state),
+        &layout!(Tensor: rows cols units param_max param_sum update_max update_sum block param_dtype grad_dtype weights group
+            scalars index global states axes lead hash words place shape first_col offset global_shape state),
         &layout!(Segment: first tensor kind),
         &[size_of::<Scalars>()],
         &layout!(numerics::Scalars: beta1 one_minus_beta1 beta2 one_minus_beta2 eps lr_bc1 lr_wd
@@ -1005,6 +1050,7 @@ fn any_case(random: &mut Random) -> Case {
         at_end: random.below(2) == 0,
         wild_state: false,
         resident: any(random, &[1, 3, 100]),
+        moved: random.below(4) == 0,
     }
 }
 
@@ -1145,7 +1191,11 @@ fn shards(name: &str, axis: usize) {
 fn states_as_values_equal_the_reference() {
     let mut random = Random(9);
     for _ in 0..300 {
-        let case = any_case(&mut random);
+        let case = Case {
+            // Shards have no statistics to make global scales of.
+            moved: false,
+            ..any_case(&mut random)
+        };
         let plan = case.plan();
         let host = Host::new(&plan, 3).unwrap();
         let state = random.below(plan.spec().states().len() as u64) as usize;
@@ -1538,32 +1588,41 @@ fn common_tensors_have_kernels_of_their_own() {
 }
 
 #[test]
-fn offsets_other_than_the_plans_are_refused() {
-    let case = Case {
-        shapes: vec![vec![300, 257]],
-        ..Case::default()
-    };
-    let info = TensorInfo {
-        global_shape: Some(vec![600, 257]),
-        ..case.tensors().remove(0)
-    };
-    let plan = Plan::new(reference(), &case.spec, vec![info]).unwrap();
-    let (host, side) = (Host::new(&plan, 1).unwrap(), Side::new(&plan, &case));
-    side.with_args(&case, 1, |args| {
-        let args = StepArgs {
-            offsets: Some(&[Some(&[300, 0])]),
-            ..*args
-        };
-        let call = Call {
-            plan: &plan,
-            args: &args,
-            pass: None,
-            stream: std::ptr::null_mut(),
-        };
-        let error =
-            launch::step(&call, &host.lists, std::ptr::null(), &mut |_| Ok(())).unwrap_err();
-        assert_eq!(error.status(), Status::Unsupported);
-    });
+fn shards_that_are_moved_equal_the_reference() {
+    let mut cases = Vec::new();
+    for name in PRESETS {
+        for &(param, weights, grad) in forms(name) {
+            for staged in [false, true] {
+                cases.push(Case {
+                    shapes: vec![
+                        vec![40, 257],
+                        vec![4096],
+                        vec![70, 1400],
+                        vec![1, 3, 5, 256],
+                        vec![64, 3, 4],
+                        vec![9],
+                    ],
+                    param,
+                    weights,
+                    grad,
+                    spec: preset(name),
+                    staged,
+                    moved: true,
+                    ..Case::default()
+                });
+            }
+        }
+    }
+    for case in &cases {
+        let shards = case
+            .plan()
+            .tensors()
+            .iter()
+            .filter(|t| t.is_shard())
+            .count();
+        assert_eq!(shards, 5, "{case:?}");
+    }
+    run_all(&cases);
 }
 
 #[test]

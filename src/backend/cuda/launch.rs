@@ -7,7 +7,7 @@ use super::kernels::{self, Kernel};
 use super::params::{
     AMSGRAD, COUPLED, FUSED, Launch, MAXIMIZE, NESTEROV, RELATIVE_STEP, SCALARS_WORDS,
     SCALE_PARAMETER, SKIP_ALL, SKIP_BLOCKS, SKIP_GLOBAL, SKIP_STEP, SKIP_TENSORS, STATES, Scalars,
-    UPDATES, is_coupled,
+    UPDATES, is_coupled, words_of,
 };
 use super::table::{List, Lists};
 use crate::backend::{Call, Codec};
@@ -40,7 +40,6 @@ pub(super) fn step(
     run: &mut dyn FnMut(Work<'_>) -> Result<()>,
 ) -> Result<()> {
     let (plan, args) = (call.plan, call.args);
-    check(plan, args)?;
     let scan = matches!(args.nonfinite, NonFinite::SkipTensor | NonFinite::SkipStep);
     let fuse = call.pass.is_none() && !scan && !lists.fused.is_empty();
     let global = fuse || !lists.collect_global.is_empty();
@@ -120,6 +119,7 @@ fn run_lists(
     elements: Elements<'_>,
     run: &mut dyn FnMut(Work<'_>) -> Result<()>,
 ) -> Result<()> {
+    let none = std::ptr::null_mut();
     for list in lists {
         list.put(launch);
         for &(_, word) in &list.groups {
@@ -127,13 +127,10 @@ fn run_lists(
         }
         for &(i, word) in &list.members {
             let tensor = &plan.tensors[i];
-            let words = &mut launch.words[word..word + STATES + tensor.buffer_count];
             let [first, second] = elements(i);
-            words[..STATES].copy_from_slice(&[first as u64, second as u64, 0, 0]);
-            let buffers = state.iter().skip(tensor.first_buffer);
-            for (word, buffer) in words[STATES..].iter_mut().zip(buffers) {
-                *word = buffer.data as u64;
-            }
+            let elements = [first, second, none, none];
+            let state = state.get(tensor.buffers()).unwrap_or_default();
+            write_words(launch, word, tensor, elements, state, &tensor.offset);
         }
         run(Work::Kernel {
             kernel: list.kernel,
@@ -254,17 +251,28 @@ fn write_scalars(launch: &mut Launch, word: usize, scalars: &Scalars) {
     unsafe { to.as_mut_ptr().cast::<Scalars>().write(*scalars) };
 }
 
-/// Refuses what a step's arguments ask for and no kernel does.
-fn check(plan: &Plan, args: &StepArgs<'_>) -> Result<()> {
-    for (tensor, offset) in plan.tensors.iter().zip(args.offsets.unwrap_or_default()) {
-        if offset.is_some_and(|offset| offset != tensor.offset) {
-            return Err(unsupported(format!(
-                "offset of {}: this version's CUDA kernels take the plan's offsets",
-                tensor.info.name
-            )));
+/// Writes the words of a tensor: its pointers and, behind them, the place of a shard.
+fn write_words(
+    launch: &mut Launch,
+    word: usize,
+    tensor: &TensorPlan,
+    elements: [*mut c_void; STATES],
+    state: &[Buffer],
+    offset: &[i64],
+) {
+    let words = &mut launch.words[word..word + words_of(tensor)];
+    let (pointers, place) = words.split_at_mut(STATES + tensor.buffer_count);
+    let states = state.iter().map(|buffer| buffer.data);
+    for (word, data) in pointers.iter_mut().zip(elements.into_iter().chain(states)) {
+        *word = data as u64;
+    }
+    if let Some((first_col, along)) = place.split_first_mut() {
+        let of_row = &offset[tensor.grid.lead.len()..];
+        *first_col = tensor.grid.row_start(of_row).cast_unsigned();
+        for (word, start) in along.iter_mut().zip(offset) {
+            *word = start.cast_unsigned();
         }
     }
-    Ok(())
 }
 
 /// Refuses to make factors of values: their means are sums in the order of the elements.
@@ -388,7 +396,7 @@ impl<'a> Filled<'a> {
             }
         }
         for &(i, word) in &list.members {
-            self.pointers(i, word);
+            self.words(i, word);
         }
         Work::Kernel {
             kernel: list.kernel,
@@ -397,20 +405,21 @@ impl<'a> Filled<'a> {
         }
     }
 
-    fn pointers(&mut self, i: usize, word: usize) {
+    fn words(&mut self, i: usize, word: usize) {
         let (args, tensor): (_, &TensorPlan) = (self.args, &self.plan.tensors[i]);
-        let buffers = &args.state[tensor.buffers()];
-        let address = |data: *mut c_void| data as u64;
-        let words = &mut self.launch.words[word..word + STATES + buffers.len()];
-        words[0] = address(args.params[i].data);
-        words[1] = address(args.grads[i].data);
-        words[2] = args.updates.map_or(0, |updates| address(updates[i].data));
-        words[3] = match (tensor.info.weights.beside(), buffers.last()) {
-            (Some(_), Some(beside)) => address(beside.data),
-            _ => 0,
-        };
-        for (word, buffer) in words[STATES..].iter_mut().zip(buffers) {
-            *word = address(buffer.data);
-        }
+        let state = &args.state[tensor.buffers()];
+        let none = std::ptr::null_mut();
+        let elements = [
+            args.params[i].data,
+            args.grads[i].data,
+            args.updates.map_or(none, |updates| updates[i].data),
+            match (tensor.info.weights.beside(), state.last()) {
+                (Some(_), Some(beside)) => beside.data,
+                _ => none,
+            },
+        ];
+        let offset = args.offsets.and_then(|offsets| offsets[i]);
+        let offset = offset.unwrap_or(&tensor.offset);
+        write_words(&mut self.launch, word, tensor, elements, state, offset);
     }
 }

@@ -8,7 +8,7 @@ use super::kernels::{self, FactoredKernels, Kernel, THREADS};
 use super::params::{
     self, APPLY, CODES, COLLECT, COVER, Codebook, FACTORS, LAUNCH_WORDS, MAX_STATES, PER_AXES,
     PER_BLOCK, PER_COLUMN, PER_ROW, PER_TENSOR, Plain, SCALARS_WORDS, SCALE_CORRECTION, STATES,
-    SUBTRACTIVE_DITHER, Segment, State, Tensor, VALUES,
+    SUBTRACTIVE_DITHER, Segment, State, Tensor, VALUES, words_of,
 };
 use crate::error::{Error, Result, Status, unsupported};
 use crate::layout::div_ceil;
@@ -207,15 +207,15 @@ impl Builder<'_> {
                 let group = tensor.info.group;
                 let known = groups.iter().any(|(known, _)| *known == group);
                 let scalars = if known { 0 } else { SCALARS_WORDS };
-                let pointers = STATES + tensor.buffer_count;
-                if words + scalars + pointers > LAUNCH_WORDS {
+                let own = words_of(tensor);
+                if words + scalars + own > LAUNCH_WORDS {
                     break;
                 }
                 if !known {
                     groups.push((group, words));
                 }
                 taken.push((i, words + scalars));
-                words += scalars + pointers;
+                words += scalars + own;
             }
             rest = &rest[taken.len()..];
             lists.push(self.list(kernel, taken, groups, kinds)?);
@@ -315,12 +315,6 @@ impl Builder<'_> {
             rows,
             cols,
             units: div_ceil(cols, grid.block),
-            // An empty tensor has no first column.
-            first_col: if tensor.numel == 0 {
-                0
-            } else {
-                grid.global(0, 0, &tensor.offset).1
-            },
             param_max: tensor.rms.map_or(0, |rms| rms.param_max as i64),
             param_sum: tensor.rms.map_or(0, |rms| rms.param_sum as i64),
             update_max: tensor.rms.map_or(0, |rms| rms.update_max as i64),
@@ -338,9 +332,15 @@ impl Builder<'_> {
             lead: narrow(grid.lead.len())?,
             hash: tensor.hash,
             words: narrow(words)?,
-            reserved: 0,
+            place: if tensor.is_shard() {
+                narrow(words + STATES + tensor.buffer_count)?
+            } else {
+                0
+            },
             shape: axes(&tensor.info.shape),
-            offset: axes(&tensor.offset),
+            // Of a shard: in the words of the launch.
+            first_col: 0,
+            offset: [0; MAX_AXES],
             global_shape: axes(&tensor.global_shape),
             state,
         })
