@@ -2,13 +2,13 @@
 //! import and export, and the change of a quantizer during training.
 
 use std::ffi::c_void;
+use std::sync::Arc;
 
 use crate::backend::{Codec, Context};
 use crate::dtype::Dtype;
 use crate::error::{Result, invalid, unsupported};
 use crate::layout::index;
 use crate::plan::{Plan, StatePlan};
-use crate::reserve::zeros;
 use crate::step::{Buffer, check, count};
 
 /// What [`Plan::ema`] takes besides state and stream. Slices are in the plan's order.
@@ -115,10 +115,14 @@ impl Plan {
     /// quantizer, another optimizer. States that are kept alike are copied, others decoded and
     /// coded again, tensor by tensor; those that the other plan does not have become zero. What is
     /// kept beside a parameter is copied under the same weight form and else becomes zero, so that
-    /// the parameter counts.
+    /// the parameter counts. Takes 4 bytes for each element of the largest tensor that is coded
+    /// again, where the states are. On a CUDA device it waits for all work, does its own and waits
+    /// for that.
     ///
     /// # Errors
-    /// `InvalidArgument` if the tensors differ; otherwise as for [`Plan::compress`].
+    /// `InvalidArgument` if the tensors differ; `Unsupported` unless the states of both plans are in
+    /// the host's memory, or on one device; `OutOfMemory`, `CudaOutOfMemory`; otherwise as for
+    /// [`Plan::compress`].
     ///
     /// # Safety
     /// As for [`Plan::step`], for both lists of state buffers, which do not overlap.
@@ -127,23 +131,54 @@ impl Plan {
         from.check_state(old)?;
         self.check_state(new)?;
         count("tensors", from.tensors.len(), self.tensors.len())?;
-        if matches!(self.context.as_ref(), Context::Cuda(_))
-            || matches!(from.context.as_ref(), Context::Cuda(_))
-        {
-            return Err(unsupported("convert works on CPU contexts in this version"));
+        let memories = [from, self].map(|plan| plan.context.memory());
+        if memories[0] != memories[1] {
+            let [old, new] = memories.map(|device| match device {
+                Some(device) => format!("on CUDA device {device}"),
+                None => "in the host's memory".to_owned(),
+            });
+            return Err(unsupported(format!(
+                "the old states are {old}, the new ones {new}: convert does not copy between \
+                 memories, as checkpoints do"
+            )));
         }
         // Everything that can be refused is refused before anything is written.
         let pairs = (0..self.tensors.len())
             .map(|i| self.pair(from, i))
             .collect::<Result<Vec<_>>>()?;
         self.overlap.check_codec(self, old, &[], new, true)?;
-        for (i, (source, target)) in pairs.into_iter().enumerate() {
-            let old = part(old, from.tensors[i].first_buffer, source.buffers.len());
-            let new = part(new, self.tensors[i].first_buffer, target.buffers.len());
-            // SAFETY: the caller's promise.
-            unsafe { target.convert_tensor(&source, old, new)? };
-        }
-        Ok(())
+        let largest = (pairs.iter())
+            .filter(|(source, target)| target.codes_again(source))
+            .map(|(_, target)| target.tensors[0].numel)
+            .max();
+        let stream = std::ptr::null_mut();
+        self.context.synchronize()?;
+        let arena = (self.context).allocate(4 * largest.unwrap_or(0), stream)?;
+        let converted = pairs
+            .iter()
+            .enumerate()
+            .try_for_each(|(i, (source, target))| {
+                let old = part(old, from.tensors[i].first_buffer, source.buffers.len());
+                let new = part(new, self.tensors[i].first_buffer, target.buffers.len());
+                let values = Buffer {
+                    data: arena.data(),
+                    bytes: 4 * target.tensors[0].numel,
+                };
+                // SAFETY: the caller's promise.
+                unsafe { target.convert_tensor(source, old, new, values) }
+            });
+        self.context.free(arena, stream);
+        converted?;
+        self.context.synchronize()
+    }
+
+    /// Whether a state of the one tensor is decoded from the other plan's and coded again.
+    fn codes_again(&self, from: &Self) -> bool {
+        self.tensors[0].states.iter().any(|state| {
+            let mut states = from.tensors[0].states.iter();
+            let found = states.find(|other| other.name == state.name);
+            found.is_some_and(|other| !same_layout(other, state))
+        })
     }
 
     /// The plans of tensor `i` alone, here and there.
@@ -174,22 +209,35 @@ impl Plan {
     }
 
     /// A plan for one of the tensors.
-    pub(crate) fn alone(&self, i: usize) -> Result<Self> {
+    fn alone(&self, i: usize) -> Result<Self> {
+        self.alone_on(&self.context, i)
+    }
+
+    /// The same on another context.
+    pub(crate) fn alone_on(&self, context: &Arc<Context>, i: usize) -> Result<Self> {
         let info = crate::plan::TensorInfo {
             group: 0,
             ..self.tensors[i].info.clone()
         };
-        Self::new(std::sync::Arc::clone(&self.context), &self.spec, vec![info])
+        Self::new(Arc::clone(context), &self.spec, vec![info])
     }
 
     /// # Safety
-    /// As for [`Plan::convert_from`]; both plans have the same one tensor.
+    /// As for [`Plan::convert_from`]; both plans have the same one tensor. `values` is memory of the
+    /// context for its elements in f32, if a state is coded again.
     #[expect(unsafe_code, reason = "works on the caller's raw buffers")]
-    unsafe fn convert_tensor(&self, from: &Self, old: &[Buffer], new: &[Buffer]) -> Result<()> {
+    unsafe fn convert_tensor(
+        &self,
+        from: &Self,
+        old: &[Buffer],
+        new: &[Buffer],
+        values: Buffer,
+    ) -> Result<()> {
         let (source, target) = (&from.tensors[0], &self.tensors[0]);
-        for buffer in new {
+        let (context, stream) = (&self.context, std::ptr::null_mut());
+        for buffer in new.iter().filter(|buffer| buffer.bytes > 0) {
             // SAFETY: the caller's promise.
-            unsafe { std::ptr::write_bytes(buffer.data.cast::<u8>(), 0, index(buffer.bytes)) };
+            unsafe { context.zero(buffer.data, index(buffer.bytes), stream)? };
         }
         for (i, state) in target.states.iter().enumerate() {
             let found = source
@@ -200,19 +248,13 @@ impl Plan {
             // SAFETY: the caller's promise; the values are this function's.
             unsafe {
                 if same_layout(&source.states[j], state) {
-                    copy(
-                        part(old, source.states[j].first_buffer, state.buffer_count),
-                        part(new, state.first_buffer, state.buffer_count),
-                    );
+                    let old = part(old, source.states[j].first_buffer, state.buffer_count);
+                    let new = part(new, state.first_buffer, state.buffer_count);
+                    copy(context, old, new)?;
                     continue;
                 }
-                let mut values: Vec<f32> = zeros(index(target.numel))?;
-                let buffer = [Buffer {
-                    data: values.as_mut_ptr().cast(),
-                    bytes: 4 * target.numel,
-                }];
-                from.decompress(j, old, &buffer, std::ptr::null_mut())?;
-                self.compress(i, &buffer, new, std::ptr::null_mut())?;
+                from.decompress(j, old, &[values], stream)?;
+                self.compress(i, &[values], new, stream)?;
             }
         }
         if source.info.weights == target.info.weights
@@ -220,7 +262,7 @@ impl Plan {
             && target.info.weights.beside().is_some()
         {
             // SAFETY: the caller's promise.
-            unsafe { copy(&old[old.len() - 1..], &new[new.len() - 1..]) };
+            unsafe { copy(context, &old[old.len() - 1..], &new[new.len() - 1..])? };
         }
         Ok(())
     }
@@ -276,13 +318,13 @@ fn part(list: &[Buffer], first: usize, count: usize) -> &[Buffer] {
 }
 
 /// # Safety
-/// Pairs of valid buffers of one size that do not overlap.
+/// Pairs of valid buffers of the context, of one size.
 #[expect(unsafe_code, reason = "works on the caller's raw buffers")]
-unsafe fn copy(from: &[Buffer], to: &[Buffer]) {
-    for (from, to) in from.iter().zip(to) {
+unsafe fn copy(context: &Context, from: &[Buffer], to: &[Buffer]) -> Result<()> {
+    let pairs = from.iter().zip(to).filter(|(_, to)| to.bytes > 0);
+    for (from, to) in pairs {
         // SAFETY: the caller's promise.
-        unsafe {
-            std::ptr::copy_nonoverlapping(from.data.cast::<u8>(), to.data.cast(), index(to.bytes));
-        }
+        unsafe { context.copy(from.data, to.data, index(to.bytes), std::ptr::null_mut())? };
     }
+    Ok(())
 }

@@ -2,15 +2,18 @@
 //!
 //! Nothing of the caller's is written. Tensor by tensor, the step runs on copies, and the coded
 //! states are compared with the fresh ones that they stand for. Off the hot path: it takes the
-//! time of the scalar reference and some copies of the largest tensor.
+//! time of the scalar reference and some copies of the largest tensor, all on the host, also where
+//! the tensors are on a device.
 
 use std::fmt;
+use std::mem::MaybeUninit;
+use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::backend::{Call, Context};
+use crate::backend::{Call, Context, CpuContext, Variant};
 use crate::counts::Counts;
-use crate::error::{Result, unsupported};
+use crate::error::{Error, Result, Status, unsupported};
 use crate::layout::index;
 use crate::numerics::{Hyper, power};
 use crate::plan::{Format, Plan, TensorPlan};
@@ -55,19 +58,21 @@ impl Plan {
     /// Measures, for every quantized state, what coding loses in the step that `args` describe.
     ///
     /// # Errors
-    /// As for [`Plan::step`]; `OutOfMemory`; `Unsupported` on CUDA contexts and for shards with
-    /// scales or factors of the global tensor.
+    /// As for [`Plan::step`]; `OutOfMemory` of the host; `Unsupported` for shards with scales or
+    /// factors of the global tensor.
+    ///
+    /// On a CUDA context it waits for all of the device's work and copies one tensor after another.
     ///
     /// # Safety
     /// As for [`Plan::step`]; nothing is written.
     #[expect(unsafe_code, reason = "reads the caller's raw buffers")]
     pub unsafe fn diagnose(&self, args: &StepArgs<'_>) -> Result<Diagnostics> {
         self.check_step(args)?;
-        let Context::Cpu(_) = self.context.as_ref() else {
-            return Err(unsupported(
-                "diagnose works on CPU contexts in this version",
-            ));
+        let host = match self.context.as_ref() {
+            Context::Cpu(_) => Arc::clone(&self.context),
+            Context::Cuda(_) => Arc::new(Context::Cpu(CpuContext::new(1, Variant::Auto)?)),
         };
+        self.context.synchronize()?;
         let mut states = Vec::new();
         for (i, tensor) in self.tensors.iter().enumerate() {
             if tensor.needs_statistics() && tensor.is_shard() {
@@ -77,7 +82,7 @@ impl Plan {
                 )));
             }
             // SAFETY: the caller's promise.
-            states.extend(unsafe { self.diagnose_tensor(args, i)? });
+            states.extend(unsafe { self.diagnose_tensor(&host, args, i)? });
         }
         Ok(Diagnostics { states })
     }
@@ -87,28 +92,35 @@ impl Plan {
     #[expect(unsafe_code, reason = "reads the caller's raw buffers")]
     unsafe fn diagnose_tensor(
         &self,
+        host: &Arc<Context>,
         args: &StepArgs<'_>,
         i: usize,
     ) -> Result<Vec<StateDiagnostics>> {
         let tensor = &self.tensors[i];
-        let plan = self.alone(i)?;
-        // SAFETY: the caller's promise: hyper-parameters, parameter and states can be read.
-        let (hyper, t, mut param, mut copies) = unsafe {
+        let plan = self.alone_on(host, i)?;
+        let Context::Cpu(cpu) = host.as_ref() else {
+            let text = "diagnostics are computed on the host";
+            return Err(Error::new(Status::Internal, text));
+        };
+        // SAFETY: the caller's promise: everything can be read.
+        let (hyper, t, mut param, mut grad, mut copies) = unsafe {
+            let group = tensor.info.group;
+            let in_memory = |hyper: *const f32, step: *const i32| -> Result<(Hyper, i32)> {
+                let hyper = hyper.cast::<Hyper>().wrapping_add(group);
+                Ok((self.read(hyper)?, self.read(step)?))
+            };
             let (hyper, t) = match args.hyper {
-                HyperSource::Host(groups, t) => (groups[tensor.info.group], t),
-                HyperSource::Memory { hyper, step } => {
-                    (hyper.cast::<Hyper>().add(tensor.info.group).read(), *step)
-                }
-                HyperSource::Counted { hyper, step } => {
-                    (hyper.cast::<Hyper>().add(tensor.info.group).read(), *step)
-                }
+                HyperSource::Host(groups, t) => (groups[group], t),
+                HyperSource::Memory { hyper, step } => in_memory(hyper, step)?,
+                HyperSource::Counted { hyper, step } => in_memory(hyper, step)?,
             };
             let state = &args.state[tensor.buffers()];
-            let copies = state.iter().map(|buffer| Copy::of(*buffer));
+            let copies = state.iter().map(|buffer| Copy::of(&self.context, *buffer));
             (
                 hyper,
                 t,
-                Copy::of(args.params[i])?,
+                Copy::of(&self.context, args.params[i])?,
+                Copy::of(&self.context, args.grads[i])?,
                 copies.collect::<Result<Vec<_>>>()?,
             )
         };
@@ -117,7 +129,7 @@ impl Plan {
         let hyper = [Hyper { skip: 0.0, ..hyper }];
         let call = StepArgs {
             params: &[param.buffer()],
-            grads: &args.grads[i..=i],
+            grads: &[grad.buffer()],
             updates: None,
             state: &state,
             scratch: scratch.buffer(),
@@ -128,20 +140,17 @@ impl Plan {
         };
         let none = std::ptr::null_mut();
         let mut found = Vec::new();
-        // SAFETY: copies of the caller's memory, and its gradient, which is only read.
+        // SAFETY: copies of the caller's memory.
         unsafe {
             for stage in 0..plan.passes().count() {
                 plan.step(&call, Stage::Collect(stage), none)?;
             }
-            let fresh = match plan.context.as_ref() {
-                Context::Cpu(cpu) => cpu.fresh_states(&Call {
-                    plan: &plan,
-                    args: &call,
-                    pass: None,
-                    stream: none,
-                }),
-                Context::Cuda(_) => return Ok(found),
-            };
+            let fresh = cpu.fresh_states(&Call {
+                plan: &plan,
+                args: &call,
+                pass: None,
+                stream: none,
+            });
             plan.step(&call, Stage::Apply, none)?;
             for (s, fresh) in fresh.iter().enumerate() {
                 if plan.tensors[0].states[s].format == Format::F32 {
@@ -165,6 +174,21 @@ impl Plan {
             }
         }
         Ok(found)
+    }
+
+    /// A value in the context's memory.
+    ///
+    /// # Safety
+    /// It can be read, and any bytes are a `T`.
+    #[expect(unsafe_code, reason = "reads the caller's raw buffers")]
+    unsafe fn read<T>(&self, from: *const T) -> Result<T> {
+        let mut value = MaybeUninit::<T>::uninit();
+        let (to, bytes) = (value.as_mut_ptr().cast(), size_of::<T>());
+        // SAFETY: as many bytes on both sides; the caller's promise.
+        unsafe {
+            (self.context).read(from.cast(), to, bytes, std::ptr::null_mut())?;
+            Ok(value.assume_init())
+        }
     }
 }
 
@@ -258,19 +282,14 @@ impl Copy {
     }
 
     /// # Safety
-    /// `buffer` is valid memory.
+    /// `buffer` is valid memory of the context.
     #[expect(unsafe_code, reason = "reads the caller's raw buffers")]
-    unsafe fn of(buffer: Buffer) -> Result<Self> {
+    unsafe fn of(context: &Context, buffer: Buffer) -> Result<Self> {
         let mut copy = Self::zeroed(buffer.bytes)?;
         if buffer.bytes > 0 {
+            let (from, to) = (buffer.data.cast(), copy.words.as_mut_ptr().cast());
             // SAFETY: the caller's promise; the copy is as large.
-            unsafe {
-                std::ptr::copy_nonoverlapping(
-                    buffer.data.cast::<u8>(),
-                    copy.words.as_mut_ptr().cast(),
-                    index(buffer.bytes),
-                );
-            }
+            unsafe { context.read(from, to, index(buffer.bytes), std::ptr::null_mut())? };
         }
         Ok(copy)
     }

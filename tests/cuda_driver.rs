@@ -27,6 +27,8 @@ use lowbit::{Context, CpuContext, CudaContext, Variant};
 
 #[path = "cuda_driver/offload.rs"]
 mod offload;
+#[path = "cuda_driver/states.rs"]
+mod states;
 
 // ---- parents: which mock, what is expected -----------------------------------------------------
 
@@ -242,6 +244,9 @@ fn child() {
         "open" => with_caller_context(|| CudaContext::new(device).map(drop)),
         offload if offload.starts_with("offload") => {
             with_caller_context(|| self::offload::child(offload))
+        }
+        states if states.starts_with("states") => {
+            with_caller_context(|| self::states::child(states))
         }
         _ => with_caller_context(step),
     };

@@ -146,6 +146,23 @@ impl Context {
         }
     }
 
+    /// Whose memory it works on: a CUDA device's, `None` for the host's.
+    pub(crate) fn memory(&self) -> Option<i32> {
+        match self {
+            Self::Cpu(_) => None,
+            Self::Cuda(cuda) => Some(cuda.ordinal()),
+        }
+    }
+
+    /// Waits for all work on this context's memory, whatever its stream: for calls off the hot path
+    /// that take none.
+    pub(crate) fn synchronize(&self) -> Result<()> {
+        match self {
+            Self::Cpu(_) => Ok(()),
+            Self::Cuda(cuda) => cuda.synchronize(),
+        }
+    }
+
     /// Zeroes memory of this context, in the order of `stream`.
     ///
     /// # Safety

@@ -20,19 +20,20 @@ handle!(lowbit_report_t, "report", b"lb.rept\0");
 /// Measures what coding would lose in the step that `args` describe, without taking it: relative
 /// error of every quantized state, shares of the lowest and highest codes, dead blocks,
 /// preconditioner ratio, radial bias of m. Off the hot path: it takes copies of the largest tensor
-/// and the time of the scalar reference.
+/// on the host, some f32 values for each of its elements, and the time of the scalar reference, also
+/// for tensors on a CUDA device, which are copied one after another.
 ///
 /// # Parameters
 /// - `plan` (in, not NULL).
 /// - `args` (in, host, not NULL): as for lowbit_step; nothing is written.
 /// - `out` (out, host, not NULL): the report, or NULL on failure.
 /// # Returns
-/// As lowbit_step; OUT_OF_MEMORY; UNSUPPORTED (CUDA contexts in this version, shards with scales of
-/// the global tensor).
+/// As lowbit_step; OUT_OF_MEMORY (the host's); UNSUPPORTED (shards with scales or factors of the
+/// global tensor).
 /// # Threads
 /// As lowbit_step.
 /// # Stream
-/// None.
+/// Synchronises the device of CUDA contexts: waits for all of its streams before it copies.
 /// # Ownership
 /// The caller destroys the report by lowbit_report_destroy.
 /// # Since

@@ -261,6 +261,18 @@ Result cuCtxPopCurrent_v2(Handle* context) {
   });
 }
 
+// Work of all streams, the callers' too.
+Result cuCtxSynchronize() {
+  if (capture != nullptr) {
+    return 900;
+  }
+  return call(__func__, [=] {
+    for (auto& [stream, queue] : waiting) {
+      finish(stream);
+    }
+  });
+}
+
 // For what the host program does, not the library.
 Result cuCtxGetCurrent(Handle* context) {
   *context = mock_current_context();
@@ -359,10 +371,7 @@ Result cuMemAllocAsync(Handle* data, size_t bytes, Handle stream) {
 }
 
 Result cuMemFreeAsync(Handle data, Handle stream) {
-  return call(__func__, [=] {
-    last_stream = stream;
-    std::free(data);
-  });
+  return call(__func__, [=] { enqueue(stream, [=] { std::free(data); }); });
 }
 
 Result cuMemsetD8Async(Handle data, unsigned char value, size_t bytes, Handle stream) {

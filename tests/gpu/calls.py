@@ -59,12 +59,12 @@ class Calls:
         self.norm_scratch = to_device(np.zeros(_c_api.LOWBIT_NORM_SCRATCH // 8, np.int64))
         torch.cuda.synchronize()
 
-    def enqueue(self, name, stream=None):
-        """One call on the device."""
+    def enqueue(self, name, stream=None, **options):
+        """One call on the device. options: state_name, of `compress` and `average_into_state`."""
         stream = (torch.cuda.current_stream() if stream is None else stream).cuda_stream
-        getattr(self, name)(stream)
+        getattr(self, name)(stream, **options)
 
-    def expect(self, name):
+    def expect(self, name, state_name="m"):
         """The same call by the reference."""
         if name.endswith("step"):
             values = dict(zip(HYPER, map(float, self.hyper)))
@@ -74,9 +74,14 @@ class Calls:
         elif name == "norm_and_clip":
             self.clip[:] = reference_norm(self.plan.reference, self.grads)
         elif name == "compress":
-            self.plan.reference.compress("m", self.values, self.state)
+            self.plan.reference.compress(state_name, self.values, self.state)
         elif name == "decompress":
             self.values = [a.reshape(-1) for a in self.plan.reference.decompress("m", self.state)]
+        elif name == "average_into_state":
+            arguments = self._average(
+                host_buffers, self.grads, self.means, self.state, state_name
+            )
+            call("lowbit_ema", self.plan.reference.handle, ctypes.byref(arguments), None)
         else:
             arguments = self._average(host_buffers, self.grads, self.means, self.average_state)
             call("lowbit_ema", self.averages.reference.handle, ctypes.byref(arguments), None)
@@ -102,7 +107,8 @@ class Calls:
 
     # ---- the calls -----------------------------------------------------------------------------
 
-    def _arguments(self, **values):
+    def arguments(self, **values):
+        """Of a step, all in device memory."""
         return self.plan.arguments(
             *(self.device_params, self.device_grads, self.device_state),
             hyper=self.device_hyper,
@@ -111,7 +117,7 @@ class Calls:
         )
 
     def _step(self, stream, *entries, **values):
-        arguments = ctypes.byref(self._arguments(**values))
+        arguments = ctypes.byref(self.arguments(**values))
         for name, *between in entries:
             call(name, self.plan.handle, arguments, *between, stream)
 
@@ -138,11 +144,10 @@ class Calls:
         ]
         call("lowbit_norm_clip", self.plan.handle, ctypes.byref(arguments), stream, *results)
 
-    def compress(self, stream, state_name=b"m"):
-        """Refused with UNSUPPORTED for a state that is kept as factors, unlike on the CPU."""
+    def compress(self, stream, state_name="m"):
         values, state = buffers(self.device_values), buffers(self.device_state.buffers)
         call(
-            *("lowbit_compress", self.plan.handle, state_name),
+            *("lowbit_compress", self.plan.handle, state_name.encode()),
             *(values, len(values), state, len(state), stream),
         )
 
@@ -159,8 +164,8 @@ class Calls:
         )
         call("lowbit_ema", self.averages.handle, ctypes.byref(arguments), stream)
 
-    def average_into_state(self, stream, state_name):
-        """Into a state of the optimizer; refused as `compress` is."""
+    def average_into_state(self, stream, state_name="m"):
+        """Into a state of the optimizer."""
         arguments = self._average(
             *(buffers, self.device_grads, self.device_means, self.device_state.buffers),
             state_name,
@@ -168,9 +173,9 @@ class Calls:
         call("lowbit_ema", self.plan.handle, ctypes.byref(arguments), stream)
 
     @staticmethod
-    def _average(make, grads, means, state, state_name=b"x"):
+    def _average(make, grads, means, state, state_name="x"):
         return _c_api.lowbit_ema_args_t.init(
-            state_name=state_name,
+            state_name=state_name.encode(),
             tensor_count=len(grads),
             inputs=make(grads),
             outputs=make(means),

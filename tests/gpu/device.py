@@ -108,12 +108,16 @@ class DevicePlan:
             *(
                 _c_api.lowbit_tensor_info_t.init(
                     name=tensor.name.encode(),
-                    shape=(ctypes.c_int64 * len(tensor.shape))(*tensor.shape),
                     ndim=len(tensor.shape),
                     param_dtype=_DTYPES[tensor.param_dtype],
                     grad_dtype=_DTYPES[tensor.grad_dtype],
                     weights=WEIGHTS[tensor.weights],
                     group=tensor.group,
+                    **{
+                        name: (ctypes.c_int64 * len(extents))(*extents)
+                        for name in ("shape", "global_shape", "offset")
+                        if (extents := getattr(tensor, name)) is not None
+                    },
                 )
                 for tensor in self.tensors
             )

@@ -1,5 +1,6 @@
 """The CUDA kernels against the CPU reference, bit for bit: all that a step writes."""
 
+import ctypes
 import functools
 import hashlib
 import itertools
@@ -10,11 +11,11 @@ import pathlib
 import tempfile
 
 import numpy as np
-from lowbit import Error, Spec, Tensor
-from lowbit._library import call
+from lowbit import Plan, Spec, Tensor, _c_api
+from lowbit._library import call, create
 
 import inputs
-from calls import Calls
+from calls import Calls, host_buffers
 from device import (
     DEVICE,
     ENVIRONMENT,
@@ -70,6 +71,17 @@ def factored(axes):
     return coded("factor4", v={**v, "factor_axes": axes})
 
 
+#: Parts of tensors three times as long along their first axis.
+SHARDS = ((40, 257), (4096,), (70, 1400), (6, 5, 256))
+#: From and to, of the specs in `run`.
+CONVERSIONS = (
+    ("adamw4, threshold 0", "adamw8, threshold 0"),
+    ("adamw8, threshold 0", "factor4, threshold 0"),
+    ("factor4, threshold 0", "adamw4-block, threshold 0"),
+    ("adamw4, threshold 0", "lion4, threshold 0"),
+    ("sgdm4, threshold 0", "stochastic"),
+)
+
 STOCHASTIC_M = {
     "bits": 4, "normalization": "block", "block": 64, "mapping": "nf4", "rounding": "stochastic"
 }
@@ -119,7 +131,14 @@ def run(report):
         )
     for name in ("adamw4-block", "adamw4", "factor4", "sm3", "adafactor"):
         add(f"{name}: stats, then apply", stats_then_apply, name)
-    add("values into factors are refused", no_factors_of_values)
+    for name in ("factor4, threshold 0", "factor4, largest two axes"):
+        add(f"{name}: values into factors", values_into_factors, specs[name])
+    for name, spec in specs.items():
+        add(f"{name}: shards that are moved", moved_shards, spec)
+        if name != "adamw32":
+            add(f"{name}: a report on its codes", report_on_codes, spec)
+    for old, new in CONVERSIONS:
+        add(f"{old}, converted to {new}", converted, specs[old], specs[new])
     add("checkpoint written from and read into device memory", checkpoint)
     for line in lines_of("cases.txt"):
         checks.append((f"conformance: {line.split(' ')[0]}", conformance, line))
@@ -322,20 +341,120 @@ def every_call(random, spec, name):
     return f"{compared / 1e6:.1f} MB equal"
 
 
-def no_factors_of_values(random):
-    """Compression and averages into a state of factors, which CUDA's kernels make in steps alone."""
-    calls = Calls(random, coded("factor4"), SHAPES)
-    stream = torch.cuda.current_stream().cuda_stream
-    for entry, refused in (("compress", calls.compress), ("average", calls.average_into_state)):
-        try:
-            refused(stream, b"v")
-        except Error as error:
-            if error.name != "UNSUPPORTED" or "state v kept as factors" not in str(error):
-                raise AssertionError(f"{entry}: {error}") from None
-        else:
-            raise AssertionError(f"{entry} into factors was not refused")
-    # Nor has anything been written before.
-    return f"{calls.require_same() / 1e6:.1f} MB as they were"
+def values_into_factors(random, spec):
+    """Compression and averages into a state of factors: exact sums, by other kernels than a step's."""
+    calls = Calls(random, spec, SHAPES)
+    for entry in ("compress", "average_into_state"):
+        calls.enqueue(entry, state_name="v")
+        calls.expect(entry, state_name="v")
+        compared = calls.require_same()
+    return f"{compared / 1e6:.1f} MB equal"
+
+
+def moved_shards(random, spec):
+    """Steps that move shards to the end of their tensors, against a plan that has them there."""
+
+    def shards(third):
+        return [
+            Tensor(
+                *(f"t{i}", shape, "bf16", "f32", "stochastic"),
+                global_shape=(3 * shape[0], *shape[1:]),
+                offset=(third * shape[0], *(0 for _ in shape[1:])),
+            )
+            for i, shape in enumerate(SHARDS)
+        ]
+
+    plan, there = DevicePlan(spec, shards(0)), Plan(spec, shards(2), variant="reference")
+    numels = [math.prod(shape) for shape in SHARDS]
+    params, state = [random.param(numel, "bf16") for numel in numels], there.zeros()
+    device_params, device_state = [to_device(array) for array in params], plan.state()
+    offsets = [(ctypes.c_int64 * len(tensor.shape))(*tensor.offset) for tensor in there.tensors]
+    pointers = (ctypes.POINTER(ctypes.c_int64) * len(offsets))(*offsets)
+    for step in range(1, STEPS + 1):
+        grads = [random.grad(numel, "f32") for numel in numels]
+        device_grads = [to_device(array) for array in grads]
+        there.step(params, grads, state, step=step)
+        arguments = plan.arguments(
+            *(device_params, device_grads, device_state), step=step, offsets=pointers
+        )
+        plan.launch(arguments)
+        compared = sum(
+            require_same(f"step {step}: {what} {i}", tensor, array)
+            for what, tensors, arrays in (
+                ("parameter", device_params, params),
+                ("state buffer", device_state.buffers, state),
+            )
+            for i, (tensor, array) in enumerate(zip(tensors, arrays))
+        )
+    return f"{compared / 1e6:.1f} MB equal after {STEPS} steps"
+
+
+class CodeReport:
+    """What lowbit_report_create measures, as JSON."""
+
+    def __init__(self, plan, arguments):
+        self.handle = create(
+            self, "report", "lowbit_report_create", plan.handle, ctypes.byref(arguments)
+        )
+        text = ctypes.create_string_buffer(1 << 20)
+        json_format = _c_api.LOWBIT_REPORT_JSON
+        call("lowbit_report_text", self.handle, json_format, text, len(text), None)
+        self.text = text.value.decode()
+
+
+def report_on_codes(random, spec):
+    """Of a model in device memory, against that of the same in the host's."""
+    calls = Calls(random, spec, SHAPES)
+    for _ in range(2):
+        calls.enqueue("counted_step")
+        calls.expect("counted_step")
+    # What is read is still being computed.
+    found = CodeReport(calls.plan, calls.arguments()).text
+    reference, number = calls.plan.reference, np.array([calls.step_number], np.int32)
+    scratch = reference.scratch()
+    arguments = _c_api.lowbit_step_args_t.init(
+        tensor_count=len(calls.params),
+        params=host_buffers(calls.params),
+        grads=host_buffers(calls.grads),
+        buffer_count=len(calls.state),
+        state=host_buffers(calls.state),
+        scratch=host_buffers([scratch])[0],
+        hyper=calls.hyper.ctypes.data_as(ctypes.POINTER(ctypes.c_float)),
+        step_number=number.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+    )
+    expected = CodeReport(reference, arguments).text
+    if found != expected:
+        raise AssertionError(f"{found}, not {expected}")
+    calls.require_same()
+    states = len(json.loads(found)["states"])
+    if not states:
+        raise AssertionError("no state has codes")
+    return f"{states} states, equal"
+
+
+def converted(random, old, new):
+    """The states of one plan made those of another, in device memory."""
+    calls = Calls(random, old, SHAPES)
+    calls.enqueue("counted_step")
+    calls.expect("counted_step")
+    target = DevicePlan(new, calls.plan.tensors)
+    state, device_state = target.reference.zeros(), target.state()
+    for tensor in device_state.buffers:
+        tensor.fill_(255)
+    for plans, make, before, after in (
+        ((calls.plan.reference, target.reference), host_buffers, calls.state, state),
+        ((calls.plan, target), buffers, calls.device_state.buffers, device_state.buffers),
+    ):
+        first, second = (
+            (plan.handle, make(memory), len(memory))
+            for plan, memory in zip(plans, (before, after))
+        )
+        call("lowbit_convert", *first, *second)
+    compared = calls.require_same() + sum(
+        require_same(f"state buffer {i}", tensor, array)
+        for i, (tensor, array) in enumerate(zip(device_state.buffers, state))
+    )
+    return f"{compared / 1e6:.1f} MB equal"
 
 
 def checkpoint(random):

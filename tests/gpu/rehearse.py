@@ -25,6 +25,7 @@ def parity():
     parity.SHAPES = ((0,), (), (1,), (129,), (4097,), (30, 140))
     parity.CASE_SHAPES = ((1,), (4097,))
     parity.LARGE = (70, 1100)
+    parity.SHARDS = ((30, 257), (4096,), (2, 3, 256))
     parity.STEPS = 2
     parity.DTYPES = ("bf16", "f16")
     parity.POLICIES = ("default", "skip_tensor")

@@ -31,6 +31,13 @@ def main():
                 calls.expect(name)
             calls.require_same()
             done += 2
+    # Factors of values.
+    calls = Calls(random, "factor4", SHAPES)
+    for name in ("compress", "average_into_state"):
+        calls.enqueue(name, state_name="v")
+        calls.expect(name, state_name="v")
+        done += 1
+    calls.require_same()
     print(f"worked: {done} calls equal the reference", flush=True)
 
 

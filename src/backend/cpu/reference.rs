@@ -15,7 +15,7 @@ use super::call::TensorCall;
 use super::memory::{load, load_code, store};
 use crate::dtype::Dtype;
 use crate::layout::{Grid, div_ceil, index as extent};
-use crate::numerics::{INF_BITS, NAN_BITS, canonical_magnitude, magnitude};
+use crate::numerics::{Exponent, INF_BITS, Limbs, NAN_BITS, canonical_magnitude, magnitude};
 use crate::optimizer::{Element, Input, MAX_STATES, Update};
 use crate::plan::{Codes, Factor, Format, MAX_AXES, Maxima, Pass, Scales, TensorPlan};
 use crate::quant::{Rounding, corrected_scale, decode, nearest, stochastic, uniform};
@@ -292,15 +292,26 @@ pub(crate) unsafe fn store_maxima(call: &TensorCall<'_>, state: usize) {
     }
 }
 
-/// The means of v's values, in f64, element by element in the tensor's order.
+/// The means of v's values: exact sums, so that no order of the elements is meant, over their count,
+/// rounded once to f32.
 unsafe fn store_means(call: &TensorCall<'_>, state: usize, factors: &[Factor; 3], values: &[f32]) {
     for (factor, buffer) in factors.iter().zip(call.state_buffers(state)) {
         let projection = &factor.maxima.projection;
-        let mut sums = vec![0.0_f64; extent(projection.extent())];
+        let place = |i| projection.position(&multi_index(call.tensor, i));
+        let mut largest = vec![0; extent(projection.extent())];
         for (i, value) in values.iter().enumerate() {
-            sums[projection.position(&multi_index(call.tensor, i))] += f64::from(*value);
+            let slot = &mut largest[place(i)];
+            *slot = (*slot).max(magnitude(*value));
         }
-        for (position, sum) in sums.into_iter().enumerate() {
+        let mut sums = vec![Limbs::default(); largest.len()];
+        for (i, value) in values.iter().enumerate() {
+            let at = place(i);
+            if let Some(exponent) = Exponent::above(largest[at]) {
+                sums[at].add(exponent.limbs(f64::from(*value)));
+            }
+        }
+        for (position, (largest, sum)) in largest.into_iter().zip(sums).enumerate() {
+            let sum = Exponent::above(largest).map_or(f64::NAN, |exponent| exponent.value(sum));
             // SAFETY: the caller's promise.
             unsafe { put(*buffer, position, (sum / factor.count as f64) as f32) };
         }

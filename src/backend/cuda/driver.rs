@@ -16,10 +16,11 @@ use super::kernels::{KERNELS, Kernel, Module, THREADS, embedded};
 use crate::error::{Error, Result, Status, invalid};
 
 /// Every symbol that is used below, as the library exports it.
-const SYMBOLS: [&str; 35] = [
+const SYMBOLS: [&str; 36] = [
     "cuCtxGetDevice",
     "cuCtxPopCurrent_v2",
     "cuCtxPushCurrent_v2",
+    "cuCtxSynchronize",
     "cuDeviceGet",
     "cuDeviceGetAttribute",
     "cuDeviceGetCount",
@@ -595,6 +596,12 @@ impl Active<'_> {
         check("cuStreamSynchronize", unsafe {
             sys::cuStreamSynchronize(stream.cast())
         })
+    }
+
+    /// Waits until the work of all streams of the context is done.
+    pub(super) fn synchronize_all(&self) -> Result<()> {
+        // SAFETY: the device's context is current.
+        check("cuCtxSynchronize", unsafe { sys::cuCtxSynchronize() })
     }
 
     // ---- what the library keeps beside the caller's stream: pinned memory, streams, events --------

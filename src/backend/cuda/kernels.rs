@@ -134,7 +134,7 @@ const ANY_FACTORED: usize = ANY + 2 * OPTIMIZERS.len();
 
 /// All other kernels. Those for common tensors come in groups, one for each form of the states, in the
 /// order of [`FORMS`].
-const COMMON: [(&str, &CStr); 41] = [
+const COMMON: [(&str, &CStr); 42] = [
     ("finish", c"lowbit_k_finish"),
     ("adamw_block4", c"lowbit_k_adamw_f32_f32_block4"),
     ("adamw_block4", c"lowbit_k_adamw_f32_bf16_block4"),
@@ -172,6 +172,7 @@ const COMMON: [(&str, &CStr); 41] = [
     ("codec", c"lowbit_k_clear_maxima"),
     ("codec", c"lowbit_k_raise_maxima"),
     ("codec", c"lowbit_k_compress"),
+    ("codec", c"lowbit_k_compress_means"),
     ("codec", c"lowbit_k_decompress"),
     ("norm", c"lowbit_k_norm_max"),
     ("norm", c"lowbit_k_norm_sum"),
@@ -202,7 +203,8 @@ const RANK1: Kernel = Kernel(F32.0 + FORMS.len());
 pub(super) const CLEAR_MAXIMA: Kernel = Kernel(RANK1.0 + FORMS.len());
 pub(super) const RAISE_MAXIMA: Kernel = Kernel(CLEAR_MAXIMA.0 + 1);
 pub(super) const COMPRESS: Kernel = Kernel(RAISE_MAXIMA.0 + 1);
-pub(super) const DECOMPRESS: Kernel = Kernel(COMPRESS.0 + 1);
+pub(super) const COMPRESS_MEANS: Kernel = Kernel(COMPRESS.0 + 1);
+pub(super) const DECOMPRESS: Kernel = Kernel(COMPRESS_MEANS.0 + 1);
 pub(super) const NORM_MAX: Kernel = Kernel(DECOMPRESS.0 + 1);
 pub(super) const NORM_SUM: Kernel = Kernel(NORM_MAX.0 + 1);
 pub(super) const NORM_FINISH: Kernel = Kernel(NORM_SUM.0 + 1);

@@ -12,11 +12,11 @@ use super::params::{
 use super::table::{List, Lists};
 use crate::backend::{Call, Codec};
 use crate::codec::EmaArgs;
-use crate::error::{Result, unsupported};
+use crate::error::Result;
 use crate::layout::index;
 use crate::norm::{self, NormArgs};
 use crate::numerics::FpEnv;
-use crate::plan::{Pass, Plan, TensorPlan};
+use crate::plan::{Format, Pass, Plan, StatePlan, TensorPlan};
 use crate::spec::Spec;
 use crate::step::{Buffer, HyperSource, NonFinite, StepArgs};
 
@@ -158,9 +158,6 @@ pub(super) fn codec(
     run: &mut dyn FnMut(Work<'_>) -> Result<()>,
 ) -> Result<()> {
     let plan = codec.plan;
-    if direction == Direction::Compress || ema.is_some() {
-        check_compress(codec)?;
-    }
     let mut launch = Launch {
         seed: plan.spec.seed,
         step: codec.step,
@@ -169,22 +166,28 @@ pub(super) fn codec(
         weight: ema.map_or(0.0, |ema| ema.weight),
         ..Launch::new(table)
     };
-    let maxima = plan.tensors.iter().any(|tensor| {
-        let state = tensor.states.get(codec.state);
-        state.is_some_and(|state| !state.maxima().is_empty())
-    });
-    let lists: &[&Vec<List>] = match direction {
-        Direction::Decompress => &[&lists.decompress],
-        Direction::Compress if maxima => {
-            &[&lists.clear_maxima, &lists.raise_maxima, &lists.compress]
-        }
-        Direction::Compress => &[&lists.compress],
+    let compress = direction == Direction::Compress;
+    let any = |what: &dyn Fn(&StatePlan) -> bool| {
+        let mut states = plan
+            .tensors
+            .iter()
+            .filter_map(|t| t.states.get(codec.state));
+        compress && states.any(what)
     };
+    let maxima = any(&|state| !state.maxima().is_empty());
+    let means = any(&|state| matches!(state.format, Format::Factored(_)));
+    let lists = [
+        (maxima, &lists.clear_maxima),
+        (maxima, &lists.raise_maxima),
+        (means, &lists.compress_means),
+        (compress, &lists.compress),
+        (!compress, &lists.decompress),
+    ];
     let elements = |i: usize| {
         let input = ema.map_or(std::ptr::null_mut(), |ema| ema.inputs[i].data);
         [codec.values[i].data, input]
     };
-    for list in lists {
+    for (_, list) in lists.into_iter().filter(|(wanted, _)| *wanted) {
         run_lists(&mut launch, plan, list, codec.buffers, &elements, run)?;
     }
     Ok(())
@@ -273,21 +276,6 @@ fn write_words(
             *word = start.cast_unsigned();
         }
     }
-}
-
-/// Refuses to make factors of values: their means are sums in the order of the elements.
-fn check_compress(codec: &Codec<'_>) -> Result<()> {
-    for tensor in &codec.plan.tensors {
-        let factored = tensor.factored();
-        if let Some((state, _)) = factored.filter(|(state, _)| *state == codec.state) {
-            return Err(unsupported(format!(
-                "tensor {:?} has a state {} kept as factors, which this version's CUDA kernels make in \
-                 steps alone, not of values",
-                tensor.info.name, tensor.states[state].name
-            )));
-        }
-    }
-    Ok(())
 }
 
 /// Flags of a spec.

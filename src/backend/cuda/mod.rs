@@ -289,6 +289,11 @@ impl CudaContext {
         });
     }
 
+    /// Waits for all work of the device's primary context.
+    pub(crate) fn synchronize(&self) -> Result<()> {
+        self.device.with(|active| active.synchronize_all())
+    }
+
     /// Enqueues zeroing.
     ///
     /// # Safety

@@ -11,7 +11,7 @@ use super::params::{
     SUBTRACTIVE_DITHER, Segment, State, Tensor, VALUES, words_of,
 };
 use crate::error::{Error, Result, Status, unsupported};
-use crate::layout::div_ceil;
+use crate::layout::{Projection, div_ceil};
 use crate::plan::{Codes, Factor, Format, MAX_AXES, Scales, StatePlan, TensorPlan};
 use crate::quant;
 use crate::spec::{Normalization, Optimizer, Spec};
@@ -71,6 +71,8 @@ pub(super) struct Lists {
     pub(super) clear_maxima: Vec<List>,
     pub(super) raise_maxima: Vec<List>,
     pub(super) compress: Vec<List>,
+    /// Means of values, of tensors that keep a state as factors.
+    pub(super) compress_means: Vec<List>,
     pub(super) decompress: Vec<List>,
     pub(super) norm_max: Vec<List>,
     pub(super) norm_sum: Vec<List>,
@@ -163,6 +165,9 @@ pub(super) fn build(
     ] {
         *list = builder.lists(kernel, &all, &[APPLY])?;
     }
+    let of_factors = all.into_iter().filter(|i| tensors[*i].factored().is_some());
+    let members: Vec<_> = of_factors.collect();
+    lists.compress_means = builder.lists(kernels::COMPRESS_MEANS, &members, &[APPLY])?;
     Ok((builder.bytes, lists))
 }
 
@@ -447,10 +452,17 @@ impl Kernel {
         if [kernels::FINISH, kernels::CLEAR_MAXIMA].contains(&self) {
             return 1;
         }
+        let factors = tensor.factored().map_or(&[][..], |(_, factors)| factors);
+        let projections = factors.iter().map(|factor| &factor.maxima.projection);
         if self.refreshes() {
-            let factors = tensor.factored().map_or(&[][..], |(_, factors)| factors);
-            let extents = factors.iter().map(|f| f.maxima.projection.extent());
+            let extents = projections.map(Projection::extent);
             return div_ceil(extents.sum(), REFRESHED).max(1);
+        }
+        if self == kernels::COMPRESS_MEANS {
+            // As `means_of_task` in codec.cu.
+            let width = |projection: &Projection| if projection.varies() { 32 } else { 1 };
+            let tasks = projections.map(|each| div_ceil(each.extent(), width(each)));
+            return tasks.sum::<i64>().max(1);
         }
         if self.is_fused() {
             let units = tensor.grid.blocks;
