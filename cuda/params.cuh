@@ -81,12 +81,12 @@ constexpr int REMAINDER16 = 3;
 constexpr int CORRECTION8 = 4;
 
 // One tensor, or the shard of it that is here. Its pointers are words of the launch: parameter,
-// gradient, update, what is kept beside the parameter, then the buffers of its states. Behind them a
-// shard has the words of its place, which may change with every step: `first_col`, then `offset`.
+// gradient, update, what is kept beside the parameter, then the buffers of its states.
 struct Tensor {
   long long rows;
   long long cols;
   long long units;      // blocks of a row; the last one may be short
+  long long first_col;  // of the row in the global tensor
   long long param_max;  // of adafactor: the statistics of the whole tensor, their first words
   long long param_sum;
   long long update_max;
@@ -104,9 +104,8 @@ struct Tensor {
   int lead;  // axes before the row
   unsigned hash;  // of its name, for random numbers
   int words;      // its first pointer among the launch's words
-  int place;      // the first word of a shard's place; 0: a whole tensor, whose place is 0
+  int reserved;
   long long shape[MAX_AXES];
-  long long first_col;  // of the row in the global tensor
   long long offset[MAX_AXES];
   long long global_shape[MAX_AXES];
   State state[MAX_STATES];

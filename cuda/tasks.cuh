@@ -113,12 +113,9 @@ struct WalkerOf {
     const Tensor* from = in_table<Tensor>(launch, launch.tensors) + segment->tensor;
     const unsigned long long* words = reinterpret_cast<const unsigned long long*>(from);
     unsigned long long* to = reinterpret_cast<unsigned long long*>(&shared.tensor);
-    const int first = static_cast<int>(
-        reinterpret_cast<unsigned long long*>(&shared.tensor.first_col) - to);
     for (int i = static_cast<int>(threadIdx.x); i < static_cast<int>(sizeof(Tensor) / 8);
          i += THREADS) {
-      const bool placed = from->place != 0 && i >= first && i <= first + from->axes;
-      to[i] = placed ? launch.words[from->place + i - first] : words[i];
+      to[i] = words[i];
     }
     if (threadIdx.x == 0) {
       const int group = from->group;

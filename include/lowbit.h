@@ -2355,19 +2355,20 @@ lowbit_status_t lowbit_norm_stage(const struct lowbit_plan_t *plan,
  * Measures what coding would lose in the step that `args` describe, without taking it: relative
  * error of every quantized state, shares of the lowest and highest codes, dead blocks,
  * preconditioner ratio, radial bias of m. Off the hot path: it takes copies of the largest tensor
- * and the time of the scalar reference.
+ * on the host, some f32 values for each of its elements, and the time of the scalar reference, also
+ * for tensors on a CUDA device, which are copied one after another.
  *
  * # Parameters
  * - `plan` (in, not NULL).
  * - `args` (in, host, not NULL): as for lowbit_step; nothing is written.
  * - `out` (out, host, not NULL): the report, or NULL on failure.
  * # Returns
- * As lowbit_step; OUT_OF_MEMORY; UNSUPPORTED (CUDA contexts in this version, shards with scales of
- * the global tensor).
+ * As lowbit_step; OUT_OF_MEMORY (the host's); UNSUPPORTED (shards with scales or factors of the
+ * global tensor).
  * # Threads
  * As lowbit_step.
  * # Stream
- * None.
+ * Synchronises the device of CUDA contexts: waits for all of its streams before it copies.
  * # Ownership
  * The caller destroys the report by lowbit_report_destroy.
  * # Since
@@ -2526,21 +2527,23 @@ lowbit_status_t lowbit_ema(const struct lowbit_plan_t *plan,
  * Converts the states of one plan into those of another for the same tensors: another quantizer or
  * optimizer, at any step of training. States that are kept alike are copied, others decoded and
  * coded again; states that the old plan does not have become zero. What is kept beside a parameter
- * is copied under the same weight form and else becomes zero, so that the parameter counts.
+ * is copied under the same weight form and else becomes zero, so that the parameter counts. Takes
+ * 4 bytes for each element of the largest tensor that is coded again, where the states are.
  *
  * # Parameters
  * - `from` (in, not NULL): the old plan.
  * - `old_state` (in): array on the host of its `old_count` state buffers.
  * - `old_count` (in): buffer_count of `from`.
- * - `to` (in, not NULL): the new plan; its tensors have the names, shapes and places of the old.
+ * - `to` (in, not NULL): the new plan; its tensors have the names, shapes and places of the old, its
+ *   states lie in the same memory: the host's or one device's.
  * - `new_state` (out): array on the host of its `new_count` state buffers.
  * - `new_count` (in): buffer_count of `to`.
  * # Returns
- * As lowbit_compress; OUT_OF_MEMORY.
+ * As lowbit_compress; UNSUPPORTED (states in two memories); OUT_OF_MEMORY, CUDA_OUT_OF_MEMORY.
  * # Threads
  * As lowbit_step.
  * # Stream
- * None: both plans are of CPU contexts in this version.
+ * Synchronises the device of CUDA contexts: waits for all of its streams, then for its own work.
  * # Ownership
  * All memory stays the caller's.
  * # Since

@@ -14,6 +14,7 @@
 #include "finish.cu"
 #include "lion.cu"
 #include "norm.cu"
+#include "place.cu"
 #include "sgdm.cu"
 #include "sm3.cu"
 
@@ -35,12 +36,12 @@ extern "C" const size_t shim_layout[] = {
     AT(State, codebook), AT(State, word),
     sizeof(Factor), AT(Factor, word), AT(Factor, sum), AT(Factor, fresh), AT(Factor, count),
     AT(Factor, axes),
-    sizeof(Tensor), AT(Tensor, rows), AT(Tensor, cols), AT(Tensor, units),
+    sizeof(Tensor), AT(Tensor, rows), AT(Tensor, cols), AT(Tensor, units), AT(Tensor, first_col),
     AT(Tensor, param_max), AT(Tensor, param_sum), AT(Tensor, update_max), AT(Tensor, update_sum),
     AT(Tensor, block), AT(Tensor, param_dtype), AT(Tensor, grad_dtype), AT(Tensor, weights),
     AT(Tensor, group), AT(Tensor, scalars), AT(Tensor, index), AT(Tensor, global),
     AT(Tensor, states), AT(Tensor, axes), AT(Tensor, lead), AT(Tensor, hash), AT(Tensor, words),
-    AT(Tensor, place), AT(Tensor, shape), AT(Tensor, first_col), AT(Tensor, offset), AT(Tensor, global_shape), AT(Tensor, state),
+    AT(Tensor, shape), AT(Tensor, offset), AT(Tensor, global_shape), AT(Tensor, state),
     sizeof(Segment), AT(Segment, first), AT(Segment, tensor), AT(Segment, kind),
     sizeof(Scalars), AT(Scalars, beta1), AT(Scalars, one_minus_beta1), AT(Scalars, beta2),
     AT(Scalars, one_minus_beta2), AT(Scalars, eps), AT(Scalars, lr_bc1), AT(Scalars, lr_wd),

@@ -134,7 +134,7 @@ const ANY_FACTORED: usize = ANY + 2 * OPTIMIZERS.len();
 
 /// All other kernels. Those for common tensors come in groups, one for each form of the states, in the
 /// order of [`FORMS`].
-const COMMON: [(&str, &CStr); 42] = [
+const COMMON: [(&str, &CStr); 43] = [
     ("finish", c"lowbit_k_finish"),
     ("adamw_block4", c"lowbit_k_adamw_f32_f32_block4"),
     ("adamw_block4", c"lowbit_k_adamw_f32_bf16_block4"),
@@ -178,6 +178,7 @@ const COMMON: [(&str, &CStr); 42] = [
     ("norm", c"lowbit_k_norm_sum"),
     ("norm", c"lowbit_k_norm_finish"),
     ("norm", c"lowbit_k_count_step"),
+    ("place", c"lowbit_k_place"),
     ("adafactor", c"lowbit_k_adafactor_update_maxima"),
     ("adafactor", c"lowbit_k_adafactor_update_sums"),
 ];
@@ -209,7 +210,8 @@ pub(super) const NORM_MAX: Kernel = Kernel(DECOMPRESS.0 + 1);
 pub(super) const NORM_SUM: Kernel = Kernel(NORM_MAX.0 + 1);
 pub(super) const NORM_FINISH: Kernel = Kernel(NORM_SUM.0 + 1);
 pub(super) const COUNT_STEP: Kernel = Kernel(NORM_FINISH.0 + 1);
-pub(super) const UPDATE_MAXIMA: Kernel = Kernel(COUNT_STEP.0 + 1);
+pub(super) const PLACE: Kernel = Kernel(COUNT_STEP.0 + 1);
+pub(super) const UPDATE_MAXIMA: Kernel = Kernel(PLACE.0 + 1);
 pub(super) const UPDATE_SUMS: Kernel = Kernel(UPDATE_MAXIMA.0 + 1);
 
 /// Those that plans launch without a list.

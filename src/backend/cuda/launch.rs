@@ -5,9 +5,9 @@ use std::ffi::c_void;
 
 use super::kernels::{self, Kernel};
 use super::params::{
-    AMSGRAD, COUPLED, FUSED, Launch, MAXIMIZE, NESTEROV, RELATIVE_STEP, SCALARS_WORDS,
-    SCALE_PARAMETER, SKIP_ALL, SKIP_BLOCKS, SKIP_GLOBAL, SKIP_STEP, SKIP_TENSORS, STATES, Scalars,
-    UPDATES, is_coupled, words_of,
+    AMSGRAD, COUPLED, FUSED, LAUNCH_WORDS, Launch, MAXIMIZE, NESTEROV, RELATIVE_STEP,
+    SCALARS_WORDS, SCALE_PARAMETER, SKIP_ALL, SKIP_BLOCKS, SKIP_GLOBAL, SKIP_STEP, SKIP_TENSORS,
+    STATES, Scalars, Tensor, UPDATES, is_coupled,
 };
 use super::table::{List, Lists};
 use crate::backend::{Call, Codec};
@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::layout::index;
 use crate::norm::{self, NormArgs};
 use crate::numerics::FpEnv;
-use crate::plan::{Format, Pass, Plan, StatePlan, TensorPlan};
+use crate::plan::{Format, MAX_AXES, Pass, Plan, StatePlan, TensorPlan};
 use crate::spec::Spec;
 use crate::step::{Buffer, HyperSource, NonFinite, StepArgs};
 
@@ -45,9 +45,10 @@ pub(super) fn step(
     let global = fuse || !lists.collect_global.is_empty();
     let none = Vec::new();
     let offsets = plan.scratch.offsets();
-    let mut launch = Filled::new(plan, args, table);
+    let tickets = 4 * lists.ticket_words(plan.tensors.len());
+    let placed = args.scratch.data.wrapping_byte_add(offsets[5] + tickets);
+    let mut launch = Filled::new(plan, args, table, placed);
     if call.pass == Some(Pass::Maxima) || (call.pass.is_none() && (scan || global)) {
-        let tickets = 4 * lists.ticket_words(plan.tensors.len());
         run(Work::Zero {
             data: args.scratch.data,
             bytes: if fuse {
@@ -61,7 +62,7 @@ pub(super) fn step(
         let fusible = if fuse { &none } else { &lists.collect_fusible };
         let rest = if scan { &lists.collect_rest } else { &none };
         for list in lists.collect_global.iter().chain(fusible).chain(rest) {
-            run(launch.of(list))?;
+            launch.enqueue(list, run)?;
         }
     }
     if let Some(pass @ (Pass::Sums | Pass::UpdateMaxima | Pass::UpdateSums)) = call.pass {
@@ -83,18 +84,18 @@ pub(super) fn step(
         (asked(Pass::UpdateSums), &lists.update_sums),
     ] {
         for list in lists.iter().filter(|_| wanted) {
-            run(launch.of(list))?;
+            launch.enqueue(list, run)?;
         }
     }
     if asked(Pass::Apply) {
         if fuse {
             for (number, list) in lists.fused.iter().enumerate() {
-                run(launch.fused(list, number))?;
+                launch.enqueue_fused(list, number, run)?;
             }
         }
         let fusible = if fuse { &none } else { &lists.apply_fusible };
         for list in fusible.iter().chain(&lists.apply).chain(&lists.finish) {
-            run(launch.of(list))?;
+            launch.enqueue(list, run)?;
         }
         if matches!(args.hyper, HyperSource::Counted { .. }) {
             run(Work::Kernel {
@@ -119,7 +120,6 @@ fn run_lists(
     elements: Elements<'_>,
     run: &mut dyn FnMut(Work<'_>) -> Result<()>,
 ) -> Result<()> {
-    let none = std::ptr::null_mut();
     for list in lists {
         list.put(launch);
         for &(_, word) in &list.groups {
@@ -127,10 +127,13 @@ fn run_lists(
         }
         for &(i, word) in &list.members {
             let tensor = &plan.tensors[i];
+            let words = &mut launch.words[word..word + STATES + tensor.buffer_count];
             let [first, second] = elements(i);
-            let elements = [first, second, none, none];
-            let state = state.get(tensor.buffers()).unwrap_or_default();
-            write_words(launch, word, tensor, elements, state, &tensor.offset);
+            words[..STATES].copy_from_slice(&[first as u64, second as u64, 0, 0]);
+            let buffers = state.iter().skip(tensor.first_buffer);
+            for (word, buffer) in words[STATES..].iter_mut().zip(buffers) {
+                *word = buffer.data as u64;
+            }
         }
         run(Work::Kernel {
             kernel: list.kernel,
@@ -254,30 +257,6 @@ fn write_scalars(launch: &mut Launch, word: usize, scalars: &Scalars) {
     unsafe { to.as_mut_ptr().cast::<Scalars>().write(*scalars) };
 }
 
-/// Writes the words of a tensor: its pointers and, behind them, the place of a shard.
-fn write_words(
-    launch: &mut Launch,
-    word: usize,
-    tensor: &TensorPlan,
-    elements: [*mut c_void; STATES],
-    state: &[Buffer],
-    offset: &[i64],
-) {
-    let words = &mut launch.words[word..word + words_of(tensor)];
-    let (pointers, place) = words.split_at_mut(STATES + tensor.buffer_count);
-    let states = state.iter().map(|buffer| buffer.data);
-    for (word, data) in pointers.iter_mut().zip(elements.into_iter().chain(states)) {
-        *word = data as u64;
-    }
-    if let Some((first_col, along)) = place.split_first_mut() {
-        let of_row = &offset[tensor.grid.lead.len()..];
-        *first_col = tensor.grid.row_start(of_row).cast_unsigned();
-        for (word, start) in along.iter_mut().zip(offset) {
-            *word = start.cast_unsigned();
-        }
-    }
-}
-
 /// Flags of a spec.
 fn flags_of(spec: &Spec) -> i32 {
     let flag = |set: bool, flag: i32| if set { flag } else { 0 };
@@ -295,15 +274,28 @@ fn flags_of(spec: &Spec) -> i32 {
         )
 }
 
+/// Words of a tensor's place: its first column and its offset (`PLACE_WORDS` in place.cu).
+const PLACE_WORDS: usize = 1 + MAX_AXES;
+
+/// Tensors whose places a launch has words for, behind one address.
+const PLACES: usize = (LAUNCH_WORDS - 1) / PLACE_WORDS;
+
 /// A launch's parameters, filled anew for each list.
 struct Filled<'a> {
     plan: &'a Plan,
     args: &'a StepArgs<'a>,
     launch: Launch,
+    /// Room for the tensors of a launch, at other places than the table says.
+    placed: *mut c_void,
 }
 
 impl<'a> Filled<'a> {
-    fn new(plan: &'a Plan, args: &'a StepArgs<'a>, table: *const c_void) -> Self {
+    fn new(
+        plan: &'a Plan,
+        args: &'a StepArgs<'a>,
+        table: *const c_void,
+        placed: *mut c_void,
+    ) -> Self {
         let (hyper, step_number, step) = match args.hyper {
             HyperSource::Host(_, step) => (std::ptr::null(), std::ptr::null(), step),
             HyperSource::Memory { hyper, step } => (hyper, step, 0),
@@ -326,6 +318,7 @@ impl<'a> Filled<'a> {
         Self {
             plan,
             args,
+            placed,
             launch: Launch {
                 hyper,
                 step_number,
@@ -353,8 +346,13 @@ impl<'a> Filled<'a> {
         }
     }
 
-    /// The launch of a list whose tasks are taken by tickets; `number` counts such launches.
-    fn fused(&mut self, list: &List, number: usize) -> Work<'_> {
+    /// A list whose tasks are taken by tickets; `number` counts such launches.
+    fn enqueue_fused(
+        &mut self,
+        list: &List,
+        number: usize,
+        run: &mut dyn FnMut(Work<'_>) -> Result<()>,
+    ) -> Result<()> {
         let tickets = self
             .args
             .scratch
@@ -366,17 +364,17 @@ impl<'a> Filled<'a> {
             .done
             .wrapping_add(self.plan.tensors.len() + number);
         self.launch.flags |= FUSED;
-        self.fill(list)
-    }
-
-    fn of(&mut self, list: &List) -> Work<'_> {
+        let enqueued = self.enqueue(list, run);
         self.launch.flags &= !FUSED;
-        self.fill(list)
+        enqueued
     }
 
-    fn fill(&mut self, list: &List) -> Work<'_> {
+    fn enqueue(&mut self, list: &List, run: &mut dyn FnMut(Work<'_>) -> Result<()>) -> Result<()> {
         let _env = FpEnv::ieee();
         list.put(&mut self.launch);
+        if list.members.iter().any(|(i, _)| self.is_moved(*i)) {
+            self.place(list, run)?;
+        }
         if let HyperSource::Host(groups, step) = self.args.hyper {
             for &(group, word) in &list.groups {
                 let scalars = Scalars::new(&self.plan.spec, &groups[group], step);
@@ -384,30 +382,68 @@ impl<'a> Filled<'a> {
             }
         }
         for &(i, word) in &list.members {
-            self.words(i, word);
+            self.pointers(i, word);
         }
-        Work::Kernel {
+        run(Work::Kernel {
             kernel: list.kernel,
             grid: list.grid,
             launch: &self.launch,
-        }
+        })
     }
 
-    fn words(&mut self, i: usize, word: usize) {
+    /// Where a tensor lies in the global one.
+    fn offset(&self, i: usize) -> &'a [i64] {
+        let given = self.args.offsets.and_then(|offsets| offsets[i]);
+        given.unwrap_or(&self.plan.tensors[i].offset)
+    }
+
+    fn is_moved(&self, i: usize) -> bool {
+        self.offset(i) != self.plan.tensors[i].offset
+    }
+
+    /// Brings the tensors of a list, at their places, to the scratch, where its launch then finds them.
+    fn place(&mut self, list: &List, run: &mut dyn FnMut(Work<'_>) -> Result<()>) -> Result<()> {
+        for (number, members) in list.members.chunks(PLACES).enumerate() {
+            let first = number * PLACES * size_of::<Tensor>();
+            let mut launch = Launch {
+                tensors: list.tensors + first as i64,
+                ..Launch::new(self.launch.table)
+            };
+            launch.words[0] = self.placed as u64 + first as u64;
+            let places = launch.words[1..].chunks_mut(PLACE_WORDS);
+            for (words, &(i, _)) in places.zip(members) {
+                let (grid, offset) = (&self.plan.tensors[i].grid, self.offset(i));
+                words[0] = grid.row_start(&offset[grid.lead.len()..]).cast_unsigned();
+                for (word, start) in words[1..].iter_mut().zip(offset) {
+                    *word = start.cast_unsigned();
+                }
+            }
+            run(Work::Kernel {
+                kernel: kernels::PLACE,
+                // At most as many as there are words.
+                grid: members.len() as u32,
+                launch: &launch,
+            })?;
+        }
+        // Kernels count from the table.
+        self.launch.tensors = (self.placed as i64).wrapping_sub(self.launch.table as i64);
+        Ok(())
+    }
+
+    fn pointers(&mut self, i: usize, word: usize) {
         let (args, tensor): (_, &TensorPlan) = (self.args, &self.plan.tensors[i]);
-        let state = &args.state[tensor.buffers()];
-        let none = std::ptr::null_mut();
-        let elements = [
-            args.params[i].data,
-            args.grads[i].data,
-            args.updates.map_or(none, |updates| updates[i].data),
-            match (tensor.info.weights.beside(), state.last()) {
-                (Some(_), Some(beside)) => beside.data,
-                _ => none,
-            },
-        ];
-        let offset = args.offsets.and_then(|offsets| offsets[i]);
-        let offset = offset.unwrap_or(&tensor.offset);
-        write_words(&mut self.launch, word, tensor, elements, state, offset);
+        let buffers = &args.state[tensor.buffers()];
+        let address = |data: *mut c_void| data as u64;
+        let words = &mut self.launch.words[word..word + STATES + buffers.len()];
+        words[0] = address(args.params[i].data);
+        words[1] = address(args.grads[i].data);
+        words[2] = args.updates.map_or(0, |updates| address(updates[i].data));
+        words[3] = match (tensor.info.weights.beside(), buffers.last()) {
+            (Some(_), Some(beside)) => address(beside.data),
+            _ => 0,
+        };
+        for (word, buffer) in words[STATES..].iter_mut().zip(buffers) {
+            *word = address(buffer.data);
+        }
     }
 }

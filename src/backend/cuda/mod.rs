@@ -66,7 +66,7 @@ pub(crate) struct Schedule {
 impl Schedule {
     /// Bytes of the scratch behind the statistics.
     pub(crate) fn scratch_bytes(&self, tensors: usize) -> usize {
-        4 * self.lists.ticket_words(tensors)
+        self.lists.scratch_bytes(tensors)
     }
 }
 

@@ -4,7 +4,7 @@
 use std::ffi::c_void;
 
 use crate::numerics::{self, Hyper, inverse_power, power};
-use crate::plan::{MAX_AXES, TensorPlan};
+use crate::plan::MAX_AXES;
 use crate::spec::{Optimizer, Spec};
 
 pub(super) const MAX_STATES: usize = crate::optimizer::MAX_STATES;
@@ -66,6 +66,7 @@ pub(super) struct Tensor {
     pub(super) rows: i64,
     pub(super) cols: i64,
     pub(super) units: i64,
+    pub(super) first_col: i64,
     pub(super) param_max: i64,
     pub(super) param_sum: i64,
     pub(super) update_max: i64,
@@ -83,9 +84,8 @@ pub(super) struct Tensor {
     pub(super) lead: i32,
     pub(super) hash: u32,
     pub(super) words: i32,
-    pub(super) place: i32,
+    pub(super) reserved: i32,
     pub(super) shape: [i64; MAX_AXES],
-    pub(super) first_col: i64,
     pub(super) offset: [i64; MAX_AXES],
     pub(super) global_shape: [i64; MAX_AXES],
     pub(super) state: [State; MAX_STATES],
@@ -93,16 +93,6 @@ pub(super) struct Tensor {
 
 /// Pointers of a tensor before those of its states.
 pub(super) const STATES: usize = 4;
-
-/// Words of a launch that a tensor takes: its pointers, and the place of a shard.
-pub(super) fn words_of(tensor: &TensorPlan) -> usize {
-    let place = if tensor.is_shard() {
-        1 + tensor.offset.len()
-    } else {
-        0
-    };
-    STATES + tensor.buffer_count + place
-}
 
 pub(super) const COLLECT: i32 = 0;
 pub(super) const APPLY: i32 = 1;

@@ -8,7 +8,7 @@ use super::kernels::{self, FactoredKernels, Kernel, THREADS};
 use super::params::{
     self, APPLY, CODES, COLLECT, COVER, Codebook, FACTORS, LAUNCH_WORDS, MAX_STATES, PER_AXES,
     PER_BLOCK, PER_COLUMN, PER_ROW, PER_TENSOR, Plain, SCALARS_WORDS, SCALE_CORRECTION, STATES,
-    SUBTRACTIVE_DITHER, Segment, State, Tensor, VALUES, words_of,
+    SUBTRACTIVE_DITHER, Segment, State, Tensor, VALUES,
 };
 use crate::error::{Error, Result, Status, unsupported};
 use crate::layout::{Projection, div_ceil};
@@ -76,9 +76,17 @@ pub(super) struct Lists {
     pub(super) decompress: Vec<List>,
     pub(super) norm_max: Vec<List>,
     pub(super) norm_sum: Vec<List>,
+    /// Tensors of the longest launch that a step may place elsewhere.
+    pub(super) placed: usize,
 }
 
 impl Lists {
+    /// Bytes of the scratch behind the statistics: tickets, and of plans with shards the tensors of
+    /// a launch at other places.
+    pub(super) fn scratch_bytes(&self, tensors: usize) -> usize {
+        4 * self.ticket_words(tensors) + size_of::<Tensor>() * self.placed
+    }
+
     /// i32 words of the scratch behind the statistics: how many tasks of each tensor have collected,
     /// and the next task of each fused launch.
     pub(super) fn ticket_words(&self, tensors: usize) -> usize {
@@ -108,6 +116,7 @@ pub(super) fn build(
         tensors,
         bytes: Vec::new(),
         codebooks: Vec::new(),
+        longest: 0,
         resident,
     };
     let mut lists = Lists::default();
@@ -168,6 +177,10 @@ pub(super) fn build(
     let of_factors = all.into_iter().filter(|i| tensors[*i].factored().is_some());
     let members: Vec<_> = of_factors.collect();
     lists.compress_means = builder.lists(kernels::COMPRESS_MEANS, &members, &[APPLY])?;
+    if tensors.iter().any(TensorPlan::is_shard) {
+        resident(kernels::PLACE)?;
+        lists.placed = builder.longest;
+    }
     Ok((builder.bytes, lists))
 }
 
@@ -196,6 +209,8 @@ struct Builder<'a> {
     bytes: Vec<u8>,
     /// With their offsets; equal ones are shared.
     codebooks: Vec<(Arc<quant::Table>, i64)>,
+    /// Tensors of the longest list.
+    longest: usize,
     resident: &'a dyn Fn(Kernel) -> Result<u32>,
 }
 
@@ -212,15 +227,15 @@ impl Builder<'_> {
                 let group = tensor.info.group;
                 let known = groups.iter().any(|(known, _)| *known == group);
                 let scalars = if known { 0 } else { SCALARS_WORDS };
-                let own = words_of(tensor);
-                if words + scalars + own > LAUNCH_WORDS {
+                let pointers = STATES + tensor.buffer_count;
+                if words + scalars + pointers > LAUNCH_WORDS {
                     break;
                 }
                 if !known {
                     groups.push((group, words));
                 }
                 taken.push((i, words + scalars));
-                words += scalars + own;
+                words += scalars + pointers;
             }
             rest = &rest[taken.len()..];
             lists.push(self.list(kernel, taken, groups, kinds)?);
@@ -235,6 +250,7 @@ impl Builder<'_> {
         groups: Vec<(usize, usize)>,
         kinds: &[i32],
     ) -> Result<List> {
+        self.longest = self.longest.max(members.len());
         let mut entries = Vec::with_capacity(members.len());
         for &(i, words) in &members {
             let group = self.tensors[i].info.group;
@@ -320,6 +336,7 @@ impl Builder<'_> {
             rows,
             cols,
             units: div_ceil(cols, grid.block),
+            first_col: grid.row_start(&tensor.offset[grid.lead.len()..]),
             param_max: tensor.rms.map_or(0, |rms| rms.param_max as i64),
             param_sum: tensor.rms.map_or(0, |rms| rms.param_sum as i64),
             update_max: tensor.rms.map_or(0, |rms| rms.update_max as i64),
@@ -337,15 +354,9 @@ impl Builder<'_> {
             lead: narrow(grid.lead.len())?,
             hash: tensor.hash,
             words: narrow(words)?,
-            place: if tensor.is_shard() {
-                narrow(words + STATES + tensor.buffer_count)?
-            } else {
-                0
-            },
+            reserved: 0,
             shape: axes(&tensor.info.shape),
-            // Of a shard: in the words of the launch.
-            first_col: 0,
-            offset: [0; MAX_AXES],
+            offset: axes(&tensor.offset),
             global_shape: axes(&tensor.global_shape),
             state,
         })
