@@ -10,12 +10,13 @@ use crate::shell::Shell;
 use crate::{build, env};
 
 /// Whole files and, of folders, the files that lie in them; subfolders are left out.
-const CONTENT: [&str; 12] = [
+const CONTENT: [&str; 13] = [
     "LICENSE-APACHE",
     "LICENSE-MIT",
     "bindings/python/lowbit",
     "bindings/python/lowbit/torch",
     "cuda/instructions.json",
+    "examples/experiments",
     "examples/torch/adapters.py",
     "include/lowbit.h",
     "tests/common/README.md",
