@@ -28,6 +28,8 @@ struct Shared {
   int step;
   int skip;   // the tensor stays as it is
   int ticket;
+  int wide;   // its elements can be accessed four at a time (wide.cuh)
+  int reserved;
   float alpha;  // of adafactor, with what the whole tensor has in it: the step size
   float clip;   // and what the update is multiplied by
 };

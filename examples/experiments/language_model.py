@@ -56,7 +56,7 @@ def task(seed, model=SMALL):
 
     def batch(step):
         at = np.random.default_rng([seed, 1, step]).integers(0, last, model.batch)
-        return jnp.asarray(text.train[at[:, None] + span], jnp.int32)
+        return text.train[at[:, None] + span].astype(np.int32)
 
     count = (len(text.validation) - 1) // shape.context
     windows = text.validation[np.arange(count)[:, None] * shape.context + span].astype(np.int32)
@@ -137,18 +137,22 @@ SCREEN = (
     "adamw32@1.4lr",
 )
 
-#: What the page's claims are about: 2000 steps. The last two are controls.
-FINAL = (
+#: What the page's claims are about: 2000 steps.
+FINAL = ("adamw32", "adamw4", "nf4-rank1+rank1/linear", "adamw4-block")
+
+#: What is beside them: 1000 steps. The last three are controls.
+BESIDE = (
     "adamw32",
     "adamw4",
     "nf4-rank1+rank1/linear",
-    "nf4-rank1+rank1/de0-zip",
-    "adamw4-block",
-    "factor4",
+    "nf4-rank1+rank1/power2",
+    "nf4-sr+rank1/linear",
     "adamw8",
     "8bit+8bit-de0",
+    "factor4",
     "de+b2048/de",
     "adamw32@0.7lr",
+    "adamw32@1.4lr",
 )
 
 #: A model of 40 M parameters.
@@ -179,14 +183,14 @@ def zero_point(store, seeds, part, parts):
 
 
 def compare(store, group, seeds, part, parts, arms=None):
-    """Short runs (`screen`) or whole ones (`final`) at both beta2, or of the large model; an arm at
-    a time."""
+    """Short runs (`screen`) or whole ones (`final`, `beside`) at both beta2, or of the large model; a
+    seed of all arms before the next."""
     group_arms, model, options = GROUPS[group]
     jobs = [
         (arm, seed, chosen)
+        for seed in range(seeds)
         for chosen in options
         for arm in arms or group_arms
-        for seed in range(seeds)
     ]
     for arm, seed, chosen in jobs[part::parts]:
         run(store, arm, seed, chosen, model)
@@ -196,5 +200,6 @@ def compare(store, group, seeds, part, parts, arms=None):
 GROUPS = {
     "screen": (SCREEN, SMALL, [settings(800, beta2) for beta2 in (0.999, 0.95)]),
     "final": (FINAL, SMALL, [settings(2000, beta2) for beta2 in (0.999, 0.95)]),
+    "beside": (BESIDE, SMALL, [settings(1000, beta2) for beta2 in (0.999, 0.95)]),
     "large": (LARGER, LARGE, [settings(600, 0.95, lr=1e-3)]),
 }
