@@ -182,7 +182,7 @@ __device__ inline void store_element(const Unit& unit, int at, const Element& e)
     return;
   }
   const unsigned draw = t.weights == STOCHASTIC_WEIGHTS
-                            ? unit.random.draw(WEIGHT_DRAW, unit.global_row, unit.global_col + at)
+                            ? unit.random().draw(WEIGHT_DRAW, unit.global_row, unit.global_col + at)
                             : 0;
   const Stored stored = split_weight(__fadd_rn(e.p, e.update), t.param_dtype, t.weights, draw);  // R8
   store_bits(pointer<void>(unit.launch, t, PARAM), value_bytes(t.param_dtype), unit.element(at),

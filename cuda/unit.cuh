@@ -96,7 +96,6 @@ enum class Source { stored, statistics };
 struct Unit {
   const Launch& launch;
   const Shared& shared;
-  const Stream random;
   const bool codec;     // the statistics of `compress` are the state's own buffers
   long long row;
   long long first_col;  // of the row
@@ -108,7 +107,6 @@ struct Unit {
   __device__ Unit(const AnyWalker& walker, const Row& at, long long unit, bool codec)
       : launch(walker.launch),
         shared(walker.shared),
-        random(walker.stream()),
         codec(codec),
         row(at.here),
         global_row(at.global) {
@@ -118,6 +116,9 @@ struct Unit {
     length = left < t.block ? static_cast<int>(left) : t.block;
     global_col = t.first_col + first_col;
   }
+
+  // Made where it is used, as most units use none.
+  __device__ __forceinline__ Stream random() const { return stream_of(launch, shared); }
 
   __device__ __forceinline__ long long element(int at) const {
     return row * shared.tensor.cols + first_col + at;
@@ -263,7 +264,7 @@ struct Unit {
 
   // What subtractive dither adds: RN(RN((u - 1/2) spacing) scale).
   __device__ inline float dither(const State& state, int which, int at, float scale) const {
-    const unsigned draw = random.dither(which, global_row, (global_col + at) / state.block, scale);
+    const unsigned draw = random().dither(which, global_row, (global_col + at) / state.block, scale);
     const float offset = __fadd_rn(uniform(draw), -0.5f);
     return __fmul_rn(__fmul_rn(offset, state.spacing), scale);
   }
@@ -296,7 +297,7 @@ struct Unit {
     if (state.rounding == NEAREST) {
       return nearest_code(x, scale, book, half);
     }
-    const float u = uniform(random.draw(STATE_DRAW + which, global_row, global_col + at));
+    const float u = uniform(random().draw(STATE_DRAW + which, global_row, global_col + at));
     return stochastic_code(x, scale, book, half, state.rounding, shared.scalars, u);
   }
 

@@ -55,7 +55,7 @@ struct WideUnit : Unit {
 
   // The draws of four elements.
   __device__ __forceinline__ void draws(unsigned purpose, int at, unsigned (&drawn)[FOUR]) const {
-    const uint2 pair = random.draws(purpose, global_row, global_col + at);
+    const uint2 pair = random().draws(purpose, global_row, global_col + at);
     drawn[0] = pair.x & 0xffff;
     drawn[1] = pair.x >> 16;
     drawn[2] = pair.y & 0xffff;
