@@ -8,11 +8,13 @@
 //
 // Prints PASS or FAIL with the numbers of each; exits with 1 if anything failed.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <exception>
 #include <filesystem>
 #include <random>
+#include <stdexcept>
 #include <string>
 #include <vector>
 

@@ -8,6 +8,8 @@
 #pragma once
 
 #include <cmath>
+#include <stdexcept>
+#include <type_traits>
 #include <vector>
 
 #include "../cpp/gpt.hpp"
@@ -37,6 +39,11 @@ class model {
         activations_(place::device, lay_out(nullptr)),
         workspace_(place::device, int64_t{32} << 20),  // what cuBLAS asks for on recent GPUs
         cublas_(stream_, workspace_) {
+    if (width() / cfg.heads * sizeof(T) % 16 != 0) {
+      throw std::invalid_argument(
+          "cuBLAS reads heads in pieces of 16 bytes: width / heads must be a multiple of 8 in "
+          "bf16");
+    }
     lay_out(activations_.data());
     upload_pointers();
   }

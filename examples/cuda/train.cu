@@ -5,6 +5,7 @@
 //
 // Where to read next: trainer.cuh.
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -12,6 +13,7 @@
 #include <exception>
 #include <functional>
 #include <map>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -21,8 +23,6 @@
 #include "trainer.cuh"
 
 namespace {
-
-namespace fs = std::filesystem;
 
 const char* const help =
     R"(Trains a byte-level GPT on a GPU with several optimizers.

@@ -17,6 +17,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "lowbit.hpp"
@@ -56,7 +57,6 @@ class trainer {
   // config.
   trainer(const settings& s, const gpt::config& cfg, const std::vector<gpt::tensor<float>>& tensors)
       : settings_(s),
-        cfg_(cfg),
         tokens_(static_cast<std::size_t>(s.batch) * static_cast<std::size_t>(cfg.context)),
         buckets_(model<T>::buckets(cfg)),
         tensors_(describe(tensors)),
@@ -89,19 +89,22 @@ class trainer {
     }
     stream_.wait();
     ++steps_;
-    return host_output().loss;
+    return *host_loss();
   }
 
   float evaluate(const text::batch& batch) {
     feed(batch, {}, steps_);
     enqueue_forward();
-    copy(host_output_->data(), output_, sizeof(output), cudaMemcpyDeviceToHost);
+    copy(host_loss(), loss_, sizeof(float), cudaMemcpyDeviceToHost);
     stream_.wait();
-    return host_output().loss;
+    return *host_loss();
   }
 
-  // The gradients of a batch, without a step; not where they are released.
+  // The gradients of a batch, without a step.
   std::vector<gpt::array<float>> gradients(const text::batch& batch) {
+    if (settings_.release) {
+      throw std::logic_error("gradients are released: there is no place for all of them");
+    }
     feed(batch, {}, steps_);
     enqueue_forward();
     model_->backward(input_tokens(), [](int) {});
@@ -158,9 +161,6 @@ class trainer {
   struct input {
     lowbit::hyper hyper;
     std::int32_t step;
-  };
-  struct output {
-    float loss, norm;
   };
 
   std::vector<lowbit::tensor> describe(const std::vector<gpt::tensor<float>>& tensors) const {
@@ -241,19 +241,19 @@ class trainer {
       scratch_ = {at.take<char>(scratch_bytes), scratch_bytes};
       norm_scratch_ = {at.take<char>(LOWBIT_NORM_SCRATCH), LOWBIT_NORM_SCRATCH};
       input_ = reinterpret_cast<input*>(at.take<char>(input_bytes));
-      output_ = at.take<output>(1);
+      loss_ = at.take<float>(1);
       return at.bytes();
     };
     other_ = std::make_unique<memory>(place::device, lay_out(nullptr));
     lay_out(other_->data());
     host_input_ = std::make_unique<memory>(place::pinned_host, input_bytes);
-    host_output_ = std::make_unique<memory>(place::pinned_host, sizeof(output));
+    host_loss_ = std::make_unique<memory>(place::pinned_host, sizeof(float));
   }
 
   const std::uint8_t* input_tokens() const {
     return reinterpret_cast<const std::uint8_t*>(input_ + 1);
   }
-  output& host_output() const { return *static_cast<output*>(host_output_->data()); }
+  float* host_loss() const { return static_cast<float*>(host_loss_->data()); }
 
   void copy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) const {
     check(cudaMemcpyAsync(to, from, bytes, kind, stream_.get()), "cudaMemcpyAsync");
@@ -297,7 +297,7 @@ class trainer {
 
   void enqueue_forward() {
     copy(input_, host_input_->data(), sizeof(input) + 2 * tokens_, cudaMemcpyHostToDevice);
-    model_->forward(input_tokens(), input_tokens() + tokens_, &output_->loss);
+    model_->forward(input_tokens(), input_tokens() + tokens_, loss_);
   }
 
   void enqueue_step() {
@@ -314,7 +314,7 @@ class trainer {
       }
       enqueue_update(plan_, {0, static_cast<int>(tensors_.size())});
     }
-    copy(host_output_->data(), output_, sizeof(output), cudaMemcpyDeviceToHost);
+    copy(host_loss(), loss_, sizeof(float), cudaMemcpyDeviceToHost);
   }
 
   // Puts the factor that clips the global norm where the update reads it.
@@ -327,8 +327,8 @@ class trainer {
     for (int64_t stage = 0; stage < 2; ++stage) {
       require(lowbit_norm_stats(plan_.get(), &args, stage, stream_.get()));
     }
-    require(lowbit_norm_clip(plan_.get(), &args, stream_.get(), &output_->norm,
-                             &input_->hyper.clip_factor));
+    require(
+        lowbit_norm_clip(plan_.get(), &args, stream_.get(), nullptr, &input_->hyper.clip_factor));
   }
 
   // The update of the tensors of `b`, which are the plan's.
@@ -366,7 +366,6 @@ class trainer {
   }
 
   const settings settings_;
-  const gpt::config cfg_;
   const std::size_t tokens_;  // N, of a batch
   const std::vector<bucket> buckets_;
   const std::vector<lowbit::tensor> tensors_;
@@ -375,11 +374,11 @@ class trainer {
   const lowbit::plan plan_;                 // of all tensors
   std::vector<lowbit::plan> bucket_plans_;  // where gradients are released
   const stream stream_;
-  std::unique_ptr<memory> params_, grads_, states_, other_, host_input_, host_output_;
+  std::unique_ptr<memory> params_, grads_, states_, other_, host_input_, host_loss_;
   std::vector<lowbit::buffer> param_list_, grad_list_, state_list_;
   lowbit::buffer scratch_ = {}, norm_scratch_ = {};
-  input* input_ = nullptr;    // in device memory
-  output* output_ = nullptr;  // in device memory
+  input* input_ = nullptr;  // in device memory
+  float* loss_ = nullptr;   // in device memory
   std::unique_ptr<model<T>> model_;
   std::unique_ptr<graph> graph_;
   int steps_ = 0;
