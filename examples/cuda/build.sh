@@ -5,8 +5,9 @@
 # needed to compile; the programs load it when they start.
 #
 # Environment:
-#   NVCC   CUDA's compiler, 12 or newer (default: nvcc on PATH, else /usr/local/cuda/bin/nvcc)
-#   ARCH   what to compile for (default: native, the GPU of this machine)
+#   NVCC        CUDA's compiler, 12 or newer (default: nvcc on PATH, else /usr/local/cuda/bin/nvcc)
+#   ARCH        what to compile for (default: native, the GPU of this machine)
+#   NVCCFLAGS   more of the compiler's options
 set -euo pipefail
 
 build=${1:?build.sh BUILD_FOLDER LIBRARY_FOLDER}
@@ -19,12 +20,12 @@ if ! command -v "$nvcc" >/dev/null; then
   exit 2
 fi
 
-flags=(-std=c++17 -O2 "-arch=${ARCH:-native}" -Werror all-warnings
-  -Xcompiler -Wall,-Wextra,-Werror -I "$root/include" -I "$root/bindings/cpp")
+read -r -a more <<<"${NVCCFLAGS:-}"
+flags=(-std=c++17 -O2 "-arch=${ARCH:-native}" -Xcompiler -Wall,-Wextra
+  -I "$root/include" -I "$root/bindings/cpp" "${more[@]}")
 # A compiler that was installed by pip does not look in its own package.
-for folder in "$(dirname -- "$nvcc")/../lib"; do
-  [ -f "$folder/libcudart_static.a" ] && flags+=(-L "$folder")
-done
+own=$(dirname -- "$(command -v "$nvcc")")/../lib
+[ ! -f "$own/libcudart_static.a" ] || flags+=(-L "$own")
 
 mkdir -p -- "$build"
 pids=()

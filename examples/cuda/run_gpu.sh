@@ -9,7 +9,7 @@
 #             kept-unclipped.json, released.json
 #   LIBRARY   folder of liblowbit.so (default: lib, as in the bundle, else target/release)
 #   STEPS     of each run (default: 300)
-#   NVCC, ARCH as in build.sh
+#   NVCC, ARCH, NVCCFLAGS as in build.sh
 set -u -o pipefail
 
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)

@@ -492,6 +492,7 @@ fn cuda_example(sh: &Shell, steps: &mut Steps, mock: Option<&Path>) {
             let mut build = Command::new(sh.path("examples/cuda/build.sh"));
             build.arg(&folder).arg(sh.path("target/release"));
             build.env("NVCC", nvcc).env("ARCH", "sm_80");
+            build.env("NVCCFLAGS", "-Werror all-warnings -Xcompiler -Werror");
             sh.run(&mut build)?;
             let mut check = Command::new(folder.join("check"));
             if Path::new("/dev/nvidiactl").exists() {
