@@ -15,8 +15,8 @@
 // values must be known first, and twice more for each with corrected scales; for units of up to 4096
 // elements that comes from the L1 cache.
 //
-// Launch: 256 threads, one dimension; each warp does a unit of its task in turn, one element a lane.
-// 42 kB of shared memory. An optimizer has two kernels: `collect` comes first where tensors need
+// Launch: 256 threads, one dimension; each warp does a unit of its task in turn, four elements a lane
+// where the tensor allows it (`is_wide`), else one. 42 kB of shared memory. An optimizer has two kernels: `collect` comes first where tensors need
 // statistics as a whole (non-finite flags, maxima of slices), and the step; `lowbit_k_finish` is
 // last, which brings the new maxima into the states.
 //
@@ -25,7 +25,7 @@
 
 #pragma once
 
-#include "unit.cuh"
+#include "wide.cuh"
 
 namespace lowbit {
 
@@ -72,6 +72,12 @@ template <typename Rule>
 __device__ inline void complete(const Launch&, const Tensor&, Shared&) {}
 
 template <typename Rule>
+__device__ inline void prepare(const Launch& launch, const Tensor& t, Shared& shared) {
+  note_width(launch, t, shared);
+  complete<Rule>(launch, t, shared);
+}
+
+template <typename Rule>
 __device__ __forceinline__ bool is_factored(const Unit& unit, int which) {
   return which == factored_state<Rule> && unit.shared.tensor.state[which].kind == FACTORS;
 }
@@ -108,6 +114,66 @@ __device__ inline Element step_element(const Unit& unit, int at) {
   return e;
 }
 
+// Four elements, as `step_element`.
+template <typename Rule>
+__device__ __forceinline__ void step_elements(const WideUnit& unit, int at, Element (&e)[FOUR]) {
+#pragma unroll
+  for (int i = 0; i < FOUR; ++i) {
+    e[i] = Element{};
+  }
+  if (at >= unit.length) {
+    return;
+  }
+  float p[FOUR], g[FOUR], old[Rule::STATES][FOUR] = {};
+  unit.parameters(at, p);
+  unit.gradients(at, g);
+#pragma unroll
+  for (int which = 0; which < Rule::STATES; ++which) {
+    if (which < unit.shared.tensor.states) {
+      const State& state = unit.shared.tensor.state[which];
+      if (is_factored<Rule>(unit, which)) {
+        unit.decode_factors(which, at, Source::statistics, old[which]);
+      } else if (which == cover_state<Rule>) {
+        unit.smallest_of(state, at, Source::stored, old[which]);
+      } else {
+        unit.decode(which, at, old[which]);
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < FOUR; ++i) {
+    Input x{};
+    x.p = p[i];
+    x.g = g[i];
+#pragma unroll
+    for (int which = 0; which < Rule::STATES; ++which) {
+      x.old[which] = old[which][i];
+    }
+    e[i] = Rule::element(x, unit.shared, unit.launch.flags);
+    e[i].p = x.p;
+  }
+}
+
+// The new values of one state.
+__device__ __forceinline__ void next_of(const Element (&e)[FOUR], int which, float (&x)[FOUR]) {
+#pragma unroll
+  for (int i = 0; i < FOUR; ++i) {
+    x[i] = e[i].next[which];
+  }
+}
+
+__device__ __forceinline__ bool in_blocks(const State& state) {
+  return state.kind == CODES && state.scaling == PER_BLOCK;
+}
+
+__device__ __forceinline__ bool any_in_blocks(const Tensor& t) {
+  bool any = false;
+  for (int i = 0; i < t.states; ++i) {
+    any = any || in_blocks(t.state[i]);
+  }
+  return any;
+}
+
 // Stores a parameter or its update.
 __device__ inline void store_element(const Unit& unit, int at, const Element& e) {
   const Tensor& t = unit.shared.tensor;
@@ -116,10 +182,13 @@ __device__ inline void store_element(const Unit& unit, int at, const Element& e)
     return;
   }
   const unsigned draw = t.weights == STOCHASTIC_WEIGHTS
-                            ? unit.random.draw(WEIGHT_DRAW, unit.global_row, unit.global_col + at)
+                            ? unit.random().draw(WEIGHT_DRAW, unit.global_row, unit.global_col + at)
                             : 0;
-  store_weight(pointer<void>(unit.launch, t, PARAM), pointer<void>(unit.launch, t, BESIDE),
-               t.param_dtype, t.weights, unit.element(at), __fadd_rn(e.p, e.update), draw);  // R8
+  const Stored stored = split_weight(__fadd_rn(e.p, e.update), t.param_dtype, t.weights, draw);  // R8
+  store_bits(pointer<void>(unit.launch, t, PARAM), value_bytes(t.param_dtype), unit.element(at),
+             stored.param);
+  store_bits(pointer<void>(unit.launch, t, BESIDE), beside_bytes(t.weights), unit.element(at),
+             stored.beside);
 }
 
 // Leaves a unit as it is: its updates are 0.
@@ -141,6 +210,85 @@ __device__ inline bool any_non_finite(const Unit& unit) {
   return __any_sync(ALL_LANES, bad) != 0;
 }
 
+__device__ __forceinline__ bool any_non_finite(const WideUnit& unit) {
+  bool bad = false;
+  for (int at = FOUR * lane_index(); at < unit.length; at += CHUNK) {
+    float g[FOUR];
+    unit.gradients(at, g);
+    for (int i = 0; i < FOUR; ++i) {
+      bad = bad || non_finite(g[i]);
+    }
+  }
+  return __any_sync(ALL_LANES, bad) != 0;
+}
+
+// Raises the maxima of blocks by 128 elements.
+template <typename Rule>
+__device__ __forceinline__ void raise_all_blocks(const Tensor& t, int chunk,
+                                                 const Element (&e)[FOUR], Maxima& maxima) {
+#pragma unroll
+  for (int which = 0; which < Rule::STATES; ++which) {
+    if (which < t.states && in_blocks(t.state[which])) {
+      float x[FOUR];
+      next_of(e, which, x);
+      raise_blocks(t.state[which], chunk, x, maxima[which]);
+    }
+  }
+}
+
+// Stores 128 elements, and all of their states but the scales.
+template <typename Rule>
+__device__ __forceinline__ void store_elements(const WideUnit& unit, int at,
+                                               const Element (&e)[FOUR], const Maxima& maxima) {
+  if (at >= unit.length) {
+    return;
+  }
+  float p[FOUR], update[FOUR];
+#pragma unroll
+  for (int i = 0; i < FOUR; ++i) {
+    p[i] = e[i].p;
+    update[i] = e[i].update;
+  }
+  unit.store(at, p, update);
+#pragma unroll
+  for (int which = 0; which < Rule::STATES; ++which) {
+    if (which < unit.shared.tensor.states && which != cover_state<Rule> &&
+        !is_factored<Rule>(unit, which)) {
+      float x[FOUR];
+      next_of(e, which, x);
+      unit.encode(which, at, x, maxima[which]);
+    }
+  }
+}
+
+// A unit with finite gradients, or one whose gradients do not matter.
+template <typename Rule>
+__device__ __forceinline__ void step_wide(const WideUnit& unit, Maxima& maxima) {
+  const Tensor& t = unit.shared.tensor;
+  const int chunks = (unit.length + CHUNK - 1) / CHUNK;
+  // Larger blocks than a chunk are computed twice: their largest values must be known first.
+  const bool twice = chunks > 1 && any_in_blocks(t);
+#pragma unroll 1
+  for (int i = twice ? -chunks : 0; i < chunks; ++i) {
+    const int chunk = (i < 0 ? i + chunks : i) * CHUNK;
+    const int at = chunk + FOUR * lane_index();
+    Element e[FOUR];
+    step_elements<Rule>(unit, at, e);
+    if (i < 0 || !twice) {
+      raise_all_blocks<Rule>(t, chunk, e, maxima);
+      __syncwarp();
+    }
+    if (i >= 0) {
+      store_elements<Rule>(unit, at, e, maxima);
+    }
+  }
+  __syncwarp();  // the old scales are read before they are written
+  for (int i = 0; i < t.states; ++i) {
+    unit.store_block_scales(t.state[i], maxima[i], nullptr);
+  }
+  __syncwarp();  // and the maxima before they are those of the next unit
+}
+
 template <typename Rule>
 __device__ inline void step_unit(const Unit& unit, Maxima& maxima, Correction& correction) {
   const Tensor& t = unit.shared.tensor;
@@ -148,23 +296,25 @@ __device__ inline void step_unit(const Unit& unit, Maxima& maxima, Correction& c
     keep_unit(unit);
     return;
   }
-  if (unit.launch.flags & SKIP_BLOCKS && !t.global && any_non_finite(unit)) {
+  const bool wide = unit.shared.wide != 0;
+  if (unit.launch.flags & SKIP_BLOCKS && !t.global &&
+      (wide ? any_non_finite(WideUnit(unit)) : any_non_finite(unit))) {
     if (lane_index() == 0 && unit.launch.skipped != nullptr) {
       atomicAdd(unit.launch.skipped, 1ull);
     }
     keep_unit(unit);
     return;
   }
-  bool in_blocks = false;
-  for (int i = 0; i < t.states; ++i) {
-    in_blocks = in_blocks || (t.state[i].kind == CODES && t.state[i].scaling == PER_BLOCK);
+  if (wide) {
+    step_wide<Rule>(WideUnit(unit), maxima);
+    return;
   }
-  if (in_blocks) {
+  if (any_in_blocks(t)) {
     for (int chunk = 0; chunk < unit.length; chunk += LANES) {
       const Element e = step_element<Rule>(unit, chunk + lane_index());
 #pragma unroll
       for (int i = 0; i < Rule::STATES; ++i) {
-        if (i < t.states && t.state[i].kind == CODES && t.state[i].scaling == PER_BLOCK) {
+        if (i < t.states && in_blocks(t.state[i])) {
           raise_block(t.state[i], chunk, e.next[i], maxima[i]);
         }
       }
@@ -205,7 +355,8 @@ __device__ inline void step_unit(const Unit& unit, Maxima& maxima, Correction& c
 template <typename Rule>
 __device__ inline void collect_unit(const Unit& unit) {
   const Tensor& t = unit.shared.tensor;
-  if (any_non_finite(unit) && lane_index() == 0) {
+  const bool wide = unit.shared.wide != 0;
+  if ((wide ? any_non_finite(WideUnit(unit)) : any_non_finite(unit)) && lane_index() == 0) {
     unit.launch.statistics[t.index] = 1;
   }
   bool wanted[Rule::STATES] = {};
@@ -216,6 +367,23 @@ __device__ inline void collect_unit(const Unit& unit) {
     any = any || wanted[i];
   }
   if (!any) {
+    return;
+  }
+  if (wide) {
+    const WideUnit fours(unit);
+    for (int chunk = 0; chunk < unit.length; chunk += CHUNK) {
+      const int at = chunk + FOUR * lane_index();
+      Element e[FOUR];
+      step_elements<Rule>(fours, at, e);
+#pragma unroll
+      for (int i = 0; i < Rule::STATES; ++i) {
+        if (wanted[i]) {
+          float x[FOUR];
+          next_of(e, i, x);
+          fours.raise_maxima_of(t.state[i], at, x);
+        }
+      }
+    }
     return;
   }
   for (int at = lane_index(); at < unit.length; at += LANES) {
@@ -239,7 +407,7 @@ __device__ inline void collect_unit(const Unit& unit) {
     __shared__ lowbit::Shared shared;                                                      \
     __shared__ lowbit::Maxima maxima[lowbit::WARPS];                                       \
     __shared__ lowbit::Correction correction[lowbit::WARPS];                               \
-    lowbit::each_unit<RULE::scalars, lowbit::complete<RULE>>(                              \
+    lowbit::each_unit<RULE::scalars, lowbit::prepare<RULE>>(                               \
         launch, shared, false, [&](const lowbit::Unit& unit) {                             \
           const int warp = lowbit::warp_index();                                           \
           lowbit::step_unit<RULE>(unit, maxima[warp], correction[warp]);                   \
@@ -251,8 +419,8 @@ __device__ inline void collect_unit(const Unit& unit) {
   extern "C" __global__ void __launch_bounds__(lowbit::THREADS, 2)                         \
       NAME(const lowbit::Launch __grid_constant__ launch) {                                \
     __shared__ lowbit::Shared shared;                                                      \
-    lowbit::each_unit<RULE::scalars>(launch, shared, false,                                \
-                                     [&](const lowbit::Unit& unit) { BODY(unit); });       \
+    lowbit::each_unit<RULE::scalars, lowbit::note_width>(                                  \
+        launch, shared, false, [&](const lowbit::Unit& unit) { BODY(unit); });             \
   }
 
 // The two kernels of an optimizer.

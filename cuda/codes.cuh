@@ -33,6 +33,49 @@ __device__ __forceinline__ unsigned nearest_code(float x, float scale, const Cod
   return code;
 }
 
+// Item i of four in registers.
+template <typename Item>
+__device__ __forceinline__ Item chosen(const Item (&items)[4], int i) {
+  return i < 2 ? i == 0 ? items[0] : items[1] : i == 2 ? items[2] : items[3];
+}
+
+// The four results of a function that is too long to be there four times.
+template <typename Function>
+__device__ __forceinline__ void for_each_of_four(Function function, unsigned (&result)[4]) {
+#pragma unroll 1
+  for (int i = 0; i < 4; ++i) {
+    const unsigned last = function(i);
+    result[0] = result[1];
+    result[1] = result[2];
+    result[2] = result[3];
+    result[3] = last;
+  }
+}
+
+// The nearest codes of four values, whose comparisons do not wait for each other.
+__device__ __forceinline__ void nearest_codes(const float (&x)[4], const float (&scale)[4],
+                                              const Codebook& book, unsigned half,
+                                              unsigned (&code)[4]) {
+  bool infinite = false;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    infinite = infinite || __float_as_uint(scale[i]) == INF_BITS;
+    code[i] = 0;
+  }
+  if (infinite) {
+    for_each_of_four([&](int i) { return nearest_code(chosen(x, i), chosen(scale, i), book, half); },
+                     code);
+    return;
+  }
+  for (; half != 0; half /= 2) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float midpoint = __fmul_rn(book.midpoints[code[i] + half - 1], scale[i]);
+      code[i] += x[i] > midpoint ? half : 0;
+    }
+  }
+}
+
 // RN(1 / (sqrt(v / (1 - beta2^t)) + eps)), which multiplies the step.
 __device__ __forceinline__ float preconditioner(float v, const Scalars& s) {
   return __fdiv_rn(1.0f, __fadd_rn(__fsqrt_rn(__fmul_rn(v, s.inv_bc2)), s.eps));

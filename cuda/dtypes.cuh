@@ -58,22 +58,82 @@ struct F16 {
   }
 };
 
-// Element `at` of a tensor whose dtype is known when it runs.
-__device__ __forceinline__ float load_value(const void* tensor, int dtype, long long at) {
-  if (dtype == DTYPE_F32) {
-    return static_cast<const float*>(tensor)[at];
+// The same for dtypes that are known when the kernel runs.
+__device__ __forceinline__ int value_bytes(int dtype) { return dtype == DTYPE_F32 ? 4 : 2; }
+
+__device__ __forceinline__ float decode_value(unsigned bits, int dtype) {
+  return dtype == DTYPE_F32    ? F32::decode(bits)
+         : dtype == DTYPE_BF16 ? Bf16::decode(bits)
+                               : F16::decode(bits);
+}
+
+__device__ __forceinline__ unsigned encode_value(float x, int dtype) {
+  return dtype == DTYPE_F32    ? F32::encode(x)
+         : dtype == DTYPE_BF16 ? Bf16::encode(x)
+                               : F16::encode(x);
+}
+
+// Item `at` of an array whose items have 1, 2 or 4 bytes; 0: there is none.
+__device__ __forceinline__ unsigned load_bits(const void* from, int bytes, long long at) {
+  return bytes == 4   ? static_cast<const unsigned*>(from)[at]
+         : bytes == 2 ? static_cast<const unsigned short*>(from)[at]
+         : bytes == 1 ? static_cast<const unsigned char*>(from)[at]
+                      : 0u;
+}
+
+__device__ __forceinline__ void store_bits(void* to, int bytes, long long at, unsigned bits) {
+  if (bytes == 4) {
+    static_cast<unsigned*>(to)[at] = bits;
+  } else if (bytes == 2) {
+    static_cast<unsigned short*>(to)[at] = static_cast<unsigned short>(bits);
+  } else if (bytes == 1) {
+    static_cast<unsigned char*>(to)[at] = static_cast<unsigned char>(bits);
   }
-  const unsigned bits = static_cast<const unsigned short*>(tensor)[at];
-  return dtype == DTYPE_BF16 ? Bf16::decode(bits) : F16::decode(bits);
+}
+
+// Items at .. at + 3 as one access, which `at` must be aligned for.
+__device__ __forceinline__ void load_four(const void* from, int bytes, long long at,
+                                          unsigned (&bits)[4]) {
+  if (bytes == 4) {
+    const uint4 words = reinterpret_cast<const uint4*>(from)[at / 4];
+    bits[0] = words.x;
+    bits[1] = words.y;
+    bits[2] = words.z;
+    bits[3] = words.w;
+  } else if (bytes == 2) {
+    const uint2 words = reinterpret_cast<const uint2*>(from)[at / 4];
+    bits[0] = words.x & 0xffff;
+    bits[1] = words.x >> 16;
+    bits[2] = words.y & 0xffff;
+    bits[3] = words.y >> 16;
+  } else {
+    const unsigned word = bytes == 1 ? reinterpret_cast<const unsigned*>(from)[at / 4] : 0u;
+    for (int i = 0; i < 4; ++i) {
+      bits[i] = word >> 8 * i & 0xff;
+    }
+  }
+}
+
+__device__ __forceinline__ void store_four(void* to, int bytes, long long at,
+                                           const unsigned (&bits)[4]) {
+  if (bytes == 4) {
+    reinterpret_cast<uint4*>(to)[at / 4] = make_uint4(bits[0], bits[1], bits[2], bits[3]);
+  } else if (bytes == 2) {
+    reinterpret_cast<uint2*>(to)[at / 4] =
+        make_uint2(bits[0] | bits[1] << 16, bits[2] | bits[3] << 16);
+  } else if (bytes == 1) {
+    reinterpret_cast<unsigned*>(to)[at / 4] =
+        bits[0] | bits[1] << 8 | bits[2] << 16 | bits[3] << 24;
+  }
+}
+
+// Element `at` of a tensor.
+__device__ __forceinline__ float load_value(const void* tensor, int dtype, long long at) {
+  return decode_value(load_bits(tensor, value_bytes(dtype), at), dtype);
 }
 
 __device__ __forceinline__ void store_value(void* tensor, int dtype, long long at, float x) {
-  if (dtype == DTYPE_F32) {
-    static_cast<float*>(tensor)[at] = canonical(x);
-  } else {
-    static_cast<unsigned short*>(tensor)[at] =
-        static_cast<unsigned short>(dtype == DTYPE_BF16 ? Bf16::encode(x) : F16::encode(x));
-  }
+  store_bits(tensor, value_bytes(dtype), at, encode_value(x, dtype));
 }
 
 // Four elements as they lie in memory.
@@ -130,6 +190,18 @@ __device__ __forceinline__ void load(const void* tensor, long long at, int count
   unpack<Dtype>(fetch<Dtype, Wide>(tensor, at, count), x);
 }
 
+// The same with a dtype that is known when the kernel runs, by one access.
+__device__ __forceinline__ void load_values(const void* tensor, int dtype, long long at,
+                                            float (&x)[4]) {
+  if (dtype == DTYPE_F32) {
+    load<F32, true>(tensor, at, 4, x);
+  } else if (dtype == DTYPE_BF16) {
+    load<Bf16, true>(tensor, at, 4, x);
+  } else {
+    load<F16, true>(tensor, at, 4, x);
+  }
+}
+
 // Four bytes, the first in the lowest; those from `count` on are 0.
 template <bool Wide>
 __device__ __forceinline__ unsigned load_bytes(const signed char* at, int count) {
@@ -173,6 +245,17 @@ __device__ __forceinline__ void store(void* tensor, long long at, int count, con
         to[i] = static_cast<Storage>(Dtype::encode(x[i]));
       }
     }
+  }
+}
+
+__device__ __forceinline__ void store_values(void* tensor, int dtype, long long at,
+                                             const float (&x)[4]) {
+  if (dtype == DTYPE_F32) {
+    store<F32, true>(tensor, at, 4, x);
+  } else if (dtype == DTYPE_BF16) {
+    store<Bf16, true>(tensor, at, 4, x);
+  } else {
+    store<F16, true>(tensor, at, 4, x);
   }
 }
 

@@ -35,6 +35,23 @@ __device__ __forceinline__ float square_of(const Unit& unit, int at) {
   return Rule::square(x, unit.shared);
 }
 
+// Of four elements; what lies beyond the unit is 0.
+template <typename Rule>
+__device__ __forceinline__ void squares_of(const WideUnit& unit, int at, float (&squares)[FOUR]) {
+  float p[FOUR] = {}, g[FOUR] = {};
+  if (at < unit.length) {
+    unit.parameters(at, p);
+    unit.gradients(at, g);
+  }
+#pragma unroll
+  for (int i = 0; i < FOUR; ++i) {
+    Input x{};
+    x.p = p[i];
+    x.g = g[i];
+    squares[i] = at < unit.length ? Rule::square(x, unit.shared) : 0.0f;
+  }
+}
+
 template <typename Rule>
 __device__ __forceinline__ const Factor* factors_of(const Launch& launch, const Tensor& t) {
   return in_table<Factor>(launch, t.state[factored_state<Rule>].codebook);
@@ -48,6 +65,21 @@ __device__ inline void collect_factored(const Unit& unit) {
     return;
   }
   const Factor* factors = factors_of<Rule>(unit.launch, unit.shared.tensor);
+  if (unit.shared.wide) {
+    const WideUnit fours(unit);
+    for (int chunk = 0; chunk < unit.length; chunk += CHUNK) {
+      const int at = chunk + FOUR * lane_index();
+      float squares[FOUR];
+      squares_of<Rule>(fours, at, squares);
+#pragma unroll
+      for (int f = 0; f < FACTOR_COUNT; ++f) {
+        const long long first = unit.template factor_position<true>(factors[f], at);
+        fours.raise_by(unit.launch.statistics + factors[f].word + first, fours.along_row(factors[f]),
+                       at, squares);
+      }
+    }
+    return;
+  }
   for (int at = lane_index(); at < unit.length; at += LANES) {
     const int value = static_cast<int>(canonical_magnitude(magnitude(square_of<Rule>(unit, at))));
 #pragma unroll
@@ -58,7 +90,60 @@ __device__ inline void collect_factored(const Unit& unit) {
   }
 }
 
-// Adds the squares of one unit to the sums. A lane adds in registers while elements that follow each
+// How many units a term of 1 has in a sum; 0: a term is not finite, of which nothing is added.
+__device__ __forceinline__ double units_below(int largest) {
+  return largest < static_cast<int>(INF_BITS) ? units_of_one(exponent_above(largest)) : 0.0;
+}
+
+// Adds the squares of one unit to the sums, four elements a lane: those that a row shares at the end of
+// the unit, the others at once.
+template <typename Rule>
+__device__ __forceinline__ void sum_wide(const WideUnit& unit, const Factor* factors) {
+  const Launch& launch = unit.launch;
+  Limbs row_sum[FACTOR_COUNT];
+#pragma unroll
+  for (int f = 0; f < FACTOR_COUNT; ++f) {
+    row_sum[f] = Limbs{0, 0};
+  }
+  for (int chunk = 0; chunk < unit.length; chunk += CHUNK) {
+    const int at = chunk + FOUR * lane_index();
+    float squares[FOUR];
+    squares_of<Rule>(unit, at, squares);
+#pragma unroll
+    for (int f = 0; f < FACTOR_COUNT; ++f) {
+      const long long first = unit.template factor_position<true>(factors[f], at);
+      const int* largest = launch.statistics + factors[f].word + first;
+      unsigned long long* sums = launch.sums + factors[f].sum + 2 * first;
+      const bool along = unit.along_row(factors[f]);
+#pragma unroll
+      for (int i = 0; i < FOUR; ++i) {
+        const double units = at < unit.length ? units_below(largest[along ? i : 0]) : 0.0;
+        if (units == 0.0) {
+          continue;
+        }
+        const Limbs more = limbs_of(static_cast<double>(squares[i]), units);
+        if (along) {
+          add_limbs(sums + 2 * i, more);
+        } else {
+          row_sum[f].high += more.high;
+          row_sum[f].low += more.low;
+        }
+      }
+    }
+  }
+  __syncwarp();
+#pragma unroll
+  for (int f = 0; f < FACTOR_COUNT; ++f) {
+    const Limbs all{warp_sum(row_sum[f].high), warp_sum(row_sum[f].low)};
+    if (lane_index() == 0 && !unit.along_row(factors[f])) {
+      const long long first = unit.template factor_position<true>(factors[f], 0);
+      add_limbs(launch.sums + factors[f].sum + 2 * first, all);
+    }
+    __syncwarp();
+  }
+}
+
+// The same one element a lane. A lane adds in registers while elements that follow each
 // other have the same sum, and at the end of the unit a warp whose lanes all have the same adds once.
 template <typename Rule>
 __device__ inline void sum_factored(const Unit& unit) {
@@ -67,8 +152,12 @@ __device__ inline void sum_factored(const Unit& unit) {
   }
   const Launch& launch = unit.launch;
   const Factor* factors = factors_of<Rule>(launch, unit.shared.tensor);
+  if (unit.shared.wide) {
+    sum_wide<Rule>(WideUnit(unit), factors);
+    return;
+  }
   long long place[FACTOR_COUNT];  // of the sum; -1: none yet
-  double units[FACTOR_COUNT];     // 0: one that is not finite, of which nothing is added
+  double units[FACTOR_COUNT];
   Limbs sum[FACTOR_COUNT];
 #pragma unroll
   for (int f = 0; f < FACTOR_COUNT; ++f) {
@@ -85,10 +174,8 @@ __device__ inline void sum_factored(const Unit& unit) {
         if (place[f] >= 0) {
           add_limbs(launch.sums + factors[f].sum + 2 * place[f], sum[f]);
         }
-        const int largest = launch.statistics[factors[f].word + position];
-        const bool finite = largest < static_cast<int>(INF_BITS);
         place[f] = position;
-        units[f] = finite ? units_of_one(exponent_above(largest)) : 0.0;
+        units[f] = units_below(launch.statistics[factors[f].word + position]);
         sum[f] = Limbs{0, 0};
       }
       if (units[f] != 0.0) {

@@ -28,9 +28,17 @@ struct Shared {
   int step;
   int skip;   // the tensor stays as it is
   int ticket;
+  int wide;   // its elements can be accessed four at a time (wide.cuh)
+  int reserved;
   float alpha;  // of adafactor, with what the whole tensor has in it: the step size
   float clip;   // and what the update is multiplied by
 };
+
+__device__ __forceinline__ Stream stream_of(const Launch& launch, const Shared& shared) {
+  return Stream{{static_cast<unsigned>(launch.seed), static_cast<unsigned>(launch.seed >> 32)},
+                shared.tensor.hash & 0x0fffffff,
+                static_cast<unsigned>(shared.step)};
+}
 
 // Index of the task among those of its kind and tensor.
 struct Task {
@@ -143,11 +151,7 @@ struct WalkerOf {
     }
   }
 
-  __device__ __forceinline__ Stream stream() const {
-    return Stream{{static_cast<unsigned>(launch.seed), static_cast<unsigned>(launch.seed >> 32)},
-                  shared.tensor.hash & 0x0fffffff,
-                  static_cast<unsigned>(shared.step)};
-  }
+  __device__ __forceinline__ Stream stream() const { return stream_of(launch, shared); }
 };
 
 using Walker = WalkerOf<adamw_scalars>;

@@ -1,7 +1,7 @@
-// One unit of any tensor: a block of at most 4096 elements of one row, done by one warp, 32 elements
-// at a time. Everything that a tensor may be is decided here when the kernel runs, by branches that
-// all lanes take alike; the kernels for common tensors (adamw_*.cu) have it decided when they are
-// compiled.
+// One unit of any tensor: a block of at most 4096 elements of one row, done by one warp, four elements
+// a lane where the tensor's rows allow accesses of four (wide.cuh), else one. Everything that a tensor
+// may be is decided here when the kernel runs, by branches that all lanes take alike; the kernels for
+// common tensors (adamw_*.cu) have it decided when they are compiled.
 
 #pragma once
 
@@ -37,13 +37,32 @@ __device__ __forceinline__ int reversed(int i, int count) {
 // The number of a row in the grid of the global tensor.
 __device__ inline long long global_row_of(const Tensor& t, long long row) {
   long long global = 0, stride = 1;
-  for (int axis = t.lead - 1; axis >= 0; --axis) {
+  for (int axis = t.lead - 1; axis > 0; --axis) {
     global += (row % t.shape[axis] + t.offset[axis]) * stride;
     row /= t.shape[axis];
     stride *= t.global_shape[axis];
   }
-  return global;
+  return t.lead == 0 ? 0 : global + (row + t.offset[0]) * stride;
 }
+
+// a / b of numbers that are mostly small.
+__device__ __forceinline__ long long quotient(long long a, long long b) {
+  return (a | b) >> 32 == 0 ? static_cast<unsigned>(a) / static_cast<unsigned>(b) : a / b;
+}
+
+// A row, here and in the global tensor.
+struct Row {
+  long long here = -1;
+  long long global;
+
+  // Goes to the row of a unit, behind that of the last one.
+  __device__ __forceinline__ void follow(const Tensor& t, long long unit) {
+    if (here < 0 || unit >= (here + 1) * t.units) {
+      here = quotient(unit, t.units);
+      global = global_row_of(t, here);
+    }
+  }
+};
 
 // The length of a factor here.
 __device__ inline long long factor_extent(const Tensor& t, const Factor& factor) {
@@ -77,7 +96,6 @@ enum class Source { stored, statistics };
 struct Unit {
   const Launch& launch;
   const Shared& shared;
-  const Stream random;
   const bool codec;     // the statistics of `compress` are the state's own buffers
   long long row;
   long long first_col;  // of the row
@@ -86,16 +104,21 @@ struct Unit {
   long long global_col;  // of the first element
 
   template <typename AnyWalker>
-  __device__ Unit(const AnyWalker& walker, long long unit, bool codec)
-      : launch(walker.launch), shared(walker.shared), random(walker.stream()), codec(codec) {
+  __device__ Unit(const AnyWalker& walker, const Row& at, long long unit, bool codec)
+      : launch(walker.launch),
+        shared(walker.shared),
+        codec(codec),
+        row(at.here),
+        global_row(at.global) {
     const Tensor& t = shared.tensor;
-    row = unit / t.units;
     first_col = (unit - row * t.units) * t.block;
     const long long left = t.cols - first_col;
     length = left < t.block ? static_cast<int>(left) : t.block;
     global_col = t.first_col + first_col;
-    global_row = global_row_of(t, row);
   }
+
+  // Made where it is used, as most units use none.
+  __device__ __forceinline__ Stream random() const { return stream_of(launch, shared); }
 
   __device__ __forceinline__ long long element(int at) const {
     return row * shared.tensor.cols + first_col + at;
@@ -109,8 +132,11 @@ struct Unit {
 
   __device__ __forceinline__ float parameter(int at) const {
     const Tensor& t = shared.tensor;
-    return load_weight(pointer<const void>(launch, t, PARAM), pointer<const void>(launch, t, BESIDE),
-                       t.param_dtype, t.weights, element(at));
+    const void* param = pointer<const void>(launch, t, PARAM);
+    const void* beside = pointer<const void>(launch, t, BESIDE);
+    const Stored stored{load_bits(param, value_bytes(t.param_dtype), element(at)),
+                        load_bits(beside, beside_bytes(t.weights), element(at))};
+    return join_weight(stored, t.param_dtype, t.weights);
   }
 
   template <typename Item>
@@ -161,16 +187,25 @@ struct Unit {
     }
   }
 
+  // The maxima from one of them on, of a part of a state: those that it keeps, or the statistics.
+  __device__ __forceinline__ int* maxima_at(const State& state, int part, long long position,
+                                            long long word, Source source) const {
+    return source == Source::statistics && !codec
+               ? launch.statistics + state.word + word
+               : pointer<int>(launch, shared.tensor, first_maxima(state) + part) + position;
+  }
+
+  __device__ static __forceinline__ unsigned lesser(unsigned least, int maximum, Source source) {
+    const unsigned read = static_cast<unsigned>(maximum);
+    const unsigned bits = source == Source::statistics ? canonical_magnitude(read) : read;
+    return bits < least ? bits : least;
+  }
+
   // The smallest of an element's maxima, as integers, so that NaN is the largest.
   __device__ inline float smallest(const State& state, int at, Source source) const {
     unsigned least = 0xffffffff;
     each_maximum(state, at, [&](int part, long long position, long long word) {
-      const unsigned bits =
-          source == Source::statistics && !codec
-              ? canonical_magnitude(static_cast<unsigned>(launch.statistics[state.word + word]))
-              : pointer<const unsigned>(launch, shared.tensor,
-                                        first_maxima(state) + part)[position];
-      least = bits < least ? bits : least;
+      least = lesser(least, *maxima_at(state, part, position, word, source), source);
     });
     return __uint_as_float(least);
   }
@@ -178,10 +213,7 @@ struct Unit {
   __device__ inline void raise_maxima(const State& state, int at, float x) const {
     const int value = static_cast<int>(canonical_magnitude(magnitude(x)));
     each_maximum(state, at, [&](int part, long long position, long long word) {
-      int* slot =
-          codec ? pointer<int>(launch, shared.tensor, first_maxima(state) + part) + position
-                : launch.statistics + state.word + word;
-      raise_maximum(slot, value);
+      raise_maximum(maxima_at(state, part, position, word, Source::statistics), value);
     });
   }
 
@@ -206,7 +238,12 @@ struct Unit {
     return position;
   }
 
-  // v of an element under its factors: RN(RN(row / mean) column), 0 where the mean is 0.
+  // RN(RN(row / mean) column), 0 where the mean is 0.
+  __device__ static __forceinline__ float factored_value(float row, float column, float mean) {
+    return mean == 0.0f ? 0.0f : __fmul_rn(__fdiv_rn(row, mean), column);
+  }
+
+  // v of an element under its factors.
   __device__ inline float decode_factors(int which, int at, Source source) const {
     const State& state = shared.tensor.state[which];
     const Factor* factors = in_table<Factor>(launch, state.codebook);
@@ -215,8 +252,7 @@ struct Unit {
       return source == Source::statistics ? launch.fresh[factors[f].fresh + position]
                                           : buffer<const float>(state, f)[position];
     };
-    const float mean = value(2);
-    return mean == 0.0f ? 0.0f : __fmul_rn(__fdiv_rn(value(0), mean), value(1));
+    return factored_value(value(0), value(1), value(2));
   }
 
   // ---- codes -----------------------------------------------------------------------------------
@@ -228,7 +264,7 @@ struct Unit {
 
   // What subtractive dither adds: RN(RN((u - 1/2) spacing) scale).
   __device__ inline float dither(const State& state, int which, int at, float scale) const {
-    const unsigned draw = random.dither(which, global_row, (global_col + at) / state.block, scale);
+    const unsigned draw = random().dither(which, global_row, (global_col + at) / state.block, scale);
     const float offset = __fadd_rn(uniform(draw), -0.5f);
     return __fmul_rn(__fmul_rn(offset, state.spacing), scale);
   }
@@ -261,7 +297,7 @@ struct Unit {
     if (state.rounding == NEAREST) {
       return nearest_code(x, scale, book, half);
     }
-    const float u = uniform(random.draw(STATE_DRAW + which, global_row, global_col + at));
+    const float u = uniform(random().draw(STATE_DRAW + which, global_row, global_col + at));
     return stochastic_code(x, scale, book, half, state.rounding, shared.scalars, u);
   }
 
@@ -368,8 +404,10 @@ __device__ __forceinline__ void each_unit(const Launch& launch, Shared& shared, 
     const Tensor& t = shared.tensor;
     const int count = units_per_task(t.block);
     const long long first = at.index * count, all = t.rows * t.units;
+    Row row;
     for (int i = warp_index(); i < count && first + i < all; i += WARPS) {
-      body(Unit(walker, first + i, codec));
+      row.follow(t, first + i);
+      body(Unit(walker, row, first + i, codec));
     }
   }
 }

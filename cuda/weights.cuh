@@ -79,52 +79,54 @@ __device__ __forceinline__ unsigned stochastic_f16(float x, unsigned draw) {
   return F16::encode(__uint_as_float(__float_as_uint(rounded) | (bits & 0x80000000)));
 }
 
-// theta of element `at`.
-__device__ __forceinline__ float load_weight(const void* param, const void* beside, int dtype,
-                                             int form, long long at) {
+// What memory holds of a parameter: its bits, and those beside it.
+struct Stored {
+  unsigned param;
+  unsigned beside;
+};
+
+// Bytes beside a parameter.
+__device__ __forceinline__ int beside_bytes(int form) {
+  return form == MASTER ? 4 : form == REMAINDER16 ? 2 : form == CORRECTION8 ? 1 : 0;
+}
+
+// theta
+__device__ __forceinline__ float join_weight(Stored from, int dtype, int form) {
   if (form == PLAIN || form == STOCHASTIC_WEIGHTS) {
-    return load_value(param, dtype, at);
+    return decode_value(from.param, dtype);
   }
-  const unsigned b = static_cast<const unsigned short*>(param)[at];
   if (form == REMAINDER16) {
-    return join_remainder(b, static_cast<const unsigned short*>(beside)[at]);
+    return join_remainder(from.param, from.beside);
   }
   if (form == CORRECTION8) {
-    return join_correction(b, static_cast<const signed char*>(beside)[at]);
+    return join_correction(from.param, static_cast<signed char>(from.beside));
   }
   // The master, unless the parameter was changed by others (or the master never set): what it was
   // rounded to then differs, and the parameter counts.
-  const float master = static_cast<const float*>(beside)[at];
-  const float now = load_value(param, dtype, at);
+  const float master = __uint_as_float(from.beside);
+  const float now = decode_value(from.param, dtype);
   const float rounded = dtype == DTYPE_BF16 ? Bf16::decode(Bf16::encode(master))
                                             : F16::decode(F16::encode(master));
   return __float_as_uint(rounded) == __float_as_uint(now) ? master : now;
 }
 
 // The reverse; `draw` is for stochastic rounding.
-__device__ __forceinline__ void store_weight(void* param, void* beside, int dtype, int form,
-                                             long long at, float theta, unsigned draw) {
-  unsigned short* narrow = static_cast<unsigned short*>(param);
+__device__ __forceinline__ Stored split_weight(float theta, int dtype, int form, unsigned draw) {
   if (form == STOCHASTIC_WEIGHTS) {
-    narrow[at] = static_cast<unsigned short>(dtype == DTYPE_BF16 ? stochastic_bf16(theta, draw)
-                                                                 : stochastic_f16(theta, draw));
-  } else if (form == REMAINDER16) {
+    return {dtype == DTYPE_BF16 ? stochastic_bf16(theta, draw) : stochastic_f16(theta, draw), 0};
+  }
+  if (form == REMAINDER16) {
     // b is rounded half away from zero: on a tie, nearest even would not tell which of two values
     // it came from.
     const bool nan = magnitude(theta) > INF_BITS;
     const unsigned bits = __float_as_uint(theta);
-    narrow[at] = static_cast<unsigned short>(nan ? NAN_BITS >> 16 : (bits + 0x8000) >> 16);
-    static_cast<unsigned short*>(beside)[at] = static_cast<unsigned short>(nan ? 0 : bits);
-  } else if (form == CORRECTION8) {
-    const unsigned b = Bf16::encode(theta);
-    narrow[at] = static_cast<unsigned short>(b);
-    static_cast<signed char*>(beside)[at] = static_cast<signed char>(split_correction(theta, b));
-  } else {
-    store_value(param, dtype, at, theta);
-    if (form == MASTER) {
-      static_cast<float*>(beside)[at] = canonical(theta);
-    }
+    return {nan ? NAN_BITS >> 16 : (bits + 0x8000) >> 16, nan ? 0 : bits & 0xffff};
   }
+  if (form == CORRECTION8) {
+    const unsigned b = Bf16::encode(theta);
+    return {b, static_cast<unsigned>(split_correction(theta, b)) & 0xff};
+  }
+  return {encode_value(theta, dtype), __float_as_uint(canonical(theta))};
 }
 
 // ---- parameters of common tensors, with the form known when the kernel is compiled -------------

@@ -46,6 +46,12 @@
 
 #include "lowbit.h"
 
+// nvcc's front end takes the assignment of a [[nodiscard]] object for one that is discarded.
+#ifdef __CUDACC__
+#pragma nv_diagnostic push
+#pragma nv_diag_suppress 2810
+#endif
+
 namespace lowbit {
 
 // Two translation units may choose differently about exceptions; their names must not be merged.
@@ -1149,3 +1155,7 @@ inline outcome<std::vector<float>> checkpoint_values(const std::string& from,
 }
 
 }  // namespace lowbit
+
+#ifdef __CUDACC__
+#pragma nv_diagnostic pop
+#endif

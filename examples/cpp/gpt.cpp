@@ -7,7 +7,8 @@
 //   ./gpt --help
 //
 // `trainer` is what any trainer that uses the library looks like; the rest is the comparison.
-// Where to read next: bindings/cpp/lowbit.hpp, the library; gpt.hpp, the model.
+// Where to read next: bindings/cpp/lowbit.hpp, the library; gpt.hpp, the model;
+// ../cuda, the same on a GPU.
 
 #include <sys/wait.h>
 #include <unistd.h>
@@ -34,6 +35,7 @@
 #include "../../tests/common/sha256.h"
 #include "gpt.hpp"
 #include "plot.hpp"
+#include "run.hpp"
 #include "text.hpp"
 
 namespace {
@@ -197,23 +199,14 @@ class trainer {
     return total / batches;
   }
 
-  void save(const fs::path& folder) const {
-    fs::create_directories(folder);
-    const bytes params = join(params_);
-    write_file(folder / "params.f32", params.data(), params.size());
-    stepper_.save((folder / "state.safetensors").string());
+  void save(const fs::path& folder) {
+    gpt::save_params(folder, model_.tensors());
+    stepper_.save(gpt::state_file(folder).string());
   }
 
   void load(const fs::path& folder) {
-    std::ifstream in(folder / "params.f32", std::ios::binary);
-    for (auto& t : model_.tensors()) {
-      in.read(reinterpret_cast<char*>(t.value.data()),
-              static_cast<std::streamsize>(t.value.size() * sizeof(float)));
-    }
-    if (!in || in.peek() != std::ifstream::traits_type::eof()) {
-      throw std::runtime_error((folder / "params.f32").string() + " is not of this model");
-    }
-    stepper_.load((folder / "state.safetensors").string());
+    gpt::load_params(folder, model_.tensors());
+    stepper_.load(gpt::state_file(folder).string());
   }
 
   // All bits that training has changed: parameters, then states.
@@ -291,13 +284,9 @@ class trainer {
     return model_.forward_backward(b.tokens, b.targets, o_.batch);
   }
 
-  // Linear warm-up over a tenth of the steps, then half a cosine down to a tenth of the rate.
   lowbit::hyper hyper() const {
-    const double warm = std::max(1, o_.steps / 10), done = steps() + 1;
-    const double rest = std::min(1.0, (done - warm) / (o_.steps - warm));
     lowbit::hyper h;
-    h.lr = static_cast<float>(
-        o_.lr * (done < warm ? done / warm : 0.55 + 0.45 * std::cos(3.14159265358979 * rest)));
+    h.lr = gpt::learning_rate(o_.lr, steps() + 1, o_.steps);
     h.weight_decay = o_.weight_decay;
     return h;
   }

@@ -25,7 +25,17 @@ TRAIN, TEST = 8_000, 10_000
 CLASSES = 45
 LAYERS, HEADS = 6, 12
 
-ARMS = ("adamw32", "adamw4", "adamw4-block", "factor4")
+#: The last two are controls.
+ARMS = (
+    "adamw32",
+    "adamw4",
+    "nf4-rank1+rank1/linear",
+    "adamw4-block",
+    "factor4",
+    "adamw8",
+    "de+b2048/de",
+    "adamw32@0.7lr",
+)
 
 #: Parameters of the checkpoint that are no weights of this use.
 _UNUSED = ("embeddings.position_ids", "pooler.dense.weight", "pooler.dense.bias")

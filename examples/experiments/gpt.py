@@ -53,6 +53,11 @@ def init(shape, seed):
     }
 
 
+def count(shape):
+    """How many parameters there are."""
+    return sum(param.size for param in jax.tree.leaves(jax.eval_shape(lambda: init(shape, 0))))
+
+
 def decays(params):
     """Which parameters weight decay is for: matrices."""
     return jax.tree.map(lambda param: param.ndim > 1, params)

@@ -4,6 +4,7 @@ The metric is the validation loss in nats per token; delta, written down before 
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,20 @@ import training
 #: Losses within this of 32 bits count as equal (about 2 % of perplexity), in nats per token.
 DELTA = 0.02
 
-BATCH = 32
-SHAPE = gpt.Shape()
+
+
+class Model(NamedTuple):
+    """batch: sequences of a step. precision: of matrix products, where the device has several."""
+
+    shape: gpt.Shape
+    batch: int
+    precision: str
+
+
+#: 1.13 M parameters.
+SMALL = Model(gpt.Shape(), batch=32, precision="highest")
+#: 40 M parameters, for a GPU.
+LARGE = Model(gpt.Shape(context=256, width=512, heads=8, layers=12), 32, "tensorfloat32")
 
 
 def settings(steps, beta2=0.999, lr=2e-3):
@@ -34,16 +47,16 @@ def settings(steps, beta2=0.999, lr=2e-3):
     )
 
 
-def task(seed, shape=SHAPE):
+def task(seed, model=SMALL):
     """The seed fixes the initial weights and the order of batches."""
-    text = data.text()
+    text, shape = data.text(), model.shape
     span = np.arange(shape.context + 1)
     # One generator for each step: a batch depends on the seed and the step alone.
     last = len(text.train) - shape.context
 
     def batch(step):
-        at = np.random.default_rng([seed, 1, step]).integers(0, last, BATCH)
-        return jnp.asarray(text.train[at[:, None] + span], jnp.int32)
+        at = np.random.default_rng([seed, 1, step]).integers(0, last, model.batch)
+        return text.train[at[:, None] + span].astype(np.int32)
 
     count = (len(text.validation) - 1) // shape.context
     windows = text.validation[np.arange(count)[:, None] * shape.context + span].astype(np.int32)
@@ -77,7 +90,7 @@ def _evaluate(heads):
     return jax.jit(_loss(heads))
 
 
-def run(store, arm, seed, options, until_unstable=False):
+def run(store, arm, seed, options, model=SMALL, until_unstable=False):
     """One run of one arm, unless it is on file."""
     spec = training.seeded(arms.spec(arm), seed)
     options = options._replace(lr=options.lr * arms.lr_factor(arm))
@@ -86,13 +99,17 @@ def run(store, arm, seed, options, until_unstable=False):
         "spec": spec,
         "seed": seed,
         "settings": options._asdict(),
+        "model": {**model._asdict(), "shape": model.shape._asdict()},
         "data": data.text().digest,
     }
     label = f"{store.experiment} {arm} seed {seed} beta2 {options.beta2} lr {options.lr:g}"
     progress = records.progress(label, options.steps)
-    return store.run(
-        key, lambda: training.train(task(seed), options, spec, progress, until_unstable)
-    )
+
+    def train():
+        with jax.default_matmul_precision(model.precision):
+            return training.train(task(seed, model), options, spec, progress, until_unstable)
+
+    return store.run(key, train)
 
 
 #: The screen: short runs that choose what is worth long ones. Most telling first.
@@ -112,10 +129,34 @@ SCREEN = (
     "nf4-sr+b128/geometric-log",
     "adamw8",
     "adamw32@0.7lr",
+    # Why, not whether: one moment at a time, and other learning rates.
+    "nf4-rank1+f32",
+    "de+f32",
+    "f32+rank1/linear",
+    "adamw32@0.5lr",
+    "adamw32@1.4lr",
 )
 
 #: What the page's claims are about: 2000 steps.
-FINAL = ("adamw32", "adamw4")
+FINAL = ("adamw32", "adamw4", "nf4-rank1+rank1/linear", "adamw4-block")
+
+#: What is beside them: 1000 steps. The last three are controls.
+BESIDE = (
+    "adamw32",
+    "adamw4",
+    "nf4-rank1+rank1/linear",
+    "nf4-rank1+rank1/power2",
+    "nf4-sr+rank1/linear",
+    "adamw8",
+    "8bit+8bit-de0",
+    "factor4",
+    "de+b2048/de",
+    "adamw32@0.7lr",
+    "adamw32@1.4lr",
+)
+
+#: A model of 40 M parameters.
+LARGER = ("adamw32", "adamw4", "nf4-rank1+rank1/linear", "adamw4-block")
 
 #: E4's arms, m as in the paper: v with a zero in its map, and without.
 WITH_ZERO = ("de+b2048/de", "de+b128/de", "de+b128/de-sr", "de+rank1/linear0")
@@ -142,13 +183,23 @@ def zero_point(store, seeds, part, parts):
 
 
 def compare(store, group, seeds, part, parts, arms=None):
-    """Short runs (`screen`) or whole ones (`final`) at both beta2; an arm at a time."""
-    group_arms, steps = {"screen": (SCREEN, 800), "final": (FINAL, 2000)}[group]
+    """Short runs (`screen`) or whole ones (`final`, `beside`) at both beta2, or of the large model; a
+    seed of all arms before the next."""
+    group_arms, model, options = GROUPS[group]
     jobs = [
-        (arm, seed, settings(steps, beta2))
-        for beta2 in (0.999, 0.95)
-        for arm in arms or group_arms
+        (arm, seed, chosen)
         for seed in range(seeds)
+        for chosen in options
+        for arm in arms or group_arms
     ]
-    for arm, seed, options in jobs[part::parts]:
-        run(store, arm, seed, options)
+    for arm, seed, chosen in jobs[part::parts]:
+        run(store, arm, seed, chosen, model)
+
+
+#: Arms, model and settings by name.
+GROUPS = {
+    "screen": (SCREEN, SMALL, [settings(800, beta2) for beta2 in (0.999, 0.95)]),
+    "final": (FINAL, SMALL, [settings(2000, beta2) for beta2 in (0.999, 0.95)]),
+    "beside": (BESIDE, SMALL, [settings(1000, beta2) for beta2 in (0.999, 0.95)]),
+    "large": (LARGER, LARGE, [settings(600, 0.95, lr=1e-3)]),
+}

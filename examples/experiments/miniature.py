@@ -10,7 +10,7 @@ import language_model
 import quantization_error
 import training
 
-SHAPE = gpt.Shape(layers=1)
+MODEL = language_model.SMALL._replace(shape=gpt.Shape(layers=1))
 OPTIONS = language_model.settings(160, lr=4e-3)
 
 ZERO_FREE = ("rank1/linear", "b128/linear", "rank1/de0", "b128/de0", "rank1/power2")
@@ -28,7 +28,7 @@ def zero_point():
     results = {}
     for arm in ("adamw32", "adamw4", "de+b2048/de"):
         spec = training.seeded(arms.spec(arm), 0)
-        task = language_model.task(0, SHAPE)
+        task = language_model.task(0, MODEL)
         result = training.train(task, OPTIONS, spec, until_unstable=True)
         losses = result["train_loss"]
         results[arm] = result
@@ -49,7 +49,7 @@ def zero_point():
 def quantization():
     """The order of quantizers on real moments."""
     names = ("f32", "8bit-de0", *ZERO_FREE, *WITH_ZERO)
-    errors = quantization_error.follow(0.999, ["f32", "de"], names, {"end": 40}, shape=SHAPE)["end"]
+    errors = quantization_error.follow(0.999, ["f32", "de"], names, {"end": 40}, model=MODEL)["end"]
     following = {name: errors["next"][f"f32+{name}"]["relative_l2"] for name in names}
     for name in names:
         zeros = errors["v"][name]["carried"]["zeros"]

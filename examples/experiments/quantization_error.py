@@ -58,9 +58,9 @@ LARGE = 1 << 17
 BETA1, EPS = 0.9, 1e-8
 
 
-def trajectory(beta2, seed=0, steps=STEPS, shape=language_model.SHAPE):
+def trajectory(beta2, seed=0, steps=STEPS, model=language_model.SMALL):
     """Trains in 32 bits; yields, for each step, the clipped gradients as a list of arrays."""
-    task = language_model.task(seed, shape)
+    task = language_model.task(seed, model)
     options = language_model.settings(STEPS, beta2)
     tx = training.optimizer(task, options, "adamw32")
     apply = jax.jit(tx.apply, donate_argnums=(1, 2))
@@ -133,7 +133,7 @@ def _flat(arrays):
     return np.concatenate([np.ravel(array).astype(np.float64) for array in arrays])
 
 
-def follow(beta2, m_names, v_names, checkpoints, progress=None, shape=language_model.SHAPE):
+def follow(beta2, m_names, v_names, checkpoints, progress=None, model=language_model.SMALL):
     """The errors at each checkpoint, of each quantizer.
 
     Returns {checkpoint: {"m": {name: numbers}, "v": ..., "next": {"m+v": numbers}}}.
@@ -141,7 +141,7 @@ def follow(beta2, m_names, v_names, checkpoints, progress=None, shape=language_m
     steps = max(checkpoints.values())
     results, due = {}, None
     exact = None
-    for step, grads in enumerate(trajectory(beta2, 0, steps + 1, shape)):
+    for step, grads in enumerate(trajectory(beta2, 0, steps + 1, model)):
         # Only tensors that would be quantized; of large ones a part of the rows is enough.
         kept = [
             np.ascontiguousarray(grad[:: -(-grad.size // LARGE)])

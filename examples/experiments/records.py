@@ -1,7 +1,7 @@
 """Runs as lines of JSON: what was run, with what, and what came out.
 
-A run's key is its experiment, arm, spec, seed and settings. A run that is on file is not run again,
-so that a command that was stopped goes on where it was.
+A run's key is its experiment, arm, spec, seed, settings, data and device. A run that is on file is
+not run again, so that a command that was stopped goes on where it was.
 """
 
 import datetime
@@ -16,6 +16,8 @@ import platform
 import subprocess
 import sys
 import time
+
+import jax
 
 import lowbit
 
@@ -43,7 +45,7 @@ class Records:
         key: a dict of arm, spec, seed, settings and data (a digest).
         function: returns a dict of results.
         """
-        key = json.loads(json.dumps({"experiment": self.experiment, **key}))
+        key = json.loads(json.dumps({"experiment": self.experiment, **key, "device": device()}))
         for record in self.read():
             if key.items() <= record.items():
                 return record
@@ -78,15 +80,31 @@ def _plain(value):
 @functools.cache
 def versions():
     """What ran: the library and its commit, and what is beside it."""
-    git = ["git", "-C", os.path.dirname(__file__), "describe", "--always", "--dirty", "--abbrev=12"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "lowbit": lowbit.version(),
-        "commit": commit or "unknown",
+        "commit": _commit(),
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in ("jax", "numpy")},
         "machine": platform.machine(),
     }
+
+
+def _commit():
+    """That of the checkout, or of the bundle that the experiments were unpacked from."""
+    here = pathlib.Path(__file__).parent
+    git = ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=12"]
+    found = subprocess.run(git, capture_output=True, text=True, check=False)
+    manifest = here.parents[1] / "manifest.txt"
+    if found.returncode and manifest.is_file():
+        facts = dict(line.split(" ", 1) for line in manifest.read_text().splitlines())
+        return facts["commit"][:12]
+    return found.stdout.strip() or "unknown"
+
+
+@functools.cache
+def device():
+    """What the runs are on: "cpu", or a GPU's name."""
+    return jax.devices()[0].device_kind
 
 
 def progress(label, steps):

@@ -4,6 +4,7 @@ Only this file is written by hand; what it prints follows from the runs.
 """
 
 import collections
+import json
 import math
 import pathlib
 
@@ -18,6 +19,8 @@ import numpy as np
 
 import comparisons
 import convex
+import fine_tune
+import gpt
 import images
 import language_model
 import records
@@ -40,9 +43,16 @@ def write():
     """Writes RESULTS.md and plots/."""
     PLOTS.mkdir(exist_ok=True)
     sections = [PREAMBLE]
-    for section in (language, glyphs_and_digits, zero_point, errors, memory, theorem, provenance):
+    for section in (
+        *(language, fine_tuning, glyphs_and_digits, zero_point),
+        *(errors, memory, theorem, provenance),
+    ):
         sections += section()
-    (FOLDER / "RESULTS.md").write_text("\n".join(sections) + "\n", encoding="utf-8")
+    text = "\n".join(sections) + "\n"
+    (FOLDER / "RESULTS.md").write_text(text, encoding="utf-8")
+    for plot in PLOTS.glob("*.svg"):
+        if f"({plot.parent.name}/{plot.name})" not in text:
+            plot.unlink()
 
 
 def language():
@@ -52,25 +62,37 @@ def language():
         "",
         f"Validation loss in nats per token; δ = {language_model.DELTA}.",
     ]
-    for (steps, beta2), group in _grouped(runs, "steps", "beta2"):
-        lines += ["", f"### {steps} steps, beta2 = {beta2}", ""]
-        name = f"e1-{steps}-{beta2}"
+    for (steps, beta2), device, group in _grouped(runs, "steps", "beta2"):
+        count = gpt.count(gpt.Shape(**group[0]["model"]["shape"]))
+        lines += ["", f"### {_millions(count)} parameters, {steps} steps, beta2 = {beta2}"]
+        lines += ["", f"On {device}.", ""]
+        name = f"e1-{_millions(count, '')}-{steps}-{beta2}-{_slug(device)}"
         table, compared = _table(group, "validation_loss", language_model.DELTA)
         lines += table + ["", _intervals(f"{name}-differences", compared, language_model.DELTA)]
         lines += [_curves(f"{name}-loss", group)]
     return lines + [""]
 
 
+def fine_tuning():
+    lines = []
+    for (steps,), device, group in _grouped(records.Records("e2").read(), "steps"):
+        lines += ["## E2: fine-tuning MiniLM on WordNet's classes", ""]
+        lines += [f"Test accuracy in points; δ = {fine_tune.DELTA}. {steps} steps on {device}.", ""]
+        name = f"e2-{steps}-{_slug(device)}"
+        table, compared = _table(group, "accuracy", fine_tune.DELTA, sign=-1)
+        lines += table + ["", _intervals(f"{name}-differences", compared, fine_tune.DELTA)]
+        lines += [_curves(f"{name}-loss", group), ""]
+    return lines
+
+
 def glyphs_and_digits():
-    runs = records.Records("e3").read()
     lines = ["## E3: images", ""]
-    for case in images.CASES:
-        group = [run for run in runs if run["case"] == case]
-        if not group:
-            continue
-        lines += [f"### {case}", "", f"Test accuracy in points; δ = {images.DELTA}.", ""]
+    for (_, case), device, group in _grouped(records.Records("e3").read(), "steps", "case"):
+        lines += [f"### {case}, on {device}", ""]
+        lines += [f"Test accuracy in points; δ = {images.DELTA}.", ""]
+        name = f"e3-{case}-{_slug(device)}"
         table, compared = _table(group, "accuracy", images.DELTA, sign=-1)
-        lines += table + ["", _intervals(f"e3-{case}-differences", compared, images.DELTA)]
+        lines += table + ["", _intervals(f"{name}-differences", compared, images.DELTA)]
         if case == "digits":
             lines += ["", f"Test loss in nats; δ = {images.DELTA_LOSS}.", ""]
             lines += _table(group, "test_loss", images.DELTA_LOSS)[0]
@@ -79,15 +101,17 @@ def glyphs_and_digits():
 
 
 def zero_point():
-    runs = records.Records("e4").read()
-    if not runs:
-        return []
-    lines = [
-        "## E4: a zero in v's map",
-        "",
-        "Runs that became unstable, of those that were made (200 steps, beta2 = 0.999).",
-        "",
-    ]
+    lines = []
+    for (steps, beta2), device, runs in _grouped(records.Records("e4").read(), "steps", "beta2"):
+        lines += ["## E4: a zero in v's map", ""]
+        lines += ["Runs that became unstable, of those that were made"]
+        lines += [f"({steps} steps, beta2 = {beta2}, on {device}).", ""]
+        lines += _unstable_runs(runs)
+    return lines
+
+
+def _unstable_runs(runs):
+    lines = []
     rates = sorted({run["settings"]["lr"] for run in runs})
     lines += _rule(["arm", "zero in v", *(f"lr {rate:g}" for rate in rates), "all"])
     counts = collections.Counter()
@@ -127,7 +151,7 @@ _ERRORS = (
 
 def errors():
     lines = []
-    for (beta2,), runs in _grouped(records.Records("e5").read(), "beta2"):
+    for (beta2,), _, runs in _grouped(records.Records("e5").read(), "beta2"):
         result = _merged([run["result"] for run in runs])
         lines += [f"## E5: errors on real moments, beta2 = {beta2}", ""]
         lines += [
@@ -245,22 +269,26 @@ def theorem():
 def provenance():
     """Which versions the runs are of."""
     lines = ["## Runs", ""]
-    lines += _rule(["experiment", "runs", "core-minutes", "commits", "jax", "data"])
+    lines += _rule(["experiment", "device", "runs", "core-minutes", "commits", "jax", "data"])
     for path in sorted(records.FOLDER.glob("*.jsonl")):
-        runs = records.Records(path.stem).read()
-        versions = [run["versions"] for run in runs]
-        lines += [
-            _row(
-                [
-                    path.stem,
-                    str(len(runs)),
-                    f"{sum(run['cpu_seconds'] for run in runs) / 60:.0f}",
-                    ", ".join(sorted({version["commit"][:12] for version in versions})),
-                    ", ".join(sorted({version["jax"] for version in versions})),
-                    ", ".join(sorted({run["data"] for run in runs})),
-                ]
-            )
-        ]
+        by_device = collections.defaultdict(list)
+        for run in records.Records(path.stem).read():
+            by_device[run["device"]].append(run)
+        for device, runs in sorted(by_device.items()):
+            versions = [run["versions"] for run in runs]
+            lines += [
+                _row(
+                    [
+                        path.stem,
+                        device,
+                        str(len(runs)),
+                        f"{sum(run['cpu_seconds'] for run in runs) / 60:.0f}",
+                        ", ".join(sorted({version["commit"][:12] for version in versions})),
+                        ", ".join(sorted({version["jax"] for version in versions})),
+                        ", ".join(sorted({run["data"] for run in runs})),
+                    ]
+                )
+            ]
     return lines
 
 
@@ -280,12 +308,28 @@ def _fraction(runs):
 
 
 def _grouped(runs, *names):
-    """Runs by settings, longest first, and by data, which are never mixed."""
+    """(settings or other facts of these names, device, runs): the longest first. Data, models and
+    devices are never mixed."""
     groups = collections.defaultdict(list)
     for run in runs:
-        groups[tuple(run["settings"][name] for name in names), run["data"]].append(run)
-    ordered = sorted(groups.items(), key=lambda item: [-value for value in item[0][0]])
-    return [(key, group) for (key, _), group in ordered]
+        facts = tuple(run["settings"].get(name, run.get(name)) for name in names)
+        model = json.dumps(run.get("model"))
+        groups[facts, run["device"], run["data"], model].append(run)
+
+    def order(item):
+        return [-fact if isinstance(fact, (int, float)) else fact for fact in item[0][0]]
+
+    ordered = sorted(sorted(groups.items(), key=lambda item: item[0][1:]), key=order)
+    return [(facts, device, group) for (facts, device, *_), group in ordered]
+
+
+def _slug(device):
+    """A device's name for a file's name: "h100" of "NVIDIA H100 80GB HBM3"."""
+    return device.lower().removeprefix("nvidia ").split()[0]
+
+
+def _millions(count, unit=" M"):
+    return f"{count / 1e6:.3g}{unit}"
 
 
 def _by_arm(runs):

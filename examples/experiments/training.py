@@ -103,27 +103,35 @@ def train(task, settings, spec, progress=lambda step, loss: None, until_unstable
     that is not finite, or as soon as the run is unstable, if that is all one wants to know.
     """
     tx = optimizer(task, settings, spec)
+    apply = jax.jit(tx.apply, donate_argnums=(1, 2))
+
+    def step(carry, inputs):
+        params, state = carry
+        batch, rate = inputs
+        value, grads, factor = gradient(task.loss)(params, batch, settings.clip)
+        return apply(grads, state, params, learning_rate=rate, clip_factor=factor), value
+
+    run = _steps_of_one_program(step, settings.steps)
     params = jax.tree.map(jnp.copy, task.params)
     state = tx.init(params)
-    apply = jax.jit(tx.apply, donate_argnums=(1, 2))
-    losses, means, probes, first = [], [], [], None
-    for step in range(settings.steps):
-        value, grads, factor = gradient(task.loss)(params, task.batch(step), settings.clip)
-        params, state = apply(
-            grads, state, params, learning_rate=settings.lr_at(step), clip_factor=factor
-        )
-        first = float(value) if step == 0 else first
-        losses.append(value)
-        if len(losses) == WINDOW or step + 1 == settings.steps:
+    losses, means, probes, first, done = [], [], [], None, 0
+    while done < settings.steps:
+        numbers = range(done, done + run.steps)
+        batches, rates = map(task.batch, numbers), map(settings.lr_at, numbers)
+        (params, state), values = run((params, state), list(batches), list(rates))
+        done += run.steps
+        first = float(values[0]) if first is None else first
+        losses.extend(values)
+        if len(losses) == WINDOW or done == settings.steps:
             means.append(float(np.mean(np.asarray(losses, np.float64))))
             losses = []
-            progress(step + 1, means[-1])
+            progress(done, means[-1])
             if not math.isfinite(means[-1]):
                 break
             if until_unstable and unstable(first, means, settings.warmup):
                 break
-        if task.probe and (step + 1) % 100 == 0:
-            probes.append((step + 1, float(task.probe(params))))
+        if task.probe and done % 100 == 0:
+            probes.append((done, float(task.probe(params))))
     return {
         "unstable": unstable(first, means, settings.warmup),
         "first_loss": first,
@@ -132,6 +140,36 @@ def train(task, settings, spec, progress=lambda step, loss: None, until_unstable
         "state_bytes": tx.plan(params).state_bytes,
         **task.score(params),
     }
+
+
+class _OneByOne(NamedTuple):
+    """A program for each step's gradients, which all runs share, and one for its update."""
+
+    step: Callable
+    steps: int = 1
+
+    def __call__(self, carry, batches, rates):
+        carry, value = self.step(carry, (batches[0], rates[0]))
+        return carry, [value]
+
+
+class _Scan(NamedTuple):
+    """One program for many steps: on a GPU the host would take longer for each than the device."""
+
+    program: Callable
+    steps: int
+
+    def __call__(self, carry, batches, rates):
+        batches = jax.tree.map(lambda *parts: np.stack(parts), *batches)
+        carry, values = self.program(carry, (batches, np.float32(rates)))
+        return carry, np.asarray(values)
+
+
+def _steps_of_one_program(step, steps):
+    if jax.default_backend() == "cpu":
+        return _OneByOne(step)
+    program = jax.jit(functools.partial(jax.lax.scan, step), donate_argnums=0)
+    return _Scan(program, math.gcd(WINDOW, steps))
 
 
 def unstable(first, means, warmup=0):

@@ -188,6 +188,10 @@ void mock_replay(const Graph* graph) {
 void mock_enqueue_add(int* number, int value) {
   enqueue(nullptr, [=] { *number += value; });
 }
+// Other work in the order of a stream, captured or not. `data` stays the caller's.
+void mock_enqueue(Handle stream, void (*body)(void*), void* data) {
+  enqueue(stream, [=] { body(data); });
+}
 
 // ---- the driver --------------------------------------------------------------------------------
 

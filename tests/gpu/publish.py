@@ -80,17 +80,18 @@ def tables(results):
 
 def draw(results, path):
     """Nanoseconds a parameter of one step, and the time of its bytes as a mark."""
-    bars = {}
+    bars, ours = {}, set()
     for part in ("timing", "peers"):
         for row in results["parts"].get(part, {}).get("measurements", []):
             if row.get("ns_per_param") is not None:
                 bars.setdefault(row["name"], row)
+                if part == "timing":
+                    ours.add(row["name"])
     rows = sorted(bars.values(), key=lambda row: row["ns_per_param"])
     figure, axes = plt.subplots(figsize=(7.2, 0.32 * len(rows) + 0.9))
     for y, row in enumerate(rows):
         picoseconds = 1e3 * row["ns_per_param"]
-        ours = row["name"].startswith("adamw")
-        axes.barh(y, picoseconds, 0.7, color="#1b6ca8" if ours else "#8a8a8a")
+        axes.barh(y, picoseconds, 0.7, color="#1b6ca8" if row["name"] in ours else "#8a8a8a")
         axes.plot([row["bytes_ms"] / row["milliseconds"] * picoseconds] * 2, [y - 0.4, y + 0.4], "k-")
         axes.annotate(
             f"{picoseconds:.1f}",
@@ -100,7 +101,7 @@ def draw(results, path):
             va="center",
             fontsize=7,
         )
-    names = [f"lowbit {row['name']}" if row["name"].startswith("adamw") else row["name"] for row in rows]
+    names = [f"lowbit {row['name']}" if row["name"] in ours else row["name"] for row in rows]
     axes.set_yticks(range(len(rows)), names, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("ps/param of a step; mark: its bytes at the rate of a copy", fontsize=7)

@@ -47,8 +47,15 @@ STEPS = (
     ("adamw32", "bf16", "bf16"),
     ("adamw32", "f32", "f32"),
 )
+#: Of the kernels that take every quantizer; they are not counted in instructions.
+OTHER_STEPS = (
+    ("sgdm4", "bf16", "bf16"),
+    ("lion4", "bf16", "bf16"),
+    ("adamw8", "bf16", "bf16"),
+    ("factor4", "bf16", "bf16"),
+)
 TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
-#: What the kernels of a preset are called.
+#: What the kernels of a preset are called, where there is one for each pair of dtypes.
 KERNELS = {"adamw4-block": "block4", "adamw4": "rank1", "adamw32": "f32"}
 
 
@@ -64,6 +71,12 @@ def run(report):
         if candidate.preset != "adamw4":
             report.check(f"{candidate.name}: what was timed is right", candidate.verify)
     del candidates, candidate
+    others = [Copy()] + [Step(*step) for step in OTHER_STEPS]
+    measure(report, others, others[1:])
+    for candidate in others[1:]:
+        if candidate.preset != "factor4":
+            report.check(f"{candidate.name}: what was timed is right", candidate.verify)
+    del others, candidate
     for count in (1, 300):
         report.measure(f"adamw4-block bf16/f32, {count} x 65536", **host_time(count))
 
@@ -175,8 +188,9 @@ class Step:
     def __init__(self, preset, param_dtype, grad_dtype, shapes=None, model=None, name=None):
         self.preset, self.dtypes = preset, (param_dtype, grad_dtype)
         self.name = name or f"{preset} {param_dtype}/{grad_dtype}"
-        self.kernel = f"lowbit_k_adamw_{param_dtype}_{grad_dtype}_{KERNELS[preset]}"
-        shapes = shapes or [MATRIX if preset == "adamw4" else (NUMEL,)]
+        if preset in KERNELS:
+            self.kernel = f"lowbit_k_adamw_{param_dtype}_{grad_dtype}_{KERNELS[preset]}"
+        shapes = shapes or [MATRIX if preset in ("adamw4", "factor4") else (NUMEL,)]
         self.plan = DevicePlan(
             preset, [Tensor(f"t{i}", shape, *self.dtypes) for i, shape in enumerate(shapes)]
         )

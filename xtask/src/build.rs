@@ -110,11 +110,8 @@ pub(crate) fn mock_driver(sh: &Shell) -> Result<PathBuf> {
     let folder = sh.path("target/mock-driver");
     env::remove(&folder)?;
     std::fs::create_dir_all(&folder).context(folder.display())?;
-    let mut compiler = Command::new(std::env::var_os("CXX").unwrap_or_else(|| "g++".into()));
+    let mut compiler = emulating();
     compiler
-        .args(["-std=c++17", "-O1", "-ffp-contract=off"])
-        .args(["-fno-strict-aliasing", "-U_FORTIFY_SOURCE"])
-        .args(["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"])
         .args(["-fPIC", "-shared", "-I"])
         .arg(sh.path("cuda"))
         .arg(sh.path("tests/cuda/mock_driver.cpp"))
@@ -125,4 +122,47 @@ pub(crate) fn mock_driver(sh: &Shell) -> Result<PathBuf> {
     let link = folder.join("libcuda.so");
     std::os::unix::fs::symlink("libcuda.so.1", &link).context(link.display())?;
     Ok(folder)
+}
+
+/// The checks of `examples/cuda` for tests without a GPU: the kernels run on the host. Beside the
+/// program lies a libcublas; its folder and the mock driver's are to be on `LD_LIBRARY_PATH`.
+pub(crate) fn emulated_cuda_example(sh: &Shell) -> Result<PathBuf> {
+    let folder = sh.path("target/cuda-emulated");
+    std::fs::create_dir_all(&folder).context(folder.display())?;
+    let headers = sh.path("tests/cuda/host");
+    let mut cublas = emulating();
+    cublas
+        .args(["-fPIC", "-shared"])
+        .arg(headers.join("cublas.cpp"))
+        .arg("-o")
+        .arg(folder.join("libcublas.so.13"));
+    sh.run(&mut cublas)?;
+    let (program, library) = (folder.join("check"), sh.path("target/release"));
+    let mut compiler = emulating();
+    compiler
+        .args(["-x", "c++", "-I"])
+        .arg(&headers)
+        .arg("-I")
+        .arg(sh.path("include"))
+        .arg("-I")
+        .arg(sh.path("bindings/cpp"))
+        .arg(sh.path("examples/cuda/check.cu"))
+        .arg("-L")
+        .arg(&library)
+        .args(["-llowbit", "-pthread", "-ldl"])
+        .arg(format!("-Wl,-rpath,{}", library.display()))
+        .arg("-o")
+        .arg(&program);
+    sh.run(&mut compiler)?;
+    Ok(program)
+}
+
+/// The compiler for what runs kernels on the host.
+fn emulating() -> Command {
+    let mut compiler = Command::new(std::env::var_os("CXX").unwrap_or_else(|| "g++".into()));
+    compiler
+        .args(["-std=c++17", "-O1", "-ffp-contract=off"])
+        .args(["-fno-strict-aliasing", "-U_FORTIFY_SOURCE"])
+        .args(["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]);
+    compiler
 }

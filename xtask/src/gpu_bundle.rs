@@ -10,12 +10,16 @@ use crate::shell::Shell;
 use crate::{build, env};
 
 /// Whole files and, of folders, the files that lie in them; subfolders are left out.
-const CONTENT: [&str; 12] = [
+const CONTENT: [&str; 16] = [
     "LICENSE-APACHE",
     "LICENSE-MIT",
+    "bindings/cpp/lowbit.hpp",
     "bindings/python/lowbit",
     "bindings/python/lowbit/torch",
     "cuda/instructions.json",
+    "examples/cpp",
+    "examples/cuda",
+    "examples/experiments",
     "examples/torch/adapters.py",
     "include/lowbit.h",
     "tests/common/README.md",

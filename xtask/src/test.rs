@@ -9,7 +9,7 @@ use crate::steps::Steps;
 use crate::{build, docs, env, example, experiment, gpu_bundle, install};
 
 /// The parts that can be asked for by name. The last is too large to be run unless it is.
-const PARTS: [&str; 12] = [
+const PARTS: [&str; 13] = [
     "rust",
     "cpp",
     "jax",
@@ -18,6 +18,7 @@ const PARTS: [&str; 12] = [
     "handover",
     "mpi",
     "examples",
+    "cuda-example",
     "experiments",
     "docs",
     "gpu-bundle",
@@ -47,7 +48,7 @@ pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
     if wanted("cpp") {
         cpp(sh, &mut steps);
     }
-    let mock = ["cpp", "jax", "julia", "gpu-bundle"]
+    let mock = ["cpp", "jax", "julia", "cuda-example", "gpu-bundle"]
         .into_iter()
         .any(wanted)
         .then(|| steps.run("build the mock driver", || build::mock_driver(sh)))
@@ -78,6 +79,9 @@ pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
     }
     if wanted("julia") {
         julia(sh, &mut steps, &library, mock.as_deref());
+    }
+    if wanted("cuda-example") {
+        cuda_example(sh, &mut steps, mock.as_deref());
     }
     if wanted("experiments") {
         experiments(sh, &mut steps, &library);
@@ -475,6 +479,53 @@ fn handovers(sh: &Shell, steps: &mut Steps, library: &Path, cpp_trainer: PathBuf
                 });
             }
         }
+    }
+}
+
+/// The trainer in CUDA: nvcc takes all of it; its checks pass with the kernels on the host, and on the
+/// GPU where there is one.
+fn cuda_example(sh: &Shell, steps: &mut Steps, mock: Option<&Path>) {
+    let nvcc = steps.run("set up nvcc", || env::nvcc::ensure(sh));
+    if let Some(nvcc) = nvcc {
+        steps.run("CUDA: example, compiled by nvcc", || {
+            let folder = sh.path("target/cuda-example");
+            let mut build = Command::new(sh.path("examples/cuda/build.sh"));
+            build.arg(&folder).arg(sh.path("target/release"));
+            build.env("NVCC", nvcc).env("ARCH", "sm_80");
+            build.env("NVCCFLAGS", "-Werror all-warnings -Xcompiler -Werror");
+            sh.run(&mut build)?;
+            let mut check = Command::new(folder.join("check"));
+            if Path::new("/dev/nvidiactl").exists() {
+                println!("with a GPU: the checks pass");
+                return sh.run(&mut check);
+            }
+            println!("without a GPU: the programs say so");
+            let mut train = Command::new(folder.join("train"));
+            for (program, reason) in [
+                (&mut check, "CUDA_UNAVAILABLE: no CUDA driver"),
+                (&mut train, "no GPU: CUDA driver version is insufficient"),
+            ] {
+                let (passed, output) = sh.attempt(program)?;
+                if passed || !output.contains(reason) {
+                    return Err(Error::Failed(format!("it says\n{output}")));
+                }
+            }
+            Ok(())
+        });
+    }
+    if let Some(mock) = mock {
+        steps.run(
+            "CUDA: example, its checks with the kernels on the host",
+            || {
+                let check = build::emulated_cuda_example(sh)?;
+                let folders = [mock, check.parent().unwrap_or(mock)];
+                let folders = std::env::join_paths(folders)
+                    .map_err(|error| Error::Failed(format!("LD_LIBRARY_PATH: {error}")))?;
+                let mut run = Command::new(&check);
+                run.args(["gradients", "graph", "release", "checkpoint"]);
+                sh.run(run.env("LD_LIBRARY_PATH", folders))
+            },
+        );
     }
 }
 

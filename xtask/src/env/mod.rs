@@ -12,6 +12,7 @@ pub(crate) mod gpu;
 pub(crate) mod huggingface;
 pub(crate) mod julia;
 pub(crate) mod mpi;
+pub(crate) mod nvcc;
 pub(crate) mod nvrtc;
 pub(crate) mod peers;
 pub(crate) mod python;
@@ -28,11 +29,12 @@ use crate::shell::{Shell, announce};
 
 type Ensure = fn(&Shell) -> Result<PathBuf>;
 
-const TOOLS: [(&str, Ensure); 6] = [
+const TOOLS: [(&str, Ensure); 7] = [
     ("python", python::ensure),
     ("torch", torch::ensure),
     ("julia", julia::ensure),
     ("nvrtc", nvrtc::ensure),
+    ("nvcc", nvcc::ensure),
     ("valgrind", valgrind::ensure),
     ("mpi", |sh| mpi::ensure(sh).map(|mpi| mpi.launcher)),
 ];
