@@ -398,7 +398,8 @@ impl<'a> Filled<'a> {
     }
 
     fn is_moved(&self, i: usize) -> bool {
-        self.offset(i) != self.plan.tensors[i].offset
+        let given = self.args.offsets.and_then(|offsets| offsets[i]);
+        given.is_some_and(|offset| offset != self.plan.tensors[i].offset)
     }
 
     /// Brings the tensors of a list, at their places, to the scratch, where its launch then finds them.
