@@ -58,9 +58,12 @@ def tables(results):
     checks = [(name, check) for name, part in parts.items() for check in part["checks"]]
     failed = [f"{name}, {check['name']}" for name, check in checks if not check["passed"]]
     some = next(part for part in parts.values() if "gpu" in part["environment"])
+    commits = {name: part["library"].get("commit", "unknown")[:12] for name, part in parts.items()}
+    commit = commits[some["part"]]
+    others = [f"`{name}` of {own}" for name, own in commits.items() if own != commit]
     lines = [
         f"{some['environment']['gpu']}, torch {some['environment']['torch']}, commit"
-        f" {some['library'].get('commit', 'unknown')[:12]}: {len(checks)} checks in"
+        f" {commit}{''.join(f', {other}' for other in others)}: {len(checks)} checks in"
         f" {len(parts)} parts, {len(failed)} failed{': ' if failed else ''}{'; '.join(failed)}.",
         "",
     ]
