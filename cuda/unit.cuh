@@ -34,20 +34,21 @@ __device__ __forceinline__ int reversed(int i, int count) {
   return result;
 }
 
+// a / b of numbers that are mostly small.
+__device__ __forceinline__ long long quotient(long long a, long long b) {
+  return (a | b) >> 32 == 0 ? static_cast<unsigned>(a) / static_cast<unsigned>(b) : a / b;
+}
+
 // The number of a row in the grid of the global tensor.
 __device__ inline long long global_row_of(const Tensor& t, long long row) {
   long long global = 0, stride = 1;
   for (int axis = t.lead - 1; axis > 0; --axis) {
-    global += (row % t.shape[axis] + t.offset[axis]) * stride;
-    row /= t.shape[axis];
+    const long long before = quotient(row, t.shape[axis]);
+    global += (row - before * t.shape[axis] + t.offset[axis]) * stride;
+    row = before;
     stride *= t.global_shape[axis];
   }
   return t.lead == 0 ? 0 : global + (row + t.offset[0]) * stride;
-}
-
-// a / b of numbers that are mostly small.
-__device__ __forceinline__ long long quotient(long long a, long long b) {
-  return (a | b) >> 32 == 0 ? static_cast<unsigned>(a) / static_cast<unsigned>(b) : a / b;
 }
 
 // A row, here and in the global tensor.
@@ -71,6 +72,12 @@ __device__ inline long long factor_extent(const Tensor& t, const Factor& factor)
     extent *= factor.axes >> axis & 1 ? t.shape[axis] : 1;
   }
   return extent;
+}
+
+// The number of the block, a power of two of elements, that an element lies in.
+template <typename Index>
+__device__ __forceinline__ Index block_of(const State& state, Index at) {
+  return at >> (31 - __clz(state.block));
 }
 
 // Whether a state has maxima that reach across blocks.
@@ -156,9 +163,9 @@ struct Unit {
       }
       // The outermost axis of what is left needs no division.
       const bool outermost = axis == 0 || axis == t.lead;
-      const long long index = outermost ? rest : rest % t.shape[axis];
-      rest = outermost ? 0 : rest / t.shape[axis];
-      body(axis, index);
+      const long long before = outermost ? 0 : quotient(rest, t.shape[axis]);
+      body(axis, rest - before * t.shape[axis]);
+      rest = before;
     }
   }
 
@@ -218,8 +225,8 @@ struct Unit {
   }
 
   __device__ __forceinline__ float* block_scales(const State& state) const {
-    const long long blocks = (shared.tensor.cols + state.block - 1) / state.block;
-    return buffer<float>(state, 1) + row * blocks + first_col / state.block;
+    const long long blocks = block_of(state, shared.tensor.cols + state.block - 1);
+    return buffer<float>(state, 1) + row * blocks + block_of(state, first_col);
   }
 
   // ---- factors ---------------------------------------------------------------------------------
@@ -264,7 +271,7 @@ struct Unit {
 
   // What subtractive dither adds: RN(RN((u - 1/2) spacing) scale).
   __device__ inline float dither(const State& state, int which, int at, float scale) const {
-    const unsigned draw = random().dither(which, global_row, (global_col + at) / state.block, scale);
+    const unsigned draw = random().dither(which, global_row, block_of(state, global_col + at), scale);
     const float offset = __fadd_rn(uniform(draw), -0.5f);
     return __fmul_rn(__fmul_rn(offset, state.spacing), scale);
   }
@@ -277,7 +284,7 @@ struct Unit {
     const int bits = 8 / state.per_byte;
     const int shift = static_cast<int>((first_col + at) % state.per_byte) * bits;
     const unsigned code = *code_byte(state, at) >> shift & (0xffu >> (8 - bits));
-    const float scale = state.scaling == PER_BLOCK ? block_scales(state)[at / state.block]
+    const float scale = state.scaling == PER_BLOCK ? block_scales(state)[block_of(state, at)]
                                                    : smallest(state, at, Source::stored);
     const Codebook& book = *in_table<Codebook>(launch, state.codebook);
     const float value = __fmul_rn(book.by_code[code], scale);
@@ -314,7 +321,7 @@ struct Unit {
     }
     unsigned code = 0;
     if (here) {
-      const float scale = state.scaling == PER_BLOCK ? block_scale(maxima[at / state.block])
+      const float scale = state.scaling == PER_BLOCK ? block_scale(maxima[block_of(state, at)])
                                                      : smallest(state, at, Source::statistics);
       code = code_of(which, at, x, scale);
     }
@@ -339,7 +346,7 @@ struct Unit {
                                         Value value) const {
     const State& state = shared.tensor.state[which];
     for (int begin = 0; begin < length; begin += state.block) {
-      const float scale = block_scale(maxima[begin / state.block]);
+      const float scale = block_scale(maxima[block_of(state, begin)]);
       const double squares = block_sum(state.block, correction, [&](int i) {
         const float x = begin + i < length ? value(begin + i) : 0.0f;
         return __dmul_rn(static_cast<double>(x), static_cast<double>(x));
@@ -357,7 +364,7 @@ struct Unit {
       });
       const double ratio = __ddiv_rn(squares, products > 0x1p-1022 ? products : 0x1p-1022);
       if (lane_index() == 0) {
-        correction.scales[which][begin / state.block] =
+        correction.scales[which][block_of(state, begin)] =
             __double2float_rn(__dmul_rn(static_cast<double>(scale), ratio));
       }
     }
@@ -383,8 +390,9 @@ struct Unit {
   __device__ inline void store_block_scales(const State& state, const unsigned* maxima,
                                             const float* corrected) const {
     if (state.kind == CODES && state.scaling == PER_BLOCK) {
+      float* scales = block_scales(state);
       for (int i = lane_index(); i * state.block < length; i += LANES) {
-        block_scales(state)[i] =
+        scales[i] =
             state.option == SCALE_CORRECTION ? corrected[i] : block_scale(maxima[i]);
       }
     }
@@ -417,9 +425,9 @@ __device__ __forceinline__ void raise_block(const State& state, int chunk, float
                                             unsigned* maxima) {
   const unsigned largest = warp_max(magnitude(x));
   if (lane_index() == 0) {
-    unsigned& slot = maxima[chunk / state.block];
+    unsigned& slot = maxima[block_of(state, chunk)];
     // A block's first values replace what the unit before has left.
-    slot = chunk % state.block == 0 || largest > slot ? largest : slot;
+    slot = (chunk & (state.block - 1)) == 0 || largest > slot ? largest : slot;
   }
 }
 

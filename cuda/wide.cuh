@@ -175,7 +175,7 @@ struct WideUnit : Unit {
     const unsigned mask = 0xffu >> (8 - bits);
     float scale[FOUR];
     if (state.scaling == PER_BLOCK) {
-      scale[0] = scale[1] = scale[2] = scale[3] = block_scales(state)[at / state.block];
+      scale[0] = scale[1] = scale[2] = scale[3] = block_scales(state)[block_of(state, at)];
     } else {
       smallest_of(state, at, Source::stored, scale);
     }
@@ -222,7 +222,7 @@ struct WideUnit : Unit {
     }
     float scale[FOUR];
     if (state.scaling == PER_BLOCK) {
-      scale[0] = scale[1] = scale[2] = scale[3] = block_scale(maxima[at / state.block]);
+      scale[0] = scale[1] = scale[2] = scale[3] = block_scale(maxima[block_of(state, at)]);
     } else {
       smallest_of(state, at, Source::statistics, scale);
     }
@@ -263,9 +263,9 @@ __device__ __forceinline__ void raise_blocks(const State& state, int chunk, cons
   if (state.block >= CHUNK) {
     largest = warp_max(largest);
     if (lane_index() == 0) {
-      unsigned& slot = maxima[chunk / state.block];
+      unsigned& slot = maxima[block_of(state, chunk)];
       // A block's first values replace what the unit before has left.
-      slot = chunk % state.block == 0 || largest > slot ? largest : slot;
+      slot = (chunk & (state.block - 1)) == 0 || largest > slot ? largest : slot;
     }
     return;
   }
@@ -274,8 +274,8 @@ __device__ __forceinline__ void raise_blocks(const State& state, int chunk, cons
     const unsigned other = __shfl_sync(ALL_LANES, largest, lane_index() ^ half);
     largest = other > largest ? other : largest;
   }
-  if (lane_index() % lanes == 0) {
-    maxima[chunk / state.block + lane_index() / lanes] = largest;
+  if ((lane_index() & (lanes - 1)) == 0) {
+    maxima[block_of(state, chunk + FOUR * lane_index())] = largest;
   }
 }
 

@@ -22,7 +22,6 @@
 #include <exception>
 #include <filesystem>
 #include <fstream>
-#include <functional>
 #include <map>
 #include <stdexcept>
 #include <string>
@@ -34,6 +33,7 @@
 
 #include "../../tests/common/sha256.h"
 #include "gpt.hpp"
+#include "options.hpp"
 #include "plot.hpp"
 #include "run.hpp"
 #include "text.hpp"
@@ -66,7 +66,7 @@ Exits with 1 if the resumed run differs in any bit from the uninterrupted one, o
 validation loss of adamw4 is more than 2 % above that of adamw32.
 )";
 
-struct options {
+struct arguments {
   std::string text, out = "gpt-out", handover, resume;
   std::vector<std::string> optimizers{"adamw32", "adamw4", "adamw4-block"};
   int steps = 300, batch = 8, stop_at = 0;
@@ -81,49 +81,23 @@ std::string formatted(double x, const char* format) {
   return text;
 }
 
-options parse(int argc, char** argv) {
-  options o;
-  const auto whole = [](int& to) { return [&to](const std::string& s) { to = std::stoi(s); }; };
-  const auto real = [](float& to) { return [&to](const std::string& s) { to = std::stof(s); }; };
-  const auto text = [](std::string& to) { return [&to](const std::string& s) { to = s; }; };
-  const std::map<std::string, std::function<void(const std::string&)>> set{
-      {"--text", text(o.text)},
-      {"--out", text(o.out)},
-      {"--optimizers",
-       [&](const std::string& list) {
-         o.optimizers.clear();
-         for (std::size_t at = 0, end = 0; end != std::string::npos; at = end + 1) {
-           end = list.find(',', at);
-           o.optimizers.push_back(list.substr(at, end - at));
-         }
-       }},
-      {"--steps", whole(o.steps)},
-      {"--batch", whole(o.batch)},
-      {"--lr", real(o.lr)},
-      {"--weight-decay", real(o.weight_decay)},
-      {"--clip", real(o.clip)},
+arguments parse(int argc, char** argv) {
+  using options::into;
+  arguments o;
+  options::read(argc, argv, help, {
+      {"--text", into(o.text)},
+      {"--out", into(o.out)},
+      {"--optimizers", into(o.optimizers)},
+      {"--steps", into(o.steps)},
+      {"--batch", into(o.batch)},
+      {"--lr", into(o.lr)},
+      {"--weight-decay", into(o.weight_decay)},
+      {"--clip", into(o.clip)},
       {"--seed", [&](const std::string& s) { o.seed = std::stoull(s); }},
-      {"--threads", whole(o.threads)},
-      {"--handover", text(o.handover)},
-      {"--stop-at", whole(o.stop_at)},
-      {"--resume", text(o.resume)}};
-  for (int i = 1; i < argc; i += 2) {
-    const std::string name = argv[i];
-    if (name == "--help" || name == "-h") {
-      std::fputs(help, stdout);
-      std::exit(0);
-    }
-    const auto option = set.find(name);
-    if (option == set.end() || i + 1 == argc) {
-      throw std::invalid_argument(
-          name + (option == set.end() ? ": no such option; see --help" : " needs a value"));
-    }
-    try {
-      option->second(argv[i + 1]);
-    } catch (const std::logic_error&) {
-      throw std::invalid_argument(name + " " + argv[i + 1] + ": not a number");
-    }
-  }
+      {"--threads", into(o.threads)},
+      {"--handover", into(o.handover)},
+      {"--stop-at", into(o.stop_at)},
+      {"--resume", into(o.resume)}});
   if (o.steps < 2 || o.batch < 1 || o.threads < 1 || o.stop_at < 0 || o.stop_at > o.steps) {
     throw std::invalid_argument("--steps >= 2, --batch >= 1, --threads >= 1, --stop-at <= --steps");
   }
@@ -159,7 +133,7 @@ bytes join(lowbit::buffers list) {
 // Everything that changes during training: the model, and the optimizer's states in `stepper`.
 class trainer {
  public:
-  trainer(const options& o, const std::string& optimizer, const text::corpus& corpus)
+  trainer(const arguments& o, const std::string& optimizer, const text::corpus& corpus)
       : o_(o),
         corpus_(corpus),
         model_(config(o), o.threads),
@@ -259,7 +233,7 @@ class trainer {
   double optimizer_ms() const { return optimizer_ms_ / timed_steps_; }
 
  private:
-  static gpt::config config(const options& o) {
+  static gpt::config config(const arguments& o) {
     gpt::config c;
     c.seed = o.seed;
     return c;
@@ -301,7 +275,7 @@ class trainer {
     return std::sqrt(sum);
   }
 
-  const options& o_;
+  const arguments& o_;
   const text::corpus& corpus_;
   gpt::model<float> model_;
   lowbit::spec spec_;
@@ -312,7 +286,7 @@ class trainer {
 };
 
 // Up to the end, or up to a step; adds to the curve of validation losses.
-void train(trainer& run, const options& o, const std::string& name, plot::series& curve) {
+void train(trainer& run, const arguments& o, const std::string& name, plot::series& curve) {
   const int last = o.stop_at > 0 ? o.stop_at : o.steps;
   const int interval = std::max(1, o.steps / 15);
   double loss = 0;
@@ -411,7 +385,7 @@ void run_again(int argc, char** argv, std::vector<std::string> more) {
 
 // Trains once more in two other processes, of which the second has only the files of the first, and
 // says whether the bits at the end are those of the uninterrupted run.
-bool resume_check(int argc, char** argv, const options& o, const std::string& optimizer,
+bool resume_check(int argc, char** argv, const arguments& o, const std::string& optimizer,
                   const text::corpus& corpus, const bytes& uninterrupted) {
   const std::string stopped = (fs::path(o.out) / "stopped").string();
   const std::string resumed = (fs::path(o.out) / "resumed").string();
@@ -427,7 +401,7 @@ bool resume_check(int argc, char** argv, const options& o, const std::string& op
 }
 
 // What --stop-at and --resume do.
-void train_part(const options& o, const text::corpus& corpus) {
+void train_part(const arguments& o, const text::corpus& corpus) {
   const std::string& optimizer = o.optimizers[0];
   trainer run(o, optimizer, corpus);
   if (!o.resume.empty()) {
@@ -439,7 +413,7 @@ void train_part(const options& o, const text::corpus& corpus) {
   run.save(o.out);
 }
 
-bool compare(int argc, char** argv, const options& o, const text::corpus& corpus) {
+bool compare(int argc, char** argv, const arguments& o, const text::corpus& corpus) {
   const auto has = [&](const char* name) {
     return std::find(o.optimizers.begin(), o.optimizers.end(), name) != o.optimizers.end();
   };
@@ -480,7 +454,7 @@ bool compare(int argc, char** argv, const options& o, const text::corpus& corpus
 }  // namespace
 
 int main(int argc, char** argv) try {
-  options o = parse(argc, argv);
+  arguments o = parse(argc, argv);
   if (o.text.empty()) {
     o.text = text::python_stdlib();
   }

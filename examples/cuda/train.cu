@@ -11,7 +11,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
-#include <functional>
 #include <map>
 #include <stdexcept>
 #include <string>
@@ -19,6 +18,7 @@
 #include <vector>
 
 #include "../cpp/gpt.hpp"
+#include "../cpp/options.hpp"
 #include "../cpp/text.hpp"
 #include "trainer.cuh"
 
@@ -54,7 +54,7 @@ One run, stopped and resumed, here or by ../cpp/gpt.cpp (with --dtype f32):
   --resume FOLDER    go on from such a checkpoint up to --steps
 )";
 
-struct options {
+struct arguments {
   std::string text, dtype = "bf16", json, out, resume;
   std::vector<std::string> optimizers{"adamw32", "adamw4", "adamw4-block"};
   gpt::config config;
@@ -68,57 +68,30 @@ const std::map<std::string, lowbit::weights> weights{{"plain", lowbit::weights::
                                                      {"remainder16", lowbit::weights::remainder16},
                                                      {"correction8", lowbit::weights::correction8}};
 
-options parse(int argc, char** argv) {
-  options o;
-  const auto whole = [](int& to) { return [&to](const std::string& s) { to = std::stoi(s); }; };
-  const auto real = [](float& to) { return [&to](const std::string& s) { to = std::stof(s); }; };
-  const auto text = [](std::string& to) { return [&to](const std::string& s) { to = s; }; };
-  const auto yes = [](bool& to) { return [&to](const std::string& s) { to = std::stoi(s) != 0; }; };
-  const std::map<std::string, std::function<void(const std::string&)>> set{
-      {"--text", text(o.text)},
-      {"--optimizers",
-       [&](const std::string& list) {
-         o.optimizers.clear();
-         for (std::size_t at = 0, end = 0; end != std::string::npos; at = end + 1) {
-           end = list.find(',', at);
-           o.optimizers.push_back(list.substr(at, end - at));
-         }
-       }},
-      {"--dtype", text(o.dtype)},
+arguments parse(int argc, char** argv) {
+  using options::into;
+  arguments o;
+  options::read(argc, argv, help, {
+      {"--text", into(o.text)},
+      {"--optimizers", into(o.optimizers)},
+      {"--dtype", into(o.dtype)},
       {"--weights", [&](const std::string& s) { o.settings.weights = weights.at(s); }},
-      {"--graph", yes(o.settings.captured)},
-      {"--release", yes(o.settings.release)},
-      {"--json", text(o.json)},
-      {"--steps", whole(o.settings.steps)},
-      {"--batch", whole(o.settings.batch)},
-      {"--context", whole(o.config.context)},
-      {"--layers", whole(o.config.layers)},
-      {"--heads", whole(o.config.heads)},
-      {"--width", whole(o.config.width)},
-      {"--lr", real(o.settings.lr)},
-      {"--weight-decay", real(o.settings.weight_decay)},
-      {"--clip", real(o.settings.clip)},
+      {"--graph", into(o.settings.captured)},
+      {"--release", into(o.settings.release)},
+      {"--json", into(o.json)},
+      {"--steps", into(o.settings.steps)},
+      {"--batch", into(o.settings.batch)},
+      {"--context", into(o.config.context)},
+      {"--layers", into(o.config.layers)},
+      {"--heads", into(o.config.heads)},
+      {"--width", into(o.config.width)},
+      {"--lr", into(o.settings.lr)},
+      {"--weight-decay", into(o.settings.weight_decay)},
+      {"--clip", into(o.settings.clip)},
       {"--seed", [&](const std::string& s) { o.config.seed = std::stoull(s); }},
-      {"--out", text(o.out)},
-      {"--stop-at", whole(o.stop_at)},
-      {"--resume", text(o.resume)}};
-  for (int i = 1; i < argc; i += 2) {
-    const std::string name = argv[i];
-    if (name == "--help" || name == "-h") {
-      std::fputs(help, stdout);
-      std::exit(0);
-    }
-    const auto option = set.find(name);
-    if (option == set.end() || i + 1 == argc) {
-      throw std::invalid_argument(
-          name + (option == set.end() ? ": no such option; see --help" : " needs a value"));
-    }
-    try {
-      option->second(argv[i + 1]);
-    } catch (const std::logic_error&) {
-      throw std::invalid_argument(name + " " + argv[i + 1] + ": no such value; see --help");
-    }
-  }
+      {"--out", into(o.out)},
+      {"--stop-at", into(o.stop_at)},
+      {"--resume", into(o.resume)}});
   if (o.settings.steps < 2 || o.settings.batch < 1 || o.stop_at < 0 ||
       o.stop_at > o.settings.steps || (o.dtype != "bf16" && o.dtype != "f32")) {
     throw std::invalid_argument(
@@ -148,7 +121,7 @@ struct row {
 
 // Trains with one optimizer from the initial values, or goes on from a checkpoint.
 template <class T>
-row train(const options& o, const std::string& optimizer, const text::corpus& corpus,
+row train(const arguments& o, const std::string& optimizer, const text::corpus& corpus,
           const std::vector<gpt::tensor<float>>& initial) {
   gpu::settings settings = o.settings;
   settings.optimizer = optimizer;
@@ -199,7 +172,7 @@ row train(const options& o, const std::string& optimizer, const text::corpus& co
 }
 
 // For people, and for programs.
-void write_table(const options& o, const std::vector<row>& rows, gpu::int64_t elements) {
+void write_table(const arguments& o, const std::vector<row>& rows, gpu::int64_t elements) {
   std::printf(
       "\n%lld parameters in %s; %s, %s; memory in MB\n\n"
       "| optimizer    | validation loss | ms/step | parameters | gradients | states | activations |"
@@ -255,7 +228,7 @@ void write_table(const options& o, const std::vector<row>& rows, gpu::int64_t el
 }  // namespace
 
 int main(int argc, char** argv) try {
-  options o = parse(argc, argv);
+  arguments o = parse(argc, argv);
   cudaDeviceProp device = {};
   gpu::check(cudaGetDeviceProperties(&device, 0), "no GPU");
   std::printf("lowbit %s on %s\n", lowbit::version(), device.name);

@@ -64,8 +64,7 @@ def language():
     ]
     for (steps, beta2), device, group in _grouped(runs, "steps", "beta2"):
         count = gpt.count(gpt.Shape(**group[0]["model"]["shape"]))
-        lines += ["", f"### {_millions(count)} parameters, {steps} steps, beta2 = {beta2}"]
-        lines += ["", f"On {device}.", ""]
+        lines += ["", f"### {_millions(count)} parameters, {steps} steps, beta2 = {beta2}, on {device}", ""]
         name = f"e1-{_millions(count, '')}-{steps}-{beta2}-{_slug(device)}"
         table, compared = _table(group, "validation_loss", language_model.DELTA)
         lines += table + ["", _intervals(f"{name}-differences", compared, language_model.DELTA)]
@@ -74,10 +73,10 @@ def language():
 
 
 def fine_tuning():
-    lines = []
+    lines = ["## E2: fine-tuning MiniLM on WordNet's classes", ""]
+    lines += [f"Test accuracy in points; δ = {fine_tune.DELTA}.", ""]
     for (steps,), device, group in _grouped(records.Records("e2").read(), "steps"):
-        lines += ["## E2: fine-tuning MiniLM on WordNet's classes", ""]
-        lines += [f"Test accuracy in points; δ = {fine_tune.DELTA}. {steps} steps on {device}.", ""]
+        lines += [f"### {steps} steps, on {device}", ""]
         name = f"e2-{steps}-{_slug(device)}"
         table, compared = _table(group, "accuracy", fine_tune.DELTA, sign=-1)
         lines += table + ["", _intervals(f"{name}-differences", compared, fine_tune.DELTA)]
@@ -101,11 +100,9 @@ def glyphs_and_digits():
 
 
 def zero_point():
-    lines = []
+    lines = ["## E4: a zero in v's map", "", "Runs that became unstable, of those that were made.", ""]
     for (steps, beta2), device, runs in _grouped(records.Records("e4").read(), "steps", "beta2"):
-        lines += ["## E4: a zero in v's map", ""]
-        lines += ["Runs that became unstable, of those that were made"]
-        lines += [f"({steps} steps, beta2 = {beta2}, on {device}).", ""]
+        lines += [f"### {steps} steps, beta2 = {beta2}, on {device}", ""]
         lines += _unstable_runs(runs)
     return lines
 

@@ -354,6 +354,7 @@ inline float __fmul_rn(float a, float b) { return shim::as_gpu(a * b); }
 inline float __fdiv_rn(float a, float b) { return shim::as_gpu(a / b); }
 inline float __fsqrt_rn(float a) { return shim::as_gpu(std::sqrt(a)); }
 inline float __fmaf_rn(float a, float b, float c) { return shim::as_gpu(std::fma(a, b, c)); }
+inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
 inline int __float2int_rn(float a) { return static_cast<int>(std::lrint(a)); }
 inline float __double2float_rn(double a) { return shim::as_gpu(static_cast<float>(a)); }
 inline long long __double2ll_rn(double a) { return std::llrint(a); }
