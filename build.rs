@@ -9,7 +9,10 @@
 //! 2. `CUDA_HOME`: libnvrtc in its `lib64` or `lib`
 //! 3. `target/env/nvrtc`, where `cargo xtask env nvrtc` installs it
 //! 4. nvcc on `PATH`
+//!
+//! `LOWBIT_KERNEL_CACHE` names a folder where what was compiled is kept for other builds, by its content.
 
+use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -62,15 +65,19 @@ fn embed_kernels(out_dir: &Path) -> Result<(), String> {
     println!("cargo::rerun-if-env-changed=LOWBIT_REQUIRE_CUDA_KERNELS");
     let text = match Compiler::find()? {
         Ok(compiler) => {
+            let cuda = compiler.version()?;
+            let headers = read_all(&sources("cuh")?)?;
             let mut modules = Vec::new();
-            for source in sources()? {
+            for source in sources("cu")? {
                 let name = source.file_stem().unwrap_or_default().to_string_lossy();
                 let ptx = out_dir.join(format!("{name}.ptx"));
-                write(&ptx, &compiler.compile(&source, &ptx)?)?;
+                let inputs = (cuda, ARCH, OPTIONS, &headers, read(&source)?);
+                cached(&inputs, &ptx, || {
+                    write(&ptx, &compiler.compile(&source, &ptx)?)
+                })?;
                 modules.push(ptx);
             }
             let modules = embed(&modules)?;
-            let cuda = compiler.version()?;
             format!("Ok(Embedded {{ cuda: {cuda}, modules: &[{modules}] }})")
         }
         Err(missing) => {
@@ -91,8 +98,10 @@ fn embed_kernels(out_dir: &Path) -> Result<(), String> {
 /// The Rust text of all modules: PTX, and one image for each architecture.
 fn embed(modules: &[PathBuf]) -> Result<String, String> {
     let assembler = assembler();
+    let mut version = String::new();
     let architectures = match &assembler {
         Some(ptxas) => {
+            version = run(Command::new(ptxas).arg("--version"))?;
             let known = run(Command::new(ptxas).arg("--help"))?;
             let mut all = ASSEMBLED.to_vec();
             all.retain(|number| known.contains(&format!("'sm_{number}'")));
@@ -119,11 +128,10 @@ fn embed(modules: &[PathBuf]) -> Result<String, String> {
         while let Some((ptx, architecture)) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
             let image = image_of(ptx, *architecture);
             if let (Some(number), Some(ptxas)) = (architecture, &assembler) {
-                assemble(ptxas, ptx, *number, &image)?;
+                let inputs = (&version, number, read(ptx)?);
+                cached(&inputs, &image, || assemble(ptxas, ptx, *number, &image))?;
             }
-            let from = if architecture.is_some() { &image } else { *ptx };
-            let mut bytes =
-                fs::read(from).map_err(|error| format!("{}: {error}", from.display()))?;
+            let mut bytes = read(if architecture.is_some() { &image } else { ptx })?;
             if architecture.is_none() {
                 // The driver takes a string.
                 bytes.push(0);
@@ -200,7 +208,40 @@ fn assembler() -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-fn sources() -> Result<Vec<PathBuf>, String> {
+/// Makes a file, or copies what an earlier build made of the same inputs.
+fn cached(
+    inputs: &impl Hash,
+    file: &Path,
+    make: impl FnOnce() -> Result<(), String>,
+) -> Result<(), String> {
+    let Some(folder) = env::var_os("LOWBIT_KERNEL_CACHE").map(PathBuf::from) else {
+        return make();
+    };
+    let mut hasher = DefaultHasher::new();
+    inputs.hash(&mut hasher);
+    let entry = folder.join(format!("{:016x}", hasher.finish()));
+    if fs::copy(&entry, file).is_ok() {
+        return Ok(());
+    }
+    make()?;
+    // Whole or not at all: others may build at the same time.
+    let part = folder.join(format!("{:016x}.{}", hasher.finish(), std::process::id()));
+    fs::create_dir_all(&folder)
+        .and_then(|()| fs::copy(file, &part))
+        .and_then(|_| fs::rename(&part, &entry))
+        .map_err(|error| format!("{}: {error}", entry.display()))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+fn read_all(paths: &[PathBuf]) -> Result<Vec<Vec<u8>>, String> {
+    paths.iter().map(|path| read(path)).collect()
+}
+
+/// The files of `cuda` with an extension, in the order of their names.
+fn sources(extension: &str) -> Result<Vec<PathBuf>, String> {
     let mut sources = fs::read_dir("cuda")
         .and_then(|entries| {
             entries
@@ -208,7 +249,7 @@ fn sources() -> Result<Vec<PathBuf>, String> {
                 .collect::<Result<Vec<_>, _>>()
         })
         .map_err(|error| format!("cuda: {error}"))?;
-    sources.retain(|path| path.extension().is_some_and(|extension| extension == "cu"));
+    sources.retain(|path| path.extension().is_some_and(|found| found == extension));
     sources.sort();
     Ok(sources)
 }
@@ -280,7 +321,7 @@ impl Compiler {
                     .args(OPTIONS)
                     .arg("-o")
                     .args([ptx, source]))?;
-                fs::read(ptx).map_err(|error| format!("{}: {error}", ptx.display()))
+                read(ptx)
             }
         }
     }

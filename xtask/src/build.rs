@@ -41,6 +41,7 @@ pub(crate) fn cargo(sh: &Shell) -> Result<Command> {
     let mut cargo = Command::new("cargo");
     cargo.env("LOWBIT_NVRTC", env::nvrtc::ensure(sh)?);
     cargo.env("LOWBIT_REQUIRE_CUDA_KERNELS", "1");
+    cargo.env("LOWBIT_KERNEL_CACHE", sh.path("target/kernels"));
     Ok(cargo)
 }
 
