@@ -1579,31 +1579,29 @@ fn common_tensors_have_kernels_of_their_own() {
 fn shards_that_are_moved_equal_the_reference() {
     let mut cases = Vec::new();
     for name in PRESETS {
-        for &(param, weights, grad) in forms(name) {
-            for staged in [false, true] {
-                cases.push(Case {
-                    shapes: vec![
-                        vec![40, 257],
-                        vec![4096],
-                        vec![70, 1400],
-                        vec![1, 3, 5, 256],
-                        vec![64, 3, 4],
-                        vec![9],
-                    ],
-                    param,
-                    weights,
-                    grad,
-                    spec: preset(name),
-                    staged,
-                    moved: true,
-                    ..Case::default()
-                });
-            }
+        for (number, &(param, weights, grad)) in forms(name).iter().enumerate() {
+            cases.push(Case {
+                shapes: vec![
+                    vec![40, 257],
+                    vec![4096],
+                    vec![7, 1400],
+                    vec![1, 3, 5, 256],
+                    vec![64, 3, 4],
+                    vec![9],
+                ],
+                param,
+                weights,
+                grad,
+                spec: preset(name),
+                staged: number % 2 == 1,
+                moved: true,
+                ..Case::default()
+            });
         }
     }
     // More than one launch has words for the places of.
     cases.push(Case {
-        shapes: (0..500).map(|i| vec![1 + i % 3, 2, 130]).collect(),
+        shapes: (0..500).map(|i| vec![2 + i % 2, 128]).collect(),
         groups: 3,
         spec: preset("adamw4"),
         moved: true,
