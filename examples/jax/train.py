@@ -109,7 +109,8 @@ def main():
     # The same curves give the same file.
     matplotlib.rcParams.update({"svg.hashsalt": "lowbit", "svg.fonttype": "none"})
 
-    task = language_model.task(0, gpt.Shape(layers=options.layers))
+    shape = gpt.Shape(layers=options.layers)
+    task = language_model.task(0, language_model.SMALL._replace(shape=shape))
     parameters = sum(param.size for param in jax.tree.leaves(task.params))
     print(f"{parameters:,} parameters, {options.steps} steps")
     print("| optimizer | validation loss | state MB | B/param | temporaries MB |")

@@ -1,6 +1,7 @@
 """Shards: FSDP2, tensor parallelism, two-dimensional meshes and DDP on Gloo, bit for bit equal to
 one process, and a checkpoint of three processes that two go on from."""
 
+import gc
 import os
 import pathlib
 import tempfile
@@ -81,6 +82,8 @@ def start(rank, ranks, work, folder):
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
     try:
         work(folder, init_device_mesh("cpu", (ranks,)))
+        # What the work has left in cycles goes while the group is there, or its threads may outlive it.
+        gc.collect()
         # A process must not go while others still talk to it.
         dist.barrier()
     finally:
