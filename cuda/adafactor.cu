@@ -159,9 +159,7 @@ __device__ inline void sum_unit_squares(const Unit& unit, int largest, unsigned 
   Limbs sum{0, 0};
   for (int at = lane_index(); at < unit.length; at += LANES) {
     const double x = static_cast<double>(value(at));
-    const Limbs more = limbs_of(__dmul_rn(x, x), units);
-    sum.high += more.high;
-    sum.low += more.low;
+    add(sum, limbs_of(__dmul_rn(x, x), units));
   }
   __syncwarp();
   const Limbs all{warp_sum(sum.high), warp_sum(sum.low)};

@@ -16,9 +16,9 @@
 // elements that comes from the L1 cache.
 //
 // Launch: 256 threads, one dimension; each warp does a unit of its task in turn, four elements a lane
-// where the tensor allows it (`is_wide`), else one. 42 kB of shared memory. An optimizer has two kernels: `collect` comes first where tensors need
-// statistics as a whole (non-finite flags, maxima of slices), and the step; `lowbit_k_finish` is
-// last, which brings the new maxima into the states.
+// where the tensor allows it (`is_wide`), else one. 42 kB of shared memory. An optimizer has two
+// kernels: `collect` comes first where tensors need statistics as a whole (non-finite flags, maxima of
+// slices), and the step; `lowbit_k_finish` is last, which brings the new maxima into the states.
 //
 // Rounding steps: R1 in `gradient` (unit.cuh), R2 to R7 in the rule, R8 here; the rounding of the
 // parameter in weights.cuh, codes in codes.cuh.
@@ -162,10 +162,6 @@ __device__ __forceinline__ void next_of(const Element (&e)[FOUR], int which, flo
   }
 }
 
-__device__ __forceinline__ bool in_blocks(const State& state) {
-  return state.kind == CODES && state.scaling == PER_BLOCK;
-}
-
 __device__ __forceinline__ bool any_in_blocks(const Tensor& t) {
   bool any = false;
   for (int i = 0; i < t.states; ++i) {
@@ -204,19 +200,18 @@ __device__ inline void keep_unit(const Unit& unit) {
 
 __device__ inline bool any_non_finite(const Unit& unit) {
   bool bad = false;
-  for (int at = lane_index(); at < unit.length; at += LANES) {
-    bad = bad || non_finite(unit.gradient(at));
-  }
-  return __any_sync(ALL_LANES, bad) != 0;
-}
-
-__device__ __forceinline__ bool any_non_finite(const WideUnit& unit) {
-  bool bad = false;
-  for (int at = FOUR * lane_index(); at < unit.length; at += CHUNK) {
-    float g[FOUR];
-    unit.gradients(at, g);
-    for (int i = 0; i < FOUR; ++i) {
-      bad = bad || non_finite(g[i]);
+  if (unit.shared.wide) {
+    const WideUnit fours(unit);
+    for (int at = FOUR * lane_index(); at < unit.length; at += CHUNK) {
+      float g[FOUR];
+      fours.gradients(at, g);
+      for (int i = 0; i < FOUR; ++i) {
+        bad = bad || non_finite(g[i]);
+      }
+    }
+  } else {
+    for (int at = lane_index(); at < unit.length; at += LANES) {
+      bad = bad || non_finite(unit.gradient(at));
     }
   }
   return __any_sync(ALL_LANES, bad) != 0;
@@ -296,16 +291,14 @@ __device__ inline void step_unit(const Unit& unit, Maxima& maxima, Correction& c
     keep_unit(unit);
     return;
   }
-  const bool wide = unit.shared.wide != 0;
-  if (unit.launch.flags & SKIP_BLOCKS && !t.global &&
-      (wide ? any_non_finite(WideUnit(unit)) : any_non_finite(unit))) {
+  if (unit.launch.flags & SKIP_BLOCKS && !t.global && any_non_finite(unit)) {
     if (lane_index() == 0 && unit.launch.skipped != nullptr) {
       atomicAdd(unit.launch.skipped, 1ull);
     }
     keep_unit(unit);
     return;
   }
-  if (wide) {
+  if (unit.shared.wide) {
     step_wide<Rule>(WideUnit(unit), maxima);
     return;
   }
@@ -315,7 +308,7 @@ __device__ inline void step_unit(const Unit& unit, Maxima& maxima, Correction& c
 #pragma unroll
       for (int i = 0; i < Rule::STATES; ++i) {
         if (i < t.states && in_blocks(t.state[i])) {
-          raise_block(t.state[i], chunk, e.next[i], maxima[i]);
+          raise_block(t.state[i], chunk, magnitude(e.next[i]), maxima[i]);
         }
       }
     }
@@ -355,8 +348,7 @@ __device__ inline void step_unit(const Unit& unit, Maxima& maxima, Correction& c
 template <typename Rule>
 __device__ inline void collect_unit(const Unit& unit) {
   const Tensor& t = unit.shared.tensor;
-  const bool wide = unit.shared.wide != 0;
-  if ((wide ? any_non_finite(WideUnit(unit)) : any_non_finite(unit)) && lane_index() == 0) {
+  if (any_non_finite(unit) && lane_index() == 0) {
     unit.launch.statistics[t.index] = 1;
   }
   bool wanted[Rule::STATES] = {};
@@ -369,7 +361,7 @@ __device__ inline void collect_unit(const Unit& unit) {
   if (!any) {
     return;
   }
-  if (wide) {
+  if (unit.shared.wide) {
     const WideUnit fours(unit);
     for (int chunk = 0; chunk < unit.length; chunk += CHUNK) {
       const int at = chunk + FOUR * lane_index();

@@ -26,10 +26,10 @@ __device__ inline void compress_unit(const Unit& unit, Maxima& maxima, Correctio
   if (state.kind == COVER || state.kind == FACTORS) {
     return;  // its maxima, or its means, are all there is
   }
-  if (state.kind == CODES && state.scaling == PER_BLOCK) {
+  if (in_blocks(state)) {
     for (int chunk = 0; chunk < unit.length; chunk += LANES) {
       const int at = chunk + lane_index();
-      raise_block(state, chunk, at < unit.length ? *value_of(unit, at) : 0.0f, maxima[0]);
+      raise_block(state, chunk, magnitude(at < unit.length ? *value_of(unit, at) : 0.0f), maxima[0]);
     }
     __syncwarp();
     if (state.option == SCALE_CORRECTION) {
@@ -86,7 +86,7 @@ __device__ inline long long element_along(const Tensor& t, unsigned axes, long l
 // Neighbouring means that a task makes (`Kernel::tasks`): one, or of factors that keep the last axis as
 // many as a warp has lanes, whose elements are neighbours then.
 __device__ __forceinline__ int means_of_task(const Tensor& t, const Factor& factor) {
-  return factor.axes >> (t.axes - 1) & 1 ? LANES : 1;
+  return along_row(t, factor) ? LANES : 1;
 }
 
 // What the threads of a block share about the means of a task.
@@ -130,24 +130,17 @@ __device__ inline void make_means(const Launch& launch, const Tensor& t, const F
   }
   __syncthreads();
   const int largest = means.largest[which];
-  const bool finite = largest < static_cast<int>(INF_BITS);
-  if (here && finite) {
+  if (here && largest < static_cast<int>(INF_BITS)) {
     const double units = units_of_one(exponent_above(largest));
     Limbs sum{0, 0};
     each_value(launch, t, factor, at, width, [&](float x) {
-      const Limbs more = limbs_of(static_cast<double>(x), units);
-      sum.high += more.high;
-      sum.low += more.low;
+      add(sum, limbs_of(static_cast<double>(x), units));
     });
     add_limbs(means.sums[which], sum);
   }
   __syncthreads();
   if (here && static_cast<int>(threadIdx.x) < width) {
-    const Limbs sum{static_cast<long long>(means.sums[which][0]),
-                    static_cast<long long>(means.sums[which][1])};
-    const double whole = value_of_sum(sum, exponent_above(largest));
-    const double mean = __ddiv_rn(whole, static_cast<double>(factor.count));
-    to[at] = finite ? canonical(__double2float_rn(mean)) : __uint_as_float(NAN_BITS);
+    to[at] = mean_of_sum(means.sums[which], largest, factor.count);
   }
   __syncthreads();  // what is shared is read before it is that of the next task
 }

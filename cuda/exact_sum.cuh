@@ -41,6 +41,22 @@ __device__ __forceinline__ double value_of_sum(const Limbs& sum, int exponent) {
   return __dmul_rn(whole, power_of_two(exponent - TERM_BITS));
 }
 
+// The mean of `count` terms, rounded once to f32; NaN where the largest is not finite.
+__device__ __forceinline__ float mean_of_sum(const unsigned long long* limbs, int largest,
+                                             long long count) {
+  if (largest >= static_cast<int>(INF_BITS)) {
+    return __uint_as_float(NAN_BITS);
+  }
+  const Limbs sum{static_cast<long long>(limbs[0]), static_cast<long long>(limbs[1])};
+  const double whole = value_of_sum(sum, exponent_above(largest));
+  return canonical(__double2float_rn(__ddiv_rn(whole, static_cast<double>(count))));
+}
+
+__device__ __forceinline__ void add(Limbs& sum, const Limbs& more) {
+  sum.high += more.high;
+  sum.low += more.low;
+}
+
 // Adds to a sum of the scratch.
 __device__ __forceinline__ void add_limbs(unsigned long long* sum, const Limbs& more) {
   atomicAdd(sum, static_cast<unsigned long long>(more.high));

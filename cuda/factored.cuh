@@ -74,7 +74,7 @@ __device__ inline void collect_factored(const Unit& unit) {
 #pragma unroll
       for (int f = 0; f < FACTOR_COUNT; ++f) {
         const long long first = unit.template factor_position<true>(factors[f], at);
-        fours.raise_by(unit.launch.statistics + factors[f].word + first, fours.along_row(factors[f]),
+        fours.raise_by(unit.launch.statistics + factors[f].word + first, along_row(unit.shared.tensor, factors[f]),
                        at, squares);
       }
     }
@@ -114,7 +114,7 @@ __device__ __forceinline__ void sum_wide(const WideUnit& unit, const Factor* fac
       const long long first = unit.template factor_position<true>(factors[f], at);
       const int* largest = launch.statistics + factors[f].word + first;
       unsigned long long* sums = launch.sums + factors[f].sum + 2 * first;
-      const bool along = unit.along_row(factors[f]);
+      const bool along = along_row(unit.shared.tensor, factors[f]);
 #pragma unroll
       for (int i = 0; i < FOUR; ++i) {
         const double units = at < unit.length ? units_below(largest[along ? i : 0]) : 0.0;
@@ -125,8 +125,7 @@ __device__ __forceinline__ void sum_wide(const WideUnit& unit, const Factor* fac
         if (along) {
           add_limbs(sums + 2 * i, more);
         } else {
-          row_sum[f].high += more.high;
-          row_sum[f].low += more.low;
+          add(row_sum[f], more);
         }
       }
     }
@@ -135,7 +134,7 @@ __device__ __forceinline__ void sum_wide(const WideUnit& unit, const Factor* fac
 #pragma unroll
   for (int f = 0; f < FACTOR_COUNT; ++f) {
     const Limbs all{warp_sum(row_sum[f].high), warp_sum(row_sum[f].low)};
-    if (lane_index() == 0 && !unit.along_row(factors[f])) {
+    if (lane_index() == 0 && !along_row(unit.shared.tensor, factors[f])) {
       const long long first = unit.template factor_position<true>(factors[f], 0);
       add_limbs(launch.sums + factors[f].sum + 2 * first, all);
     }
@@ -179,9 +178,7 @@ __device__ inline void sum_factored(const Unit& unit) {
         sum[f] = Limbs{0, 0};
       }
       if (units[f] != 0.0) {
-        const Limbs more = limbs_of(term, units[f]);
-        sum[f].high += more.high;
-        sum[f].low += more.low;
+        add(sum[f], limbs_of(term, units[f]));
       }
     }
   }
@@ -223,13 +220,7 @@ __device__ inline float fresh_mean(const Launch& launch, const Shared& shared, c
   const Scalars& s = shared.scalars;
   const long long at = globalize(shared.tensor, factor, position);
   const int largest = launch.statistics[factor.word + at];
-  float mean = __uint_as_float(NAN_BITS);
-  if (largest < static_cast<int>(INF_BITS)) {
-    const unsigned long long* limbs = launch.sums + factor.sum + 2 * at;
-    const Limbs sum{static_cast<long long>(limbs[0]), static_cast<long long>(limbs[1])};
-    const double whole = value_of_sum(sum, exponent_above(largest));
-    mean = __double2float_rn(__ddiv_rn(whole, static_cast<double>(factor.count)));
-  }
+  const float mean = mean_of_sum(launch.sums + factor.sum + 2 * at, largest, factor.count);
   return __fmaf_rn(s.beta2, old, __fmul_rn(s.one_minus_beta2, mean));
 }
 

@@ -90,6 +90,15 @@ __device__ __forceinline__ int first_maxima(const State& state) {
   return state.kind == COVER ? state.buffer : state.buffer + 1;
 }
 
+__device__ __forceinline__ bool in_blocks(const State& state) {
+  return state.kind == CODES && state.scaling == PER_BLOCK;
+}
+
+// Whether a factor's means change along the last axis.
+__device__ __forceinline__ bool along_row(const Tensor& t, const Factor& factor) {
+  return factor.axes >> (t.axes - 1) & 1;
+}
+
 // Raises a maximum. Most values are no new one.
 __device__ __forceinline__ void raise_maximum(int* slot, int value) {
   if (value > *slot) {
@@ -389,11 +398,10 @@ struct Unit {
 
   __device__ inline void store_block_scales(const State& state, const unsigned* maxima,
                                             const float* corrected) const {
-    if (state.kind == CODES && state.scaling == PER_BLOCK) {
+    if (in_blocks(state)) {
       float* scales = block_scales(state);
       for (int i = lane_index(); i * state.block < length; i += LANES) {
-        scales[i] =
-            state.option == SCALE_CORRECTION ? corrected[i] : block_scale(maxima[i]);
+        scales[i] = state.option == SCALE_CORRECTION ? corrected[i] : block_scale(maxima[i]);
       }
     }
   }
@@ -420,10 +428,10 @@ __device__ __forceinline__ void each_unit(const Launch& launch, Shared& shared, 
   }
 }
 
-// Raises the maximum of the block that 32 values lie in.
-__device__ __forceinline__ void raise_block(const State& state, int chunk, float x,
+// Raises the maximum of the block that a chunk lies in by the largest value of all lanes.
+__device__ __forceinline__ void raise_block(const State& state, int chunk, unsigned largest,
                                             unsigned* maxima) {
-  const unsigned largest = warp_max(magnitude(x));
+  largest = warp_max(largest);
   if (lane_index() == 0) {
     unsigned& slot = maxima[block_of(state, chunk)];
     // A block's first values replace what the unit before has left.

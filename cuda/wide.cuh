@@ -99,10 +99,6 @@ struct WideUnit : Unit {
            (state.scaling == PER_AXES && part == shared.tensor.axes - 1);
   }
 
-  __device__ __forceinline__ bool along_row(const Factor& factor) const {
-    return factor.axes >> (shared.tensor.axes - 1) & 1;
-  }
-
   // The smallest maxima of four elements.
   __device__ __forceinline__ void smallest_of(const State& state, int at, Source source,
                                               float (&scale)[FOUR]) const {
@@ -154,11 +150,6 @@ struct WideUnit : Unit {
 
   // ---- states ----------------------------------------------------------------------------------
 
-  // The four codes as they lie in memory.
-  __device__ __forceinline__ unsigned load_codes(const State& state, int at) const {
-    return load_bits(buffer<const void>(state, 0), FOUR / state.per_byte, element(at) / FOUR);
-  }
-
   __device__ __forceinline__ void decode(int which, int at, float (&x)[FOUR]) const {
     const State& state = shared.tensor.state[which];
     if (state.kind == VALUES) {
@@ -170,7 +161,8 @@ struct WideUnit : Unit {
       }
       return;
     }
-    const unsigned codes = load_codes(state, at);
+    const unsigned codes =
+        load_bits(buffer<const void>(state, 0), FOUR / state.per_byte, element(at) / FOUR);
     const int bits = 8 / state.per_byte;
     const unsigned mask = 0xffu >> (8 - bits);
     float scale[FOUR];
@@ -198,7 +190,7 @@ struct WideUnit : Unit {
       const long long position = factor_position<false>(factors[f], at);
       mean[f] = source == Source::statistics ? launch.fresh + factors[f].fresh + position
                                              : buffer<const float>(state, f) + position;
-      along[f] = along_row(factors[f]);
+      along[f] = lowbit::along_row(shared.tensor, factors[f]);
     }
 #pragma unroll
     for (int i = 0; i < FOUR; ++i) {
@@ -261,12 +253,7 @@ __device__ __forceinline__ void raise_blocks(const State& state, int chunk, cons
     largest = magnitude(x[i]) > largest ? magnitude(x[i]) : largest;
   }
   if (state.block >= CHUNK) {
-    largest = warp_max(largest);
-    if (lane_index() == 0) {
-      unsigned& slot = maxima[block_of(state, chunk)];
-      // A block's first values replace what the unit before has left.
-      slot = (chunk & (state.block - 1)) == 0 || largest > slot ? largest : slot;
-    }
+    raise_block(state, chunk, largest, maxima);
     return;
   }
   const int lanes = state.block / FOUR;
