@@ -16,7 +16,7 @@
 // what the next blocks need (pipeline.cuh).
 //
 // Rounding steps: R1 in `scale_gradient`, R2 to R4 in numerics.cuh, R5 to R7 in approx.cuh (and
-// numerics.cuh), R8 in adamw.cuh; the rounding of the new parameter in `store` (dtypes.cuh); codes in
+// numerics.cuh), R8 in common.cuh; the rounding of the new parameter in `store` (dtypes.cuh); codes in
 // nibbles.cuh.
 
 #include "adamw.cuh"
@@ -25,10 +25,13 @@
 namespace lowbit {
 
 struct Block4States {
+  using Rule = AdamwOfFour;
+
   // Units on their way to shared memory while one is computed.
   static constexpr int AHEAD = 3;
   // The block's largest v says whether a gradient was not finite.
-  static constexpr bool V_SHOWS_NON_FINITE = true;
+  static constexpr bool SHOWS_NON_FINITE = true;
+  __device__ static __forceinline__ float showing(const Largest& largest) { return largest.v; }
 
   // The low half of a warp has what decodes m, and its scale, the high half that of v.
   static constexpr int V_LANES = LANES / 2;
@@ -135,4 +138,4 @@ struct Block4States {
 
 }  // namespace lowbit
 
-LOWBIT_ADAMW_KERNELS(block4, step_tensors, lowbit::Block4States, 3, 2)
+LOWBIT_COMMON_KERNELS(adamw, block4, step_tensors, lowbit::Block4States, 3, 2)

@@ -15,9 +15,11 @@
 namespace lowbit {
 
 struct F32States {
+  using Rule = AdamwOfFour;
+
   static constexpr int AHEAD = 0;
   // v may be infinite from before.
-  static constexpr bool V_SHOWS_NON_FINITE = false;
+  static constexpr bool SHOWS_NON_FINITE = false;
 
   struct Tables {
     __device__ __forceinline__ void fill(const Launch&, const Tensor&) {}
@@ -67,4 +69,4 @@ struct F32States {
 
 }  // namespace lowbit
 
-LOWBIT_ADAMW_KERNELS(f32, step_tensors, lowbit::F32States, 3, 3)
+LOWBIT_COMMON_KERNELS(adamw, f32, step_tensors, lowbit::F32States, 3, 3)

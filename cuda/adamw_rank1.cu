@@ -580,4 +580,4 @@ __device__ __forceinline__ void step_tiles(const Launch& launch) {
 
 }  // namespace lowbit
 
-LOWBIT_ADAMW_KERNELS(rank1, step_tiles, void, 2, 2)
+LOWBIT_COMMON_KERNELS(adamw, rank1, step_tiles, void, 2, 2)

@@ -2,9 +2,9 @@
 //
 //   m' = beta2 m + (1 - beta2) g        p' = p - lr sign(beta1 m + (1 - beta1) g) - lr wd p
 //
-// Bytes moved and launches: any.cuh. Rounding steps: as in `src/optimizer/lion.rs`.
+// Bytes moved and launches: any.cuh, and momentum4.cuh for common tensors. Rounding steps: as in `src/optimizer/lion.rs`.
 
-#include "any.cuh"
+#include "momentum4.cuh"
 
 namespace lowbit {
 
@@ -30,3 +30,4 @@ struct Lion {
 }  // namespace lowbit
 
 LOWBIT_ELEMENT_WISE(lowbit::Lion, lowbit_k_lion, lowbit_k_lion_collect)
+LOWBIT_MOMENTUM4(lowbit::Lion, lion)

@@ -5,9 +5,9 @@
 // Coupled decay: g + wd p takes the place of g, and the last term is 0. Nesterov: beta1 m' + g takes
 // that of m' in the update.
 //
-// Bytes moved and launches: any.cuh. Rounding steps: as in `src/optimizer/sgdm.rs`.
+// Bytes moved and launches: any.cuh, and momentum4.cuh for common tensors. Rounding steps: as in `src/optimizer/sgdm.rs`.
 
-#include "any.cuh"
+#include "momentum4.cuh"
 
 namespace lowbit {
 
@@ -36,3 +36,4 @@ struct Sgdm {
 }  // namespace lowbit
 
 LOWBIT_ELEMENT_WISE(lowbit::Sgdm, lowbit_k_sgdm, lowbit_k_sgdm_collect)
+LOWBIT_MOMENTUM4(lowbit::Sgdm, sgdm)

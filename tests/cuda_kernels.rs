@@ -24,7 +24,7 @@ const REGISTERS: u32 = 65536;
 const MOST_THREADS: u32 = 2048;
 
 /// Elements that a thread does in one turn of the loop of a kernel for common tensors (`EACH` in
-/// adamw.cuh).
+/// common.cuh).
 const EACH: f64 = 4.0;
 
 /// What an H200 can do: lanes x instructions in a second, and bytes at nine tenths of its nominal
@@ -190,7 +190,8 @@ struct Traffic {
 
 impl Traffic {
     fn of(kernel: &str) -> Option<Self> {
-        let mut parts = kernel.strip_prefix("lowbit_k_adamw_")?.split('_');
+        let mut parts = kernel.strip_prefix("lowbit_k_")?.split('_');
+        let optimizer = parts.next()?;
         let (param, grad, states) = (parts.next()?, parts.next()?, parts.next()?);
         let size = |dtype: &str| if dtype == "f32" { 4.0 } else { 2.0 };
         let beside = if param.ends_with("correction8") {
@@ -201,10 +202,11 @@ impl Traffic {
         let elements = 2.0 * size(param) + beside + size(grad);
         // Codes, and scales of blocks of 128, are read and written.
         let (codes, scales) = (2.0 * 0.5, 2.0 * 4.0 / 128.0);
-        let (states, cache) = match states {
-            "block4" => (2.0 * (codes + scales), 0.0),
-            "rank1" => (2.0 * codes + scales, size(grad) + 0.5),
-            "f32" => (4.0 * 4.0, 0.0),
+        let (states, cache) = match (optimizer, states) {
+            ("adamw", "block4") => (2.0 * (codes + scales), 0.0),
+            ("adamw", "rank1") => (2.0 * codes + scales, size(grad) + 0.5),
+            ("adamw", "f32") => (4.0 * 4.0, 0.0),
+            ("sgdm" | "lion", "block4") => (codes + scales, 0.0),
             _ => return None,
         };
         Some(Self {

@@ -47,7 +47,7 @@ STEPS = (
     ("adamw32", "bf16", "bf16"),
     ("adamw32", "f32", "f32"),
 )
-#: Of the kernels that take every quantizer; they are not counted in instructions.
+#: Of other optimizers, and of the kernels that take every quantizer, which are not counted in instructions.
 OTHER_STEPS = (
     ("sgdm4", "bf16", "bf16"),
     ("lion4", "bf16", "bf16"),
@@ -55,8 +55,14 @@ OTHER_STEPS = (
     ("factor4", "bf16", "bf16"),
 )
 TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
-#: What the kernels of a preset are called, where there is one for each pair of dtypes.
-KERNELS = {"adamw4-block": "block4", "adamw4": "rank1", "adamw32": "f32"}
+#: Optimizer and states in the names of a preset's kernels, where there is one for each pair of dtypes.
+KERNELS = {
+    "adamw4-block": ("adamw", "block4"),
+    "adamw4": ("adamw", "rank1"),
+    "adamw32": ("adamw", "f32"),
+    "sgdm4": ("sgdm", "block4"),
+    "lion4": ("lion", "block4"),
+}
 
 
 def run(report):
@@ -189,7 +195,8 @@ class Step:
         self.preset, self.dtypes = preset, (param_dtype, grad_dtype)
         self.name = name or f"{preset} {param_dtype}/{grad_dtype}"
         if preset in KERNELS:
-            self.kernel = f"lowbit_k_adamw_{param_dtype}_{grad_dtype}_{KERNELS[preset]}"
+            optimizer, states = KERNELS[preset]
+            self.kernel = f"lowbit_k_{optimizer}_{param_dtype}_{grad_dtype}_{states}"
         shapes = shapes or [MATRIX if preset in ("adamw4", "factor4") else (NUMEL,)]
         self.plan = DevicePlan(
             preset, [Tensor(f"t{i}", shape, *self.dtypes) for i, shape in enumerate(shapes)]

@@ -671,10 +671,12 @@ fn run_all(cases: &[Case]) {
     );
 }
 
-const PRESETS: [&str; 7] = [
+const PRESETS: [&str; 9] = [
     "adamw4-block",
     "adamw4",
     "adamw32",
+    "sgdm4",
+    "lion4",
     "adamw8",
     "factor4",
     "sm3",
@@ -684,7 +686,7 @@ const PRESETS: [&str; 7] = [
 /// Parameters, weights and gradients that a preset is tried with: all where kernels are made for each.
 fn forms(preset: &str) -> &'static [(Dtype, Weights, Dtype)] {
     const ALL: &[(Dtype, Weights, Dtype)] = &FORMS;
-    if preset.starts_with("adamw") {
+    if preset.starts_with("adamw") || preset == "sgdm4" || preset == "lion4" {
         ALL
     } else {
         &ALL[1..4]
@@ -841,6 +843,48 @@ fn adam_equals_the_reference_in_the_kernels_of_adamw() {
                     },
                     ..Case::default()
                 });
+            }
+        }
+    }
+    run_all(&cases);
+}
+
+#[test]
+fn options_of_sgdm_equal_the_reference_in_its_kernels_for_common_tensors() {
+    let mut cases = Vec::new();
+    for (nesterov, dampening) in [(false, 0.0), (true, 0.0), (false, 0.25)] {
+        for decoupled in [false, true] {
+            for (paint, weight_decay) in [
+                (Paint::Plain, 0.0),
+                (Paint::Plain, 0.1),
+                (Paint::NonFinite, 0.1),
+                (Paint::Wild, 3.0),
+            ] {
+                for in_memory in [false, true] {
+                    let (param, weights, grad) = FORMS[cases.len() % FORMS.len()];
+                    cases.push(Case {
+                        shapes: vec![vec![2048], vec![6, 1001], vec![5, 384]],
+                        param,
+                        weights,
+                        grad,
+                        spec: Spec {
+                            sgdm: Some(SgdmOptions {
+                                nesterov,
+                                dampening,
+                                decoupled,
+                            }),
+                            ..preset("sgdm4")
+                        },
+                        paint,
+                        wild_state: paint == Paint::Wild,
+                        in_memory,
+                        hyper: Hyper {
+                            weight_decay,
+                            ..Hyper::default()
+                        },
+                        ..Case::default()
+                    });
+                }
             }
         }
     }
@@ -1547,10 +1591,12 @@ fn every_preset_has_kernels() {
 
 #[test]
 fn common_tensors_have_kernels_of_their_own() {
-    for (name, states) in [
-        ("adamw4-block", "block4"),
-        ("adamw4", "rank1"),
-        ("adamw32", "f32"),
+    for (name, optimizer, states) in [
+        ("adamw4-block", "adamw", "block4"),
+        ("adamw4", "adamw", "rank1"),
+        ("adamw32", "adamw", "f32"),
+        ("sgdm4", "sgdm", "block4"),
+        ("lion4", "lion", "block4"),
     ] {
         for (param, weights, grad) in FORMS {
             let case = Case {
@@ -1569,7 +1615,7 @@ fn common_tensors_have_kernels_of_their_own() {
                 _ => weights.name(),
             };
             let (param, grad) = (param.name(), grad.name());
-            let want = format!("lowbit_k_adamw_{param}{beside}_{grad}_{states}");
+            let want = format!("lowbit_k_{optimizer}_{param}{beside}_{grad}_{states}");
             assert_eq!(used, [CString::new(want).unwrap().as_c_str()]);
         }
     }

@@ -104,13 +104,17 @@ const FACTORED: [(&[Optimizer], &str, [&CStr; 4]); 2] = [
     ),
 ];
 
-/// Module and symbol of every kernel: those of [`COMMON`], then two of each optimizer, then four of each
-/// that steps a factored v.
+/// Module and symbol of every kernel: those of [`COMMON`] and [`OTHERS`], then two of each optimizer, then
+/// four of each that steps a factored v.
 pub(super) const KERNELS: [(&str, &CStr); ANY_FACTORED + 4 * FACTORED.len()] = {
     let mut all = [("", c""); ANY_FACTORED + 4 * FACTORED.len()];
     let mut i = 0;
+    while i < OTHER {
+        all[i] = COMMON[i / FORMS.len()][i % FORMS.len()];
+        i += 1;
+    }
     while i < ANY {
-        all[i] = COMMON[i];
+        all[i] = OTHERS[i - OTHER];
         i += 1;
     }
     while i < ANY_FACTORED {
@@ -126,49 +130,51 @@ pub(super) const KERNELS: [(&str, &CStr); ANY_FACTORED + 4 * FACTORED.len()] = {
     all
 };
 
-/// The number of the first optimizer's kernel.
-const ANY: usize = COMMON.len();
+/// The number of the first kernel that is not for common tensors.
+const OTHER: usize = COMMON.len() * FORMS.len();
+
+/// Of the first optimizer's kernel.
+const ANY: usize = OTHER + OTHERS.len();
 
 /// And of the first one for a factored v.
 const ANY_FACTORED: usize = ANY + 2 * OPTIMIZERS.len();
 
-/// All other kernels. Those for common tensors come in groups, one for each form of the states, in the
-/// order of [`FORMS`].
-const COMMON: [(&str, &CStr); 43] = [
+/// The kernels of a module for common tensors of an optimizer, with one form of its states, in the order of
+/// [`FORMS`].
+macro_rules! common {
+    ($module:literal, $optimizer:literal, $states:literal) => {
+        common!(
+            $module, $optimizer, $states: "f32_f32", "f32_bf16", "bf16_f32", "bf16_bf16", "f16_f32",
+            "f16_f16", "bf16stochastic_f32", "bf16stochastic_bf16", "bf16correction8_f32",
+            "bf16correction8_bf16"
+        )
+    };
+    ($module:literal, $optimizer:literal, $states:literal: $($form:literal),*) => {
+        [$((
+            $module,
+            symbol(concat!("lowbit_k_", $optimizer, "_", $form, "_", $states, "\0")),
+        )),*]
+    };
+}
+
+const fn symbol(text: &str) -> &CStr {
+    match CStr::from_bytes_with_nul(text.as_bytes()) {
+        Ok(symbol) => symbol,
+        Err(_) => panic!("a symbol ends with its only NUL"),
+    }
+}
+
+/// The kernels for common tensors.
+const COMMON: [[(&str, &CStr); FORMS.len()]; 5] = [
+    common!("adamw_block4", "adamw", "block4"),
+    common!("adamw_f32", "adamw", "f32"),
+    common!("sgdm", "sgdm", "block4"),
+    common!("lion", "lion", "block4"),
+    common!("adamw_rank1", "adamw", "rank1"),
+];
+
+const OTHERS: [(&str, &CStr); 13] = [
     ("finish", c"lowbit_k_finish"),
-    ("adamw_block4", c"lowbit_k_adamw_f32_f32_block4"),
-    ("adamw_block4", c"lowbit_k_adamw_f32_bf16_block4"),
-    ("adamw_block4", c"lowbit_k_adamw_bf16_f32_block4"),
-    ("adamw_block4", c"lowbit_k_adamw_bf16_bf16_block4"),
-    ("adamw_block4", c"lowbit_k_adamw_f16_f32_block4"),
-    ("adamw_block4", c"lowbit_k_adamw_f16_f16_block4"),
-    ("adamw_block4", c"lowbit_k_adamw_bf16stochastic_f32_block4"),
-    ("adamw_block4", c"lowbit_k_adamw_bf16stochastic_bf16_block4"),
-    ("adamw_block4", c"lowbit_k_adamw_bf16correction8_f32_block4"),
-    (
-        "adamw_block4",
-        c"lowbit_k_adamw_bf16correction8_bf16_block4",
-    ),
-    ("adamw_f32", c"lowbit_k_adamw_f32_f32_f32"),
-    ("adamw_f32", c"lowbit_k_adamw_f32_bf16_f32"),
-    ("adamw_f32", c"lowbit_k_adamw_bf16_f32_f32"),
-    ("adamw_f32", c"lowbit_k_adamw_bf16_bf16_f32"),
-    ("adamw_f32", c"lowbit_k_adamw_f16_f32_f32"),
-    ("adamw_f32", c"lowbit_k_adamw_f16_f16_f32"),
-    ("adamw_f32", c"lowbit_k_adamw_bf16stochastic_f32_f32"),
-    ("adamw_f32", c"lowbit_k_adamw_bf16stochastic_bf16_f32"),
-    ("adamw_f32", c"lowbit_k_adamw_bf16correction8_f32_f32"),
-    ("adamw_f32", c"lowbit_k_adamw_bf16correction8_bf16_f32"),
-    ("adamw_rank1", c"lowbit_k_adamw_f32_f32_rank1"),
-    ("adamw_rank1", c"lowbit_k_adamw_f32_bf16_rank1"),
-    ("adamw_rank1", c"lowbit_k_adamw_bf16_f32_rank1"),
-    ("adamw_rank1", c"lowbit_k_adamw_bf16_bf16_rank1"),
-    ("adamw_rank1", c"lowbit_k_adamw_f16_f32_rank1"),
-    ("adamw_rank1", c"lowbit_k_adamw_f16_f16_rank1"),
-    ("adamw_rank1", c"lowbit_k_adamw_bf16stochastic_f32_rank1"),
-    ("adamw_rank1", c"lowbit_k_adamw_bf16stochastic_bf16_rank1"),
-    ("adamw_rank1", c"lowbit_k_adamw_bf16correction8_f32_rank1"),
-    ("adamw_rank1", c"lowbit_k_adamw_bf16correction8_bf16_rank1"),
     ("codec", c"lowbit_k_clear_maxima"),
     ("codec", c"lowbit_k_raise_maxima"),
     ("codec", c"lowbit_k_compress"),
@@ -197,27 +203,32 @@ pub(super) const FORMS: [(Dtype, Weights, Dtype); 10] = [
     (Dtype::Bf16, Weights::Correction8, Dtype::Bf16),
 ];
 
-pub(super) const FINISH: Kernel = Kernel(0);
-const BLOCK4: Kernel = Kernel(1);
-const F32: Kernel = Kernel(BLOCK4.0 + FORMS.len());
-const RANK1: Kernel = Kernel(F32.0 + FORMS.len());
-pub(super) const CLEAR_MAXIMA: Kernel = Kernel(RANK1.0 + FORMS.len());
-pub(super) const RAISE_MAXIMA: Kernel = Kernel(CLEAR_MAXIMA.0 + 1);
-pub(super) const COMPRESS: Kernel = Kernel(RAISE_MAXIMA.0 + 1);
-pub(super) const COMPRESS_MEANS: Kernel = Kernel(COMPRESS.0 + 1);
-pub(super) const DECOMPRESS: Kernel = Kernel(COMPRESS_MEANS.0 + 1);
-pub(super) const NORM_MAX: Kernel = Kernel(DECOMPRESS.0 + 1);
-pub(super) const NORM_SUM: Kernel = Kernel(NORM_MAX.0 + 1);
-pub(super) const NORM_FINISH: Kernel = Kernel(NORM_SUM.0 + 1);
-pub(super) const COUNT_STEP: Kernel = Kernel(NORM_FINISH.0 + 1);
-pub(super) const PLACE: Kernel = Kernel(COUNT_STEP.0 + 1);
-pub(super) const UPDATE_MAXIMA: Kernel = Kernel(PLACE.0 + 1);
-pub(super) const UPDATE_SUMS: Kernel = Kernel(UPDATE_MAXIMA.0 + 1);
+/// The first kernels of the forms of [`COMMON`].
+const ADAMW_BLOCK4: Kernel = Kernel(0);
+const ADAMW_F32: Kernel = Kernel(FORMS.len());
+const SGDM_BLOCK4: Kernel = Kernel(2 * FORMS.len());
+const LION_BLOCK4: Kernel = Kernel(3 * FORMS.len());
+const ADAMW_RANK1: Kernel = Kernel(4 * FORMS.len());
+
+/// Those of [`OTHERS`].
+pub(super) const FINISH: Kernel = Kernel(OTHER);
+pub(super) const CLEAR_MAXIMA: Kernel = Kernel(OTHER + 1);
+pub(super) const RAISE_MAXIMA: Kernel = Kernel(OTHER + 2);
+pub(super) const COMPRESS: Kernel = Kernel(OTHER + 3);
+pub(super) const COMPRESS_MEANS: Kernel = Kernel(OTHER + 4);
+pub(super) const DECOMPRESS: Kernel = Kernel(OTHER + 5);
+pub(super) const NORM_MAX: Kernel = Kernel(OTHER + 6);
+pub(super) const NORM_SUM: Kernel = Kernel(OTHER + 7);
+pub(super) const NORM_FINISH: Kernel = Kernel(OTHER + 8);
+pub(super) const COUNT_STEP: Kernel = Kernel(OTHER + 9);
+pub(super) const PLACE: Kernel = Kernel(OTHER + 10);
+pub(super) const UPDATE_MAXIMA: Kernel = Kernel(OTHER + 11);
+pub(super) const UPDATE_SUMS: Kernel = Kernel(OTHER + 12);
 
 /// Those that plans launch without a list.
 pub(super) const WITHOUT_LISTS: [Kernel; 2] = [NORM_FINISH, COUNT_STEP];
 
-/// The block that the kernels for common tensors are written for (`BLOCK` in adamw.cuh).
+/// The block that the kernels for common tensors are written for (`BLOCK` in common.cuh).
 const BLOCK: i64 = 128;
 
 /// Threads of a thread block (`THREADS` in tasks.cuh).
@@ -227,10 +238,7 @@ pub(super) const THREADS: u32 = 256;
 pub(super) fn steps() -> impl Iterator<Item = Kernel> {
     let any = (ANY..ANY_FACTORED).step_by(2);
     let factored = (ANY_FACTORED..KERNELS.len()).step_by(4);
-    (BLOCK4.0..CLEAR_MAXIMA.0)
-        .chain(any)
-        .chain(factored)
-        .map(Kernel)
+    (0..OTHER).chain(any).chain(factored).map(Kernel)
 }
 
 /// The kernels of an optimizer for tensors with a factored v.
@@ -277,8 +285,7 @@ impl Kernel {
     pub(super) fn of(spec: &Spec, tensor: &TensorPlan, any: Self) -> Self {
         let info = &tensor.info;
         let wanted = (info.param_dtype, info.weights, info.grad_dtype);
-        let common = matches!(spec.optimizer, Optimizer::Adamw | Optimizer::Adam)
-            && !spec.amsgrad
+        let common = !spec.amsgrad
             && tensor.grid.block == BLOCK
             // They draw random numbers by the place in the tensor at hand.
             && (info.weights != Weights::Stochastic || info.shape == tensor.global_shape);
@@ -293,22 +300,27 @@ impl Kernel {
             matches!(&state.format, Format::Codes(codes) if codes.scales == Scales::Block(BLOCK))
                 && state.quantizer.in_blocks() == plain
         };
-        let first = if tensor
-            .states
-            .iter()
-            .all(|state| state.format == Format::F32)
-        {
-            F32
-        } else if coded(0, Mapping::De) && coded(1, Mapping::Linear) {
-            BLOCK4
-        } else if spec.optimizer == Optimizer::Adamw
-            && coded(0, Mapping::De)
-            && tensor.states[1].quantizer == Quantizer::rank1(Mapping::Linear)
-            && tensor.grid.lead.len() + 1 == info.shape.len()
-        {
-            RANK1
-        } else {
-            return any;
+        let in_f32 = || {
+            let mut states = tensor.states.iter();
+            states.all(|state| state.format == Format::F32)
+        };
+        let rank_one = |state: usize, mapping| {
+            tensor.states[state].quantizer == Quantizer::rank1(mapping)
+                && tensor.grid.lead.len() + 1 == info.shape.len()
+        };
+        let first = match spec.optimizer {
+            Optimizer::Adamw | Optimizer::Adam if in_f32() => ADAMW_F32,
+            Optimizer::Adamw | Optimizer::Adam
+                if coded(0, Mapping::De) && coded(1, Mapping::Linear) =>
+            {
+                ADAMW_BLOCK4
+            }
+            Optimizer::Adamw if coded(0, Mapping::De) && rank_one(1, Mapping::Linear) => {
+                ADAMW_RANK1
+            }
+            Optimizer::Sgdm if coded(0, Mapping::De) => SGDM_BLOCK4,
+            Optimizer::Lion if coded(0, Mapping::De) => LION_BLOCK4,
+            _ => return any,
         };
         Self(first.0 + form)
     }
@@ -320,12 +332,12 @@ impl Kernel {
 
     /// Whether it collects statistics and applies them in one launch.
     pub(super) fn is_fused(self) -> bool {
-        (RANK1.0..CLEAR_MAXIMA.0).contains(&self.0)
+        (ADAMW_RANK1.0..OTHER).contains(&self.0)
     }
 
     /// Whether rows of whole blocks may be one row to it: nothing lies between them, and it asks
     /// for no place in the global tensor.
     pub(super) fn merges_rows(self) -> bool {
-        (BLOCK4.0..RANK1.0).contains(&self.0)
+        (0..ADAMW_RANK1.0).contains(&self.0)
     }
 }

@@ -1,0 +1,452 @@
+// A step on common tensors: the loop that their kernels share. What they differ in is the form of the
+// states, a type with `load` and `store` for the elements of one lane, and the rule, which states name:
+//
+//   struct Rule {
+//     static Scalars scalars(const Launch& launch, const float* hyper, int step);  // as in any.cuh
+//     // Whether `updates` may be fast, as far as the scalars say.
+//     static bool in_range(const Scalars& s);
+//     // Adds coupled decay to g, if it is not a part of `moments`.
+//     static void couple(Quad& x, const Scalars& s);
+//     // The new moments; of g stays what `updates` needs. Returns whether the moments are in the range
+//     // of approx.cuh.
+//     static bool moments(Quad& x, const Shared& shared, int flags);
+//     // g becomes the update. Coupled: the decay was part of the gradient. Fast: all is in range.
+//     static void updates(Quad& x, bool coupled, bool fast, const Scalars& s);
+//   };
+//
+// A unit of work is one block of at most 128 elements of one row (`layout.rs`), done by one warp:
+// lane l has the elements 4 l .. 4 l + 3. Full blocks of aligned tensors use wide accesses.
+
+#pragma once
+
+#include "approx.cuh"
+#include "dtypes.cuh"
+#include "pipeline.cuh"
+#include "tasks.cuh"
+#include "weights.cuh"
+
+namespace lowbit {
+
+constexpr int BLOCK = 128;
+constexpr int EACH = BLOCK / LANES;  // elements of a lane
+
+// The elements of one lane within one unit.
+struct Place {
+  long long unit;     // also the index of its scale
+  long long element;  // first element
+  long long byte;     // of its 4-bit codes
+  int count;          // elements that exist, 0 .. 4
+};
+
+// One lane's part of a unit.
+struct Quad {
+  float p[EACH];
+  float g[EACH];  // becomes the update
+  float m[EACH];
+  float v[EACH];  // 0 if there is none
+};
+
+// The largest magnitudes of a lane's moments.
+struct Largest {
+  float m;
+  float v;
+};
+
+template <bool Wide>
+__device__ __forceinline__ Largest largest_of(const Quad& x, int count) {
+  Largest largest{0.0f, 0.0f};
+#pragma unroll
+  for (int i = 0; i < EACH; ++i) {
+    // What a lane computes beyond the end of a row has no part in the scale.
+    if (Wide || i < count) {
+      largest.m = max_nan(largest.m, fabsf(x.m[i]));
+      largest.v = max_nan(largest.v, fabsf(x.v[i]));
+    }
+  }
+  return largest;
+}
+
+__device__ __forceinline__ bool is_aligned(const void* data, int bytes) {
+  return (reinterpret_cast<unsigned long long>(data) & (bytes - 1)) == 0;
+}
+
+// Zero updates for a unit that stays as it is.
+template <typename Dtype>
+__device__ __forceinline__ void keep(void* to, bool updates, long long element, int count) {
+  if (updates) {
+    const float zeros[EACH] = {};
+    store<Dtype, false>(to, element, count, zeros);
+  }
+}
+
+// Parameters with what is beside them, gradients, and where the result goes: parameters or updates.
+template <typename P, typename G>
+struct Memory {
+  static constexpr bool CORRECTED = P::FORM == CORRECTION8;
+
+  const typename P::Storage* param;
+  const typename G::Storage* grad;
+  typename P::Storage* to;
+  signed char* beside;
+  bool updates;
+
+  __device__ __forceinline__ void advance(long long elements) {
+    param += elements;
+    grad += elements;
+    to += elements;
+    if (CORRECTED) {
+      beside += elements;
+    }
+  }
+
+  __device__ __forceinline__ Memory(const Launch& launch, const Tensor& t)
+      : param(pointer<const typename P::Storage>(launch, t, PARAM)),
+        grad(pointer<const typename G::Storage>(launch, t, GRAD)),
+        beside(CORRECTED ? pointer<signed char>(launch, t, BESIDE) : nullptr),
+        // Of the other forms there are no updates.
+        updates(P::FORM == PLAIN && (launch.flags & UPDATES) != 0) {
+    to = pointer<typename P::Storage>(launch, t, updates ? UPDATE : PARAM);
+  }
+
+  // Whether four elements can be accessed at once.
+  __device__ __forceinline__ bool aligned() const {
+    return is_aligned(param, P_BYTES) && is_aligned(to, P_BYTES) && is_aligned(grad, G_BYTES) &&
+           (!CORRECTED || is_aligned(beside, EACH));
+  }
+
+  // Four parameters and gradients as they lie in memory.
+  struct Fetched {
+    Packed<P> param;
+    Packed<G> grad;
+    unsigned corrections;
+  };
+
+  template <bool Wide>
+  __device__ __forceinline__ Fetched fetch(long long at, int count) const {
+    return {lowbit::fetch<P, Wide>(param, at, count), lowbit::fetch<G, Wide>(grad, at, count),
+            CORRECTED ? load_bytes<Wide>(beside + at, count) : 0};
+  }
+
+  // The same of a warp's block in shared memory: parameters, gradients, corrections.
+  static constexpr int P_BYTES = EACH * sizeof(typename P::Storage);
+  static constexpr int G_BYTES = EACH * sizeof(typename G::Storage);
+  static constexpr int GRADS = LANES * P_BYTES;
+  static constexpr int CORRECTIONS = GRADS + LANES * G_BYTES;
+  static constexpr int STAGE = CORRECTIONS + (CORRECTED ? BLOCK : 0);
+
+  __device__ __forceinline__ void copy(SharedAddress to, long long at) const {
+    copy_async<P_BYTES>(to + P_BYTES * lane_index(), param + at);
+    copy_async<G_BYTES>(to + GRADS + G_BYTES * lane_index(), grad + at);
+    if constexpr (CORRECTED) {
+      copy_async<EACH>(to + CORRECTIONS + EACH * lane_index(), beside + at);
+    }
+  }
+
+  __device__ static __forceinline__ Fetched fetch(SharedAddress from) {
+    Fetched fetched{};
+    load_shared(from + P_BYTES * lane_index(), fetched.param);
+    load_shared(from + GRADS + G_BYTES * lane_index(), fetched.grad);
+    if constexpr (CORRECTED) {
+      load_shared(from + CORRECTIONS + EACH * lane_index(), fetched.corrections);
+    }
+    return fetched;
+  }
+
+  // What a step updates.
+  __device__ static __forceinline__ void decode(const Fetched& from, float (&p)[EACH],
+                                                float (&g)[EACH]) {
+    unpack<P>(from.param, p);
+    unpack<G>(from.grad, g);
+    if constexpr (CORRECTED) {
+#pragma unroll
+      for (int i = 0; i < EACH; ++i) {
+        p[i] = join_correction(__float_as_uint(p[i]) >> 16,
+                               static_cast<signed char>(from.corrections >> 8 * i));
+      }
+    }
+  }
+
+  // The reverse; `draws()` gives the draws of four elements, for stochastic rounding.
+  template <bool Wide, typename Draws>
+  __device__ __forceinline__ void store_params(long long at, int count, const float (&x)[EACH],
+                                               Draws draws) const {
+    if constexpr (P::FORM == STOCHASTIC_WEIGHTS) {
+      const uint2 drawn = draws();
+      const unsigned b[EACH] = {
+          stochastic_bf16(x[0], drawn.x & 0xffff), stochastic_bf16(x[1], drawn.x >> 16),
+          stochastic_bf16(x[2], drawn.y & 0xffff), stochastic_bf16(x[3], drawn.y >> 16)};
+      if constexpr (Wide) {
+        *reinterpret_cast<uint2*>(to + at) = make_uint2(b[0] | b[1] << 16, b[2] | b[3] << 16);
+      } else {
+        for (int i = 0; i < count; ++i) {
+          to[at + i] = static_cast<typename P::Storage>(i == 0   ? b[0]
+                                                        : i == 1 ? b[1]
+                                                        : i == 2 ? b[2]
+                                                                 : b[3]);
+        }
+      }
+    } else {
+      store<P, Wide>(to, at, count, x);
+    }
+    if constexpr (CORRECTED) {
+      unsigned corrections = 0;
+#pragma unroll
+      for (int i = 0; i < EACH; ++i) {
+        const int correction = split_correction(x[i], Bf16::encode(x[i]));
+        corrections |= (static_cast<unsigned>(correction) & 0xff) << 8 * i;
+      }
+      store_bytes<Wide>(beside + at, count, corrections);
+    }
+  }
+};
+
+// Where a lane's elements are in the grid of a tensor that is no shard: for random numbers.
+template <typename P>
+struct Position {
+  static constexpr bool USED = P::FORM == STOCHASTIC_WEIGHTS;
+
+  long long row = 0;
+  long long block = 0;
+  long long blocks = 1;  // of a row
+
+  // Of a unit of a tensor whose rows are whole blocks, and may have been merged to one (`table.rs`).
+  __device__ __forceinline__ Position(const Tensor& t, long long unit) {
+    if (USED) {
+      const long long columns = columns_of(t);
+      blocks = columns == 0 ? 1 : (columns + BLOCK - 1) / BLOCK;
+      row = unit / blocks;
+      block = unit - row * blocks;
+    }
+  }
+
+  __device__ __forceinline__ void advance(int units) {
+    if (USED) {
+      block += units;
+      if (block >= blocks) {
+        row += block / blocks;
+        block %= blocks;
+      }
+    }
+  }
+
+  __device__ __forceinline__ uint2 draws(const Stream& stream) const {
+    return stream.draws(WEIGHT_DRAW, row, block * BLOCK + EACH * lane_index());
+  }
+
+  __device__ static __forceinline__ long long columns_of(const Tensor& t) {
+    long long columns = 1;
+    for (int axis = t.lead; axis < t.axes; ++axis) {
+      columns *= t.shape[axis];
+    }
+    return columns;
+  }
+};
+
+// What a lane reads of a unit.
+template <typename P, typename G, typename States>
+struct Fetched {
+  typename Memory<P, G>::Fetched numbers;
+  typename States::Fetched states;
+};
+
+template <bool Wide, typename P, typename G, typename States>
+__device__ __forceinline__ Fetched<P, G, States> fetch_unit(const States& states,
+                                                            const Memory<P, G>& memory,
+                                                            const Place& place) {
+  return {memory.template fetch<Wide>(place.element, place.count),
+          states.template fetch<Wide>(place)};
+}
+
+template <typename P, typename G, typename States, bool Wide>
+__device__ __forceinline__ void step_unit(const Launch& launch, const Shared& shared, const States& states,
+                                          const Memory<P, G>& memory, const Place& place,
+                                          const Fetched<P, G, States>& fetched,
+                                          const Position<P>& position, bool in_range,
+                                          bool skip_blocks) {
+  using Rule = typename States::Rule;
+  const Scalars& s = shared.scalars;
+  Quad x;
+  memory.decode(fetched.numbers, x.p, x.g);
+  states.decode(fetched.states, x.m, x.v);
+  float largest_square = 0.0f;
+#pragma unroll
+  for (int i = 0; i < EACH; ++i) {
+    x.g[i] = scale_gradient(x.g[i], s);  // R1
+    if (!States::SHOWS_NON_FINITE) {
+      largest_square = max_nan(largest_square, __fmul_rn(x.g[i], x.g[i]));
+    }
+  }
+  // Coupled decay is part of the gradient, and may hide that that is not finite.
+  const bool coupled = s.l2 != 0.0f;
+  bool bad = false;
+  if (coupled) {
+#pragma unroll
+    for (int i = 0; i < EACH; ++i) {
+      bad = bad || non_finite(x.g[i]);
+    }
+    Rule::couple(x, s);
+  }
+  const bool usual = Rule::moments(x, shared, launch.flags);
+  const Largest largest = largest_of<Wide>(x, place.count);
+  const bool fast =
+      usual && in_range && largest.m <= LARGEST_MOMENT && largest.v <= LARGEST_MOMENT;
+  unsigned maximum = 0;
+  if constexpr (States::SHOWS_NON_FINITE) {
+    maximum = warp_max(__float_as_uint(States::showing(largest)));
+  }
+  if (skip_blocks) {
+    if (!States::SHOWS_NON_FINITE) {
+      bad = __any_sync(ALL_LANES, magnitude(largest_square) >= INF_BITS) != 0;
+    } else if (coupled) {
+      bad = __any_sync(ALL_LANES, bad) != 0;
+    } else if (maximum >= INF_BITS) {
+      // A gradient that is not finite makes the state so, which may have been so before.
+      float g[EACH];
+      load<G, Wide>(memory.grad, place.element, place.count, g);
+      for (int i = 0; i < EACH; ++i) {
+        bad = bad || non_finite(scale_gradient(g[i], s));
+      }
+      bad = __any_sync(ALL_LANES, bad) != 0;
+    }
+    if (bad) {
+      if (lane_index() == 0 && launch.skipped != nullptr) {
+        atomicAdd(launch.skipped, 1ull);
+      }
+      keep<P>(memory.to, memory.updates, place.element, place.count);
+      return;
+    }
+  }
+  Rule::updates(x, coupled, fast, s);
+  if (!memory.updates) {
+#pragma unroll
+    for (int i = 0; i < EACH; ++i) {
+      x.g[i] = __fadd_rn(x.p[i], x.g[i]);  // R8
+    }
+  }
+  memory.template store_params<Wide>(place.element, place.count, x.g,
+                                     [&] { return position.draws(stream_of(launch, shared)); });
+  states.template store<Wide>(place, x, largest.m, maximum, usual);
+}
+
+// The units `first` .. `end` - 1 of any tensor.
+template <typename P, typename G, typename States>
+__device__ __forceinline__ void step_ragged(const Launch& launch, const Shared& shared,
+                                            const typename States::Tables& tables,
+                                            long long first, long long end, bool in_range,
+                                            bool skip_blocks) {
+  const Tensor& t = shared.tensor;
+  const Memory<P, G> memory(launch, t);
+  const States states(launch, t, tables);
+#pragma unroll 1
+  for (long long unit = first + warp_index(); unit < end; unit += WARPS) {
+    const long long row = unit / t.units;
+    const long long col = (unit - row * t.units) * BLOCK + EACH * lane_index();
+    const long long rest = t.cols - col;
+    Place place;
+    place.unit = unit;
+    place.element = row * t.cols + col;
+    place.byte = row * ((t.cols + 1) / 2) + col / 2;
+    place.count = rest >= EACH ? EACH : rest > 0 ? static_cast<int>(rest) : 0;
+    if (shared.skip) {
+      keep<P>(memory.to, memory.updates, place.element, place.count);
+    } else {
+      step_unit<P, G, States, false>(launch, shared, states, memory, place,
+                                     fetch_unit<false>(states, memory, place),
+                                     Position<P>(t, unit), in_range, skip_blocks);
+    }
+  }
+}
+
+// `count` full units, every WARPS-th; pointers and position are those of the lane's first element.
+template <typename P, typename G, typename States>
+__device__ __forceinline__ void step_full(const Launch& launch, const Shared& shared, States states,
+                                          Memory<P, G> memory, Position<P> position, int count, bool in_range,
+                                          bool skip_blocks) {
+  const Place place{0, 0, 0, EACH};
+  const auto step = [&](const Fetched<P, G, States>& fetched) {
+    step_unit<P, G, States, true>(launch, shared, states, memory, place, fetched, position,
+                                  in_range, skip_blocks);
+    memory.advance(WARPS * BLOCK);
+    states.advance(WARPS, 0);
+    position.advance(WARPS);
+  };
+  if constexpr (States::AHEAD == 0) {
+#pragma unroll 1
+    for (int left = count; left > 0; --left) {
+      step(fetch_unit<true>(states, memory, place));
+    }
+  } else {
+    constexpr int NUMBERS = Memory<P, G>::STAGE;
+    __shared__ Ring<States::AHEAD, NUMBERS + States::STAGE> rings[WARPS];
+    pipeline(
+        rings[warp_index()], count,
+        [&](SharedAddress to, int ahead) {
+          const int units = ahead * WARPS;
+          memory.copy(to, units * BLOCK);
+          states.copy(to + NUMBERS, Place{units, units * BLOCK, units * (BLOCK / 2), EACH});
+        },
+        [&](SharedAddress from) { step({memory.fetch(from), states.fetch(from + NUMBERS)}); });
+  }
+}
+
+template <typename P, typename G, typename States>
+__device__ __forceinline__ void step_tensors(const Launch& launch) {
+  __shared__ Shared shared;
+  WalkerOf<States::Rule::scalars> walker(launch, shared);
+  typename States::Tables tables;
+  bool first_task = true;
+#pragma unroll 1
+  for (long long task = blockIdx.x; task < launch.tasks; task += gridDim.x) {
+    const Task at = walker.enter(task);
+    walker.count_skipped(at);
+    const Tensor& t = shared.tensor;
+    if (first_task) {
+      // All tensors of the launch have the same codebooks.
+      tables.fill(launch, t);
+      first_task = false;
+    }
+    const bool in_range = States::Rule::in_range(shared.scalars);
+    const bool skip_blocks = (launch.flags & SKIP_BLOCKS) != 0;
+    const int count = units_per_task(BLOCK);
+    const long long first = at.index * count;
+    const long long left = t.rows * t.units - first;
+    const int here = left < count ? static_cast<int>(left) : count;
+    // From here on pointers are those of the lane.
+    Memory<P, G> memory(launch, t);
+    States states(launch, t, tables);
+    // A tensor whose rows are whole blocks is a single row here (`table.rs`).
+    const bool wide = t.rows == 1 && !shared.skip && states.aligned() && memory.aligned();
+    const long long elements = t.cols - first * BLOCK;
+    const int full = !wide ? 0 : elements < here * BLOCK ? here - 1 : here;
+    memory.advance((first + warp_index()) * BLOCK + EACH * lane_index());
+    states.advance(first + warp_index(), lane_index());
+    const int of_warp = (full - warp_index() + WARPS - 1) / WARPS;
+    step_full(launch, shared, states, memory, Position<P>(t, first + warp_index()), of_warp,
+              in_range, skip_blocks);
+    step_ragged<P, G, States>(launch, shared, tables, first + full, first + here, in_range,
+                              skip_blocks);
+  }
+}
+
+}  // namespace lowbit
+
+// The kernels of an optimizer and one form of its states, by parameter and gradient, in the order of
+// `FORMS`; RESIDENT thread blocks are to fit a multiprocessor, FEWER with weights that are not plain,
+// which take more registers.
+#define LOWBIT_COMMON_KERNEL(OPTIMIZER, SUFFIX, STEP, STATES, RESIDENT, FEWER, NAMES, P, G)      \
+  extern "C" __global__ void __launch_bounds__(                                                  \
+      lowbit::THREADS, lowbit::P::FORM == lowbit::PLAIN ? RESIDENT : FEWER)                      \
+      lowbit_k_##OPTIMIZER##_##NAMES##_##SUFFIX(const lowbit::Launch __grid_constant__ launch) { \
+    lowbit::STEP<lowbit::P, lowbit::G, STATES>(launch);                                          \
+  }
+#define LOWBIT_COMMON_KERNELS(...)                                            \
+  LOWBIT_COMMON_KERNEL(__VA_ARGS__, f32_f32, F32, F32)                        \
+  LOWBIT_COMMON_KERNEL(__VA_ARGS__, f32_bf16, F32, Bf16)                      \
+  LOWBIT_COMMON_KERNEL(__VA_ARGS__, bf16_f32, Bf16, F32)                      \
+  LOWBIT_COMMON_KERNEL(__VA_ARGS__, bf16_bf16, Bf16, Bf16)                    \
+  LOWBIT_COMMON_KERNEL(__VA_ARGS__, f16_f32, F16, F32)                        \
+  LOWBIT_COMMON_KERNEL(__VA_ARGS__, f16_f16, F16, F16)                        \
+  LOWBIT_COMMON_KERNEL(__VA_ARGS__, bf16stochastic_f32, Bf16Stochastic, F32)  \
+  LOWBIT_COMMON_KERNEL(__VA_ARGS__, bf16stochastic_bf16, Bf16Stochastic, Bf16) \
+  LOWBIT_COMMON_KERNEL(__VA_ARGS__, bf16correction8_f32, Bf16Correction8, F32) \
+  LOWBIT_COMMON_KERNEL(__VA_ARGS__, bf16correction8_bf16, Bf16Correction8, Bf16)
