@@ -27,11 +27,12 @@ namespace lowbit {
 struct Block4States {
   using Rule = AdamwOfFour;
 
+  static constexpr int PARTS = 1;
   // Units on their way to shared memory while one is computed.
-  static constexpr int AHEAD = 3;
+  static constexpr int MOST_AHEAD = 3;
+  static constexpr int TABLES = 0;  // bytes of shared memory
   // The block's largest v says whether a gradient was not finite.
-  static constexpr bool SHOWS_NON_FINITE = true;
-  __device__ static __forceinline__ float showing(const Largest& largest) { return largest.v; }
+  static constexpr bool V_SHOWS_NON_FINITE = true;
 
   // The low half of a warp has what decodes m, and its scale, the high half that of v.
   static constexpr int V_LANES = LANES / 2;
@@ -85,8 +86,8 @@ struct Block4States {
 
   template <bool Wide>
   __device__ __forceinline__ Fetched fetch(const Place& place) const {
-    return {load_nibbles<Wide>(m_codes + place.byte, place.count),
-            load_nibbles<Wide>(v_codes + place.byte, place.count), scales[place.unit]};
+    return {load_nibbles<Wide>(m_codes + place.byte, place.count()),
+            load_nibbles<Wide>(v_codes + place.byte, place.count()), scales[place.unit]};
   }
 
   // The same of a warp's block in shared memory: codes of m, of v, and both scales.
@@ -114,24 +115,33 @@ struct Block4States {
     decode_nibbles_of<V_LANES>(from.v_codes, levels, v);
   }
 
+  struct Scales {
+    float m, v;
+  };
+
+  __device__ __forceinline__ Scales scales_of(float largest_m, unsigned v_maximum) const {
+    return {block_scale(warp_max(__float_as_uint(largest_m))), block_scale(v_maximum)};
+  }
+
   template <bool Wide>
-  __device__ __forceinline__ void store(const Place& place, const Quad& x, float largest_m,
-                                        unsigned v_maximum, bool usual) const {
-    const float m_scale = block_scale(warp_max(__float_as_uint(largest_m)));
-    const float v_scale = block_scale(v_maximum);
-    unsigned m_code = tables.m.encode(x.m, m_scale);
-    unsigned v_code = tables.v.encode(x.v, v_scale);
-    if (!is_usual_scale(m_scale)) {
-      m_code = count_midpoints(x.m, m_scale, *in_table<Codebook>(launch, tensor.state[0].codebook));
+  __device__ __forceinline__ void store(const Place& place, const Quad& x, const Scales& scale,
+                                        bool usual) const {
+    unsigned m_code = tables.m.encode(x.m, scale.m);
+    unsigned v_code = tables.v.encode(x.v, scale.v);
+    if (!is_usual_scale(scale.m)) {
+      m_code = count_midpoints(x.m, scale.m, *in_table<Codebook>(launch, tensor.state[0].codebook));
     }
     // Decays beyond [0, 1], which nobody checks in device memory, may make v negative.
-    if (!is_usual_scale(v_scale) || !usual) {
-      v_code = count_midpoints(x.v, v_scale, *in_table<Codebook>(launch, tensor.state[1].codebook));
+    if (!is_usual_scale(scale.v) || !usual) {
+      v_code = count_midpoints(x.v, scale.v, *in_table<Codebook>(launch, tensor.state[1].codebook));
     }
-    store_nibbles<Wide>(m_codes + place.byte, place.count, m_code);
-    store_nibbles<Wide>(v_codes + place.byte, place.count, v_code);
+    store_nibbles<Wide>(m_codes + place.byte, place.count(), m_code);
+    store_nibbles<Wide>(v_codes + place.byte, place.count(), v_code);
+  }
+
+  __device__ __forceinline__ void store_scales(const Place& place, const Scales& scale) const {
     if (lane_index() % V_LANES == 0) {
-      scales[place.unit] = of_v() ? v_scale : m_scale;
+      scales[place.unit] = of_v() ? scale.v : scale.m;
     }
   }
 };

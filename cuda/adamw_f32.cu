@@ -17,9 +17,10 @@ namespace lowbit {
 struct F32States {
   using Rule = AdamwOfFour;
 
-  static constexpr int AHEAD = 0;
+  static constexpr int PARTS = 1;
+  static constexpr int MOST_AHEAD = 0;
   // v may be infinite from before.
-  static constexpr bool SHOWS_NON_FINITE = false;
+  static constexpr bool V_SHOWS_NON_FINITE = false;
 
   struct Tables {
     __device__ __forceinline__ void fill(const Launch&, const Tensor&) {}
@@ -49,8 +50,8 @@ struct F32States {
 
   template <bool Wide>
   __device__ __forceinline__ Fetched fetch(const Place& place) const {
-    return {lowbit::fetch<F32, Wide>(m_values, place.element, place.count),
-            lowbit::fetch<F32, Wide>(v_values, place.element, place.count)};
+    return {lowbit::fetch<F32, Wide>(m_values, place.element, place.count()),
+            lowbit::fetch<F32, Wide>(v_values, place.element, place.count())};
   }
 
   __device__ static __forceinline__ void decode(const Fetched& from, float (&m)[EACH],
@@ -59,12 +60,18 @@ struct F32States {
     unpack<F32>(from.v, v);
   }
 
+  struct Scales {};
+
+  __device__ __forceinline__ Scales scales_of(float, unsigned) const { return {}; }
+
   template <bool Wide>
-  __device__ __forceinline__ void store(const Place& place, const Quad& x, float, unsigned,
+  __device__ __forceinline__ void store(const Place& place, const Quad& x, const Scales&,
                                         bool) const {
-    lowbit::store<F32, Wide>(m_values, place.element, place.count, x.m);
-    lowbit::store<F32, Wide>(v_values, place.element, place.count, x.v);
+    lowbit::store<F32, Wide>(m_values, place.element, place.count(), x.m);
+    lowbit::store<F32, Wide>(v_values, place.element, place.count(), x.v);
   }
+
+  __device__ __forceinline__ void store_scales(const Place&, const Scales&) const {}
 };
 
 }  // namespace lowbit

@@ -392,7 +392,8 @@ __device__ __forceinline__ void apply_row(const Walker& walker, const SignedTabl
     x.g[i] = scale_gradient(x.g[i], s);  // R1
   }
   const bool usual = step_moments(x, s);
-  const Largest largest = largest_of<Wide>(x, column.count);
+  Largest largest{0.0f, 0.0f};
+  raise_largest<Wide>(largest, x, column.count);
   const float m_new = block_scale(warp_max(__float_as_uint(largest.m)));
   unsigned m_new_codes = m_table.encode(x.m, m_new);
   if (!is_usual_scale(m_new)) {

@@ -14,8 +14,9 @@
 //     static void updates(Quad& x, bool coupled, bool fast, const Scalars& s);
 //   };
 //
-// A unit of work is one block of at most 128 elements of one row (`layout.rs`), done by one warp:
-// lane l has the elements 4 l .. 4 l + 3. Full blocks of aligned tensors use wide accesses.
+// A unit of work is one block of at most PARTS x 128 elements of one row (`layout.rs`), done by one
+// warp: of each part lane l has the elements 4 l .. 4 l + 3. Full blocks of aligned tensors use wide
+// accesses.
 
 #pragma once
 
@@ -27,15 +28,25 @@
 
 namespace lowbit {
 
-constexpr int BLOCK = 128;
-constexpr int EACH = BLOCK / LANES;  // elements of a lane
+constexpr int SHARED_MEMORY = 48 << 10;  // of a thread block
 
-// The elements of one lane within one unit.
+constexpr int BLOCK = 128;           // elements of a part of a unit
+constexpr int EACH = BLOCK / LANES;  // and of a lane
+
+// The elements of one lane within one part of a unit.
 struct Place {
   long long unit;     // also the index of its scale
   long long element;  // first element
   long long byte;     // of its 4-bit codes
-  int count;          // elements that exist, 0 .. 4
+  int rest;           // elements of the row from the first one on, or less if none are missing
+
+  // Elements that exist, 0 .. 4.
+  __device__ __forceinline__ int count() const { return rest >= EACH ? EACH : rest > 0 ? rest : 0; }
+
+  // That of a part, given the first one's.
+  __device__ __forceinline__ Place part(int index) const {
+    return {unit, element + index * BLOCK, byte + index * (BLOCK / 2), rest - index * BLOCK};
+  }
 };
 
 // One lane's part of a unit.
@@ -53,8 +64,7 @@ struct Largest {
 };
 
 template <bool Wide>
-__device__ __forceinline__ Largest largest_of(const Quad& x, int count) {
-  Largest largest{0.0f, 0.0f};
+__device__ __forceinline__ void raise_largest(Largest& largest, const Quad& x, int count) {
 #pragma unroll
   for (int i = 0; i < EACH; ++i) {
     // What a lane computes beyond the end of a row has no part in the scale.
@@ -63,14 +73,13 @@ __device__ __forceinline__ Largest largest_of(const Quad& x, int count) {
       largest.v = max_nan(largest.v, fabsf(x.v[i]));
     }
   }
-  return largest;
 }
 
 __device__ __forceinline__ bool is_aligned(const void* data, int bytes) {
   return (reinterpret_cast<unsigned long long>(data) & (bytes - 1)) == 0;
 }
 
-// Zero updates for a unit that stays as it is.
+// Zero updates for elements that stay as they are.
 template <typename Dtype>
 __device__ __forceinline__ void keep(void* to, bool updates, long long element, int count) {
   if (updates) {
@@ -201,7 +210,7 @@ struct Memory {
 };
 
 // Where a lane's elements are in the grid of a tensor that is no shard: for random numbers.
-template <typename P>
+template <typename P, int UNIT>
 struct Position {
   static constexpr bool USED = P::FORM == STOCHASTIC_WEIGHTS;
 
@@ -213,7 +222,7 @@ struct Position {
   __device__ __forceinline__ Position(const Tensor& t, long long unit) {
     if (USED) {
       const long long columns = columns_of(t);
-      blocks = columns == 0 ? 1 : (columns + BLOCK - 1) / BLOCK;
+      blocks = columns == 0 ? 1 : (columns + UNIT - 1) / UNIT;
       row = unit / blocks;
       block = unit - row * blocks;
     }
@@ -229,8 +238,8 @@ struct Position {
     }
   }
 
-  __device__ __forceinline__ uint2 draws(const Stream& stream) const {
-    return stream.draws(WEIGHT_DRAW, row, block * BLOCK + EACH * lane_index());
+  __device__ __forceinline__ uint2 draws(const Stream& stream, int part) const {
+    return stream.draws(WEIGHT_DRAW, row, block * UNIT + part * BLOCK + EACH * lane_index());
   }
 
   __device__ static __forceinline__ long long columns_of(const Tensor& t) {
@@ -242,69 +251,97 @@ struct Position {
   }
 };
 
-// What a lane reads of a unit.
+// Elements of a unit.
+template <typename States>
+inline constexpr int UNIT = States::PARTS * BLOCK;
+
+// What a lane reads of a unit, by part.
 template <typename P, typename G, typename States>
 struct Fetched {
-  typename Memory<P, G>::Fetched numbers;
-  typename States::Fetched states;
+  typename Memory<P, G>::Fetched numbers[States::PARTS];
+  typename States::Fetched states[States::PARTS];
 };
+
+template <typename P, typename States, typename G>
+__device__ __forceinline__ void keep_unit(const Memory<P, G>& memory, const Place& place) {
+#pragma unroll
+  for (int i = 0; i < States::PARTS; ++i) {
+    const Place part = place.part(i);
+    keep<P>(memory.to, memory.updates, part.element, part.count());
+  }
+}
 
 template <bool Wide, typename P, typename G, typename States>
 __device__ __forceinline__ Fetched<P, G, States> fetch_unit(const States& states,
                                                             const Memory<P, G>& memory,
                                                             const Place& place) {
-  return {memory.template fetch<Wide>(place.element, place.count),
-          states.template fetch<Wide>(place)};
+  Fetched<P, G, States> fetched{};
+#pragma unroll
+  for (int i = 0; i < States::PARTS; ++i) {
+    const Place part = place.part(i);
+    fetched.numbers[i] = memory.template fetch<Wide>(part.element, part.count());
+    fetched.states[i] = states.template fetch<Wide>(part);
+  }
+  return fetched;
 }
 
 template <typename P, typename G, typename States, bool Wide>
-__device__ __forceinline__ void step_unit(const Launch& launch, const Shared& shared, const States& states,
-                                          const Memory<P, G>& memory, const Place& place,
+__device__ __forceinline__ void step_unit(const Launch& launch, const Shared& shared,
+                                          const States& states, const Memory<P, G>& memory,
+                                          const Place& place,
                                           const Fetched<P, G, States>& fetched,
-                                          const Position<P>& position, bool in_range,
+                                          const Position<P, UNIT<States>>& position, bool in_range,
                                           bool skip_blocks) {
   using Rule = typename States::Rule;
   const Scalars& s = shared.scalars;
-  Quad x;
-  memory.decode(fetched.numbers, x.p, x.g);
-  states.decode(fetched.states, x.m, x.v);
-  float largest_square = 0.0f;
-#pragma unroll
-  for (int i = 0; i < EACH; ++i) {
-    x.g[i] = scale_gradient(x.g[i], s);  // R1
-    if (!States::SHOWS_NON_FINITE) {
-      largest_square = max_nan(largest_square, __fmul_rn(x.g[i], x.g[i]));
-    }
-  }
   // Coupled decay is part of the gradient, and may hide that that is not finite.
   const bool coupled = s.l2 != 0.0f;
-  bool bad = false;
-  if (coupled) {
+  Quad all[States::PARTS];
+  Largest largest{0.0f, 0.0f};
+  float largest_square = 0.0f;
+  bool bad = false, usual = true;
+#pragma unroll
+  for (int part = 0; part < States::PARTS; ++part) {
+    Quad& x = all[part];
+    memory.decode(fetched.numbers[part], x.p, x.g);
+    states.decode(fetched.states[part], x.m, x.v);
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {
-      bad = bad || non_finite(x.g[i]);
+      x.g[i] = scale_gradient(x.g[i], s);  // R1
+      if (!States::V_SHOWS_NON_FINITE) {
+        largest_square = max_nan(largest_square, __fmul_rn(x.g[i], x.g[i]));
+      }
     }
-    Rule::couple(x, s);
+    if (coupled) {
+#pragma unroll
+      for (int i = 0; i < EACH; ++i) {
+        bad = bad || non_finite(x.g[i]);
+      }
+      Rule::couple(x, s);
+    }
+    usual = Rule::moments(x, shared, launch.flags) && usual;
+    raise_largest<Wide>(largest, x, place.part(part).count());
   }
-  const bool usual = Rule::moments(x, shared, launch.flags);
-  const Largest largest = largest_of<Wide>(x, place.count);
   const bool fast =
       usual && in_range && largest.m <= LARGEST_MOMENT && largest.v <= LARGEST_MOMENT;
-  unsigned maximum = 0;
-  if constexpr (States::SHOWS_NON_FINITE) {
-    maximum = warp_max(__float_as_uint(States::showing(largest)));
+  unsigned v_maximum = 0;
+  if constexpr (States::V_SHOWS_NON_FINITE) {
+    v_maximum = warp_max(__float_as_uint(largest.v));
   }
   if (skip_blocks) {
-    if (!States::SHOWS_NON_FINITE) {
+    if (!States::V_SHOWS_NON_FINITE) {
       bad = __any_sync(ALL_LANES, magnitude(largest_square) >= INF_BITS) != 0;
     } else if (coupled) {
       bad = __any_sync(ALL_LANES, bad) != 0;
-    } else if (maximum >= INF_BITS) {
-      // A gradient that is not finite makes the state so, which may have been so before.
-      float g[EACH];
-      load<G, Wide>(memory.grad, place.element, place.count, g);
-      for (int i = 0; i < EACH; ++i) {
-        bad = bad || non_finite(scale_gradient(g[i], s));
+    } else if (v_maximum >= INF_BITS) {
+      // A gradient whose square is not finite makes v so, which may have been so before.
+      for (int part = 0; part < States::PARTS; ++part) {
+        const Place at = place.part(part);
+        float g[EACH];
+        load<G, Wide>(memory.grad, at.element, at.count(), g);
+        for (int i = 0; i < EACH; ++i) {
+          bad = bad || non_finite(scale_gradient(g[i], s));
+        }
       }
       bad = __any_sync(ALL_LANES, bad) != 0;
     }
@@ -312,20 +349,28 @@ __device__ __forceinline__ void step_unit(const Launch& launch, const Shared& sh
       if (lane_index() == 0 && launch.skipped != nullptr) {
         atomicAdd(launch.skipped, 1ull);
       }
-      keep<P>(memory.to, memory.updates, place.element, place.count);
+      keep_unit<P, States>(memory, place);
       return;
     }
   }
-  Rule::updates(x, coupled, fast, s);
-  if (!memory.updates) {
+  const typename States::Scales scales = states.scales_of(largest.m, v_maximum);
 #pragma unroll
-    for (int i = 0; i < EACH; ++i) {
-      x.g[i] = __fadd_rn(x.p[i], x.g[i]);  // R8
+  for (int part = 0; part < States::PARTS; ++part) {
+    Quad& x = all[part];
+    const Place at = place.part(part);
+    Rule::updates(x, coupled, fast, s);
+    if (!memory.updates) {
+#pragma unroll
+      for (int i = 0; i < EACH; ++i) {
+        x.g[i] = __fadd_rn(x.p[i], x.g[i]);  // R8
+      }
     }
+    memory.template store_params<Wide>(
+        at.element, at.count(), x.g,
+        [&] { return position.draws(stream_of(launch, shared), part); });
+    states.template store<Wide>(at, x, scales, usual);
   }
-  memory.template store_params<Wide>(place.element, place.count, x.g,
-                                     [&] { return position.draws(stream_of(launch, shared)); });
-  states.template store<Wide>(place, x, largest.m, maximum, usual);
+  states.store_scales(place, scales);
 }
 
 // The units `first` .. `end` - 1 of any tensor.
@@ -340,52 +385,78 @@ __device__ __forceinline__ void step_ragged(const Launch& launch, const Shared& 
 #pragma unroll 1
   for (long long unit = first + warp_index(); unit < end; unit += WARPS) {
     const long long row = unit / t.units;
-    const long long col = (unit - row * t.units) * BLOCK + EACH * lane_index();
+    const long long col = (unit - row * t.units) * UNIT<States> + EACH * lane_index();
     const long long rest = t.cols - col;
     Place place;
     place.unit = unit;
     place.element = row * t.cols + col;
     place.byte = row * ((t.cols + 1) / 2) + col / 2;
-    place.count = rest >= EACH ? EACH : rest > 0 ? static_cast<int>(rest) : 0;
+    place.rest = rest < UNIT<States> ? static_cast<int>(rest) : UNIT<States>;
     if (shared.skip) {
-      keep<P>(memory.to, memory.updates, place.element, place.count);
+      keep_unit<P, States>(memory, place);
     } else {
       step_unit<P, G, States, false>(launch, shared, states, memory, place,
                                      fetch_unit<false>(states, memory, place),
-                                     Position<P>(t, unit), in_range, skip_blocks);
+                                     Position<P, UNIT<States>>(t, unit), in_range, skip_blocks);
     }
+  }
+}
+
+// Units on their way to shared memory while one is computed, as many as a thread block has room for.
+template <typename P, typename G, typename States>
+__device__ constexpr int units_ahead() {
+  if constexpr (States::MOST_AHEAD == 0) {
+    return 0;
+  } else {
+    constexpr int ROOM = (SHARED_MEMORY - States::TABLES - sizeof(Shared)) / WARPS;
+    constexpr int UNITS = ROOM / (States::PARTS * (Memory<P, G>::STAGE + States::STAGE));
+    return UNITS > States::MOST_AHEAD ? States::MOST_AHEAD : UNITS - 1;
   }
 }
 
 // `count` full units, every WARPS-th; pointers and position are those of the lane's first element.
 template <typename P, typename G, typename States>
 __device__ __forceinline__ void step_full(const Launch& launch, const Shared& shared, States states,
-                                          Memory<P, G> memory, Position<P> position, int count, bool in_range,
-                                          bool skip_blocks) {
-  const Place place{0, 0, 0, EACH};
+                                          Memory<P, G> memory, Position<P, UNIT<States>> position,
+                                          int count, bool in_range, bool skip_blocks) {
+  const Place place{0, 0, 0, UNIT<States>};
   const auto step = [&](const Fetched<P, G, States>& fetched) {
     step_unit<P, G, States, true>(launch, shared, states, memory, place, fetched, position,
                                   in_range, skip_blocks);
-    memory.advance(WARPS * BLOCK);
+    memory.advance(WARPS * UNIT<States>);
     states.advance(WARPS, 0);
     position.advance(WARPS);
   };
-  if constexpr (States::AHEAD == 0) {
+  constexpr int AHEAD = units_ahead<P, G, States>();
+  if constexpr (AHEAD == 0) {
 #pragma unroll 1
     for (int left = count; left > 0; --left) {
       step(fetch_unit<true>(states, memory, place));
     }
   } else {
-    constexpr int NUMBERS = Memory<P, G>::STAGE;
-    __shared__ Ring<States::AHEAD, NUMBERS + States::STAGE> rings[WARPS];
+    constexpr int NUMBERS = Memory<P, G>::STAGE, PART = NUMBERS + States::STAGE;
+    __shared__ Ring<AHEAD, States::PARTS * PART> rings[WARPS];
     pipeline(
         rings[warp_index()], count,
         [&](SharedAddress to, int ahead) {
-          const int units = ahead * WARPS;
-          memory.copy(to, units * BLOCK);
-          states.copy(to + NUMBERS, Place{units, units * BLOCK, units * (BLOCK / 2), EACH});
+          const int units = ahead * WARPS, elements = units * UNIT<States>;
+          const Place first{units, elements, elements / 2, UNIT<States>};
+#pragma unroll
+          for (int i = 0; i < States::PARTS; ++i) {
+            const Place part = first.part(i);
+            memory.copy(to + i * PART, part.element);
+            states.copy(to + i * PART + NUMBERS, part);
+          }
         },
-        [&](SharedAddress from) { step({memory.fetch(from), states.fetch(from + NUMBERS)}); });
+        [&](SharedAddress from) {
+          Fetched<P, G, States> fetched{};
+#pragma unroll
+          for (int i = 0; i < States::PARTS; ++i) {
+            fetched.numbers[i] = memory.fetch(from + i * PART);
+            fetched.states[i] = states.fetch(from + i * PART + NUMBERS);
+          }
+          step(fetched);
+        });
   }
 }
 
@@ -407,7 +478,7 @@ __device__ __forceinline__ void step_tensors(const Launch& launch) {
     }
     const bool in_range = States::Rule::in_range(shared.scalars);
     const bool skip_blocks = (launch.flags & SKIP_BLOCKS) != 0;
-    const int count = units_per_task(BLOCK);
+    const int count = units_per_task(UNIT<States>);
     const long long first = at.index * count;
     const long long left = t.rows * t.units - first;
     const int here = left < count ? static_cast<int>(left) : count;
@@ -416,13 +487,13 @@ __device__ __forceinline__ void step_tensors(const Launch& launch) {
     States states(launch, t, tables);
     // A tensor whose rows are whole blocks is a single row here (`table.rs`).
     const bool wide = t.rows == 1 && !shared.skip && states.aligned() && memory.aligned();
-    const long long elements = t.cols - first * BLOCK;
-    const int full = !wide ? 0 : elements < here * BLOCK ? here - 1 : here;
-    memory.advance((first + warp_index()) * BLOCK + EACH * lane_index());
+    const long long elements = t.cols - first * UNIT<States>;
+    const int full = !wide ? 0 : elements < here * UNIT<States> ? here - 1 : here;
+    memory.advance((first + warp_index()) * UNIT<States> + EACH * lane_index());
     states.advance(first + warp_index(), lane_index());
     const int of_warp = (full - warp_index() + WARPS - 1) / WARPS;
-    step_full(launch, shared, states, memory, Position<P>(t, first + warp_index()), of_warp,
-              in_range, skip_blocks);
+    step_full(launch, shared, states, memory, Position<P, UNIT<States>>(t, first + warp_index()),
+              of_warp, in_range, skip_blocks);
     step_ragged<P, G, States>(launch, shared, tables, first + full, first + here, in_range,
                               skip_blocks);
   }

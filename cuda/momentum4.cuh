@@ -53,11 +53,12 @@ template <typename One>
 struct Momentum4States {
   using Rule = OfFour<One>;
 
+  static constexpr int PARTS = 1;
   // Units on their way to shared memory while one is computed.
-  static constexpr int AHEAD = 3;
-  // The block's largest m says whether a gradient was not finite.
-  static constexpr bool SHOWS_NON_FINITE = true;
-  __device__ static __forceinline__ float showing(const Largest& largest) { return largest.m; }
+  static constexpr int MOST_AHEAD = 3;
+  static constexpr int TABLES = 0;  // bytes of shared memory
+  // A gradient whose square is not finite may leave m finite.
+  static constexpr bool V_SHOWS_NON_FINITE = false;
 
   struct Tables {
     SignedTable m;
@@ -96,7 +97,7 @@ struct Momentum4States {
 
   template <bool Wide>
   __device__ __forceinline__ Fetched fetch(const Place& place) const {
-    return {load_nibbles<Wide>(codes + place.byte, place.count), scales[place.unit]};
+    return {load_nibbles<Wide>(codes + place.byte, place.count()), scales[place.unit]};
   }
 
   // The same of a warp's block in shared memory: codes and scale.
@@ -124,17 +125,27 @@ struct Momentum4States {
     }
   }
 
+  struct Scales {
+    float m;
+  };
+
+  __device__ __forceinline__ Scales scales_of(float largest, unsigned) const {
+    return {block_scale(warp_max(__float_as_uint(largest)))};
+  }
+
   template <bool Wide>
-  __device__ __forceinline__ void store(const Place& place, const Quad& x, float, unsigned maximum,
+  __device__ __forceinline__ void store(const Place& place, const Quad& x, const Scales& scale,
                                         bool) const {
-    const float scale = block_scale(maximum);
-    unsigned code = tables.m.encode(x.m, scale);
-    if (!is_usual_scale(scale)) {
-      code = count_midpoints(x.m, scale, *in_table<Codebook>(launch, tensor.state[0].codebook));
+    unsigned code = tables.m.encode(x.m, scale.m);
+    if (!is_usual_scale(scale.m)) {
+      code = count_midpoints(x.m, scale.m, *in_table<Codebook>(launch, tensor.state[0].codebook));
     }
-    store_nibbles<Wide>(codes + place.byte, place.count, code);
+    store_nibbles<Wide>(codes + place.byte, place.count(), code);
+  }
+
+  __device__ __forceinline__ void store_scales(const Place& place, const Scales& scale) const {
     if (lane_index() == 0) {
-      scales[place.unit] = scale;
+      scales[place.unit] = scale.m;
     }
   }
 };

@@ -23,8 +23,8 @@ const THREADS: u32 = 256;
 const REGISTERS: u32 = 65536;
 const MOST_THREADS: u32 = 2048;
 
-/// Elements that a thread does in one turn of the loop of a kernel for common tensors (`EACH` in
-/// common.cuh).
+/// Elements that a thread does of each part of a unit, in one turn of the loop of a kernel for common
+/// tensors (`EACH` in common.cuh).
 const EACH: f64 = 4.0;
 
 /// What an H200 can do: lanes x instructions in a second, and bytes at nine tenths of its nominal
@@ -167,8 +167,14 @@ fn executed(function: &sass::Function) -> Option<f64> {
     // Only full blocks are stored so, and copied ahead to shared memory.
     let stores = function.find(wide("STG"));
     let copies = function.find(|body| body.starts_with("LDGSTS"));
-    let mut groups: Vec<_> = stores.iter().map(|store| vec![*store]).collect();
-    if !function.name.ends_with("_f32") {
+    let mut groups: Vec<_> = if function.name.ends_with("_block4") {
+        // One store a turn; the compiler may have made the loop twice.
+        vec![stores.clone()]
+    } else {
+        stores.iter().map(|store| vec![*store]).collect()
+    };
+    // Where units are not too large for it.
+    if !copies.is_empty() {
         groups.push(copies.clone());
     }
     let mut count = function.shortest_loop(&groups, &[]).unwrap();
@@ -177,7 +183,12 @@ fn executed(function: &sass::Function) -> Option<f64> {
         let maxima = function.find(|body| body.starts_with("REDUX") || body.starts_with("CREDUX"));
         count += function.shortest_loop(&[copies, maxima], &stores).unwrap();
     }
-    Some(count as f64 / EACH)
+    let parts = if function.name.ends_with("_block8") {
+        2.0
+    } else {
+        1.0
+    };
+    Some(count as f64 / (parts * EACH))
 }
 
 /// Bytes that a kernel for common tensors moves for an element.
@@ -206,6 +217,8 @@ impl Traffic {
             ("adamw", "block4") => (2.0 * (codes + scales), 0.0),
             ("adamw", "rank1") => (2.0 * codes + scales, size(grad) + 0.5),
             ("adamw", "f32") => (4.0 * 4.0, 0.0),
+            // 8 bits in blocks of 256 are twice as much.
+            ("adamw", "block8") => (4.0 * (codes + scales / 4.0), 0.0),
             ("sgdm" | "lion", "block4") => (codes + scales, 0.0),
             _ => return None,
         };

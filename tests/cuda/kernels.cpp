@@ -7,6 +7,7 @@
 #include "adafactor.cu"
 #include "adamw_any.cu"
 #include "adamw_block4.cu"
+#include "adamw_block8.cu"
 #include "adamw_f32.cu"
 #include "adamw_factored.cu"
 #include "adamw_rank1.cu"
@@ -111,6 +112,40 @@ static void code_values(const CodesParams& a) {
 
 extern "C" void shim_codes(const CodesParams* params) {
   shim::launch(code_values, 1, shim::LANES, *params, 0);
+}
+
+// The same of 8 bits: `each` values, whole 128, for each scale.
+struct ByteCodesParams {
+  const Codebook* book;
+  const float* values;   // [scales][each]
+  const float* scales;
+  unsigned char* codes;  // [scales][each]
+  float* levels;         // [scales][256]
+  size_t each;
+  size_t count;  // of scales
+};
+
+static void code_bytes(const ByteCodesParams& a) {
+  __shared__ ByteTable table;
+  table.fill(*a.book);
+  for (size_t block = 0; block < a.count; ++block) {
+    const float scale = a.scales[block];
+    for (size_t at = 4 * threadIdx.x; at < a.each; at += 4 * shim::LANES) {
+      float values[4];
+      std::memcpy(values, a.values + a.each * block + at, sizeof values);
+      const unsigned codes = table.encode(values, scale);
+      std::memcpy(a.codes + a.each * block + at, &codes, 4);
+    }
+    for (unsigned code = 4 * threadIdx.x; code < 256; code += 4 * shim::LANES) {
+      float levels[4];
+      table.decode(code * 0x01010101 + 0x03020100, scale, levels);
+      std::memcpy(a.levels + 256 * block + code, levels, sizeof levels);
+    }
+  }
+}
+
+extern "C" void shim_byte_codes(const ByteCodesParams* params) {
+  shim::launch(code_bytes, 1, shim::LANES, *params, 0);
 }
 
 // How many roots, of every significand and both parities of the exponent, differ from the host's.

@@ -34,6 +34,7 @@ type KernelFn = unsafe extern "C" fn(*const Launch);
 struct Shim {
     launch: unsafe extern "C" fn(KernelFn, u32, u32, *const Launch, u64),
     codes: unsafe extern "C" fn(*const CodesParams),
+    byte_codes: unsafe extern "C" fn(*const ByteCodesParams),
     wrong_roots: unsafe extern "C" fn() -> usize,
     wrong_quotients: unsafe extern "C" fn(usize) -> usize,
     layout: *const usize,
@@ -94,6 +95,10 @@ impl Shim {
                 codes: std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*const CodesParams)>(
                     symbol(c"shim_codes"),
                 ),
+                byte_codes: std::mem::transmute::<
+                    *mut c_void,
+                    unsafe extern "C" fn(*const ByteCodesParams),
+                >(symbol(c"shim_byte_codes")),
                 wrong_roots: std::mem::transmute::<*mut c_void, unsafe extern "C" fn() -> usize>(
                     symbol(c"shim_wrong_roots"),
                 ),
@@ -818,7 +823,7 @@ fn unusual_values_equal_the_reference_under_every_policy() {
 #[test]
 fn adam_equals_the_reference_in_the_kernels_of_adamw() {
     let mut cases = Vec::new();
-    for name in ["adamw4-block", "adamw32"] {
+    for name in ["adamw4-block", "adamw32", "adamw8"] {
         for (param, weights, grad) in FORMS {
             for (paint, weight_decay) in [
                 (Paint::Plain, 0.0),
@@ -1575,6 +1580,83 @@ fn codes_at_every_midpoint_equal_their_definition() {
     println!("{} values and scales per table", 128 * scales.len());
 }
 
+#[repr(C)]
+struct ByteCodesParams {
+    book: *const Codebook,
+    values: *const f32,
+    scales: *const f32,
+    codes: *mut u8,
+    levels: *mut f32,
+    each: usize,
+    count: usize,
+}
+
+/// As above, for 8 bits; and the least and the largest value of every cell of the table (`ByteTable`).
+#[test]
+fn byte_codes_at_every_midpoint_equal_their_definition() {
+    let mut random = Random(13);
+    // Those that are usual; the others are coded by the definition.
+    let mut scales = vec![1.0, 3.0, 2.0_f32.powi(-100), 2.0_f32.powi(100)];
+    for exponent in (-99..100).step_by(7) {
+        let significand = 1.0 + random.value().abs().min(1.0);
+        scales.push(significand * 2.0_f32.powi(exponent));
+    }
+    for signed in [false, true] {
+        let table = Table::of(Mapping::De, 8, signed, &[]).unwrap();
+        let book = table::codebook(&table);
+        let each = 16384;
+        let mut values = Vec::new();
+        for scale in &scales {
+            let mut block = vec![0.0, -0.0, *scale, -scale];
+            for midpoint in &table.midpoints {
+                let middle = midpoint * scale;
+                let (down, up) = (middle.next_down(), middle.next_up());
+                block.extend([middle, down, up, down.next_down(), up.next_up()]);
+            }
+            for exponent in -24..1 {
+                for cell in 0..128 {
+                    let edge = (1.0 + cell as f32 / 128.0) * 2.0_f32.powi(exponent) * 0.78 * scale;
+                    let sign = if random.below(2) == 0 { 1.0 } else { -1.0 };
+                    block.extend([edge.next_down() * sign, edge * sign, edge.next_up() * sign]);
+                }
+            }
+            // No value is larger than its block's scale.
+            block.retain(|x| x.abs() <= *scale);
+            assert!(block.len() < each);
+            block.resize_with(each, || random.value().clamp(-1.0, 1.0) * scale);
+            values.extend(block);
+        }
+        let count = scales.len();
+        let (mut codes, mut levels) = (vec![0_u8; each * count], vec![0_f32; 256 * count]);
+        let params = ByteCodesParams {
+            book: &raw const book,
+            values: values.as_ptr(),
+            scales: scales.as_ptr(),
+            codes: codes.as_mut_ptr(),
+            levels: levels.as_mut_ptr(),
+            each,
+            count,
+        };
+        // SAFETY: buffers of the sizes that kernels.cpp says.
+        unsafe { (SHIM.byte_codes)(&raw const params) };
+        for (i, x) in values.iter().enumerate() {
+            let scale = scales[i / each];
+            let want = table.midpoints.iter().filter(|mid| *x > *mid * scale);
+            assert_eq!(
+                usize::from(codes[i]),
+                want.count(),
+                "signed: {signed}, {x:e} at scale {scale:e}"
+            );
+        }
+        for (i, scale) in scales.iter().enumerate() {
+            for (code, level) in table.levels.iter().enumerate() {
+                let (want, got) = (level * scale, levels[256 * i + code]);
+                assert_eq!(want.to_bits(), got.to_bits(), "code {code} at {scale:e}");
+            }
+        }
+    }
+}
+
 // ---- planning ----------------------------------------------------------------------------------
 
 fn plan(spec: &Spec, shape: &[i64]) -> Plan {
@@ -1595,6 +1677,7 @@ fn common_tensors_have_kernels_of_their_own() {
         ("adamw4-block", "adamw", "block4"),
         ("adamw4", "adamw", "rank1"),
         ("adamw32", "adamw", "f32"),
+        ("adamw8", "adamw", "block8"),
         ("sgdm4", "sgdm", "block4"),
         ("lion4", "lion", "block4"),
     ] {

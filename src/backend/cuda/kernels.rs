@@ -6,7 +6,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result, Status};
 use crate::plan::{Format, Scales, TensorPlan};
 use crate::quant::Mapping;
-use crate::spec::{Optimizer, Quantizer, Spec};
+use crate::spec::{Normalization, Optimizer, Quantizer, Spec};
 use crate::weights::Weights;
 
 /// The kernels as `build.rs` compiled them.
@@ -165,9 +165,10 @@ const fn symbol(text: &str) -> &CStr {
 }
 
 /// The kernels for common tensors.
-const COMMON: [[(&str, &CStr); FORMS.len()]; 5] = [
+const COMMON: [[(&str, &CStr); FORMS.len()]; 6] = [
     common!("adamw_block4", "adamw", "block4"),
     common!("adamw_f32", "adamw", "f32"),
+    common!("adamw_block8", "adamw", "block8"),
     common!("sgdm", "sgdm", "block4"),
     common!("lion", "lion", "block4"),
     common!("adamw_rank1", "adamw", "rank1"),
@@ -206,9 +207,10 @@ pub(super) const FORMS: [(Dtype, Weights, Dtype); 10] = [
 /// The first kernels of the forms of [`COMMON`].
 const ADAMW_BLOCK4: Kernel = Kernel(0);
 const ADAMW_F32: Kernel = Kernel(FORMS.len());
-const SGDM_BLOCK4: Kernel = Kernel(2 * FORMS.len());
-const LION_BLOCK4: Kernel = Kernel(3 * FORMS.len());
-const ADAMW_RANK1: Kernel = Kernel(4 * FORMS.len());
+const ADAMW_BLOCK8: Kernel = Kernel(2 * FORMS.len());
+const SGDM_BLOCK4: Kernel = Kernel(3 * FORMS.len());
+const LION_BLOCK4: Kernel = Kernel(4 * FORMS.len());
+const ADAMW_RANK1: Kernel = Kernel(5 * FORMS.len());
 
 /// Those of [`OTHERS`].
 pub(super) const FINISH: Kernel = Kernel(OTHER);
@@ -228,8 +230,10 @@ pub(super) const UPDATE_SUMS: Kernel = Kernel(OTHER + 12);
 /// Those that plans launch without a list.
 pub(super) const WITHOUT_LISTS: [Kernel; 2] = [NORM_FINISH, COUNT_STEP];
 
-/// The block that the kernels for common tensors are written for (`BLOCK` in common.cuh).
+/// The blocks that the kernels for common tensors are written for: of 4 bits and f32 (`BLOCK` in
+/// common.cuh), and of 8 bits.
 const BLOCK: i64 = 128;
+const BLOCK8: i64 = 256;
 
 /// Threads of a thread block (`THREADS` in tasks.cuh).
 pub(super) const THREADS: u32 = 256;
@@ -286,23 +290,32 @@ impl Kernel {
         let info = &tensor.info;
         let wanted = (info.param_dtype, info.weights, info.grad_dtype);
         let common = !spec.amsgrad
-            && tensor.grid.block == BLOCK
             // They draw random numbers by the place in the tensor at hand.
             && (info.weights != Weights::Stochastic || info.shape == tensor.global_shape);
         let form = FORMS.iter().position(|form| *form == wanted);
         let (Some(form), true) = (form, common) else {
             return any;
         };
-        // A one-axis tensor under rank-1 has blocks of 128 as well.
-        let coded = |state: usize, mapping| {
+        let coded = |state: usize, bits, block, mapping| {
             let state = &tensor.states[state];
-            let plain = Quantizer::block(128, mapping);
-            matches!(&state.format, Format::Codes(codes) if codes.scales == Scales::Block(BLOCK))
-                && state.quantizer.in_blocks() == plain
+            let plain = Quantizer {
+                block: u32::try_from(block).unwrap_or_default(),
+                ..Quantizer::codes(bits, Normalization::Block, mapping)
+            };
+            // A one-axis tensor under rank-1 has blocks of 128 as well.
+            let quantizer = match state.quantizer.normalization {
+                Some(Normalization::Block) => state.quantizer.clone(),
+                _ => state.quantizer.in_blocks(),
+            };
+            let scales = Scales::Block(block);
+            matches!(&state.format, Format::Codes(codes) if codes.scales == scales)
+                && tensor.grid.block == block
+                && quantizer == plain
         };
+        let coded4 = |state, mapping| coded(state, 4, BLOCK, mapping);
         let in_f32 = || {
             let mut states = tensor.states.iter();
-            states.all(|state| state.format == Format::F32)
+            tensor.grid.block == BLOCK && states.all(|state| state.format == Format::F32)
         };
         let rank_one = |state: usize, mapping| {
             tensor.states[state].quantizer == Quantizer::rank1(mapping)
@@ -311,15 +324,20 @@ impl Kernel {
         let first = match spec.optimizer {
             Optimizer::Adamw | Optimizer::Adam if in_f32() => ADAMW_F32,
             Optimizer::Adamw | Optimizer::Adam
-                if coded(0, Mapping::De) && coded(1, Mapping::Linear) =>
+                if coded4(0, Mapping::De) && coded4(1, Mapping::Linear) =>
             {
                 ADAMW_BLOCK4
             }
-            Optimizer::Adamw if coded(0, Mapping::De) && rank_one(1, Mapping::Linear) => {
+            Optimizer::Adamw | Optimizer::Adam
+                if [0, 1].iter().all(|i| coded(*i, 8, BLOCK8, Mapping::De)) =>
+            {
+                ADAMW_BLOCK8
+            }
+            Optimizer::Adamw if coded4(0, Mapping::De) && rank_one(1, Mapping::Linear) => {
                 ADAMW_RANK1
             }
-            Optimizer::Sgdm if coded(0, Mapping::De) => SGDM_BLOCK4,
-            Optimizer::Lion if coded(0, Mapping::De) => LION_BLOCK4,
+            Optimizer::Sgdm if coded4(0, Mapping::De) => SGDM_BLOCK4,
+            Optimizer::Lion if coded4(0, Mapping::De) => LION_BLOCK4,
             _ => return any,
         };
         Self(first.0 + form)

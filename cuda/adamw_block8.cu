@@ -1,0 +1,152 @@
+// AdamW with both moments in 8 bits, one scale for each block of 256: m and v block(256)/de (preset
+// `adamw8`; Dettmers et al. 2022, with today's block).
+//
+//   m = level_m[c_m] s_m                v = level_v[c_v] s_v
+//   m', v', p', scales and codes as in adamw_block4.cu
+//
+// Bytes moved per element: parameter read and written, gradient read, codes read and written (4 x 1),
+// scales read and written (4 x 4/256): 10.0625 for bf16 parameters and gradients, 16.0625 for f32.
+// Everything is read once and written once.
+//
+// Launch and rounding steps are those of adamw_block4.cu, with a block of 256 in two parts; codes in
+// bytes.cuh, whose tables take 10 kB of shared memory.
+
+#include "adamw.cuh"
+#include "bytes.cuh"
+#include "nibbles.cuh"
+
+namespace lowbit {
+
+struct Block8States {
+  using Rule = AdamwOfFour;
+
+  static constexpr int PARTS = 2;
+  // Units on their way to shared memory while one is computed.
+  static constexpr int MOST_AHEAD = 3;
+  static constexpr int TABLES = 2 * sizeof(ByteTable);  // bytes of shared memory
+  // The block's largest v says whether a gradient was not finite.
+  static constexpr bool V_SHOWS_NON_FINITE = true;
+
+  struct Tables {
+    const ByteTable* m;
+    const ByteTable* v;
+
+    __device__ __forceinline__ void fill(const Launch& launch, const Tensor& t) {
+      __shared__ ByteTable tables[2];
+      for (int i = 0; i < 2; ++i) {
+        tables[i].fill(*in_table<Codebook>(launch, t.state[i].codebook));
+      }
+      m = &tables[0];
+      v = &tables[1];
+    }
+  };
+
+  const Launch& launch;
+  const Tensor& tensor;
+  const Tables& tables;
+  signed char* m_codes;
+  signed char* v_codes;
+  float* m_scales;
+  float* v_scales;
+
+  __device__ __forceinline__ Block8States(const Launch& launch, const Tensor& t,
+                                          const Tables& tables)
+      : launch(launch),
+        tensor(t),
+        tables(tables),
+        m_codes(pointer<signed char>(launch, t, t.state[0].buffer)),
+        v_codes(pointer<signed char>(launch, t, t.state[1].buffer)),
+        m_scales(pointer<float>(launch, t, t.state[0].buffer + 1)),
+        v_scales(pointer<float>(launch, t, t.state[1].buffer + 1)) {}
+
+  // Units, and lanes, of a single row on.
+  __device__ __forceinline__ void advance(long long units, int lanes) {
+    const long long bytes = units * (PARTS * BLOCK) + lanes * EACH;
+    m_codes += bytes;
+    v_codes += bytes;
+    m_scales += units;
+    v_scales += units;
+  }
+
+  __device__ __forceinline__ bool aligned() const {
+    return is_aligned(m_codes, EACH) && is_aligned(v_codes, EACH);
+  }
+
+  struct Fetched {
+    unsigned m_codes, v_codes;
+    float m_scale, v_scale;
+  };
+
+  template <bool Wide>
+  __device__ __forceinline__ Fetched fetch(const Place& place) const {
+    return {load_bytes<Wide>(m_codes + place.element, place.count()),
+            load_bytes<Wide>(v_codes + place.element, place.count()), m_scales[place.unit],
+            v_scales[place.unit]};
+  }
+
+  // The same of a part of a warp's block in shared memory: codes of m, of v, and both scales.
+  static constexpr int V_CODES = BLOCK;
+  static constexpr int SCALES = 2 * BLOCK;
+  static constexpr int STAGE = SCALES + 16;
+
+  __device__ __forceinline__ void copy(SharedAddress to, const Place& place) const {
+    copy_async<EACH>(to + EACH * lane_index(), m_codes + place.element);
+    copy_async<EACH>(to + V_CODES + EACH * lane_index(), v_codes + place.element);
+    if (lane_index() < 2) {
+      copy_async<4>(to + SCALES + 4 * lane_index(),
+                    (lane_index() == 0 ? m_scales : v_scales) + place.unit);
+    }
+  }
+
+  __device__ static __forceinline__ Fetched fetch(SharedAddress from) {
+    Fetched fetched{};
+    load_shared(from + EACH * lane_index(), fetched.m_codes);
+    load_shared(from + V_CODES + EACH * lane_index(), fetched.v_codes);
+    load_shared(from + SCALES, fetched.m_scale);
+    load_shared(from + SCALES + 4, fetched.v_scale);
+    return fetched;
+  }
+
+  __device__ __forceinline__ void decode(const Fetched& from, float (&m)[EACH],
+                                         float (&v)[EACH]) const {
+    tables.m->decode(from.m_codes, from.m_scale, m);
+    tables.v->decode(from.v_codes, from.v_scale, v);
+  }
+
+  struct Scales {
+    float m, v;
+  };
+
+  __device__ __forceinline__ Scales scales_of(float largest_m, unsigned v_maximum) const {
+    return {block_scale(warp_max(__float_as_uint(largest_m))), block_scale(v_maximum)};
+  }
+
+  template <bool Wide>
+  __device__ __forceinline__ void store(const Place& place, const Quad& x, const Scales& scale,
+                                        bool) const {
+    store_bytes<Wide>(m_codes + place.element, place.count(), encode(0, *tables.m, x.m, scale.m));
+    store_bytes<Wide>(v_codes + place.element, place.count(), encode(1, *tables.v, x.v, scale.v));
+  }
+
+  __device__ __forceinline__ unsigned encode(int state, const ByteTable& table,
+                                             const float (&x)[EACH], float scale) const {
+    if (is_usual_scale(scale)) {
+      return table.encode(x, scale);
+    }
+    const Codebook& book = *in_table<Codebook>(launch, tensor.state[state].codebook);
+    unsigned code[EACH] = {};
+    for_each_of_four([&](int i) { return nearest_code(chosen(x, i), scale, book, 128); }, code);
+    return code[0] | code[1] << 8 | code[2] << 16 | code[3] << 24;
+  }
+
+  __device__ __forceinline__ void store_scales(const Place& place, const Scales& scale) const {
+    if (lane_index() == 0) {
+      m_scales[place.unit] = scale.m;
+      v_scales[place.unit] = scale.v;
+    }
+  }
+};
+
+}  // namespace lowbit
+
+LOWBIT_COMMON_KERNELS(adamw, block8, step_tensors, lowbit::Block8States, 2, 2)
