@@ -5,6 +5,7 @@
 
 #pragma once
 
+#include "codes.cuh"
 #include "common.cuh"
 
 namespace lowbit {
@@ -39,6 +40,15 @@ __device__ __forceinline__ void step_updates(Quad& x, bool fast, const Scalars& 
     }
   }
 }
+
+// New scales of a block, of its largest m in each lane and the bits of its largest v.
+struct BlockScales {
+  float m, v;
+
+  __device__ static __forceinline__ BlockScales of(float largest_m, unsigned v_maximum) {
+    return {block_scale(warp_max(__float_as_uint(largest_m))), block_scale(v_maximum)};
+  }
+};
 
 struct AdamwOfFour {
   __device__ static Scalars scalars(const Launch& launch, const float* hyper, int step) {

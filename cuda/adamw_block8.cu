@@ -113,13 +113,7 @@ struct Block8States {
     tables.v->decode(from.v_codes, from.v_scale, v);
   }
 
-  struct Scales {
-    float m, v;
-  };
-
-  __device__ __forceinline__ Scales scales_of(float largest_m, unsigned v_maximum) const {
-    return {block_scale(warp_max(__float_as_uint(largest_m))), block_scale(v_maximum)};
-  }
+  using Scales = BlockScales;
 
   template <bool Wide>
   __device__ __forceinline__ void store(const Place& place, const Quad& x, const Scales& scale,

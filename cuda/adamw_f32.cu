@@ -60,9 +60,9 @@ struct F32States {
     unpack<F32>(from.v, v);
   }
 
-  struct Scales {};
-
-  __device__ __forceinline__ Scales scales_of(float, unsigned) const { return {}; }
+  struct Scales {
+    __device__ static __forceinline__ Scales of(float, unsigned) { return {}; }
+  };
 
   template <bool Wide>
   __device__ __forceinline__ void store(const Place& place, const Quad& x, const Scales&,

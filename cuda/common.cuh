@@ -353,7 +353,7 @@ __device__ __forceinline__ void step_unit(const Launch& launch, const Shared& sh
       return;
     }
   }
-  const typename States::Scales scales = states.scales_of(largest.m, v_maximum);
+  const auto scales = States::Scales::of(largest.m, v_maximum);
 #pragma unroll
   for (int part = 0; part < States::PARTS; ++part) {
     Quad& x = all[part];

@@ -127,11 +127,11 @@ struct Momentum4States {
 
   struct Scales {
     float m;
-  };
 
-  __device__ __forceinline__ Scales scales_of(float largest, unsigned) const {
-    return {block_scale(warp_max(__float_as_uint(largest)))};
-  }
+    __device__ static __forceinline__ Scales of(float largest, unsigned) {
+      return {block_scale(warp_max(__float_as_uint(largest)))};
+    }
+  };
 
   template <bool Wide>
   __device__ __forceinline__ void store(const Place& place, const Quad& x, const Scales& scale,

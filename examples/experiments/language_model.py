@@ -138,7 +138,16 @@ SCREEN = (
 )
 
 #: What the page's claims are about: 2000 steps.
-FINAL = ("adamw32", "adamw4", "nf4-rank1+rank1/linear", "adamw4-block")
+FINAL = (
+    "adamw32",
+    "adamw4",
+    "nf4-rank1+rank1/linear",
+    "adamw4-block",
+    # The best of the screen, and the one that follows v most closely in E5.
+    "nf4-sr+rank1/power2",
+    "nf4-rank1+rank1/power2",
+    "nf4-rank1+rank1/linear-log",
+)
 
 #: What is beside them: 1000 steps. The last three are controls.
 BESIDE = (

@@ -1507,7 +1507,18 @@ struct CodesParams {
     count: usize,
 }
 
-/// Every midpoint and its neighbours, two steps to either side, for scales of every size.
+/// Zeros, both ends, and every midpoint with its neighbours, two steps to either side.
+fn around_midpoints(table: &Table, scale: f32) -> Vec<f32> {
+    let mut values = vec![0.0, -0.0, scale, -scale];
+    for midpoint in &table.midpoints {
+        let middle = midpoint * scale;
+        let (down, up) = (middle.next_down(), middle.next_up());
+        values.extend([middle, down, up, down.next_down(), up.next_up()]);
+    }
+    values
+}
+
+/// For scales of every size.
 #[test]
 fn codes_at_every_midpoint_equal_their_definition() {
     let mut random = Random(11);
@@ -1534,12 +1545,7 @@ fn codes_at_every_midpoint_equal_their_definition() {
     for (state, table) in tables.iter().enumerate() {
         let mut values = Vec::new();
         for scale in &scales {
-            let mut block = vec![0.0, -0.0, *scale, -scale];
-            for midpoint in &table.midpoints {
-                let middle = midpoint * scale;
-                let (down, up) = (middle.next_down(), middle.next_up());
-                block.extend([middle, down, up, down.next_down(), up.next_up()]);
-            }
+            let mut block = around_midpoints(table, *scale);
             // No value is larger than its block's scale.
             block.retain(|x| scale.is_nan() || x.abs() <= *scale);
             block.resize_with(128, || random.value() * scale);
@@ -1591,7 +1597,7 @@ struct ByteCodesParams {
     count: usize,
 }
 
-/// As above, for 8 bits; and the least and the largest value of every cell of the table (`ByteTable`).
+/// The same of 8 bits; and the least and the largest value of every cell of the table (`ByteTable`).
 #[test]
 fn byte_codes_at_every_midpoint_equal_their_definition() {
     let mut random = Random(13);
@@ -1607,12 +1613,7 @@ fn byte_codes_at_every_midpoint_equal_their_definition() {
         let each = 16384;
         let mut values = Vec::new();
         for scale in &scales {
-            let mut block = vec![0.0, -0.0, *scale, -scale];
-            for midpoint in &table.midpoints {
-                let middle = midpoint * scale;
-                let (down, up) = (middle.next_down(), middle.next_up());
-                block.extend([middle, down, up, down.next_down(), up.next_up()]);
-            }
+            let mut block = around_midpoints(&table, *scale);
             for exponent in -24..1 {
                 for cell in 0..128 {
                     let edge = (1.0 + cell as f32 / 128.0) * 2.0_f32.powi(exponent) * 0.78 * scale;
