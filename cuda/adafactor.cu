@@ -166,15 +166,16 @@ struct SumOfSquares {
   }
 };
 
-// Calls `use` with the parameters of a tile, and with 0 for some that do not exist.
+// Calls `use` with the parameters of a tile.
 template <typename Use>
 __device__ __forceinline__ void each_parameter(const Tile& tile, RowRing* rings, Use use) {
   const Tensor& t = tile.shared.tensor;
   if (tile.shared.wide && beside_bytes(t.weights) == 0) {
+    const bool here = tile.has_fours();
     tile.each_row(rings[warp_index()], PARAM, t.param_dtype, [&](int, const float (&p)[FOUR]) {
 #pragma unroll
       for (int i = 0; i < FOUR; ++i) {
-        use(p[i]);
+        use(here ? p[i] : 0.0f);
       }
     });
     return;

@@ -56,11 +56,14 @@ __device__ __forceinline__ Term term_of(float x) {
   return Term{2 * bits - ((exponent - 1) << 24), static_cast<int>(exponent)};
 }
 
+// Places that are so far below that nothing of a term is left.
+constexpr int NO_PLACES = -1000;
+
 // What is added to a term's exponent to get the places that its significand moves up to be in halves of a
 // unit, where the largest term has these bits; 0 or more if that takes no rounding. Where a term is not
-// finite nothing is added: all places are far below.
+// finite nothing is added.
 __device__ __forceinline__ int places_below(int largest) {
-  return largest < static_cast<int>(INF_BITS) ? 37 - (largest >> 23) : -1000;
+  return largest < static_cast<int>(INF_BITS) ? 37 - (largest >> 23) : NO_PLACES;
 }
 
 // Adds a term that moves up by so many places; one that moves down adds nothing here.

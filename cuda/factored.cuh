@@ -15,7 +15,7 @@
 // integers, so that no order of the atomics changes the result; `refresh`, which makes the new means
 // in the scratch; and the step. `lowbit_k_finish` brings the new means into the states.
 //
-// `collect` and `sum` take tiles (tiles.cuh), with 17 kB of shared memory. Where one factor changes along a
+// `collect` and `sum` take tiles (tiles.cuh), with 33 kB of shared memory. Where one factor changes along a
 // row and the other two do not, the rule with every choice of axes but few, a warp keeps its columns' largest
 // squares or sums in registers; those of rows it finds by one operation of the warp a row, and has them by
 // lane for accesses of 32 rows. The column sums of a thread block's warps meet in shared memory. Of a tile of
@@ -93,33 +93,28 @@ struct Places {
   }
 
   __device__ __forceinline__ bool ends_at(int row) const { return ends >> row & 1; }
-  __device__ __forceinline__ bool begins_at(int row) const {
-    return row == 0 || ends_at(row - 1);
-  }
   __device__ __forceinline__ long long of_row(int row) const { return value_of_lane(place, row); }
 };
 
-// Calls `use` with every row of a tile, and of the lane's elements the scaled gradients and the squares;
-// those of elements that do not exist are 0.
+// Calls `use` with every row of a tile, and of the lane's elements the scaled gradients and the squares.
 template <typename Rule, typename Use>
 __device__ __forceinline__ void each_row_of_squares(const Tile& tile, RowRing& ring, Use use) {
   const Shared& shared = tile.shared;
-  const bool coupled = shared.scalars.l2 != 0.0f;
-  const bool here = tile.has_fours();
-  tile.each_row(ring, GRAD, shared.tensor.grad_dtype, [&](int row, const float (&g)[FOUR]) {
-    float p[FOUR] = {}, scaled[FOUR], squares[FOUR];
-    if (coupled && here) {
-      WideUnit(tile.unit(row)).parameters(FOUR * lane_index(), p);
+  const Scalars scalars = shared.scalars;
+  tile.each_row(ring, GRAD, shared.tensor.grad_dtype, [&](int row, const float (&loaded)[FOUR]) {
+    float p[FOUR] = {}, g[FOUR], squares[FOUR];
+    if (scalars.l2 != 0.0f) {
+      WideUnit(tile.unit(row)).parameters(tile.lane_column(), p);
     }
 #pragma unroll
     for (int i = 0; i < FOUR; ++i) {
-      scaled[i] = scale_gradient(g[i], shared.scalars);  // R1
+      g[i] = scale_gradient(loaded[i], scalars);  // R1
       Input x{};
       x.p = p[i];
-      x.g = scaled[i];
-      squares[i] = here ? Rule::square(x, shared) : 0.0f;
+      x.g = g[i];
+      squares[i] = Rule::square(x, shared);
     }
-    use(row, scaled, squares);
+    use(row, g, squares);
   });
 }
 
@@ -128,41 +123,45 @@ template <typename Rule>
 __device__ __forceinline__ void collect_tile(const Tile& tile, const Factor* factors,
                                              const Roles& roles, RowRing& ring) {
   const Launch& launch = tile.launch;
-  const int lane = lane_index(), first = FOUR * lane;
-  const bool here = tile.has_fours();
+  const int lane = lane_index();
   const Places column(tile, factors[roles.column]);
   const Places others[OTHERS] = {Places(tile, factors[roles.other(0)]),
                                  Places(tile, factors[roles.other(1)])};
-  unsigned columns[FOUR] = {};
-  unsigned largest[OTHERS] = {}, of_rows[OTHERS] = {};
-  bool bad = false;
+  // In most tensors the first of them has a place for every row, the rest one for all.
+  const unsigned rarely = column.ends | others[1].ends;
+  unsigned columns[FOUR] = {}, largest[OTHERS] = {}, of_rows[OTHERS] = {}, gradient = 0;
+  const auto end = [&](int o, int row) {
+    if (others[o].ends_at(row)) {
+      const unsigned of_warp = warp_max(largest[o]);
+      of_rows[o] = lane == row ? of_warp : of_rows[o];
+      largest[o] = 0;
+    }
+  };
   each_row_of_squares<Rule>(
       tile, ring, [&](int row, const float (&g)[FOUR], const float (&squares)[FOUR]) {
         unsigned in_row = 0;
 #pragma unroll
         for (int i = 0; i < FOUR; ++i) {
-          bad = bad | non_finite(g[i]);
-          const unsigned size = magnitude(squares[i]);
+          const unsigned of_g = magnitude(g[i]), size = magnitude(squares[i]);
+          gradient = of_g > gradient ? of_g : gradient;
           columns[i] = size > columns[i] ? size : columns[i];
           in_row = size > in_row ? size : in_row;
         }
 #pragma unroll
         for (int o = 0; o < OTHERS; ++o) {
           largest[o] = in_row > largest[o] ? in_row : largest[o];
-          if (others[o].ends_at(row)) {
-            const unsigned of_warp = warp_max(largest[o]);
-            of_rows[o] = lane == row ? of_warp : of_rows[o];
-            largest[o] = 0;
-          }
         }
-        if (column.ends_at(row)) {
-          int* words = launch.statistics + column.factor.word + column.of_row(row) + first;
+        end(0, row);
+        if (rarely >> row & 1) {
+          end(1, row);
+          if (column.ends_at(row)) {
+            int* words =
+                launch.statistics + column.factor.word + column.of_row(row) + tile.lane_column();
 #pragma unroll
-          for (int i = 0; i < FOUR; ++i) {
-            if (here) {
+            for (int i = 0; i < FOUR; ++i) {
               raise_maximum(words + i, static_cast<int>(canonical_magnitude(columns[i])));
+              columns[i] = 0;
             }
-            columns[i] = 0;
           }
         }
       });
@@ -173,6 +172,8 @@ __device__ __forceinline__ void collect_tile(const Tile& tile, const Factor* fac
                     static_cast<int>(canonical_magnitude(of_rows[o])));
     }
   }
+  // If any is not, the largest is not.
+  const bool bad = non_finite(__uint_as_float(gradient));
   if (__any_sync(ALL_LANES, bad) != 0 && lane == 0) {
     launch.statistics[tile.shared.tensor.index] = 1;
   }
@@ -182,7 +183,7 @@ __device__ __forceinline__ void collect_tile(const Tile& tile, const Factor* fac
 // each may use its ring.
 __device__ __forceinline__ void add_columns(const Tile& tile, const Factor& factor,
                                             const Words (&columns)[FOUR], RowRing* rings) {
-  static_assert(sizeof(RowRing) == 2 * CHUNK * sizeof(unsigned long long) && 2 * CHUNK == THREADS,
+  static_assert(sizeof(RowRing) >= 2 * CHUNK * sizeof(unsigned long long) && 2 * CHUNK == THREADS,
                 "a ring takes the limbs of 128 columns, one for each thread");
   const Tensor& t = tile.shared.tensor;
   const auto limbs = [&](int warp) {
@@ -218,15 +219,17 @@ __device__ __forceinline__ void sum_tile(const Tile& tile, const Factor* factors
                                          const Roles& roles, RowRing* rings) {
   const Launch& launch = tile.launch;
   const Tensor& t = tile.shared.tensor;
-  const int lane = lane_index(), first = FOUR * lane;
+  const int lane = lane_index();
   const bool here = tile.has_fours();
   const Places column(tile, factors[roles.column]);
   const Places others[OTHERS] = {Places(tile, factors[roles.other(0)]),
                                  Places(tile, factors[roles.other(1)])};
-  // Columns that all rows of the tensor have.
+  // All rows of the tensor have the same columns, whose sums are added at the end of the tile.
   const bool common = column.factor.axes == 1u << (t.axes - 1);
-  int by_row[OTHERS];      // places that terms move up by: lane r has those of row r
-  bool all_zero = false;   // and whether its terms are
+  // In most tensors the first of the others has a place for every row, the second one for all.
+  const unsigned rarely = (common ? 0 : column.ends) | others[1].ends;
+  int by_row[OTHERS];  // places that terms move up by: lane r has those of row r
+  bool all_zero = false;
 #pragma unroll
   for (int o = 0; o < OTHERS; ++o) {
     const int largest =
@@ -235,68 +238,75 @@ __device__ __forceinline__ void sum_tile(const Tile& tile, const Factor* factors
     all_zero = all_zero || largest == 0;
   }
   const unsigned zero_rows = __ballot_sync(ALL_LANES, all_zero);
-  int by_column[FOUR] = {};
+  int by_column[FOUR];
+  const auto begin = [&](int row) {
+    const int* largest =
+        launch.statistics + column.factor.word + column.of_row(row) + tile.lane_column();
+#pragma unroll
+    for (int i = 0; i < FOUR; ++i) {
+      by_column[i] = row < tile.rows ? places_below(largest[i]) : 0;
+    }
+  };
   Words columns[FOUR], rows[OTHERS];
   WarpSum of_rows[OTHERS] = {};
+  const auto end = [&](int o, int row) {
+    if (others[o].ends_at(row)) {
+      const WarpSum sum = warp_sum(rows[o]);
+      if (lane == row) {
+        of_rows[o] = sum;
+      }
+      rows[o] = Words{};
+    }
+  };
+  begin(0);
   each_row_of_squares<Rule>(
       tile, rings[warp_index()], [&](int row, const float (&)[FOUR], const float (&squares)[FOUR]) {
-        if (column.begins_at(row)) {
-          const int* largest = launch.statistics + column.factor.word + column.of_row(row);
-#pragma unroll
-          for (int i = 0; i < FOUR; ++i) {
-            by_column[i] = places_below(here ? largest[first + i] : 0);
-          }
-        }
-        if ((zero_rows >> row & 1) == 0) {
-          Term terms[FOUR];
-          int places[FACTOR_COUNT];
-#pragma unroll
-          for (int o = 0; o < OTHERS; ++o) {
-            places[o] = __shfl_sync(ALL_LANES, by_row[o], row);
-          }
-          int lowest = 0;  // negative if any term moves down
-#pragma unroll
-          for (int i = 0; i < FOUR; ++i) {
-            terms[i] = term_of(squares[i]);
-            const int exponent = terms[i].exponent;
-            lowest |= exponent + by_column[i];
-            add(columns[i], terms[i], exponent + by_column[i]);
-#pragma unroll
-            for (int o = 0; o < OTHERS; ++o) {
-              lowest |= exponent + places[o];
-              add(rows[o], terms[i], exponent + places[o]);
-            }
-          }
-          if (lowest < 0) {
-#pragma unroll
-            for (int i = 0; i < FOUR; ++i) {
-              const int exponent = terms[i].exponent;
-              add_rounded(columns[i], terms[i], exponent + by_column[i]);
-#pragma unroll
-              for (int o = 0; o < OTHERS; ++o) {
-                add_rounded(rows[o], terms[i], exponent + places[o]);
-              }
-            }
-          }
-        }
+        Term terms[FOUR];
+        int places[OTHERS];
 #pragma unroll
         for (int o = 0; o < OTHERS; ++o) {
-          if (others[o].ends_at(row)) {
-            const WarpSum sum = warp_sum(rows[o]);
-            if (lane == row) {
-              of_rows[o] = sum;
-            }
-            rows[o] = Words{};
+          const int of_row = __shfl_sync(ALL_LANES, by_row[o], row);
+          places[o] = here ? of_row : NO_PLACES;
+        }
+        int lowest = 0;  // negative if any term moves down
+#pragma unroll
+        for (int i = 0; i < FOUR; ++i) {
+          terms[i] = term_of(squares[i]);
+          const int exponent = terms[i].exponent;
+          lowest |= exponent + by_column[i];
+          add(columns[i], terms[i], exponent + by_column[i]);
+#pragma unroll
+          for (int o = 0; o < OTHERS; ++o) {
+            lowest |= exponent + places[o];
+            add(rows[o], terms[i], exponent + places[o]);
           }
         }
-        if (column.ends_at(row) && !common) {
-          unsigned long long* sums = launch.sums + column.factor.sum + 2 * column.of_row(row);
+        // Zeros do, to no effect.
+        if (lowest < 0 && (zero_rows >> row & 1) == 0) {
 #pragma unroll
           for (int i = 0; i < FOUR; ++i) {
-            if (here) {
-              add_limbs(sums + 2 * (first + i), limbs_of(columns[i]));
+            const int exponent = terms[i].exponent;
+            add_rounded(columns[i], terms[i], exponent + by_column[i]);
+#pragma unroll
+            for (int o = 0; o < OTHERS; ++o) {
+              add_rounded(rows[o], terms[i], exponent + places[o]);
             }
-            columns[i] = Words{};
+          }
+        }
+        end(0, row);
+        if (rarely >> row & 1) {
+          end(1, row);
+          if (!common && column.ends_at(row)) {
+            unsigned long long* sums =
+                launch.sums + column.factor.sum + 2 * (column.of_row(row) + FOUR * lane);
+#pragma unroll
+            for (int i = 0; i < FOUR; ++i) {
+              if (here) {
+                add_limbs(sums + 2 * i, limbs_of(columns[i]));
+              }
+              columns[i] = Words{};
+            }
+            begin(row + 1);
           }
         }
       });

@@ -31,8 +31,9 @@ struct Tiling {
   }
 };
 
-// Rows of a warp on their way to shared memory while one is at hand.
-constexpr int ROWS_AHEAD = 3;
+// Rows of a warp on their way to shared memory while one is at hand: of the 16 warps that a multiprocessor
+// has at least, 28 kB of 16-bit elements.
+constexpr int ROWS_AHEAD = 7;
 using RowRing = Ring<ROWS_AHEAD, CHUNK * sizeof(float)>;
 
 // What a warp does of a tile.
@@ -71,56 +72,50 @@ struct Tile {
     }
   }
 
-  // Whether the lane's four columns exist, of a tensor whose rows are whole fours.
+  // ---- of tensors with accesses of four ----------------------------------------------------------
+
+  // Whether the lane's four columns exist.
   __device__ __forceinline__ bool has_fours() const { return FOUR * lane_index() < cols; }
 
+  // The lane's first column; if it does not exist, the first lane's, whose four it reads again.
+  __device__ __forceinline__ int lane_column() const { return has_fours() ? FOUR * lane_index() : 0; }
+
   // Calls `use` with every row's number and the lane's four elements of it, of the tensor's pointer
-  // `which`; those that do not exist are 0. Rows are on their way to shared memory before they are used.
-  // For tensors with accesses of four.
-  template <typename Use>
-  __device__ __forceinline__ void each_row(RowRing& ring, int which, int dtype, Use use) const {
-    const Tensor& t = shared.tensor;
-    const int size = value_bytes(dtype), own = FOUR * size * lane_index();
-    const long long step = t.cols * size;
-    const unsigned char* ahead =
-        pointer<const unsigned char>(launch, t, which) + row * step + col * size + own;
-    const bool here = has_fours();
+  // `which`. Rows are on their way to shared memory before they are used.
+  template <typename Dtype, typename Use>
+  __device__ __forceinline__ void each_row(RowRing& ring, int which, Use use) const {
+    constexpr int BYTES = FOUR * sizeof(typename Dtype::Storage);
+    const long long step = shared.tensor.cols;
+    const typename Dtype::Storage* ahead =
+        pointer<const typename Dtype::Storage>(launch, shared.tensor, which) + row * step + col +
+        lane_column();
+    const int own = BYTES * lane_index();
     int i = 0;
     pipeline(
         ring, rows,
         [&](SharedAddress to, int) {
-          if (here && size == 4) {
-            copy_async<16>(to + own, ahead);
-          } else if (here) {
-            copy_async<8>(to + own, ahead);
-          }
+          copy_async<BYTES>(to + own, ahead);
           ahead += step;
         },
         [&](SharedAddress from) {
-          float x[FOUR] = {};
-          if (here) {
-            load_shared_values(from + own, dtype, x);
-          }
+          Packed<Dtype> packed;
+          load_shared(from + own, packed);
+          float x[FOUR];
+          unpack<Dtype>(packed, x);
           use(i, x);
           ++i;
         });
   }
 
- private:
-  __device__ static __forceinline__ void load_shared_values(SharedAddress from, int dtype,
-                                                            float (&x)[FOUR]) {
+  // The same with a dtype that is known when the kernel runs.
+  template <typename Use>
+  __device__ __forceinline__ void each_row(RowRing& ring, int which, int dtype, Use use) const {
     if (dtype == DTYPE_F32) {
-      uint4 words;
-      load_shared(from, words);
-      unpack<F32>(words, x);
-      return;
-    }
-    uint2 words;
-    load_shared(from, words);
-    if (dtype == DTYPE_BF16) {
-      unpack<Bf16>(words, x);
+      each_row<F32>(ring, which, use);
+    } else if (dtype == DTYPE_BF16) {
+      each_row<Bf16>(ring, which, use);
     } else {
-      unpack<F16>(words, x);
+      each_row<F16>(ring, which, use);
     }
   }
 };
