@@ -284,6 +284,8 @@ enum Paint {
     Scales,
     /// Mostly plain, with NaN, infinities and squares that overflow here and there.
     NonFinite,
+    /// A large value first, and so small ones that only all of them count beside it.
+    Outlier,
     /// Any bits at all.
     Wild,
 }
@@ -310,6 +312,9 @@ impl Paint {
                 4 => f32::from_bits(0xffc0_1234),
                 _ => x,
             },
+            Self::Outlier if i == 0 => 1.0,
+            // The squares are between 2^-38 and 2^-37.
+            Self::Outlier => (1.0 + 0.4 * x.abs()) * 2.0_f32.powi(-19),
             Self::Wild => random.pattern(),
         }
     }
@@ -1110,6 +1115,23 @@ fn factors_of_any_axes_equal_the_reference_in_tiles() {
                 });
             }
         }
+    }
+    // Terms that are rounded to the units of the sums of all elements, of a row and of a column.
+    for (name, shape) in [
+        ("factor4", vec![256, 256]),
+        ("factor32", vec![2, 32768]),
+        ("factor4", vec![16384, 32]),
+    ] {
+        let mut spec = preset(name);
+        for quantizer in [&mut spec.m, &mut spec.v].into_iter().flatten() {
+            quantizer.block = 32;
+        }
+        cases.push(Case {
+            shapes: vec![shape],
+            spec,
+            paint: Paint::Outlier,
+            ..Case::default()
+        });
     }
     // Adam's gradient has its parameter in it; m's scales are statistics beside the factors.
     for normalization in [Normalization::Block, Normalization::Rank1] {
