@@ -10,8 +10,9 @@
 // Bytes moved per element: those of factored.cuh, the parameter twice more for RMS(p), and gradient
 // and v twice more for RMS(d).
 //
-// Launch: as factored.cuh; before the step come two more kernels, the largest d and the sum of its
-// squares. What the step makes of both RMS is computed where a thread block comes to a tensor.
+// Launch: as factored.cuh; before the step come two more kernels that take tiles, the largest d and the sum
+// of its squares. What the step makes of both RMS is computed where a thread block comes to a tensor. Maxima
+// and sums of whole tensors take one access of a warp for its part of a tile, up to 4096 elements.
 //
 // Rounding steps: R2 to R7 as in `src/optimizer/adafactor.rs`.
 
@@ -133,34 +134,17 @@ __device__ inline void complete<Adafactor>(const Launch& launch, const Tensor& t
   }
 }
 
-// Raises a maximum by the values of one unit; beyond it they are 0.
-template <typename Value>
-__device__ inline void raise_unit(const Unit& unit, int* maximum, Value value) {
-  unsigned largest = 0;
-  for (int at = lane_index(); at < unit.length; at += LANES) {
-    const unsigned size = canonical_magnitude(magnitude(value(at)));
-    largest = size > largest ? size : largest;
-  }
+// Raises a maximum by the largest magnitude that a lane has found; all lanes call it together.
+__device__ inline void raise_by_lanes(int* maximum, unsigned largest) {
   __syncwarp();
-  largest = warp_max(largest);
+  largest = canonical_magnitude(warp_max(largest));
   if (lane_index() == 0) {
     raise_maximum(maximum, static_cast<int>(largest));
   }
 }
 
-// Adds the squares of the values of one unit to a sum, unless one of its values is not finite.
-template <typename Value>
-__device__ inline void sum_unit_squares(const Unit& unit, int largest, unsigned long long* to,
-                                        Value value) {
-  if (largest >= static_cast<int>(INF_BITS)) {
-    return;
-  }
-  const double units = units_of_one(2 * exponent_above(largest));
-  Limbs sum{0, 0};
-  for (int at = lane_index(); at < unit.length; at += LANES) {
-    const double x = static_cast<double>(value(at));
-    add(sum, limbs_of(__dmul_rn(x, x), units));
-  }
+// Adds what the lanes have to a sum; all lanes call it together.
+__device__ inline void add_by_lanes(unsigned long long* to, const Limbs& sum) {
   __syncwarp();
   const Limbs all{warp_sum(sum.high), warp_sum(sum.low)};
   if (lane_index() == 0) {
@@ -168,44 +152,122 @@ __device__ inline void sum_unit_squares(const Unit& unit, int largest, unsigned 
   }
 }
 
-__device__ inline void collect_adafactor(const Unit& unit) {
-  collect_factored<Adafactor>(unit);
-  raise_unit(unit, unit.launch.statistics + unit.shared.tensor.param_max,
-             [&](int at) { return unit.parameter(at); });
+// A sum of the squares of values, none of which are infinite or NaN, the largest of them with these bits.
+struct SumOfSquares {
+  double units;
+  Limbs sum{0, 0};
+
+  __device__ __forceinline__ explicit SumOfSquares(int largest)
+      : units(units_of_one(2 * exponent_above(largest))) {}
+
+  __device__ __forceinline__ void add(float value) {
+    const double x = static_cast<double>(value);
+    lowbit::add(sum, limbs_of(__dmul_rn(x, x), units));
+  }
+};
+
+// Calls `use` with the parameters of a tile.
+template <typename Use>
+__device__ __forceinline__ void each_parameter(const Tile& tile, RowRing* rings, Use use) {
+  const Tensor& t = tile.shared.tensor;
+  if (tile.shared.wide && beside_bytes(t.weights) == 0) {
+    const bool here = tile.has_fours();
+    tile.each_row(rings[warp_index()], PARAM, t.param_dtype, [&](int, const float (&p)[FOUR]) {
+#pragma unroll
+      for (int i = 0; i < FOUR; ++i) {
+        use(here ? p[i] : 0.0f);
+      }
+    });
+    return;
+  }
+  tile.each_unit([&](const Unit& unit) {
+    for (int at = lane_index(); at < unit.length; at += LANES) {
+      use(unit.parameter(at));
+    }
+  });
 }
 
-__device__ inline void sum_adafactor(const Unit& unit) {
-  const Tensor& t = unit.shared.tensor;
-  sum_factored<Adafactor>(unit);
-  sum_unit_squares(unit, unit.launch.statistics[t.param_max], unit.launch.sums + t.param_sum,
-                   [&](int at) { return unit.parameter(at); });
+__device__ inline void collect_adafactor(const Tile& tile, RowRing* rings) {
+  collect_factored<Adafactor>(tile, rings);
+  unsigned largest = 0;
+  each_parameter(tile, rings, [&](float p) {
+    largest = magnitude(p) > largest ? magnitude(p) : largest;
+  });
+  raise_by_lanes(tile.launch.statistics + tile.shared.tensor.param_max, largest);
 }
 
-__device__ inline float unclipped_update(const Unit& unit, int at) {
+__device__ inline void sum_adafactor(const Tile& tile, RowRing* rings) {
+  const Launch& launch = tile.launch;
+  const Tensor& t = tile.shared.tensor;
+  sum_factored<Adafactor>(tile, rings);
+  const int largest = launch.statistics[t.param_max];
+  if (largest < static_cast<int>(INF_BITS)) {
+    SumOfSquares squares(largest);
+    each_parameter(tile, rings, [&](float p) { squares.add(p); });
+    add_by_lanes(launch.sums + t.param_sum, squares.sum);
+  }
+}
+
+__device__ __forceinline__ float unclipped_of(const Unit& unit, float g, float v) {
   Input x{};
-  x.g = unit.gradient(at);
-  x.old[0] = old_state<Adafactor>(unit, 0, at);
-  float v;
-  return Adafactor::unclipped(x, unit.shared, v);
+  x.g = g;
+  x.old[0] = v;
+  float new_v;
+  return Adafactor::unclipped(x, unit.shared, new_v);
 }
 
-__device__ inline void raise_update(const Unit& unit) {
-  raise_unit(unit, unit.launch.update_maxima + unit.shared.tensor.update_max,
-             [&](int at) { return unclipped_update(unit, at); });
+// Calls `use` with the updates of a tile before they are clipped.
+template <typename Use>
+__device__ __forceinline__ void each_unclipped(const Tile& tile, Use use) {
+  tile.each_unit([&](const Unit& unit) {
+    if (!unit.shared.wide) {
+      for (int at = lane_index(); at < unit.length; at += LANES) {
+        use(unclipped_of(unit, unit.gradient(at), old_state<Adafactor>(unit, 0, at)));
+      }
+      return;
+    }
+    const WideUnit fours(unit);
+    const int at = FOUR * lane_index();
+    if (at < unit.length) {
+      float g[FOUR], v[FOUR];
+      fours.gradients(at, g);
+      if (is_factored<Adafactor>(unit, 0)) {
+        fours.decode_factors(0, at, Source::statistics, v);
+      } else {
+        fours.decode(0, at, v);
+      }
+#pragma unroll
+      for (int i = 0; i < FOUR; ++i) {
+        use(unclipped_of(unit, g[i], v[i]));
+      }
+    }
+  });
 }
 
-__device__ inline void sum_update(const Unit& unit) {
-  const Tensor& t = unit.shared.tensor;
-  sum_unit_squares(unit, unit.launch.update_maxima[t.update_max],
-                   unit.launch.update_sums + t.update_sum,
-                   [&](int at) { return unclipped_update(unit, at); });
+__device__ inline void raise_update(const Tile& tile, RowRing*) {
+  unsigned largest = 0;
+  each_unclipped(tile, [&](float d) {
+    largest = magnitude(d) > largest ? magnitude(d) : largest;
+  });
+  raise_by_lanes(tile.launch.update_maxima + tile.shared.tensor.update_max, largest);
+}
+
+__device__ inline void sum_update(const Tile& tile, RowRing*) {
+  const Launch& launch = tile.launch;
+  const Tensor& t = tile.shared.tensor;
+  const int largest = launch.update_maxima[t.update_max];
+  if (largest < static_cast<int>(INF_BITS)) {
+    SumOfSquares squares(largest);
+    each_unclipped(tile, [&](float d) { squares.add(d); });
+    add_by_lanes(launch.update_sums + t.update_sum, squares.sum);
+  }
 }
 
 }  // namespace lowbit
 
 LOWBIT_STEP(lowbit::Adafactor, lowbit_k_adafactor)
-LOWBIT_UNITS(lowbit::Adafactor, lowbit_k_adafactor_collect, lowbit::collect_adafactor)
-LOWBIT_UNITS(lowbit::Adafactor, lowbit_k_adafactor_sum, lowbit::sum_adafactor)
+LOWBIT_TILES(lowbit::Adafactor, lowbit_k_adafactor_collect, lowbit::collect_adafactor)
+LOWBIT_TILES(lowbit::Adafactor, lowbit_k_adafactor_sum, lowbit::sum_adafactor)
 LOWBIT_REFRESH(lowbit::Adafactor, lowbit_k_adafactor_refresh)
-LOWBIT_UNITS(lowbit::Adafactor, lowbit_k_adafactor_update_maxima, lowbit::raise_update)
-LOWBIT_UNITS(lowbit::Adafactor, lowbit_k_adafactor_update_sums, lowbit::sum_update)
+LOWBIT_TILES(lowbit::Adafactor, lowbit_k_adafactor_update_maxima, lowbit::raise_update)
+LOWBIT_TILES(lowbit::Adafactor, lowbit_k_adafactor_update_sums, lowbit::sum_update)

@@ -344,6 +344,23 @@ __device__ inline void step_unit(const Unit& unit, Maxima& maxima, Correction& c
   __syncwarp();  // and the maxima before they are those of the next unit
 }
 
+// Whether a state has maxima of its new values, which are collected before the step.
+template <typename Rule>
+__device__ __forceinline__ bool has_collected_maxima(const Tensor& t, int which) {
+  return which != factored_state<Rule> && which < t.states && has_maxima(t.state[which]);
+}
+
+// Whether any state has.
+template <typename Rule>
+__device__ __forceinline__ bool has_collected_maxima(const Tensor& t) {
+  bool any = false;
+#pragma unroll
+  for (int i = 0; i < Rule::STATES; ++i) {
+    any = any || has_collected_maxima<Rule>(t, i);
+  }
+  return any;
+}
+
 // Raises the statistics by one unit.
 template <typename Rule>
 __device__ inline void collect_unit(const Unit& unit) {
@@ -355,7 +372,7 @@ __device__ inline void collect_unit(const Unit& unit) {
   bool any = false;
 #pragma unroll
   for (int i = 0; i < Rule::STATES; ++i) {
-    wanted[i] = i != factored_state<Rule> && i < t.states && has_maxima(t.state[i]);
+    wanted[i] = has_collected_maxima<Rule>(t, i);
     any = any || wanted[i];
   }
   if (!any) {

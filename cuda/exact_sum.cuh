@@ -5,6 +5,8 @@
 #pragma once
 
 #include "numerics.cuh"
+#include "ptx.cuh"
+#include "warp.cuh"
 
 namespace lowbit {
 
@@ -33,6 +35,82 @@ __device__ __forceinline__ Limbs limbs_of(double term, double units) {
   const long long scaled = __double2ll_rn(__dmul_rn(term, units));
   return Limbs{scaled >> LOW_BITS, scaled & ((1ll << LOW_BITS) - 1)};
 }
+
+// ---- the same without arithmetic in f64, of which some architectures have little ----------------
+
+// A term, or a sum of terms, in halves of a unit: high 2^32 + low, so that the limbs are two words.
+struct Words {
+  unsigned long long high = 0;
+  unsigned long long low = 0;
+};
+
+// significand 2^(exponent - 151): a finite f32 that is not negative.
+struct Term {
+  unsigned significand;
+  int exponent;
+};
+
+__device__ __forceinline__ Term term_of(float x) {
+  const unsigned bits = __float_as_uint(x), biased = bits >> 23;
+  const unsigned exponent = biased > 1 ? biased : 1;  // subnormals have that of the smallest others
+  return Term{2 * bits - ((exponent - 1) << 24), static_cast<int>(exponent)};
+}
+
+// Places that are so far below that nothing of a term is left.
+constexpr int NO_PLACES = -1000;
+
+// What is added to a term's exponent to get the places that its significand moves up to be in halves of a
+// unit, where the largest term has these bits; 0 or more if that takes no rounding. Where a term is not
+// finite nothing is added.
+__device__ __forceinline__ int places_below(int largest) {
+  return largest < static_cast<int>(INF_BITS) ? 37 - (largest >> 23) : NO_PLACES;
+}
+
+// Adds a term that moves up by so many places; one that moves down adds nothing here.
+__device__ __forceinline__ void add(Words& sum, const Term& term, int places) {
+  const unsigned long long words = shift_left(term.significand, places);
+  sum.high += words >> 32;
+  sum.low += words & 0xffffffff;
+}
+
+// Adds a term that moves down, rounded to a whole unit; one that moves up adds nothing here.
+__device__ __forceinline__ void add_rounded(Words& sum, const Term& term, int places) {
+  if (places < 0) {
+    // 25 places are as good as more: less than half a unit is left.
+    const unsigned exponent = static_cast<unsigned>(126 + (places > -25 ? places : -25));
+    const float units = __fmul_rn(static_cast<float>(term.significand), __uint_as_float(exponent << 23));
+    sum.low += 2 * static_cast<unsigned>(__float2int_rn(units));
+  }
+}
+
+__device__ __forceinline__ Limbs limbs_of(const Words& sum) {
+  return Limbs{static_cast<long long>(sum.high), static_cast<long long>(sum.low >> 1)};
+}
+
+// The sum of the words of a warp's lanes, which have at most 128 terms each, in three 32-bit sums.
+struct WarpSum {
+  unsigned high;   // the lowest 32 bits
+  unsigned low;    // likewise
+  unsigned above;  // 2^17 the sum of the lanes' high 2^-27, rounded down, and the same of low
+};
+
+__device__ __forceinline__ WarpSum warp_sum(const Words& x) {
+  const unsigned above =
+      static_cast<unsigned>(x.high >> 27) << 17 | static_cast<unsigned>(x.low >> 27);
+  return WarpSum{warp_add(static_cast<unsigned>(x.high)), warp_add(static_cast<unsigned>(x.low)),
+                 warp_add(above)};
+}
+
+__device__ __forceinline__ Words words_of(const WarpSum& sum) {
+  // What the lanes' parts above 2^27 add up to; the rest is below 32 2^27, so its lowest 32 bits are all.
+  const auto whole = [](unsigned above, unsigned lowest) {
+    const unsigned long long least = static_cast<unsigned long long>(above) << 27;
+    return least + (lowest - static_cast<unsigned>(least));
+  };
+  return Words{whole(sum.above >> 17, sum.high), whole(sum.above & 0x1ffff, sum.low)};
+}
+
+// ---- results ------------------------------------------------------------------------------------
 
 // The sum that the limbs of its terms add up to.
 __device__ __forceinline__ double value_of_sum(const Limbs& sum, int exponent) {

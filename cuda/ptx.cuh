@@ -34,6 +34,15 @@ __device__ __forceinline__ unsigned add_if_greater(unsigned sum, unsigned more, 
   return sum;
 }
 
+// x 2^places, 0 for 64 places or more and for fewer than none.
+__device__ __forceinline__ unsigned long long shift_left(unsigned x, int places) {
+  unsigned long long y;
+  asm("{.reg .u64 wide; cvt.u64.u32 wide, %1; shl.b64 %0, wide, %2;}"
+      : "=l"(y)
+      : "r"(x), "r"(places));
+  return y;
+}
+
 // Two values rounded to bf16, to nearest even, the first in the low half.
 __device__ __forceinline__ unsigned pack_bf16(float low, float high) {
   unsigned y;

@@ -133,6 +133,18 @@ struct Unit {
     global_col = t.first_col + first_col;
   }
 
+  // Part of a row instead of a block of it.
+  __device__ __forceinline__ Unit(const Launch& launch, const Shared& shared, long long row,
+                                  long long first_col, int length)
+      : launch(launch),
+        shared(shared),
+        codec(false),
+        row(row),
+        first_col(first_col),
+        length(length),
+        global_row(global_row_of(shared.tensor, row)),
+        global_col(shared.tensor.first_col + first_col) {}
+
   // Made where it is used, as most units use none.
   __device__ __forceinline__ Stream random() const { return stream_of(launch, shared); }
 

@@ -15,6 +15,11 @@ __device__ __forceinline__ unsigned warp_max(unsigned value) {
   return __reduce_max_sync(ALL_LANES, value);
 }
 
+// The sum of all lanes' values, in every lane.
+__device__ __forceinline__ unsigned warp_add(unsigned value) {
+  return __reduce_add_sync(ALL_LANES, value);
+}
+
 // The value of another lane.
 __device__ __forceinline__ long long value_of_lane(long long x, int lane) {
   const unsigned long long bits = static_cast<unsigned long long>(x);

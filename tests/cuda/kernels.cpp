@@ -171,3 +171,79 @@ extern "C" size_t shim_wrong_quotients(size_t count) {
   }
   return wrong;
 }
+
+// A term's limbs by shifts.
+static Limbs shifted_limbs(float x, uint32_t largest) {
+  const Term term = term_of(x);
+  const int places = term.exponent + places_below(static_cast<int>(largest));
+  Words sum;
+  add(sum, term, places);
+  add_rounded(sum, term, places);
+  return limbs_of(sum);
+}
+
+// How many terms have other limbs by shifts than in f64: with all exponents of the largest term and of the
+// term, `count` random significands, and those that end in the half of a bit, or beside it.
+extern "C" size_t shim_wrong_limbs(size_t count) {
+  std::mt19937_64 random(4);
+  std::vector<uint32_t> fractions(count);
+  for (uint32_t& fraction : fractions) {
+    fraction = static_cast<uint32_t>(random()) & 0x7fffff;
+  }
+  for (uint32_t half = 1; half < 0x800000; half *= 2) {
+    for (const uint32_t tie : {half, half | half * 2}) {
+      for (const uint32_t fraction : {tie - 1, tie, tie + 1}) {
+        fractions.push_back(fraction & 0x7fffff);
+      }
+    }
+  }
+  fractions.push_back(0);
+  size_t wrong = 0;
+  for (uint32_t above = 0; above < 255; ++above) {
+    for (uint32_t exponent = 0; exponent <= above; ++exponent) {
+      for (const uint32_t fraction : fractions) {
+        const uint32_t bits = exponent << 23 | fraction;
+        const uint32_t largest =
+            std::max(bits, above << 23 | (static_cast<uint32_t>(random()) & 0x7fffff));
+        const float x = shim::from_bits<float>(bits);
+        const Limbs got = shifted_limbs(x, largest);
+        const double units = units_of_one(exponent_above(static_cast<int>(largest)));
+        const Limbs want = limbs_of(static_cast<double>(x), units);
+        wrong += got.high != want.high || got.low != want.low;
+      }
+    }
+  }
+  // Where a term is not finite nothing is added.
+  for (const uint32_t bits : {0u, 1u, 0x3f800000u, 0x7f7fffffu, INF_BITS, NAN_BITS}) {
+    for (const uint32_t largest : {INF_BITS, NAN_BITS}) {
+      const Limbs got = shifted_limbs(shim::from_bits<float>(bits), largest);
+      wrong += got.high != 0 || got.low != 0;
+    }
+  }
+  return wrong;
+}
+
+// Whether the sums of a warp's lanes are those of their words, up to the most that 128 terms add up to.
+static void add_words(size_t* const& wrong) {
+  std::mt19937_64 random(threadIdx.x + 5);
+  const unsigned long long most[] = {128ull * 0x3fffffff, 128ull * 0xfffffffe};
+  for (size_t i = 0; i < 1000; ++i) {
+    const auto any = [&](unsigned long long bound) {
+      return i == 0 ? bound : (random() % (bound + 1)) & ~1ull;
+    };
+    const Words words{any(most[0]), any(most[1])};
+    const Words got = words_of(warp_sum(words));
+    const auto sum = [](unsigned long long x) {
+      return static_cast<unsigned long long>(warp_sum(static_cast<long long>(x)));
+    };
+    const bool same = got.high == sum(words.high) && got.low == sum(words.low);
+    *wrong += same ? 0 : 1;
+  }
+}
+
+extern "C" size_t shim_wrong_warp_sums() {
+  size_t wrong = 0;
+  size_t* const to = &wrong;
+  shim::launch(add_words, 1, shim::LANES, to, 0);
+  return wrong;
+}

@@ -25,6 +25,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <thread>
 #include <vector>
@@ -318,6 +319,20 @@ inline unsigned __reduce_max_sync(unsigned mask, unsigned value) {
   return *std::max_element(all, all + shim::LANES);
 }
 
+inline unsigned __reduce_add_sync(unsigned mask, unsigned value) {
+  const uint32_t* all = shim::exchange(shim::Operation::reduce, mask, value);
+  return std::accumulate(all, all + shim::LANES, 0u);
+}
+
+inline unsigned __ballot_sync(unsigned mask, bool predicate) {
+  const uint32_t* all = shim::exchange(shim::Operation::vote, mask, predicate);
+  unsigned bits = 0;
+  for (unsigned lane = 0; lane < shim::LANES; ++lane) {
+    bits |= all[lane] << lane;
+  }
+  return bits;
+}
+
 inline unsigned long long atomicAdd(unsigned long long* at, unsigned long long value) {
   return __atomic_fetch_add(at, value, __ATOMIC_RELAXED);
 }
@@ -437,6 +452,9 @@ void await_copies() {
   }
   auto& copies = thread.copies;
   copies.erase(std::remove_if(copies.begin(), copies.end(), waits), copies.end());
+}
+inline unsigned long long shift_left(unsigned x, int places) {
+  return places < 0 || places > 63 ? 0 : static_cast<unsigned long long>(x) << places;
 }
 inline float max_nan(float a, float b) {
   return std::isnan(a) || std::isnan(b) ? shim::from_bits<float>(0x7fffffff) : std::max(a, b);

@@ -37,6 +37,8 @@ struct Shim {
     byte_codes: unsafe extern "C" fn(*const ByteCodesParams),
     wrong_roots: unsafe extern "C" fn() -> usize,
     wrong_quotients: unsafe extern "C" fn(usize) -> usize,
+    wrong_limbs: unsafe extern "C" fn(usize) -> usize,
+    wrong_warp_sums: unsafe extern "C" fn() -> usize,
     layout: *const usize,
     kernels: Vec<KernelFn>,
 }
@@ -106,6 +108,13 @@ impl Shim {
                     *mut c_void,
                     unsafe extern "C" fn(usize) -> usize,
                 >(symbol(c"shim_wrong_quotients")),
+                wrong_limbs: std::mem::transmute::<
+                    *mut c_void,
+                    unsafe extern "C" fn(usize) -> usize,
+                >(symbol(c"shim_wrong_limbs")),
+                wrong_warp_sums: std::mem::transmute::<*mut c_void, unsafe extern "C" fn() -> usize>(
+                    symbol(c"shim_wrong_warp_sums"),
+                ),
                 layout: symbol(c"shim_layout").cast(),
                 kernels: KERNELS
                     .iter()
@@ -280,6 +289,8 @@ enum Paint {
     Scales,
     /// Mostly plain, with NaN, infinities and squares that overflow here and there.
     NonFinite,
+    /// A large value first, and so small ones that only all of them count beside it.
+    Outlier,
     /// Any bits at all.
     Wild,
 }
@@ -306,6 +317,9 @@ impl Paint {
                 4 => f32::from_bits(0xffc0_1234),
                 _ => x,
             },
+            Self::Outlier if i == 0 => 1.0,
+            // The squares are between 2^-38 and 2^-37.
+            Self::Outlier => (1.0 + 0.4 * x.abs()) * 2.0_f32.powi(-19),
             Self::Wild => random.pattern(),
         }
     }
@@ -1114,6 +1128,82 @@ fn sampled_combinations_of_all_options_equal_the_reference() {
     run_all(&cases);
 }
 
+/// Tiles of all shapes: factors whose places change from row to row, after some rows, or not at all; rows
+/// that are whole fours and others; a few rows or hundreds; rows of zeros.
+#[test]
+fn factors_of_any_axes_equal_the_reference_in_tiles() {
+    let shapes = [
+        vec![vec![300, 132], vec![2, 129]],
+        vec![vec![5, 21, 256], vec![3, 70, 130]],
+        vec![vec![40, 2, 3, 128], vec![2, 40, 5, 140]],
+        vec![vec![70, 1100], vec![64, 9, 3, 3], vec![1, 1, 300]],
+        vec![vec![520, 200], vec![6, 4100], vec![130, 3]],
+        vec![vec![12, 2, 2, 2, 160], vec![33, 160]],
+    ];
+    let mut cases = Vec::new();
+    for (number, shapes) in shapes.iter().enumerate() {
+        for name in ["factor4", "adafactor"] {
+            for (choice, axes) in FACTOR_AXES.iter().enumerate() {
+                let mut spec = preset(name);
+                if let Some(v) = &mut spec.v {
+                    v.factor_axes = *axes;
+                }
+                let paints = [Paint::Plain, Paint::Scales, Paint::NonFinite];
+                cases.push(Case {
+                    shapes: shapes.clone(),
+                    param: [Dtype::F32, Dtype::Bf16, Dtype::F16][number % 3],
+                    grad: [Dtype::Bf16, Dtype::F32, Dtype::F16][choice],
+                    spec,
+                    nonfinite: NonFinite::Propagate,
+                    paint: paints[(number + choice) % 3],
+                    // Some buffers that end at a page are not aligned.
+                    at_end: number % 2 == 1,
+                    staged: choice == 1,
+                    moved: choice == 2,
+                    ..Case::default()
+                });
+            }
+        }
+    }
+    // Terms that are rounded to the units of the sums of all elements, of a row and of a column.
+    for (name, shape) in [
+        ("factor4", vec![256, 256]),
+        ("factor32", vec![2, 32768]),
+        ("factor4", vec![16384, 32]),
+    ] {
+        let mut spec = preset(name);
+        for quantizer in [&mut spec.m, &mut spec.v].into_iter().flatten() {
+            quantizer.block = 32;
+        }
+        cases.push(Case {
+            shapes: vec![shape],
+            spec,
+            paint: Paint::Outlier,
+            ..Case::default()
+        });
+    }
+    // Adam's gradient has its parameter in it; m's scales are statistics beside the factors.
+    for normalization in [Normalization::Block, Normalization::Rank1] {
+        let mut spec = preset("factor4");
+        spec.optimizer = Optimizer::Adam;
+        if let Some(m) = &mut spec.m {
+            m.normalization = Some(normalization);
+        }
+        cases.push(Case {
+            shapes: vec![vec![40, 256], vec![33, 257], vec![3, 35, 256]],
+            weights: Weights::Remainder16,
+            param: Dtype::Bf16,
+            spec,
+            hyper: Hyper {
+                weight_decay: 0.1,
+                ..Hyper::default()
+            },
+            ..Case::default()
+        });
+    }
+    run_all(&cases);
+}
+
 #[test]
 fn shards_equal_the_reference_of_the_whole() {
     for name in [
@@ -1494,6 +1584,15 @@ fn roots_and_quotients_in_range_are_rounded_correctly() {
     unsafe {
         assert_eq!((SHIM.wrong_roots)(), 0);
         assert_eq!((SHIM.wrong_quotients)(20_000_000), 0);
+    }
+}
+
+#[test]
+fn limbs_by_shifts_equal_those_in_f64() {
+    // SAFETY: functions without pointers.
+    unsafe {
+        assert_eq!((SHIM.wrong_limbs)(100), 0);
+        assert_eq!((SHIM.wrong_warp_sums)(), 0);
     }
 }
 

@@ -348,6 +348,12 @@ impl Kernel {
         self.0 >= ANY_FACTORED && (self.0 - ANY_FACTORED) % 4 == 3
     }
 
+    /// Whether its tasks are tiles: the statistics of tensors with exact sums.
+    pub(super) fn takes_tiles(self) -> bool {
+        [UPDATE_MAXIMA, UPDATE_SUMS].contains(&self)
+            || (self.0 >= ANY_FACTORED && [1, 2].contains(&((self.0 - ANY_FACTORED) % 4)))
+    }
+
     /// Whether it collects statistics and applies them in one launch.
     pub(super) fn is_fused(self) -> bool {
         (ADAMW_RANK1.0..OTHER).contains(&self.0)

@@ -25,6 +25,10 @@ const TASK_ELEMENTS: i64 = 8192;
 /// Rows of a task of the fused kernels (`TILE_ROWS` in adamw_rank1.cu).
 const TILE_ROWS: i64 = 32;
 
+/// Rows and columns of a warp's part of a tile (`WARP_ROWS` in tiles.cuh, `CHUNK` in wide.cuh).
+const WARP_ROWS: i64 = 32;
+const WARP_COLUMNS: i64 = 128;
+
 /// Means of a task of the kernels that make new ones (`REFRESHED` in factored.cuh).
 const REFRESHED: i64 = 4 * THREADS as i64;
 
@@ -480,6 +484,13 @@ impl Kernel {
             // As many blocks side by side as there are warps, or the power of two below.
             let group = WARPS.min(1 << (63 - units.max(1).leading_zeros()));
             return (div_ceil(units, group) * div_ceil(tensor.grid.rows, TILE_ROWS)).max(1);
+        }
+        if self.takes_tiles() {
+            // As `Tiling` in tiles.cuh.
+            let parts = div_ceil(tensor.grid.rows, WARP_ROWS);
+            let down = WARPS.min(1 << (63 - parts.max(1).leading_zeros()));
+            let across = div_ceil(tensor.grid.cols, WARP_COLUMNS * (WARPS / down));
+            return (across * div_ceil(parts, down)).max(1);
         }
         let each = (TASK_ELEMENTS / tensor.grid.block).max(WARPS);
         div_ceil(tensor.grid.units(), each).max(1)
