@@ -78,7 +78,8 @@ __device__ __forceinline__ void add_rounded(Words& sum, const Term& term, int pl
   if (places < 0) {
     // 25 places are as good as more: less than half a unit is left.
     const unsigned exponent = static_cast<unsigned>(126 + (places > -25 ? places : -25));
-    const float units = __fmul_rn(static_cast<float>(term.significand), __uint_as_float(exponent << 23));
+    const float factor = __uint_as_float(exponent << 23);  // 2^(places - 1)
+    const float units = __fmul_rn(static_cast<float>(term.significand), factor);
     sum.low += 2 * static_cast<unsigned>(__float2int_rn(units));
   }
 }

@@ -15,11 +15,13 @@
 // integers, so that no order of the atomics changes the result; `refresh`, which makes the new means
 // in the scratch; and the step. `lowbit_k_finish` brings the new means into the states.
 //
-// `collect` and `sum` take tiles (tiles.cuh), with 33 kB of shared memory. Where one factor changes along a
-// row and the other two do not, the rule with every choice of axes but few, a warp keeps its columns' largest
-// squares or sums in registers; those of rows it finds by one operation of the warp a row, and has them by
-// lane for accesses of 32 rows. The column sums of a thread block's warps meet in shared memory. Of a tile of
-// 256 rows and 128 columns come two atomics for each row and column, 0.023 an element.
+// `collect` and `sum` take tiles (tiles.cuh), with 33 kB of shared memory. Where rows have accesses of four,
+// and one factor changes along them and the other two do not (with few choices of axes all do), a warp goes
+// down its part of a tile with the largest squares or the sums of its columns in registers. Those of rows
+// are found by one or three operations of the warp for each, and kept by lane, so that accesses are of 32
+// rows; what all rows share is kept to the end. The column sums of a thread block's warps meet in shared
+// memory. Thus 256 rows of 128 columns take two atomics for each row and column, 0.023 an element. Other
+// tensors take one element a lane, and two atomics of each for the sum of its column.
 //
 // Rounding steps: R2 in the rule; the mean of squares once, to f32, and R4 in `fresh_mean`.
 
@@ -83,7 +85,8 @@ struct Places {
   long long place;  // of the row's first column here
   unsigned ends;    // bits: rows behind which comes another place, or none
 
-  __device__ __forceinline__ Places(const Tile& tile, const Factor& factor) : factor(factor), place(-1) {
+  __device__ __forceinline__ Places(const Tile& tile, const Factor& factor)
+      : factor(factor), place(-1) {
     const int row = lane_index();
     if (row < tile.rows) {
       place = tile.unit(row).factor_position<true>(factor, 0);

@@ -78,7 +78,9 @@ struct Tile {
   __device__ __forceinline__ bool has_fours() const { return FOUR * lane_index() < cols; }
 
   // The lane's first column; if it does not exist, the first lane's, whose four it reads again.
-  __device__ __forceinline__ int lane_column() const { return has_fours() ? FOUR * lane_index() : 0; }
+  __device__ __forceinline__ int lane_column() const {
+    return has_fours() ? FOUR * lane_index() : 0;
+  }
 
   // Calls `use` with every row's number and the lane's four elements of it, of the tensor's pointer
   // `which`. Rows are on their way to shared memory before they are used.

@@ -108,10 +108,9 @@ impl Shim {
                     *mut c_void,
                     unsafe extern "C" fn(usize) -> usize,
                 >(symbol(c"shim_wrong_quotients")),
-                wrong_limbs: std::mem::transmute::<
-                    *mut c_void,
-                    unsafe extern "C" fn(usize) -> usize,
-                >(symbol(c"shim_wrong_limbs")),
+                wrong_limbs: std::mem::transmute::<*mut c_void, unsafe extern "C" fn(usize) -> usize>(
+                    symbol(c"shim_wrong_limbs"),
+                ),
                 wrong_warp_sums: std::mem::transmute::<*mut c_void, unsafe extern "C" fn() -> usize>(
                     symbol(c"shim_wrong_warp_sums"),
                 ),
@@ -1855,4 +1854,20 @@ fn launches_of_huge_tensors_do_not_wrap() {
     let (_, lists) = table::build(plan.spec(), plan.tensors(), &|_| Ok(1056)).unwrap();
     assert_eq!(lists.apply[0].grid, 1056);
     assert_eq!(lists.apply[0].tasks, 70_000 * 547 / 64 + 1);
+}
+
+#[test]
+fn tiles_have_256_rows_or_more_columns() {
+    for (shape, tasks) in [
+        ([70_000, 70_001], 274 * 547),
+        ([255, 4096], 32),
+        ([64, 4096], 8),
+        ([2, 4097], 5),
+    ] {
+        let plan = plan(&preset("adafactor"), &shape);
+        let (_, lists) = table::build(plan.spec(), plan.tensors(), &|_| Ok(1056)).unwrap();
+        let (collect, sum) = (&lists.collect_global[0], &lists.sums[0]);
+        assert_eq!([collect.tasks, sum.tasks], [tasks; 2], "{shape:?}");
+        assert_eq!(lists.update_maxima[0].tasks, tasks);
+    }
 }
