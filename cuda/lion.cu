@@ -2,7 +2,8 @@
 //
 //   m' = beta2 m + (1 - beta2) g        p' = p - lr sign(beta1 m + (1 - beta1) g) - lr wd p
 //
-// Bytes moved and launches: any.cuh, and momentum4.cuh for common tensors. Rounding steps: as in `src/optimizer/lion.rs`.
+// Bytes moved and launches: any.cuh, and momentum4.cuh for common tensors. Rounding steps: as in
+// `src/optimizer/lion.rs`.
 
 #include "momentum4.cuh"
 

@@ -5,7 +5,8 @@
 // Coupled decay: g + wd p takes the place of g, and the last term is 0. Nesterov: beta1 m' + g takes
 // that of m' in the update.
 //
-// Bytes moved and launches: any.cuh, and momentum4.cuh for common tensors. Rounding steps: as in `src/optimizer/sgdm.rs`.
+// Bytes moved and launches: any.cuh, and momentum4.cuh for common tensors. Rounding steps: as in
+// `src/optimizer/sgdm.rs`.
 
 #include "momentum4.cuh"
 

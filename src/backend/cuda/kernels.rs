@@ -157,6 +157,7 @@ macro_rules! common {
     };
 }
 
+#[expect(clippy::panic, reason = "while it is compiled")]
 const fn symbol(text: &str) -> &CStr {
     match CStr::from_bytes_with_nul(text.as_bytes()) {
         Ok(symbol) => symbol,
