@@ -1,5 +1,19 @@
 // A step on common tensors: the loop that their kernels share. What they differ in is the form of the
-// states, a type with `load` and `store` for the elements of one lane, and the rule, which states name:
+// states, and the rule, which the states name:
+//
+//   struct States {
+//     using Rule = ...;
+//     static constexpr int PARTS;       // of a unit
+//     static constexpr int MOST_AHEAD;  // units on their way to shared memory; 0: read where they are
+//     static constexpr int TABLES;      // bytes of shared memory
+//     static constexpr bool V_SHOWS_NON_FINITE;  // the largest v is not finite where a gradient is not
+//     struct Tables;   // what decodes and codes; `fill` is called by all threads
+//     struct Fetched;  // of a part, by `fetch` from memory, or after `copy` from shared memory
+//     void decode(const Fetched& from, float (&m)[EACH], float (&v)[EACH]) const;
+//     struct Scales;  // new ones of a unit, by `of`
+//     void store<Wide>(const Place& place, const Quad& x, const Scales& scales, bool usual) const;
+//     void store_scales(const Place& place, const Scales& scales) const;
+//   };
 //
 //   struct Rule {
 //     static Scalars scalars(const Launch& launch, const float* hyper, int step);  // as in any.cuh
