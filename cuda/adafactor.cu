@@ -231,11 +231,7 @@ __device__ __forceinline__ void each_unclipped(const Tile& tile, Use use) {
     if (at < unit.length) {
       float g[FOUR], v[FOUR];
       fours.gradients(at, g);
-      if (is_factored<Adafactor>(unit, 0)) {
-        fours.decode_factors(0, at, Source::statistics, v);
-      } else {
-        fours.decode(0, at, v);
-      }
+      old_states<Adafactor>(fours, 0, at, v);
 #pragma unroll
       for (int i = 0; i < FOUR; ++i) {
         use(unclipped_of(unit, g[i], v[i]));

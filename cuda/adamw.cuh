@@ -1,4 +1,5 @@
-// AdamW and Adam on common tensors: the rule of adamw_block4.cu, adamw_f32.cu and adamw_rank1.cu.
+// AdamW and Adam on common tensors: the rule of adamw_block4.cu, adamw_block8.cu, adamw_f32.cu and
+// adamw_rank1.cu.
 //
 // Rounding steps: R2 to R4 in numerics.cuh, R5 to R7 in approx.cuh where all is in its range, else in
 // numerics.cuh.

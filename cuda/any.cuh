@@ -93,6 +93,19 @@ __device__ __forceinline__ float old_state(const Unit& unit, int which, int at) 
              : unit.decode(which, at);
 }
 
+// Of four elements.
+template <typename Rule>
+__device__ __forceinline__ void old_states(const WideUnit& unit, int which, int at,
+                                           float (&old)[FOUR]) {
+  if (is_factored<Rule>(unit, which)) {
+    unit.decode_factors(which, at, Source::statistics, old);
+  } else if (which == cover_state<Rule>) {
+    unit.smallest_of(unit.shared.tensor.state[which], at, Source::stored, old);
+  } else {
+    unit.decode(which, at, old);
+  }
+}
+
 // One element; what lies beyond the unit is 0.
 template <typename Rule>
 __device__ inline Element step_element(const Unit& unit, int at) {
@@ -130,14 +143,7 @@ __device__ __forceinline__ void step_elements(const WideUnit& unit, int at, Elem
 #pragma unroll
   for (int which = 0; which < Rule::STATES; ++which) {
     if (which < unit.shared.tensor.states) {
-      const State& state = unit.shared.tensor.state[which];
-      if (is_factored<Rule>(unit, which)) {
-        unit.decode_factors(which, at, Source::statistics, old[which]);
-      } else if (which == cover_state<Rule>) {
-        unit.smallest_of(state, at, Source::stored, old[which]);
-      } else {
-        unit.decode(which, at, old[which]);
-      }
+      old_states<Rule>(unit, which, at, old[which]);
     }
   }
 #pragma unroll

@@ -4,7 +4,7 @@
 // A cell is the magnitudes y = |x| / (0.78 s) that share exponent and first seven fraction bits. A table
 // must have at most one midpoint in each cell, all of them far from the cell's ends, so that an estimate
 // of y may be a little off, and its negative midpoints must be those above 0 mirrored, as far as there
-// are any. That is so for dynamic exponent; `table.rs` asks for it.
+// are any. That is so for dynamic exponent; `kernels.rs` asks for it.
 
 #pragma once
 
@@ -33,29 +33,32 @@ struct ByteTable {
     return cell < 0 ? 0 : cell < CELLS ? cell : CELLS - 1;
   }
 
+  // How many of 255 midpoints times `width` are below an edge.
+  __device__ static __forceinline__ int count_below(const float* midpoints, float width, float edge) {
+    int count = 0;
+    for (int half = 128; half != 0; half /= 2) {
+      count += __fmul_rn(midpoints[count + half - 1], width) < edge ? half : 0;
+    }
+    return count;
+  }
+
   // All threads of a thread block call it together.
   __device__ inline void fill(const Codebook& from) {
+    const int negative = count_below(from.midpoints, 1.0f, 0.0f);
     if (threadIdx.x == 0) {
-      zero = 0;
-      while (from.midpoints[zero] < 0.0f) {
-        ++zero;
-      }
+      zero = negative;
     }
-    __syncthreads();
     for (int i = static_cast<int>(threadIdx.x); i < 256; i += blockDim.x) {
       levels[i] = from.by_code[i];
-      midpoints[i] = i + zero < 256 ? from.midpoints[i + zero] : __uint_as_float(INF_BITS);
+      midpoints[i] = i + negative < 256 ? from.midpoints[i + negative] : __uint_as_float(INF_BITS);
     }
     __syncthreads();
     for (int cell = static_cast<int>(threadIdx.x); cell < CELLS; cell += blockDim.x) {
       // The least y of the cell.
       const float edge =
           __uint_as_float(static_cast<unsigned>(FIRST + cell) << (23 - FRACTION_BITS));
-      int count = 0;
-      for (int half = 128; half != 0; half /= 2) {
-        count += __fmul_rn(midpoints[count + half - 1], WIDTH) < edge ? half : 0;
-      }
-      below[cell] = static_cast<unsigned char>(cell == 0 ? 0 : count);
+      below[cell] =
+          static_cast<unsigned char>(cell == 0 ? 0 : count_below(midpoints, WIDTH, edge));
     }
     __syncthreads();
   }

@@ -424,6 +424,7 @@ __device__ constexpr int units_ahead() {
   } else {
     constexpr int ROOM = (SHARED_MEMORY - States::TABLES - sizeof(Shared)) / WARPS;
     constexpr int UNITS = ROOM / (States::PARTS * (Memory<P, G>::STAGE + States::STAGE));
+    static_assert(UNITS > 0, "a thread block has no room for the units at hand");
     return UNITS > States::MOST_AHEAD ? States::MOST_AHEAD : UNITS - 1;
   }
 }

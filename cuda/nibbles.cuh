@@ -31,7 +31,7 @@ __device__ inline unsigned count_midpoints(const float (&x)[4], float scale, con
 
 // A signed table that has at most one midpoint in each cell of [-1, 1]: a cell is the values x of one
 // sign whose (|x| + 1/100) / 0.87 share exponent and first fraction bit. That is so for dynamic
-// exponent; `table.rs` asks for it.
+// exponent; `kernels.rs` asks for it.
 //
 // The lane of a cell holds its midpoint and the number of midpoints below the cell. One estimate of
 // x / s finds the cell (cells end far from midpoints, so that an estimate may be a little off), one

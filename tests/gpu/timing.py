@@ -60,6 +60,7 @@ KERNELS = {
     "adamw4-block": ("adamw", "block4"),
     "adamw4": ("adamw", "rank1"),
     "adamw32": ("adamw", "f32"),
+    "adamw8": ("adamw", "block8"),
     "sgdm4": ("sgdm", "block4"),
     "lion4": ("lion", "block4"),
 }

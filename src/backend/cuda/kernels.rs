@@ -233,8 +233,8 @@ pub(super) const WITHOUT_LISTS: [Kernel; 2] = [NORM_FINISH, COUNT_STEP];
 
 /// The blocks that the kernels for common tensors are written for: of 4 bits and f32 (`BLOCK` in
 /// common.cuh), and of 8 bits.
-const BLOCK: i64 = 128;
-const BLOCK8: i64 = 256;
+const BLOCK: u32 = 128;
+const BLOCK8: u32 = 256;
 
 /// Threads of a thread block (`THREADS` in tasks.cuh).
 pub(super) const THREADS: u32 = 256;
@@ -300,23 +300,24 @@ impl Kernel {
         let coded = |state: usize, bits, block, mapping| {
             let state = &tensor.states[state];
             let plain = Quantizer {
-                block: u32::try_from(block).unwrap_or_default(),
+                block,
                 ..Quantizer::codes(bits, Normalization::Block, mapping)
             };
-            // A one-axis tensor under rank-1 has blocks of 128 as well.
-            let quantizer = match state.quantizer.normalization {
-                Some(Normalization::Block) => state.quantizer.clone(),
-                _ => state.quantizer.in_blocks(),
+            // A one-axis tensor under rank-1 has blocks as well.
+            let quantizer = Quantizer {
+                normalization: Some(Normalization::Block),
+                block,
+                ..state.quantizer.clone()
             };
-            let scales = Scales::Block(block);
+            let scales = Scales::Block(i64::from(block));
             matches!(&state.format, Format::Codes(codes) if codes.scales == scales)
-                && tensor.grid.block == block
+                && tensor.grid.block == i64::from(block)
                 && quantizer == plain
         };
         let coded4 = |state, mapping| coded(state, 4, BLOCK, mapping);
         let in_f32 = || {
             let mut states = tensor.states.iter();
-            tensor.grid.block == BLOCK && states.all(|state| state.format == Format::F32)
+            tensor.grid.block == i64::from(BLOCK) && states.all(|state| state.format == Format::F32)
         };
         let rank_one = |state: usize, mapping| {
             tensor.states[state].quantizer == Quantizer::rank1(mapping)
