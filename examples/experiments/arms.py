@@ -1,7 +1,7 @@
 """What is compared: quantizers of m and of v by name, and the optimizers made of them.
 
-An arm is a preset's name, or "<m>+<v>" of the tables below, or one of NAMED, and may end in
-"@<factor>lr". Widths are 4 bits unless the name says otherwise.
+An arm is a preset's name, or "<m>+<v>" of the tables below (AdamW), or "sgdm:<m>" or "lion:<m>", or one
+of NAMED, and may end in "@<factor>lr". Widths are 4 bits unless the name says otherwise.
 """
 
 #: Tables that `run.py fit` found for m, from zero up, and for v.
@@ -173,9 +173,25 @@ NAMED = {
 }
 
 
+#: Optimizers of m alone, and their learning rates as a multiple of AdamW's, chosen on 32 bits.
+RATES = {"sgdm": 50, "lion": 0.2}
+
+
+def yardstick(arm):
+    """The arm in 32 bits that an arm is compared with."""
+    return f"{_optimizer(arm)}32"
+
+
+def _optimizer(arm):
+    return next((name for name in RATES if arm.startswith(name)), "adamw")
+
+
 def spec(arm):
     """What `lowbit.Spec` takes for an arm."""
     arm = arm.partition("@")[0]
+    if ":" in arm:
+        optimizer, m = arm.split(":")
+        return {"optimizer": optimizer, "m": M[m]}
     if arm in NAMED:
         return NAMED[arm]
     if "+" in arm:
@@ -186,4 +202,5 @@ def spec(arm):
 
 def lr_factor(arm):
     """An arm may end in "@0.7lr": a change that a comparison must see."""
-    return float(arm.partition("@")[2].removesuffix("lr") or 1)
+    change = float(arm.partition("@")[2].removesuffix("lr") or 1)
+    return change * RATES.get(_optimizer(arm), 1)

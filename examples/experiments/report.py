@@ -17,6 +17,7 @@ matplotlib.rcParams["svg.fonttype"] = "none"
 import matplotlib.pyplot as plt
 import numpy as np
 
+import arms
 import comparisons
 import convex
 import fine_tune
@@ -27,13 +28,15 @@ import records
 
 FOLDER = pathlib.Path(__file__).parent
 PLOTS = FOLDER / "plots"
-YARDSTICK = "adamw32"
+
+#: Presets by the arms that became them.
+PRESETS = {"nf4-sr+rank1/power2": "adamw4-robust"}
 
 PREAMBLE = """# What the experiments show
 
 Written by `cargo xtask experiment report` from the runs in `results/`; see [README.md](README.md)
 for the protocol. Differences are paired by seed with 32-bit AdamW of the same code and
-hyper-parameters; positive is worse. "90 %" is the t-interval of the mean difference; inside ±δ it
+hyper-parameters (arms of SGDM and Lion with those in 32 bits); positive is worse. "90 %" is the t-interval of the mean difference; inside ±δ it
 says *equivalent* (two one-sided tests at 5 %); fewer than three pairs say nothing. Arms are
 `<m>+<v>` of [arms.py](arms.py), or presets.
 """
@@ -112,14 +115,14 @@ def _unstable_runs(runs):
     rates = sorted({run["settings"]["lr"] for run in runs})
     lines += _rule(["arm", "zero in v", *(f"lr {rate:g}" for rate in rates), "all"])
     counts = collections.Counter()
-    for arm in (*language_model.WITH_ZERO, *language_model.ZERO_FREE, YARDSTICK):
+    for arm in (*language_model.WITH_ZERO, *language_model.ZERO_FREE, "adamw32"):
         own = [run for run in runs if run["arm"] == arm]
         zero = arm in language_model.WITH_ZERO
         cells = [
             _fraction([run for run in own if run["settings"]["lr"] == rate]) for rate in rates
         ]
         lines += [_row([f"`{arm}`", "yes" if zero else "no", *cells, _fraction(own)])]
-        if arm != YARDSTICK:
+        if arm != "adamw32":
             counts[zero, "runs"] += len(own)
             counts[zero, "unstable"] += sum(run["result"]["unstable"] for run in own)
     p = comparisons.fisher(
@@ -344,22 +347,16 @@ def _table(runs, metric, delta, sign=1):
     """A row for each arm; and {arm: Comparison}. sign: -1 where more is better."""
     digits = 4 if delta < 0.1 else 2
     by_arm = _by_arm(runs)
-    exact = {run["seed"]: _number(run["result"], metric) for run in by_arm[YARDSTICK]}
     compared = {
-        arm: comparisons.compare(
-            {
-                run["seed"]: sign * (_number(run["result"], metric) - exact[run["seed"]])
-                for run in own
-                if run["seed"] in exact
-            },
-            delta,
-        )
-        for arm, own in by_arm.items()
+        arm: _compared(own, by_arm[arms.yardstick(arm)], metric, delta, sign)
+        for arm, own in list(by_arm.items())
     }
+    is_yardstick = {arm: arm == arms.yardstick(arm) for arm in compared}
     order = sorted(
-        by_arm,
+        compared,
         key=lambda arm: (
-            arm != YARDSTICK,
+            arms.yardstick(arm),
+            not is_yardstick[arm],
             any(run["result"]["unstable"] for run in by_arm[arm]),
             _sortable(compared[arm].mean),
         ),
@@ -371,13 +368,13 @@ def _table(runs, metric, delta, sign=1):
         own = sorted(by_arm[arm], key=lambda run: run["seed"])
         values = " ".join(_short(_number(run["result"], metric), digits) for run in own)
         share = own[0]["result"]["state_bytes"] / parameters
-        known, comparison = arm == YARDSTICK, compared[arm]
+        known, comparison = is_yardstick[arm], compared[arm]
         unstable = sum(run["result"]["unstable"] for run in own)
         verdict = f"unstable in {unstable} of {len(own)}" if unstable else comparison.verdict
         lines += [
             _row(
                 [
-                    f"`{arm}`",
+                    _name(arm),
                     f"{share:.2f}",
                     values,
                     _fraction(own),
@@ -386,7 +383,23 @@ def _table(runs, metric, delta, sign=1):
                 ]
             )
         ]
-    return lines, {arm: compared[arm] for arm in order if arm != YARDSTICK}
+    return lines, {arm: compared[arm] for arm in order if not is_yardstick[arm]}
+
+
+def _compared(runs, others, metric, delta, sign=1):
+    """Pairs of one seed: how much worse the first runs are than the others."""
+    exact = {run["seed"]: _number(run["result"], metric) for run in others}
+    worse_by = {
+        run["seed"]: sign * (_number(run["result"], metric) - exact[run["seed"]])
+        for run in runs
+        if run["seed"] in exact
+    }
+    return comparisons.compare(worse_by, delta)
+
+
+def _name(arm):
+    """With the preset that it became."""
+    return f"`{arm}` = **`{PRESETS[arm]}`**" if arm in PRESETS else f"`{arm}`"
 
 
 def _sortable(value):
@@ -432,7 +445,7 @@ def _intervals(name, compared, delta):
             axes.plot([comparison.low, comparison.high], [y, y], color="C0", lw=2)
         axes.plot(comparison.mean, y, "o", color="C0", ms=5)
     axes.set_yticks(range(len(shown)), [arm for arm, _ in reversed(shown)], fontsize=8)
-    axes.set_xlabel("worse than adamw32 by (grey: within ±δ; bar: 90 % interval; dots: seeds)")
+    axes.set_xlabel("worse than 32 bits by (grey: within ±δ; bar: 90 % interval; dots: seeds)")
     left_out = len(compared) - len(shown)
     text = "paired differences" + (f"; {left_out} far outside are not drawn" if left_out else "")
     return _save(figure, name, text)

@@ -11,6 +11,8 @@ import numpy as np
 
 import lowbit.jax
 
+import arms
+
 #: A run is unstable if its loss is not finite, or the mean of WINDOW losses, after warm-up, rises
 #: by more than RISE nats over the lowest such mean so far or over the loss before the first step.
 WINDOW, RISE = 20, 0.5
@@ -70,17 +72,17 @@ def seeded(spec, seed):
 
 
 def optimizer(task, settings, spec):
-    """The library's AdamW with the settings' hyper-parameters."""
-    return lowbit.jax.adamw(
-        settings.lr,
-        settings.beta1,
-        settings.beta2,
-        settings.eps,
-        settings.weight_decay,
-        mask=task.decays,
-        spec=spec,
-        threads=1,
-    )
+    """The spec's optimizer with the settings' hyper-parameters. Lion's betas are its paper's, and its
+    decay, like that of SGDM, is decoupled and as much a step as AdamW's.
+    """
+    how = {"mask": task.decays, "spec": spec, "threads": 1}
+    if spec["optimizer"] == "adamw":
+        betas = (settings.beta1, settings.beta2)
+        return lowbit.jax.adamw(settings.lr, *betas, settings.eps, settings.weight_decay, **how)
+    decay = settings.weight_decay / arms.RATES[spec["optimizer"]]
+    if spec["optimizer"] == "lion":
+        return lowbit.jax.lion(settings.lr, weight_decay=decay, **how)
+    return lowbit.jax.sgdm(settings.lr, settings.beta1, decay, decoupled=True, **how)
 
 
 @functools.cache
