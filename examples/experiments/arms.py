@@ -174,7 +174,7 @@ NAMED = {
 
 
 #: Optimizers of m alone, and their learning rates as a multiple of AdamW's, chosen on 32 bits.
-RATES = {"sgdm": 50, "lion": 0.2}
+RATES = {"sgdm": 50, "lion": 0.6}
 
 
 def yardstick(arm):
