@@ -73,6 +73,7 @@ fn each_tensor_is_stepped_by_its_group() {
     for preset in [
         "adamw4",
         "adamw4-block",
+        "adamw4-robust",
         "factor4",
         "sgdm4",
         "lion8",

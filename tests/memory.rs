@@ -124,7 +124,12 @@ fn plan(preset: &str, tensors: Vec<TensorInfo>) -> Plan {
 #[test]
 fn llama_7b_needs_the_counted_bytes() {
     const PARAMS: i64 = 6_738_415_616;
-    for (preset, at_most) in [("adamw32", 8.0), ("adamw4", 1.04), ("adamw4-block", 1.063)] {
+    for (preset, at_most) in [
+        ("adamw32", 8.0),
+        ("adamw4", 1.04),
+        ("adamw4-robust", 1.04),
+        ("adamw4-block", 1.063),
+    ] {
         let plan = plan(preset, llama_7b());
         let elements: i64 = plan.tensors().iter().map(|tensor| tensor.numel).sum();
         assert_eq!(elements, PARAMS);

@@ -160,6 +160,7 @@ fn diagnostics_are_what_a_step_then_does_and_change_nothing() {
     for preset in [
         "adamw4",
         "adamw4-block",
+        "adamw4-robust",
         "adamw8",
         "factor4",
         "sgdm4",

@@ -62,6 +62,11 @@ fn specs() -> Vec<Spec> {
             at_random(de(128)),
             at_random(Quantizer::rank1(Mapping::Linear)),
         ),
+        spec(
+            at_random(Quantizer::block(128, Mapping::Nf4)),
+            Quantizer::rank1(Mapping::Power2),
+        ),
+        spec(de(128), at_random(Quantizer::rank1(Mapping::Power2))),
     ]
 }
 

@@ -24,8 +24,9 @@ handle!(lowbit_spec_t, "spec", b"lb.spec\0");
 ///
 /// # Parameters
 /// - `name` (in, host, not NULL): "adamw32", "adamw8", "adamw4" (the paper's 4-bit AdamW, rank-1
-///   v), "adamw4-block" (both moments in blocks of 128), "factor32", "factor4", "sgdm32", "sgdm8",
-///   "sgdm4", "lion32", "lion8", "lion4", "adafactor" or "sm3".
+///   v), "adamw4-block" (both moments in blocks of 128), "adamw4-robust" (rank-1 v under squares, m
+///   rounded at random), "factor32", "factor4", "sgdm32", "sgdm8", "sgdm4", "lion32", "lion8",
+///   "lion4", "adafactor" or "sm3".
 /// - `out` (out, host, not NULL): the spec, or NULL on failure.
 /// # Returns
 /// OK, NULL_POINTER, INVALID_ARGUMENT (the text lists the names).

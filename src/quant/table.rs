@@ -51,6 +51,8 @@ pub struct Table {
     /// The number n of levels, where they are `(i + 1) / n` and n is a power of two: codes can then
     /// be computed.
     pub(crate) linear: Option<f32>,
+    /// The same where they are `((i + 1) / n)^2`.
+    pub(crate) square: Option<f32>,
     /// How codes of eight bits are computed, where they can be.
     pub(crate) lines: Option<Lines>,
     /// How levels of eight bits are computed, where they can be.
@@ -71,17 +73,22 @@ impl Table {
         let mut reached = [f32::NEG_INFINITY; 16];
         reached[1..].copy_from_slice(&by_code[1..16]);
         let count = levels.len() as f32;
-        let linear = levels.len().is_power_of_two()
-            && (1_u16..)
-                .zip(&levels)
-                .all(|(i, level)| *level == f32::from(i) / count);
+        let all = |level_of: fn(f32) -> f32| {
+            let even = levels.len().is_power_of_two()
+                && (1_u16..)
+                    .zip(&levels)
+                    .all(|(i, level)| *level == level_of(f32::from(i) / count));
+            even.then_some(count)
+        };
+        let (linear, square) = (all(|x| x), all(|x| x * x));
         Arc::new(Self {
             levels,
             midpoints,
             by_code,
             next,
             reached,
-            linear: linear.then_some(count),
+            linear,
+            square,
             lines,
             quotients,
         })

@@ -2,15 +2,16 @@
 
 use super::{DEFAULT_THRESHOLD, Normalization, Optimizer, Quantizer, Spec};
 use crate::error::{Result, invalid};
-use crate::quant::Mapping;
+use crate::quant::{Mapping, Rounding};
 
 impl Spec {
     /// The names that [`Spec::preset`] knows.
-    pub const PRESETS: [&'static str; 14] = [
+    pub const PRESETS: [&'static str; 15] = [
         "adamw32",
         "adamw8",
         "adamw4",
         "adamw4-block",
+        "adamw4-robust",
         "factor32",
         "factor4",
         "sgdm32",
@@ -29,6 +30,8 @@ impl Spec {
     /// - `adamw8`: both moments 8-bit block(256)/de (Dettmers et al. 2022, with today's block).
     /// - `adamw4`: the paper's 4-bit AdamW: m block(128)/de, v rank1/linear.
     /// - `adamw4-block`: both moments in blocks of 128 (the paper's fused variant): one pass.
+    /// - `adamw4-robust`: m block(128)/nf4 rounded at random, v rank1/power2: the closest to 32 bits in
+    ///   `examples/experiments`.
     /// - `factor32`, `factor4`: AdamW with a factored v (the paper's 4-bit Factor), m in f32 or
     ///   block(128)/de.
     /// - `sgdm32`, `sgdm8`, `sgdm4`, `lion32`, `lion8`, `lion4`: m in f32, 8-bit block(256)/de or
@@ -61,6 +64,14 @@ impl Spec {
                 Optimizer::Adamw,
                 Some(four()),
                 Some(Quantizer::block(128, Mapping::Linear)),
+            ),
+            "adamw4-robust" => (
+                Optimizer::Adamw,
+                Some(Quantizer {
+                    rounding: Rounding::Stochastic,
+                    ..Quantizer::block(128, Mapping::Nf4)
+                }),
+                Some(Quantizer::rank1(Mapping::Power2)),
             ),
             "factor32" => (Optimizer::Adamw, Some(f32()), Some(factored_f32())),
             "factor4" => (Optimizer::Adamw, Some(four()), Some(factored())),

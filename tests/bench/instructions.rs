@@ -29,7 +29,7 @@ const RANK_ONE_AT_RANDOM: &str = r#"{"optimizer": "adamw",
     "v": {"bits": 4, "normalization": "rank1", "mapping": "linear", "rounding": "stochastic"}}"#;
 
 /// Kernels with presets, or specs as JSON.
-const KERNELS: [(&str, &str, Dtype, Weights); 10] = [
+const KERNELS: [(&str, &str, Dtype, Weights); 11] = [
     ("adamw32, f32", "adamw32", Dtype::F32, Weights::Plain),
     (
         "adamw4-block, f32",
@@ -53,6 +53,12 @@ const KERNELS: [(&str, &str, Dtype, Weights); 10] = [
     (
         "adamw4, f32, states rounded at random",
         RANK_ONE_AT_RANDOM,
+        Dtype::F32,
+        Weights::Plain,
+    ),
+    (
+        "adamw4-robust, f32",
+        "adamw4-robust",
         Dtype::F32,
         Weights::Plain,
     ),

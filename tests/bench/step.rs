@@ -26,10 +26,11 @@ use lowbit::{Context, CpuContext, Variant};
 const SHAPE: [i64; 2] = [8192, 8192];
 
 /// Name, preset, dtype of parameters and gradients, weight form.
-const CASES: [(&str, &str, Dtype, Weights); 12] = [
+const CASES: [(&str, &str, Dtype, Weights); 13] = [
     ("adamw32", "adamw32", Dtype::F32, Weights::Plain),
     ("adamw4-block", "adamw4-block", Dtype::F32, Weights::Plain),
     ("adamw4", "adamw4", Dtype::F32, Weights::Plain),
+    ("adamw4-robust", "adamw4-robust", Dtype::F32, Weights::Plain),
     ("adamw8", "adamw8", Dtype::F32, Weights::Plain),
     ("factor4", "factor4", Dtype::F32, Weights::Plain),
     ("sgdm4", "sgdm4", Dtype::F32, Weights::Plain),

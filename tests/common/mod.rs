@@ -306,7 +306,7 @@ pub fn variants() -> Vec<Variant> {
 }
 
 /// The presets of AdamW with states m and v.
-pub const ADAMW: [&str; 3] = ["adamw32", "adamw4", "adamw4-block"];
+pub const ADAMW: [&str; 4] = ["adamw32", "adamw4", "adamw4-block", "adamw4-robust"];
 
 /// One line of `cases.txt`: see `README.md`.
 pub struct Case {

@@ -182,7 +182,8 @@ default_context(array::BF16) = default_context(array.bits)
 Which optimizer, with which quantizer for each of its states: the name of a preset, or JSON.
 
 - `"adamw4"`: the 4-bit AdamW of the paper, m in blocks of 128, v rank-1
-- `"adamw4-block"`: m and v in blocks of 128
+- `"adamw4-robust"`: m in blocks of 128, rounded at random, v rank-1 under squares: the closest to 32 bits
+- `"adamw4-block"`: m and v in blocks of 128, the fastest
 - `"factor4"`: m in blocks of 128, v as means of rows and columns
 - `"adamw8"`, `"sgdm4"`, `"lion4"`, `"adafactor"`, `"sm3"`, `"adamw32"`, ...: a wrong name is
   answered with all of them

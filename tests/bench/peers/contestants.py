@@ -187,6 +187,7 @@ ENTRIES = {
     "lowbit adamw4": Entry("lowbit", _lowbit("adamw4"), _4BIT),
     "lowbit adamw8": Entry("lowbit", _lowbit("adamw8"), _8BIT),
     "lowbit adamw32": Entry("lowbit", _lowbit("adamw32"), _F32),
+    "lowbit adamw4-robust": Entry("lowbit", _lowbit("adamw4-robust"), _4BIT),
     "lowbit adamw4-block, states stochastic": Entry("lowbit", _lowbit(_STOCHASTIC), _4BIT),
     "lowbit adamw4-block, bf16": Entry("lowbit", _lowbit("adamw4-block"), _4BIT, torch.bfloat16),
     "lowbit adamw4-block, bf16 stochastic": Entry(

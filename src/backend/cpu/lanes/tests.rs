@@ -302,48 +302,54 @@ fn check_search<V: Vector>(name: &str) {
     }
 }
 
-/// Codes of the linear table up to its scale, by the exact quotient and by the estimated one.
+/// Codes of the linear table and of its squares up to their scale, by the exact quotient (linear alone) and
+/// by the estimated one.
 fn check_decide<V: Vector>(name: &str) {
-    const FACTOR: f32 = 16.0 - 1.0 / 64.0;
-    let mut below = [f32::NEG_INFINITY; 16];
-    for (k, below) in below[1..].iter_mut().enumerate() {
-        *below = (k as f32 + 1.5) / 16.0;
-    }
-    for scale in [
-        1.0_f32,
-        0.3,
-        1.999_999_9,
-        7.7e-12,
-        4e37,
-        3e38,
-        2e-37,
-        f32::MIN_POSITIVE,
-        0.0,
-    ] {
-        let thresholds = below[1..].iter().map(|mid| mid * scale).collect::<Vec<_>>();
-        let steps = (0..4096).map(|i| scale * (i as f32 / 4095.0));
-        let values: Vec<f32> = values(&thresholds)
-            .into_iter()
-            .chain(steps)
-            .filter(|x| x.to_bits() <= scale.to_bits())
-            .collect();
-        let want = counts(&values, |x| thresholds.iter().filter(|t| x > **t).count());
-        // SAFETY: the caller's processor has the instructions.
-        unsafe {
-            let (table, all) = (V::table(&below), V::splat(scale));
-            let factor = FACTOR / scale;
-            if factor.is_finite() {
-                let (scaled, factor) = (V::scale(table, all), V::splat(factor));
-                let got =
-                    packed_codes::<V>(&values, |x| x.decide::<false>(x, factor, scaled, None));
-                assert_eq!(got, want, "{name} {scale:e}");
-            }
-            if scale < 2_f32.powi(125) {
-                let got = packed_codes::<V>(&values, |x| {
-                    let q = x.mul(all.reciprocal());
-                    x.decide::<false>(q, V::splat(FACTOR), table, Some(all))
-                });
-                assert_eq!(got, want, "{name} {scale:e}, estimated");
+    for mapping in [Mapping::Linear, Mapping::Power2] {
+        let table = Table::of(mapping, 4, false, &[]).unwrap();
+        let mut below = [f32::NEG_INFINITY; 16];
+        below[1..].copy_from_slice(&table.midpoints);
+        for scale in [
+            1.0_f32,
+            0.3,
+            1.999_999_9,
+            7.7e-12,
+            4e37,
+            3e38,
+            2e-37,
+            f32::MIN_POSITIVE,
+            0.0,
+        ] {
+            let thresholds = table.midpoints.iter().map(|mid| mid * scale);
+            let thresholds = thresholds.collect::<Vec<_>>();
+            // Evenly, and evenly in the logarithm, down to subnormal numbers.
+            let steps = (0..4096).map(|i| scale * (i as f32 / 4095.0));
+            let halves = (0..300).map(|i| scale * 0.75_f32.powi(i));
+            let values: Vec<f32> = values(&thresholds)
+                .into_iter()
+                .chain(steps)
+                .chain(halves)
+                .filter(|x| x.to_bits() <= scale.to_bits())
+                .collect();
+            let want = counts(&values, |x| thresholds.iter().filter(|t| x > **t).count());
+            // SAFETY: the caller's processor has the instructions.
+            unsafe {
+                let (below, all) = (V::table(&below), V::splat(scale));
+                let factor = SHORT_OF_16 / scale;
+                if table.linear.is_some() && factor.is_finite() {
+                    let (scaled, factor) = (V::scale(below, all), V::splat(factor));
+                    let got =
+                        packed_codes::<V>(&values, |x| x.decide::<false>(x, factor, scaled, None));
+                    assert_eq!(got, want, "{name} {mapping:?} {scale:e}");
+                }
+                if scale < 2_f32.powi(125) {
+                    let got = packed_codes::<V>(&values, |x| {
+                        let q = x.mul(all.reciprocal());
+                        let q = if table.square.is_some() { q.sqrt() } else { q };
+                        x.decide::<false>(q, V::splat(SHORT_OF_16), below, Some(all))
+                    });
+                    assert_eq!(got, want, "{name} {mapping:?} {scale:e}, estimated");
+                }
             }
         }
     }

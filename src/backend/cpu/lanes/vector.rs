@@ -109,6 +109,10 @@ pub(in crate::backend::cpu) const PACKED: usize = 8;
 /// the code or one more, and at most 15: the threshold between the two decides ([`Vector::decide`]). Of
 /// levels that are reached, the one of code k is where y is k + 1, and the same holds.
 /// A subnormal s is not for this, as its products with neighbouring thresholds may be one number.
+///
+/// Under the table of the squares of these levels, y is `16 sqrt(x / s)`, and the threshold between codes
+/// k - 1 and k lies where it is `sqrt((k + 1/2)^2 + 1/4)`: above k + 1/2, by 1/12 at most. So the same holds
+/// of this number times the quotient's root.
 pub(in crate::backend::cpu) const SHORT_OF_16: f32 = 16.0 - 1.0 / 64.0;
 
 /// The bits of 1 and half a step of [`crate::quant::uniform`].

@@ -734,14 +734,16 @@ impl<L: Lanes> Moment<L> for Blocks<'_, L::Vector> {
     }
 }
 
-/// A state of four bits under a linear table and the maxima of the slices along every axis, where
-/// rows of the grid are rows of the last axis.
+/// A state of four bits under a linear table or its squares and the maxima of the slices along every axis,
+/// where rows of the grid are rows of the last axis.
 #[derive(Clone, Copy)]
 struct RankOne<'a, V: Vector> {
     codes: &'a Codes,
     maxima: &'a [Maxima],
     state: usize,
     row: Row<V>,
+    /// Whether levels are squares.
+    squares: bool,
     /// The smallest of the other axes' maxima, in the state and in the statistics.
     rest: [f32; 2],
     /// The last axis's.
@@ -759,7 +761,12 @@ impl<'a, V: Vector> RankOne<'a, V> {
         let rows = tensor.info.shape.last() == Some(&tensor.grid.cols)
             && last.projection.is_last_axis()
             && others.iter().all(|maxima| !maxima.projection.varies());
-        if !rows || others.is_empty() || codes.table.linear != Some(16.0) {
+        let squares = codes.table.square == Some(16.0);
+        let computed = match codes.rounding {
+            Rounding::Nearest => squares || codes.table.linear == Some(16.0),
+            _ => codes.table.linear == Some(16.0),
+        };
+        if !rows || others.is_empty() || !computed {
             return None;
         }
         Some(Self {
@@ -768,6 +775,7 @@ impl<'a, V: Vector> RankOne<'a, V> {
             state,
             // SAFETY: the caller's promise.
             row: unsafe { Row::of(tensor, codes, call.state_buffers(state)[0]) }?,
+            squares,
             rest: [0.0; 2],
             columns: [std::ptr::null(); 2],
         })
@@ -913,6 +921,7 @@ impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
                         let scale = rest.smallest(L::Vector::load(columns[1].add(at)));
                         usual &= !scale.any_subnormal();
                         let q = x.mul(scale.reciprocal());
+                        let q = if self.squares { q.sqrt() } else { q };
                         let code = x.decide::<false>(q, factor, self.row.below, Some(scale));
                         packed = L::Vector::pack(packed, code);
                     }
