@@ -13,7 +13,7 @@ use common::{Memory, Model, bytes, variants};
 use lowbit::dtype::Dtype;
 use lowbit::plan::TensorInfo;
 use lowbit::quant::{Mapping, Rounding};
-use lowbit::spec::{Normalization, Optimizer, Quantizer, Spec};
+use lowbit::spec::{Normalization, Optimizer, Quantizer, SgdmOptions, Spec};
 use lowbit::step::NonFinite;
 use lowbit::{Hyper, Variant};
 use proptest::prelude::*;
@@ -67,7 +67,43 @@ fn specs() -> Vec<Spec> {
             Quantizer::rank1(Mapping::Power2),
         ),
         spec(de(128), at_random(Quantizer::rank1(Mapping::Power2))),
+        of_m(Optimizer::Sgdm, Quantizer::f32()),
+        of_m(
+            Optimizer::Sgdm,
+            at_random(Quantizer::block(128, Mapping::Nf4)),
+        ),
+        Spec {
+            sgdm: Some(SgdmOptions {
+                nesterov: true,
+                dampening: 0.0,
+                decoupled: true,
+            }),
+            ..of_m(Optimizer::Sgdm, de(128))
+        },
+        Spec {
+            sgdm: Some(SgdmOptions {
+                nesterov: false,
+                dampening: 0.25,
+                decoupled: false,
+            }),
+            ..of_m(Optimizer::Sgdm, de(128))
+        },
+        of_m(Optimizer::Lion, Quantizer::f32()),
+        of_m(Optimizer::Lion, de(128)),
+        of_m(
+            Optimizer::Lion,
+            at_random(Quantizer::block(128, Mapping::Nf4)),
+        ),
     ]
+}
+
+/// An optimizer of m alone, likewise.
+fn of_m(optimizer: Optimizer, m: Quantizer) -> Spec {
+    Spec {
+        threshold: 0,
+        m: Some(m),
+        ..Spec::new(optimizer)
+    }
 }
 
 fn shapes() -> Vec<Vec<i64>> {

@@ -13,12 +13,12 @@ use crate::numerics::Hyper;
 /// See the module's page.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Lion {
-    lr: f32,
-    beta1: f32,
-    one_minus_beta1: f32,
-    beta2: f32,
-    one_minus_beta2: f32,
-    lr_wd: f32,
+    pub(crate) lr: f32,
+    pub(crate) beta1: f32,
+    pub(crate) one_minus_beta1: f32,
+    pub(crate) beta2: f32,
+    pub(crate) one_minus_beta2: f32,
+    pub(crate) lr_wd: f32,
 }
 
 impl Lion {

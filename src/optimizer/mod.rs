@@ -17,8 +17,8 @@ use crate::spec::{Optimizer, Spec};
 
 pub(crate) use adafactor::Adafactor;
 pub(crate) use adamw::Adamw;
-use lion::Lion;
-use sgdm::Sgdm;
+pub(crate) use lion::Lion;
+pub(crate) use sgdm::Sgdm;
 use sm3::Sm3;
 
 /// The most states that a rule has.

@@ -14,13 +14,13 @@ use crate::spec::SgdmOptions;
 /// See the module's page.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sgdm {
-    lr: f32,
-    momentum: f32,
-    one_minus_dampening: f32,
-    l2: f32,
-    lr_wd: f32,
-    nesterov: bool,
-    first: bool,
+    pub(crate) lr: f32,
+    pub(crate) momentum: f32,
+    pub(crate) one_minus_dampening: f32,
+    pub(crate) l2: f32,
+    pub(crate) lr_wd: f32,
+    pub(crate) nesterov: bool,
+    pub(crate) first: bool,
 }
 
 impl Sgdm {

@@ -423,6 +423,13 @@ impl Vector for __m256 {
     }
 
     #[inline(always)]
+    unsafe fn sign(self) -> Self {
+        // Neither 0 nor NaN.
+        let other = _mm256_cmp_ps::<_CMP_NEQ_OQ>(self, _mm256_setzero_ps());
+        _mm256_blendv_ps(self, _mm256_set1_ps(1.0).copysign(self), other)
+    }
+
+    #[inline(always)]
     unsafe fn max(self, other: Self) -> Self {
         _mm256_max_ps(self, other)
     }

@@ -507,6 +507,13 @@ impl Vector for __m512 {
     }
 
     #[inline(always)]
+    unsafe fn sign(self) -> Self {
+        // Neither 0 nor NaN.
+        let other = _mm512_cmp_ps_mask::<_CMP_NEQ_OQ>(self, _mm512_setzero_ps());
+        _mm512_mask_blend_ps(other, self, _mm512_set1_ps(1.0).copysign(self))
+    }
+
+    #[inline(always)]
     unsafe fn max(self, other: Self) -> Self {
         _mm512_max_ps(self, other)
     }

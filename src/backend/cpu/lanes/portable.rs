@@ -182,6 +182,17 @@ impl Vector for [f32; 8] {
     }
 
     #[inline(always)]
+    unsafe fn sign(self) -> Self {
+        zip(self, self, |a, _| {
+            if a == 0.0 || a.is_nan() {
+                a
+            } else {
+                1_f32.copysign(a)
+            }
+        })
+    }
+
+    #[inline(always)]
     unsafe fn max(self, other: Self) -> Self {
         zip(self, other, |a, b| if a > b { a } else { b })
     }

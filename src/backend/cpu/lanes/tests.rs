@@ -375,6 +375,12 @@ fn check_operations<V: Vector>(name: &str) {
                 canonical.to_bits(),
                 "{name} {a}"
             );
+            let sign = if a == 0.0 || a.is_nan() {
+                a
+            } else {
+                1_f32.copysign(a)
+            };
+            assert_eq!(lane(x.sign()).to_bits(), sign.to_bits(), "{name} {a}");
             let usual = a.is_sign_positive() && a.is_finite();
             assert_eq!(x.all_usual(), usual, "{name} {a}");
             for b in notable.into_iter().flat_map(|b| [b, -b]) {

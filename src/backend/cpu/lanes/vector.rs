@@ -38,6 +38,8 @@ pub(in crate::backend::cpu) trait Vector: Copy {
     unsafe fn abs(self) -> Self;
     /// The magnitude of `self` with the sign of another number.
     unsafe fn copysign(self, sign: Self) -> Self;
+    /// 1 with the number's sign; 0 and NaN stay as they are.
+    unsafe fn sign(self) -> Self;
     /// The larger of two numbers.
     unsafe fn max(self, other: Self) -> Self;
     /// `RN(self a + b)`.

@@ -13,6 +13,8 @@ mod collect;
 mod decode;
 mod encode;
 mod maxima;
+mod momentum;
+mod registers;
 mod run;
 mod sums;
 mod weights;
@@ -147,7 +149,14 @@ unsafe fn apply<L: Lanes>(call: &TensorCall<'_>, units: Range<i64>) -> i64 {
     // SAFETY: the caller's promise; the units lie in the tensor.
     unsafe {
         if index(grid.block) <= CHUNK {
-            if let Some(skipped) = adamw::in_registers::<L>(call, units.clone()) {
+            let done = match &call.rule {
+                Update::Adamw(_) => adamw::in_registers::<L>(call, units.clone()),
+                Update::Sgdm(_) | Update::Lion(_) => {
+                    momentum::in_registers::<L>(call, units.clone())
+                }
+                _ => None,
+            };
+            if let Some(skipped) = done {
                 return skipped;
             }
             let mut work = Unit::<1>::ZERO;

@@ -1,0 +1,200 @@
+//! SGD with momentum and Lion on units of a chunk, in registers from load to store, for m in f32, or in 4
+//! bits in blocks of a chunk. What else there is takes the way of [`super::apply_unit`], to the same bits.
+//!
+//! Rounding steps are numbered as in `optimizer/sgdm.rs` and `optimizer/lion.rs`.
+
+#![expect(unsafe_code, reason = "reads and writes the caller's raw buffers")]
+
+use std::ops::Range;
+
+use super::registers::{
+    Blocks, Moment, Plain, Work, clear_behind, gradient, is_f32_in_place, parameters, store_result,
+};
+use super::run::Run;
+use super::skip;
+use crate::backend::cpu::call::TensorCall;
+use crate::backend::cpu::lanes::{CHUNK, Lanes, Vector, registers};
+use crate::optimizer::{Lion, Sgdm, Update};
+use crate::plan::Format;
+
+/// Updates units of at most a chunk; returns how many were skipped, or `None` for a tensor that this is
+/// not for.
+///
+/// # Safety
+/// As for [`super::apply`].
+#[inline(always)]
+pub(super) unsafe fn in_registers<L: Lanes>(
+    call: &TensorCall<'_>,
+    units: Range<i64>,
+) -> Option<i64> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match &call.rule {
+            Update::Sgdm(rule) => by::<L, _>(call, rule, units),
+            Update::Lion(rule) => by::<L, _>(call, rule, units),
+            _ => None,
+        }
+    }
+}
+
+/// A rule on registers.
+trait Step {
+    /// The new m, and what is taken from the parameter.
+    ///
+    /// # Safety
+    /// As for [`Vector`].
+    unsafe fn step<V: Vector>(&self, p: V, g: V, m: V) -> (V, V);
+}
+
+impl Step for Sgdm {
+    #[inline(always)]
+    unsafe fn step<V: Vector>(&self, p: V, g: V, m: V) -> (V, V) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let g = if self.l2 == 0.0 {
+                g
+            } else {
+                V::splat(self.l2).mul_add(p, g)
+            };
+            let momentum = V::splat(self.momentum);
+            let m = if self.first {
+                g
+            } else {
+                momentum.mul_add(m, V::splat(self.one_minus_dampening).mul(g)) // R3
+            };
+            let q = if self.nesterov {
+                momentum.mul_add(m, g)
+            } else {
+                m
+            }; // R6
+            let decay = if self.lr_wd == 0.0 {
+                V::splat(0.0)
+            } else {
+                V::splat(self.lr_wd).mul(p)
+            };
+            (m, V::splat(self.lr).mul_add(q, decay)) // R7
+        }
+    }
+}
+
+impl Step for Lion {
+    #[inline(always)]
+    unsafe fn step<V: Vector>(&self, p: V, g: V, m: V) -> (V, V) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let splat = |x| V::splat(x);
+            let c = splat(self.beta1).mul_add(m, splat(self.one_minus_beta1).mul(g));
+            let m = splat(self.beta2).mul_add(m, splat(self.one_minus_beta2).mul(g)); // R3
+            let decay = splat(self.lr_wd).mul(p);
+            (m, splat(self.lr).mul_add(c.sign(), decay)) // R6, R7
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn by<L: Lanes, R: Step>(call: &TensorCall<'_>, rule: &R, units: Range<i64>) -> Option<i64> {
+    let [m] = call.tensor.states.as_slice() else {
+        return None;
+    };
+    // SAFETY: the caller's promise; the format is the state's.
+    unsafe {
+        match &m.format {
+            Format::F32 => Some(chunks::<L, R, _>(call, rule, units, Plain::of(call, 0))),
+            Format::Codes(codes) => {
+                let m = Blocks::<L::Vector>::of(call, 0, codes)?;
+                Some(chunks::<L, R, _>(call, rule, units, m))
+            }
+            _ => None,
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn chunks<L: Lanes, R: Step, M: Moment<L>>(
+    call: &TensorCall<'_>,
+    rule: &R,
+    units: Range<i64>,
+    mut m: M,
+) -> i64 {
+    let in_place = is_f32_in_place(call);
+    let mut work = Work::EMPTY;
+    let mut skipped = 0;
+    let mut row = usize::MAX;
+    for run in Run::of_units(&call.tensor.grid, units) {
+        // SAFETY: the run lies in the tensor.
+        skipped += unsafe {
+            if run.row != row {
+                m.enter(call, run);
+                row = run.row;
+            }
+            if run.len < CHUNK {
+                chunk::<L, R, M, false>(call, rule, run, &m, &mut work)
+            } else {
+                // So that the compiler knows it.
+                let run = Run { len: CHUNK, ..run };
+                if in_place {
+                    chunk::<L, R, M, true>(call, rule, run, &m, &mut work)
+                } else {
+                    chunk::<L, R, M, false>(call, rule, run, &m, &mut work)
+                }
+            }
+        };
+    }
+    skipped
+}
+
+/// Updates a run of at most one chunk; returns 1 if it was skipped. `F32_IN_PLACE` as in [`gradient`].
+#[inline(always)]
+unsafe fn chunk<L: Lanes, R: Step, M: Moment<L>, const F32_IN_PLACE: bool>(
+    call: &TensorCall<'_>,
+    rule: &R,
+    run: Run,
+    m: &M,
+    work: &mut Work,
+) -> i64 {
+    let Work {
+        p,
+        g,
+        states: [room, _],
+    } = work;
+    // SAFETY: the run lies in the tensor.
+    unsafe {
+        let gradient = gradient::<L, F32_IN_PLACE>(call, run, g);
+        let (grad_scale, zero) = (L::Vector::splat(call.grad_scale), L::Vector::splat(0.0));
+        if call.skip_blocks {
+            // Zero, or NaN if a square is not finite.
+            let mut sum = zero;
+            for j in 0..registers::<L::Vector>() {
+                let g = L::Vector::load(gradient.add(j * L::Vector::WIDTH)).mul(grad_scale);
+                sum = g.mul(g).mul_add(zero, sum);
+            }
+            if sum.any_nan() {
+                skip(call, run);
+                return 1;
+            }
+        }
+        let (p, base) = parameters::<L, F32_IN_PLACE>(call, run, p);
+        let old = m.open(run, room);
+        let (mut new, mut largest) = (L::Vector::ZEROS, zero);
+        for j in 0..registers::<L::Vector>() {
+            let at = j * L::Vector::WIDTH;
+            let g = L::Vector::load(gradient.add(at)).mul(grad_scale); // R1
+            let before = L::Vector::load(p.add(at));
+            let (m, change) = rule.step(before, g, m.decode(old, at));
+            new.as_mut()[j] = m;
+            largest = largest.largest(m);
+            let result = L::Vector::load(base.add(at)).sub(change); // R8
+            result.canonical().store(p.add(at));
+        }
+        store_result::<L, F32_IN_PLACE>(call, run, p);
+        if run.len < CHUNK {
+            clear_behind::<L::Vector>(&mut new, run.len);
+            largest = zero;
+            for m in new.as_ref() {
+                largest = largest.largest(*m);
+            }
+        }
+        m.close(call, run, old, &new, largest, false);
+    }
+    0
+}

@@ -1,0 +1,651 @@
+//! What the kernels have in common that keep a chunk in registers from load to store: parameters and
+//! gradients, and states in f32, or in 4 bits, rounded to nearest or at random, in blocks of a chunk or under
+//! rank-1 scales.
+
+#![expect(unsafe_code, reason = "reads and writes the caller's raw buffers")]
+
+use super::decode::Source;
+use super::encode::encode_unit;
+use super::run::{Run, draws, load_run, store_run};
+use super::weights::{load_weights, store_weights};
+use super::{AHEAD, prefetch};
+use crate::backend::cpu::call::TensorCall;
+use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, PACKED, SHORT_OF_16, Vector, load, store};
+use crate::backend::cpu::reference::block_scale;
+use crate::dtype::Dtype;
+use crate::layout::{div_ceil, index};
+use crate::plan::{Codes, MAX_AXES, Maxima, Scales, TensorPlan};
+use crate::quant::Rounding;
+use crate::rng::Purpose;
+use crate::step::Buffer;
+use crate::weights::Weights;
+
+/// What an update alone is taken from: -0 less a number is its negative, exactly.
+static NOTHING: Chunk = Chunk([-0.0; CHUNK]);
+
+/// Memory for what is not used where it lies: numbers that are not f32, and the end of a row, which
+/// goes on in zeros up to a chunk.
+pub(super) struct Work {
+    pub(super) p: Chunk,
+    pub(super) g: Chunk,
+    pub(super) states: [Room; 2],
+}
+
+impl Work {
+    pub(super) const EMPTY: Self = Self {
+        p: Chunk::ZERO,
+        g: Chunk::ZERO,
+        states: [Room::EMPTY; 2],
+    };
+}
+
+/// The end of a row of a state.
+pub(super) struct Room {
+    values: Chunk,
+    codes: [u8; CHUNK / 2],
+    /// Scales of the columns, old and new.
+    columns: [Chunk; 2],
+}
+
+impl Room {
+    pub(super) const EMPTY: Self = Self {
+        values: Chunk::ZERO,
+        codes: [0; CHUNK / 2],
+        columns: [Chunk::ZERO; 2],
+    };
+}
+
+/// Whether parameters and gradients are f32 and updated where they are.
+pub(super) fn is_f32_in_place(call: &TensorCall<'_>) -> bool {
+    let info = &call.tensor.info;
+    let f32 = info.param_dtype == Dtype::F32 && info.grad_dtype == Dtype::F32;
+    f32 && call.weight.form == Weights::Plain && call.in_place()
+}
+
+/// Where the gradient of a run of at most a chunk is. `F32_IN_PLACE` says that it is used where it lies
+/// ([`is_f32_in_place`]), and that the run is a whole chunk.
+#[inline(always)]
+pub(super) unsafe fn gradient<L: Lanes, const F32_IN_PLACE: bool>(
+    call: &TensorCall<'_>,
+    run: Run,
+    g: &mut Chunk,
+) -> *const f32 {
+    let info = &call.tensor.info;
+    // SAFETY: the caller's run lies in the tensor.
+    unsafe {
+        if F32_IN_PLACE {
+            prefetch::<L>(call.weight.data, size_of::<f32>(), run, AHEAD);
+            prefetch::<L>(call.grad, size_of::<f32>(), run, AHEAD);
+            return call.grad.cast::<f32>().add(run.first);
+        }
+        prefetch::<L>(call.weight.data, info.param_dtype.size(), run, AHEAD);
+        prefetch::<L>(call.grad, info.grad_dtype.size(), run, AHEAD);
+        load_run::<L>(call.grad, info.grad_dtype, run, g);
+    }
+    g.as_ptr()
+}
+
+/// Where a run's parameters are, to be replaced by the result, and what the update is taken from.
+#[inline(always)]
+pub(super) unsafe fn parameters<L: Lanes, const F32_IN_PLACE: bool>(
+    call: &TensorCall<'_>,
+    run: Run,
+    p: &mut Chunk,
+) -> (*mut f32, *const f32) {
+    // SAFETY: the caller's run lies in the tensor.
+    unsafe {
+        if F32_IN_PLACE {
+            let p = call.weight.data.cast::<f32>().add(run.first);
+            return (p, p.cast_const());
+        }
+        load_weights::<L>(call, run, p);
+        let p = p.as_mut_ptr();
+        let base = if call.in_place() {
+            p.cast_const()
+        } else {
+            NOTHING.as_ptr()
+        };
+        (p, base)
+    }
+}
+
+/// Brings a run's result to where it belongs.
+#[inline(always)]
+pub(super) unsafe fn store_result<L: Lanes, const F32_IN_PLACE: bool>(
+    call: &TensorCall<'_>,
+    run: Run,
+    result: *const f32,
+) {
+    if F32_IN_PLACE {
+        return;
+    }
+    // SAFETY: the caller's run lies in the tensor; the result is in a chunk.
+    unsafe {
+        let chunk = &*result.cast::<Chunk>();
+        if call.in_place() {
+            store_weights::<L>(call, run, chunk);
+        } else {
+            store_run::<L>(call.update, call.tensor.info.param_dtype, run, chunk);
+        }
+    }
+}
+
+/// Makes values from an element on zero.
+#[inline(always)]
+pub(super) unsafe fn clear_behind<V: Vector>(values: &mut V::Registers, len: usize) {
+    // SAFETY: the caller's processor has the instructions.
+    unsafe {
+        let mut chunk = store::<V>(values);
+        chunk[len..].fill(0.0);
+        *values = load::<V>(&chunk);
+    }
+}
+
+/// 2^125.
+const HUGE: f32 = (1_u128 << 125) as f32;
+
+/// A state of the tensor as a kernel sees it.
+///
+/// # Safety
+/// Runs are of at most a chunk and lie in the tensor.
+pub(super) trait Moment<L: Lanes> {
+    /// What decoding a run needs.
+    type Open: Copy;
+
+    /// Called for the first run of each row.
+    unsafe fn enter(&mut self, call: &TensorCall<'_>, run: Run);
+    /// A run that is not a whole chunk is read from the room.
+    unsafe fn open(&self, run: Run, room: &mut Room) -> Self::Open;
+    /// The values of a register from element `at` of the run on. Those behind the run are of any
+    /// finite value.
+    unsafe fn decode(&self, open: Self::Open, at: usize) -> L::Vector;
+    /// Stores the new values, given the largest magnitude in each lane, and whether it is known that
+    /// none is negative, infinite or NaN. Those behind the run are zero.
+    unsafe fn close(
+        &self,
+        call: &TensorCall<'_>,
+        run: Run,
+        open: Self::Open,
+        values: &<L::Vector as Vector>::Registers,
+        largest: L::Vector,
+        usual: bool,
+    );
+}
+
+/// A state in f32.
+pub(super) struct Plain(*mut f32);
+
+impl Plain {
+    pub(super) fn of(call: &TensorCall<'_>, state: usize) -> Self {
+        Self(call.state_buffers(state)[0].data.cast())
+    }
+}
+
+impl<L: Lanes> Moment<L> for Plain {
+    type Open = *mut f32;
+
+    #[inline(always)]
+    unsafe fn enter(&mut self, _: &TensorCall<'_>, _: Run) {}
+
+    #[inline(always)]
+    unsafe fn open(&self, run: Run, room: &mut Room) -> *mut f32 {
+        // SAFETY: the caller's run lies in the tensor.
+        unsafe {
+            let values = self.0.add(run.first);
+            if run.len == CHUNK {
+                return values;
+            }
+            let values = std::slice::from_raw_parts(values, run.len);
+            room.values[..run.len].copy_from_slice(values);
+        }
+        room.values.as_mut_ptr()
+    }
+
+    #[inline(always)]
+    unsafe fn decode(&self, values: *mut f32, at: usize) -> L::Vector {
+        // SAFETY: as above.
+        unsafe { L::Vector::load(values.add(at)) }
+    }
+
+    #[inline(always)]
+    unsafe fn close(
+        &self,
+        _: &TensorCall<'_>,
+        run: Run,
+        to: *mut f32,
+        values: &<L::Vector as Vector>::Registers,
+        _: L::Vector,
+        _: bool,
+    ) {
+        // SAFETY: as above.
+        unsafe {
+            for (j, value) in values.as_ref().iter().enumerate() {
+                value.canonical().store(to.add(j * L::Vector::WIDTH));
+            }
+            if run.len < CHUNK {
+                std::ptr::copy_nonoverlapping(to, self.0.add(run.first), run.len);
+            }
+        }
+    }
+}
+
+/// The codes of a row, and what they stand for.
+#[derive(Clone, Copy)]
+struct Row<V: Vector> {
+    /// Of the tensor's first row.
+    first: *mut u8,
+    bytes: usize,
+    codes: *mut u8,
+    levels: V::Table,
+    midpoints: V::Table,
+    /// The midpoint below each code, and one below everything.
+    below: V::Table,
+}
+
+impl<V: Vector> Row<V> {
+    /// `None` unless the codes are of four bits and rounded to nearest or at random without more.
+    #[inline(always)]
+    unsafe fn of(tensor: &TensorPlan, codes: &Codes, buffer: Buffer) -> Option<Self> {
+        if codes.per_byte != 2
+            || !matches!(codes.rounding, Rounding::Nearest | Rounding::Stochastic)
+            || codes.scale_correction
+            || codes.dither.is_some()
+        {
+            return None;
+        }
+        let mut midpoints = [f32::INFINITY; 16];
+        midpoints[..codes.table.midpoints.len()].copy_from_slice(&codes.table.midpoints);
+        let mut below = [f32::NEG_INFINITY; 16];
+        below[1..].copy_from_slice(&midpoints[..15]);
+        // SAFETY: the kernels are used on processors that have the instructions.
+        unsafe {
+            Some(Self {
+                first: buffer.data.cast(),
+                bytes: index(tensor.grid.code_bytes(codes.per_byte)),
+                codes: std::ptr::null_mut(),
+                levels: V::table(&codes.table.first()),
+                midpoints: V::table(&midpoints),
+                below: V::table(&below),
+            })
+        }
+    }
+
+    #[inline(always)]
+    fn enter(&mut self, row: usize) {
+        self.codes = self.first.wrapping_add(row * self.bytes);
+    }
+
+    /// Where the codes of a run can be read and written, for a whole chunk.
+    #[inline(always)]
+    unsafe fn open(&self, run: Run, room: &mut [u8; CHUNK / 2]) -> *mut u8 {
+        // SAFETY: the caller's run lies in the row.
+        unsafe {
+            let codes = self.codes.add(run.col / 2);
+            if run.len == CHUNK {
+                return codes;
+            }
+            std::ptr::copy_nonoverlapping(codes, room.as_mut_ptr(), run.len.div_ceil(2));
+        }
+        room.as_mut_ptr()
+    }
+
+    /// Brings the codes of a run to where they belong.
+    #[inline(always)]
+    unsafe fn close(&self, run: Run, codes: *mut u8) {
+        // SAFETY: as above; the room has a chunk's codes.
+        unsafe {
+            if run.len < CHUNK {
+                if run.len % 2 == 1 {
+                    // Behind a row's end codes are 0.
+                    *codes.add(run.len / 2) &= 0xf;
+                }
+                let to = self.codes.add(run.col / 2);
+                std::ptr::copy_nonoverlapping(codes, to, run.len.div_ceil(2));
+            }
+        }
+    }
+
+    /// Stores the codes of a chunk that are the numbers of thresholds passed.
+    #[inline(always)]
+    unsafe fn search(values: &V::Registers, thresholds: &V::Thresholds, codes: *mut u8) {
+        // SAFETY: the caller's memory has room for them.
+        unsafe {
+            for (i, values) in values.as_ref().chunks_exact(PACKED).enumerate() {
+                let mut packed = V::unpacked();
+                for x in values {
+                    packed = V::pack(packed, x.search::<false>(thresholds));
+                }
+                V::store_packed(packed, codes.add(i * PACKED * V::WIDTH / 2));
+            }
+        }
+    }
+}
+
+/// A state of four bits in blocks of a chunk.
+pub(super) struct Blocks<'a, V: Vector> {
+    codes: &'a Codes,
+    state: usize,
+    row: Row<V>,
+    /// Of the tensor's first row.
+    first: *mut f32,
+    in_row: usize,
+    scales: *mut f32,
+}
+
+impl<'a, V: Vector> Blocks<'a, V> {
+    #[inline(always)]
+    pub(super) unsafe fn of(call: &TensorCall<'_>, state: usize, codes: &'a Codes) -> Option<Self> {
+        if codes.scales != Scales::Block(CHUNK as i64) {
+            return None;
+        }
+        let buffers = call.state_buffers(state);
+        Some(Self {
+            codes,
+            state,
+            // SAFETY: the caller's promise.
+            row: unsafe { Row::of(call.tensor, codes, buffers[0]) }?,
+            first: buffers[1].data.cast(),
+            in_row: index(div_ceil(call.tensor.grid.cols, CHUNK as i64)),
+            scales: std::ptr::null_mut(),
+        })
+    }
+}
+
+impl<L: Lanes> Moment<L> for Blocks<'_, L::Vector> {
+    /// The codes, and what they stand for.
+    type Open = (*mut u8, <L::Vector as Vector>::Table);
+
+    #[inline(always)]
+    unsafe fn enter(&mut self, _: &TensorCall<'_>, run: Run) {
+        self.row.enter(run.row);
+        self.scales = self.first.wrapping_add(run.row * self.in_row);
+    }
+
+    #[inline(always)]
+    unsafe fn open(&self, run: Run, room: &mut Room) -> Self::Open {
+        // SAFETY: the caller's run lies in the row.
+        unsafe {
+            let scale = L::Vector::splat(*self.scales.add(run.col / CHUNK));
+            let levels = L::Vector::scale(self.row.levels, scale);
+            (self.row.open(run, &mut room.codes), levels)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn decode(&self, (codes, levels): Self::Open, at: usize) -> L::Vector {
+        // SAFETY: as above.
+        unsafe { L::Vector::decode(levels, codes.add(at / 2)) }
+    }
+
+    #[inline(always)]
+    unsafe fn close(
+        &self,
+        call: &TensorCall<'_>,
+        run: Run,
+        (codes, _): Self::Open,
+        values: &<L::Vector as Vector>::Registers,
+        largest: L::Vector,
+        usual: bool,
+    ) {
+        // SAFETY: as above.
+        unsafe {
+            let scale = block_scale(largest.reduce_largest());
+            *self.scales.add(run.col / CHUNK) = scale;
+            if self.codes.rounding == Rounding::Stochastic {
+                let draws = draws(call, Purpose::State(self.state), run);
+                let values = store::<L::Vector>(values);
+                L::round_block(&values, scale, usual, &self.codes.table, &draws, codes);
+                return self.row.close(run, codes);
+            }
+            let scale_all = L::Vector::splat(scale);
+            // Where all values are 0, so is their code.
+            let factor = if scale == 0.0 {
+                0.0
+            } else {
+                SHORT_OF_16 / scale
+            };
+            if usual && self.codes.table.linear == Some(16.0) && factor.is_finite() {
+                // As in `RankOne`; a finite factor means a scale that is not subnormal.
+                let factor = L::Vector::splat(factor);
+                let below = L::Vector::scale(self.row.below, scale_all);
+                for (i, values) in values.as_ref().chunks_exact(PACKED).enumerate() {
+                    let mut packed = L::Vector::unpacked();
+                    for x in values {
+                        packed =
+                            L::Vector::pack(packed, x.decide::<false>(*x, factor, below, None));
+                    }
+                    let to = codes.add(i * PACKED * L::Vector::WIDTH / 2);
+                    L::Vector::store_packed(packed, to);
+                }
+            } else {
+                let scaled = L::Vector::scale(self.row.midpoints, scale_all);
+                let thresholds = L::Vector::thresholds(scaled);
+                Row::<L::Vector>::search(values, &thresholds, codes);
+            }
+            self.row.close(run, codes);
+        }
+    }
+}
+
+/// A state of four bits under a linear table or its squares and the maxima of the slices along every axis,
+/// where rows of the grid are rows of the last axis.
+#[derive(Clone, Copy)]
+pub(super) struct RankOne<'a, V: Vector> {
+    codes: &'a Codes,
+    maxima: &'a [Maxima],
+    state: usize,
+    row: Row<V>,
+    /// Whether levels are squares.
+    squares: bool,
+    /// The smallest of the other axes' maxima, in the state and in the statistics.
+    rest: [f32; 2],
+    /// The last axis's.
+    columns: [*const f32; 2],
+}
+
+impl<'a, V: Vector> RankOne<'a, V> {
+    #[inline(always)]
+    pub(super) unsafe fn of(call: &TensorCall<'_>, state: usize, codes: &'a Codes) -> Option<Self> {
+        let tensor = call.tensor;
+        let Scales::Maxima(maxima) = &codes.scales else {
+            return None;
+        };
+        let (last, others) = maxima.split_last()?;
+        let rows = tensor.info.shape.last() == Some(&tensor.grid.cols)
+            && last.projection.is_last_axis()
+            && others.iter().all(|maxima| !maxima.projection.varies());
+        let squares = codes.table.square == Some(16.0);
+        let computed = match codes.rounding {
+            Rounding::Nearest => squares || codes.table.linear == Some(16.0),
+            _ => codes.table.linear == Some(16.0),
+        };
+        if !rows || others.is_empty() || !computed {
+            return None;
+        }
+        Some(Self {
+            codes,
+            maxima,
+            state,
+            // SAFETY: the caller's promise.
+            row: unsafe { Row::of(tensor, codes, call.state_buffers(state)[0]) }?,
+            squares,
+            rest: [0.0; 2],
+            columns: [std::ptr::null(); 2],
+        })
+    }
+}
+
+impl<V: Vector> RankOne<'_, V> {
+    /// Index of a row's first element.
+    #[inline(always)]
+    fn position(call: &TensorCall<'_>, run: Run) -> [i64; MAX_AXES] {
+        let mut position = [0; MAX_AXES];
+        let mut row = run.row as i64;
+        let shape = &call.tensor.info.shape;
+        for axis in (1..shape.len() - 1).rev() {
+            position[axis] = row % shape[axis];
+            row /= shape[axis];
+        }
+        position[0] = row;
+        position
+    }
+
+    /// Raises the statistics of a row by the bits of its largest value; `alone` says that no one else
+    /// works on what is in its slice of a matrix.
+    #[inline(always)]
+    pub(super) fn raise(&self, call: &TensorCall<'_>, run: Run, largest: i32, alone: bool) {
+        let position = Self::position(call, run);
+        let position = &position[..call.tensor.info.shape.len()];
+        for maxima in self.maxima {
+            if !maxima.projection.is_last_axis() {
+                let at = maxima.projection.global_position(position, call.offset);
+                if alone && maxima.projection.axes() == [0] {
+                    call.raise_alone(maxima.word + at, largest);
+                } else {
+                    call.raise(maxima.word + at, largest);
+                }
+            }
+        }
+    }
+}
+
+/// Where the codes of a run are, and the scales of its columns, old and new.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    codes: *mut u8,
+    columns: [*const f32; 2],
+}
+
+impl Place {
+    pub(super) const NOWHERE: Self = Self {
+        codes: std::ptr::null_mut(),
+        columns: [std::ptr::null(); 2],
+    };
+}
+
+impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
+    type Open = Place;
+
+    #[inline(always)]
+    unsafe fn enter(&mut self, call: &TensorCall<'_>, run: Run) {
+        let position = Self::position(call, run);
+        let position = &position[..call.tensor.info.shape.len()];
+        let buffers = call.state_buffers(self.state);
+        // As integers, so that NaN is the largest.
+        let mut rest = [i32::MAX; 2];
+        // SAFETY: the caller's run lies in the tensor; positions lie in buffers and statistics, which
+        // no one writes now.
+        unsafe {
+            self.row.enter(run.row);
+            for (maxima, buffer) in self.maxima.iter().zip(&buffers[1..]) {
+                let places = places(call, maxima, *buffer, position);
+                if maxima.projection.is_last_axis() {
+                    self.columns = places.map(<*const i32>::cast);
+                } else {
+                    rest[0] = rest[0].min(*places[0]);
+                    rest[1] = rest[1].min(*places[1]);
+                }
+            }
+        }
+        self.rest = rest.map(|bits| f32::from_bits(bits.cast_unsigned()));
+    }
+
+    #[inline(always)]
+    unsafe fn open(&self, run: Run, room: &mut Room) -> Place {
+        // SAFETY: the caller's run lies in the row.
+        unsafe {
+            let [old, new] = self.columns;
+            let mut columns = [old.add(run.col), new.add(run.col)];
+            if run.len < CHUNK {
+                for (columns, room) in columns.iter_mut().zip(&mut room.columns) {
+                    let scales = std::slice::from_raw_parts(*columns, run.len);
+                    room[..run.len].copy_from_slice(scales);
+                    *columns = room.as_ptr();
+                }
+            }
+            let codes = self.row.open(run, &mut room.codes);
+            Place { codes, columns }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn decode(&self, place: Place, at: usize) -> L::Vector {
+        // SAFETY: as above.
+        unsafe {
+            let columns = L::Vector::load(place.columns[0].add(at));
+            let scale = L::Vector::splat(self.rest[0]).smallest(columns);
+            L::Vector::decode(self.row.levels, place.codes.add(at / 2)).mul(scale)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn close(
+        &self,
+        call: &TensorCall<'_>,
+        run: Run,
+        Place { codes, columns }: Place,
+        values: &<L::Vector as Vector>::Registers,
+        _: L::Vector,
+        usual: bool,
+    ) {
+        // SAFETY: as above.
+        unsafe {
+            let rest = L::Vector::splat(self.rest[1]);
+            let factor = L::Vector::splat(SHORT_OF_16);
+            // Beyond, reciprocals may be flushed to zero.
+            let mut usual = usual && self.rest[1] < HUGE;
+            if self.codes.rounding == Rounding::Stochastic {
+                let mut scales = Chunk::ZERO;
+                for at in (0..CHUNK).step_by(L::Vector::WIDTH) {
+                    let scale = rest.smallest(L::Vector::load(columns[1].add(at)));
+                    usual &= !scale.any_subnormal();
+                    scale.store(scales.as_mut_ptr().add(at));
+                }
+                if usual {
+                    let chunk = store::<L::Vector>(values);
+                    let draws = draws(call, Purpose::State(self.state), run);
+                    L::round_linear(&chunk, &scales, &self.codes.table, &draws, codes);
+                }
+            } else {
+                for (i, values) in values.as_ref().chunks_exact(PACKED).enumerate() {
+                    let mut packed = L::Vector::unpacked();
+                    for (j, x) in values.iter().enumerate() {
+                        let at = (i * PACKED + j) * L::Vector::WIDTH;
+                        let scale = rest.smallest(L::Vector::load(columns[1].add(at)));
+                        usual &= !scale.any_subnormal();
+                        let q = x.mul(scale.reciprocal());
+                        let q = if self.squares { q.sqrt() } else { q };
+                        let code = x.decide::<false>(q, factor, self.row.below, Some(scale));
+                        packed = L::Vector::pack(packed, code);
+                    }
+                    let to = codes.add(i * PACKED * L::Vector::WIDTH / 2);
+                    L::Vector::store_packed(packed, to);
+                }
+            }
+            if usual {
+                self.row.close(run, codes);
+            } else {
+                let chunk = [store::<L::Vector>(values)];
+                encode_unit::<L>(call, self.state, run, &chunk, Source::Statistics);
+            }
+        }
+    }
+}
+
+/// Where the maximum of a position is in the state and in the statistics.
+#[inline(always)]
+unsafe fn places(
+    call: &TensorCall<'_>,
+    maxima: &Maxima,
+    buffer: Buffer,
+    position: &[i64],
+) -> [*const i32; 2] {
+    let projection = &maxima.projection;
+    let new = maxima.word + projection.global_position(position, call.offset);
+    // SAFETY: the caller's position lies in both.
+    unsafe {
+        let stored = buffer.data.cast_const().cast::<i32>();
+        let words = call.scratch[0].cast_const().cast::<i32>();
+        [stored.add(projection.position(position)), words.add(new)]
+    }
+}
