@@ -331,7 +331,7 @@ struct spec_options {
 // Which optimizer, with which quantizer for each of its states.
 class spec {
  public:
-  // "adamw4", "adamw4-block", "factor4", "lion4", ...: lowbit_spec_create_preset lists them.
+  // "adamw4", "adamw4-robust", "adamw4-block", "lion4", ...: lowbit_spec_create_preset lists them.
   static outcome<spec> preset(const std::string& name) {
     lowbit_spec_t* handle = nullptr;
     status done = status::of(lowbit_spec_create_preset(name.c_str(), &handle));

@@ -32,10 +32,10 @@ impl Spec {
     /// - `adamw4-block`: both moments in blocks of 128 (the paper's fused variant): one pass.
     /// - `adamw4-robust`: m block(128)/nf4 rounded at random, v rank1/power2: the closest to 32 bits in
     ///   `examples/experiments`.
-    /// - `factor32`, `factor4`: AdamW with a factored v (the paper's 4-bit Factor), m in f32 or
-    ///   block(128)/de.
-    /// - `sgdm32`, `sgdm8`, `sgdm4`, `lion32`, `lion8`, `lion4`: m in f32, 8-bit block(256)/de or
-    ///   4-bit block(128)/de.
+    /// - `factor32`, `factor4`: AdamW with a factored v (as in the paper's 4-bit Factor), m in f32 or as in
+    ///   `adamw4-robust`.
+    /// - `sgdm32`, `sgdm8`, `sgdm4`, `lion32`, `lion8`, `lion4`: m in f32, 8-bit block(256)/de or as in
+    ///   `adamw4-robust`.
     /// - `adafactor`: without momentum, the paper's defaults.
     /// - `sm3`: with an f32 momentum.
     ///
@@ -43,6 +43,10 @@ impl Spec {
     /// `InvalidArgument`, listing the names.
     pub fn preset(name: &str) -> Result<Self> {
         let (f32, four) = (Quantizer::f32, || Quantizer::block(128, Mapping::De));
+        let at_random = || Quantizer {
+            rounding: Rounding::Stochastic,
+            ..Quantizer::block(128, Mapping::Nf4)
+        };
         let eight = || Quantizer {
             block: 256,
             ..Quantizer::codes(8, Normalization::Block, Mapping::De)
@@ -67,20 +71,17 @@ impl Spec {
             ),
             "adamw4-robust" => (
                 Optimizer::Adamw,
-                Some(Quantizer {
-                    rounding: Rounding::Stochastic,
-                    ..Quantizer::block(128, Mapping::Nf4)
-                }),
+                Some(at_random()),
                 Some(Quantizer::rank1(Mapping::Power2)),
             ),
             "factor32" => (Optimizer::Adamw, Some(f32()), Some(factored_f32())),
-            "factor4" => (Optimizer::Adamw, Some(four()), Some(factored())),
+            "factor4" => (Optimizer::Adamw, Some(at_random()), Some(factored())),
             "sgdm32" => (Optimizer::Sgdm, Some(f32()), None),
             "sgdm8" => (Optimizer::Sgdm, Some(eight()), None),
-            "sgdm4" => (Optimizer::Sgdm, Some(four()), None),
+            "sgdm4" => (Optimizer::Sgdm, Some(at_random()), None),
             "lion32" => (Optimizer::Lion, Some(f32()), None),
             "lion8" => (Optimizer::Lion, Some(eight()), None),
-            "lion4" => (Optimizer::Lion, Some(four()), None),
+            "lion4" => (Optimizer::Lion, Some(at_random()), None),
             "adafactor" => (Optimizer::Adafactor, None, Some(factored_f32())),
             "sm3" => (Optimizer::Sm3, Some(f32()), None),
             _ => {

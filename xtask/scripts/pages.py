@@ -22,6 +22,7 @@ PAGES = [
     ("bindings/python/jax.md", "JAX"),
     ("bindings/python/torch.md", "PyTorch"),
     ("bindings/julia/README.md", "Julia"),
+    ("include/PRESETS.md", "Which preset when"),
     ("include/SPEC.md", "Specs: what is kept how"),
     ("include/CHECKPOINT.md", "The checkpoint format"),
     ("CHANGELOG.md", "Changelog"),

@@ -76,7 +76,7 @@ VARIANTS = {
 class Spec:
     """Which optimizer, with which quantizer for each of its states.
 
-    spec: the name of a preset ("adamw4", "adamw4-block", "factor4", "lion4", ...; a wrong name is
+    spec: the name of a preset ("adamw4", "adamw4-robust", "adamw4-block", "lion4", ...; a wrong name is
         answered with all of them), or the JSON form as a dict, or another Spec.
 
     json: the JSON form as text; equal specs have equal texts.

@@ -123,7 +123,8 @@ def adamw(
     """AdamW (Loshchilov and Hutter 2019).
 
     b1, b2, eps, weight_decay: as in optax.
-    spec: "adamw4" (the paper's), "adamw4-block", "adamw8" or "adamw32".
+    spec: "adamw4" (the paper's), "adamw4-robust" (the closest to 32 bits), "adamw4-block" (the fastest),
+        "adamw8" or "adamw32".
     """
     spec = _spec("adamw", spec)
     return _optimizer(spec, learning_rate, b1, b2, eps, weight_decay, mask=mask, weights=weights, nonfinite=nonfinite, threads=threads, shardings=shardings)
@@ -134,7 +135,7 @@ def factor(
     learning_rate: optax.ScalarOrSchedule, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, *, spec="factor4", mask=None, weights=None,
     nonfinite="default", threads=None, shardings=None
 ):
-    """The paper's 4-bit Factor: AdamW whose v is kept as means of rows and columns.
+    """AdamW whose v is kept as means of rows and columns, as in the paper's 4-bit Factor.
 
     b1, b2, eps, weight_decay: as in optax's adamw.
     spec: "factor4" or "factor32".

@@ -100,8 +100,8 @@ class AdamW4bit(_Adam):
     """AdamW (Loshchilov and Hutter 2019) with both moments in 4 bits: `torch.optim.AdamW`.
 
     lr, betas, eps, weight_decay, amsgrad: as there; lr and betas may be tensors.
-    spec: "adamw4" is the paper's (m in blocks, v rank-1), "adamw4-block" the fastest; "adamw8",
-        "adamw32", "factor4".
+    spec: "adamw4" is the paper's (m in blocks, v rank-1), "adamw4-robust" the closest to 32 bits,
+        "adamw4-block" the fastest; "adamw8", "adamw32", "factor4".
     """
 
     _optimizer = "adamw"
@@ -136,7 +136,7 @@ class AdamW8bit(AdamW4bit):
 
 @documented
 class Factor4bit(AdamW4bit):
-    """The paper's 4-bit Factor: AdamW with m in 4 bits and v as means of rows and columns.
+    """AdamW with m in 4 bits and v as means of rows and columns, as in the paper's 4-bit Factor.
 
     lr, betas, eps, weight_decay: as `torch.optim.AdamW` has them.
     """
