@@ -34,7 +34,7 @@ ARMS = {
     "nf4, stochastic": arms.M["nf4-sr"],
     "de, stochastic": arms.M["de-sr"],
     "nf4, nearest": arms.M["nf4"],
-    "de, nearest (sgdm4)": arms.M["de"],
+    "de, nearest": arms.M["de"],
 }
 
 

@@ -28,10 +28,10 @@ LAYERS, HEADS = 6, 12
 #: The last two are controls.
 ARMS = (
     "adamw32",
+    "nf4-sr+rank1/power2",
     "adamw4",
-    "nf4-rank1+rank1/linear",
     "adamw4-block",
-    "factor4",
+    "nf4-sr+factored",
     "adamw8",
     "de+b2048/de",
     "adamw32@0.7lr",

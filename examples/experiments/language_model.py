@@ -123,7 +123,7 @@ SCREEN = (
     "nf4-rank1+rank1/linear-log",
     "nf4+rank1/linear",
     "nf4-rank1+rank1/power2",
-    "factor4",
+    "de+factored",
     "nf4-sr+rank1/power2",
     "nf4-rank1-sr+rank1/linear",
     "nf4-sr+b128/geometric-log",
@@ -140,11 +140,11 @@ SCREEN = (
 #: What the page's claims are about: 2000 steps.
 FINAL = (
     "adamw32",
-    "adamw4",
-    "nf4-rank1+rank1/linear",
-    "adamw4-block",
-    # The best of the screen, and the one that follows v most closely in E5.
     "nf4-sr+rank1/power2",
+    "adamw4",
+    "adamw4-block",
+    # The others that were best in the screen, and the one that follows v most closely in E5.
+    "nf4-rank1+rank1/linear",
     "nf4-rank1+rank1/power2",
     "nf4-rank1+rank1/linear-log",
 )
@@ -158,14 +158,14 @@ BESIDE = (
     "nf4-sr+rank1/linear",
     "adamw8",
     "8bit+8bit-de0",
-    "factor4",
+    "nf4-sr+factored",
     "de+b2048/de",
     "adamw32@0.7lr",
     "adamw32@1.4lr",
 )
 
 #: A model of 40 M parameters.
-LARGER = ("adamw32", "adamw4", "nf4-rank1+rank1/linear", "adamw4-block")
+LARGER = ("adamw32", "adamw4", "nf4-sr+rank1/power2", "adamw4-block")
 
 #: E4's arms, m as in the paper: v with a zero in its map, and without.
 WITH_ZERO = ("de+b2048/de", "de+b128/de", "de+b128/de-sr", "de+rank1/linear0")
@@ -174,7 +174,7 @@ ZERO_FREE = (
     "de+b128/de0",
     "de+rank1/de0",
     "de+rank1/linear",
-    "factor4",
+    "de+factored",
 )
 
 

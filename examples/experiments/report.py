@@ -25,12 +25,11 @@ import gpt
 import images
 import language_model
 import records
+import summary
+import tables
 
 FOLDER = pathlib.Path(__file__).parent
 PLOTS = FOLDER / "plots"
-
-#: Presets by the arms that became them.
-PRESETS = {"nf4-sr+rank1/power2": "adamw4-robust"}
 
 PREAMBLE = """# What the experiments show
 
@@ -53,8 +52,9 @@ def write():
         sections += section()
     text = "\n".join(sections) + "\n"
     (FOLDER / "RESULTS.md").write_text(text, encoding="utf-8")
+    summary.write(_save)
     for plot in PLOTS.glob("*.svg"):
-        if f"({plot.parent.name}/{plot.name})" not in text:
+        if plot.stem != summary.PLOT and f"({plot.parent.name}/{plot.name})" not in text:
             plot.unlink()
 
 
@@ -113,7 +113,7 @@ def zero_point():
 def _unstable_runs(runs):
     lines = []
     rates = sorted({run["settings"]["lr"] for run in runs})
-    lines += _rule(["arm", "zero in v", *(f"lr {rate:g}" for rate in rates), "all"])
+    lines += tables.rule(["arm", "zero in v", *(f"lr {rate:g}" for rate in rates), "all"])
     counts = collections.Counter()
     for arm in (*language_model.WITH_ZERO, *language_model.ZERO_FREE, "adamw32"):
         own = [run for run in runs if run["arm"] == arm]
@@ -121,7 +121,7 @@ def _unstable_runs(runs):
         cells = [
             _fraction([run for run in own if run["settings"]["lr"] == rate]) for rate in rates
         ]
-        lines += [_row([f"`{arm}`", "yes" if zero else "no", *cells, _fraction(own)])]
+        lines += [tables.row([f"`{arm}`", "yes" if zero else "no", *cells, _fraction(own)])]
         if arm != "adamw32":
             counts[zero, "runs"] += len(own)
             counts[zero, "unstable"] += sum(run["result"]["unstable"] for run in own)
@@ -160,12 +160,12 @@ def errors():
         ]
         names = list(result)
         last = "late" if "late" in result else names[-1]
-        lines += _rule(["v", *(f"next step, {name}" for name in names), *_TAILS])
+        lines += tables.rule(["v", *(f"next step, {name}" for name in names), *_TAILS])
         for v in result[last]["v"]:
             ratio = result[last]["v"][v]["carried"]["log2_ratio"]
             zeros = result[last]["v"][v]["carried"]["zeros"]
             lines += [
-                _row(
+                tables.row(
                     [f"`{v}`"]
                     + [f"{result[name]['next'][f'f32+{v}']['relative_l2']:.3g}" for name in names]
                     + [f"{ratio[key]:+.2f}" for key in ("p1", "median", "p99")]
@@ -173,11 +173,11 @@ def errors():
                 )
             ]
         lines += ["", _v_plot(f"e5-v-{beta2}", result), ""]
-        lines += _rule(["m", *(f"m, {name}" for name in names), "radial bias, late", "next step"])
+        lines += tables.rule(["m", *(f"m, {name}" for name in names), "radial bias, late", "next step"])
         for m in result[last]["m"]:
             carried = {name: result[name]["m"][m]["carried"] for name in names}
             lines += [
-                _row(
+                tables.row(
                     [f"`{m}`"]
                     + [f"{carried[name]['relative_l2']:.3g}" for name in names]
                     + [f"{100 * carried[last]['radial_bias']:+.2f} %"]
@@ -206,12 +206,12 @@ def memory():
     if not runs:
         return []
     lines = ["## E6: LLaMA-7B's state in memory", ""]
-    lines += _rule(["arm", "counted", "measured", "difference", "stepped", "seconds"])
+    lines += tables.rule(["arm", "counted", "measured", "difference", "stepped", "seconds"])
     for run in runs:
         result = run["result"]
         ratio = result["measured_bytes"] / result["counted_bytes"] - 1
         lines += [
-            _row(
+            tables.row(
                 [
                     f"`{run['arm']}`",
                     f"{result['counted_bytes']:,} B",
@@ -238,8 +238,8 @@ def theorem():
         "",
     ]
     horizons = [str(horizon) for horizon in convex.HORIZONS]
-    lines += _rule(["m", *(f"T = {horizon}" for horizon in horizons), "below the bound", "to f32"])
-    by_arm = _by_arm(runs)
+    lines += tables.rule(["m", *(f"T = {horizon}" for horizon in horizons), "below the bound", "to f32"])
+    by_arm = tables.by_arm(runs)
     exact = {run["seed"]: run["result"] for run in by_arm["f32"]}
     for arm, own in by_arm.items():
         results = {run["seed"]: run["result"] for run in own}
@@ -256,11 +256,11 @@ def theorem():
         }
         compared = comparisons.compare(to_exact, convex.DELTA)
         lines += [
-            _row(
+            tables.row(
                 [f"{arm} ({len(own)} seeds)"]
                 + [f"{means['gaps'][t]:.4f} < {means['bounds'][t]:.3g}" for t in horizons]
                 + ["yes" if below else "**no**"]
-                + ["" if arm == "f32" else _difference(compared, 4) + f", {compared.verdict}"]
+                + ["" if arm == "f32" else tables.difference(compared, 4) + f", {compared.verdict}"]
             )
         ]
     return lines + [""]
@@ -269,7 +269,7 @@ def theorem():
 def provenance():
     """Which versions the runs are of."""
     lines = ["## Runs", ""]
-    lines += _rule(["experiment", "device", "runs", "core-minutes", "commits", "jax", "data"])
+    lines += tables.rule(["experiment", "device", "runs", "core-minutes", "commits", "jax", "data"])
     for path in sorted(records.FOLDER.glob("*.jsonl")):
         by_device = collections.defaultdict(list)
         for run in records.Records(path.stem).read():
@@ -277,7 +277,7 @@ def provenance():
         for device, runs in sorted(by_device.items()):
             versions = [run["versions"] for run in runs]
             lines += [
-                _row(
+                tables.row(
                     [
                         path.stem,
                         device,
@@ -293,14 +293,6 @@ def provenance():
 
 
 # --- tables --------------------------------------------------------------------------------------
-
-
-def _rule(titles):
-    return [_row(titles), _row(["---"] * len(titles))]
-
-
-def _row(cells):
-    return "| " + " | ".join(cells) + " |"
 
 
 def _fraction(runs):
@@ -332,23 +324,12 @@ def _millions(count, unit=" M"):
     return f"{count / 1e6:.3g}{unit}"
 
 
-def _by_arm(runs):
-    arms = collections.defaultdict(list)
-    for run in runs:
-        arms[run["arm"]].append(run)
-    return arms
-
-
-def _number(result, metric):
-    return float(result.get(metric, math.nan))
-
-
 def _table(runs, metric, delta, sign=1):
     """A row for each arm; and {arm: Comparison}. sign: -1 where more is better."""
     digits = 4 if delta < 0.1 else 2
-    by_arm = _by_arm(runs)
+    by_arm = tables.by_arm(runs)
     compared = {
-        arm: _compared(own, by_arm[arms.yardstick(arm)], metric, delta, sign)
+        arm: tables.compared(own, by_arm[arms.yardstick(arm)], metric, delta, sign)
         for arm, own in list(by_arm.items())
     }
     is_yardstick = {arm: arm == arms.yardstick(arm) for arm in compared}
@@ -362,23 +343,23 @@ def _table(runs, metric, delta, sign=1):
         ),
     )
     titles = ["arm", "B/param", "each seed", "unstable", "difference, SE, 90 %", "verdict"]
-    lines = _rule(titles)
+    lines = tables.rule(titles)
     parameters = max(run["result"]["state_bytes"] for run in runs) / 8
     for arm in order:
         own = sorted(by_arm[arm], key=lambda run: run["seed"])
-        values = " ".join(_short(_number(run["result"], metric), digits) for run in own)
+        values = " ".join(tables.short(tables.number(run["result"], metric), digits) for run in own)
         share = own[0]["result"]["state_bytes"] / parameters
         known, comparison = is_yardstick[arm], compared[arm]
         unstable = sum(run["result"]["unstable"] for run in own)
         verdict = f"unstable in {unstable} of {len(own)}" if unstable else comparison.verdict
         lines += [
-            _row(
+            tables.row(
                 [
-                    _name(arm),
+                    tables.name(arm),
                     f"{share:.2f}",
                     values,
                     _fraction(own),
-                    "" if known else _difference(comparison, digits),
+                    "" if known else tables.difference(comparison, digits),
                     "" if known else verdict,
                 ]
             )
@@ -386,38 +367,8 @@ def _table(runs, metric, delta, sign=1):
     return lines, {arm: compared[arm] for arm in order if not is_yardstick[arm]}
 
 
-def _compared(runs, others, metric, delta, sign=1):
-    """Pairs of one seed: how much worse the first runs are than the others."""
-    exact = {run["seed"]: _number(run["result"], metric) for run in others}
-    worse_by = {
-        run["seed"]: sign * (_number(run["result"], metric) - exact[run["seed"]])
-        for run in runs
-        if run["seed"] in exact
-    }
-    return comparisons.compare(worse_by, delta)
-
-
-def _name(arm):
-    """With the preset that it became."""
-    return f"`{arm}` = **`{PRESETS[arm]}`**" if arm in PRESETS else f"`{arm}`"
-
-
 def _sortable(value):
     return value if math.isfinite(value) else math.inf
-
-
-def _short(value, digits):
-    return f"{value:.{digits}f}" if abs(value) < 1000 else f"{value:.1e}"
-
-
-def _difference(comparison, digits):
-    if math.isnan(comparison.error):
-        return _short(comparison.mean, digits)
-    mean, error, low, high = (
-        _short(value, digits)
-        for value in (comparison.mean, comparison.error, comparison.low, comparison.high)
-    )
-    return f"{mean} ± {error} [{low}, {high}]"
 
 
 # --- plots ---------------------------------------------------------------------------------------
@@ -453,7 +404,7 @@ def _intervals(name, compared, delta):
 
 def _curves(name, runs):
     figure, axes = plt.subplots(figsize=(7, 4))
-    for arm, own in _by_arm(runs).items():
+    for arm, own in tables.by_arm(runs).items():
         curves = [run["result"]["train_loss"] for run in own]
         if any(run["result"]["unstable"] for run in own) or not curves:
             continue
