@@ -34,6 +34,21 @@ __device__ __forceinline__ unsigned add_if_greater(unsigned sum, unsigned more, 
   return sum;
 }
 
+// The same unless x < y, neither of them NaN.
+__device__ __forceinline__ unsigned add_unless_less(unsigned sum, unsigned more, float x, float y) {
+  asm("{.reg .pred reached; setp.ge.f32 reached, %1, %2; @reached add.u32 %0, %0, %3;}"
+      : "+r"(sum)
+      : "f"(x), "f"(y), "r"(more));
+  return sum;
+}
+
+// The whole product. Of that of 64-bit numbers ptxas leaves additions of upper halves that are 0.
+__device__ __forceinline__ unsigned long long multiply_wide(unsigned x, unsigned y) {
+  unsigned long long z;
+  asm("mul.wide.u32 %0, %1, %2;" : "=l"(z) : "r"(x), "r"(y));
+  return z;
+}
+
 // x 2^places, 0 for 64 places or more and for fewer than none.
 __device__ __forceinline__ unsigned long long shift_left(unsigned x, int places) {
   unsigned long long y;

@@ -3,6 +3,9 @@
 
 #pragma once
 
+#include "ptx.cuh"
+#include "warp.cuh"
+
 namespace lowbit {
 
 constexpr unsigned WEIGHT_DRAW = 0;
@@ -10,6 +13,10 @@ constexpr unsigned STATE_DRAW = 1;   // plus the state's index
 constexpr unsigned DITHER_DRAW = 8;  // plus the state's index
 
 struct Stream {
+  static constexpr int ROUNDS = 10;
+  static constexpr unsigned MULTIPLIERS[2] = {0xd2511f53, 0xcd9e8d57};
+  static constexpr unsigned NEXT_KEYS[2] = {0x9e3779b9, 0xbb67ae85};
+
   unsigned key[2];
   unsigned tensor;  // 28 bits
   unsigned step;
@@ -27,6 +34,28 @@ struct Stream {
     return pair(purpose, row, col / 8, step, static_cast<int>(col / 4 & 1));
   }
 
+  // The same by all lanes of a warp together, where columns follow each other from lane to lane: the
+  // two lanes that want a counter's words compute half of every round each.
+  __device__ __forceinline__ uint2 draws_of_warp(unsigned purpose, long long row,
+                                                 long long col) const {
+    const bool odd = lane_index() % 2 != 0;
+    // The first and the second word, or the third and the fourth.
+    unsigned first = odd ? step : static_cast<unsigned>(col / 8);
+    unsigned second = odd ? tensor | purpose << 28 : static_cast<unsigned>(row);
+    unsigned round_key = odd ? key[1] : key[0];
+    const unsigned multiplier = odd ? MULTIPLIERS[0] : MULTIPLIERS[1];
+    const unsigned next_key = odd ? NEXT_KEYS[1] : NEXT_KEYS[0];
+#pragma unroll
+    for (int round = 0; round < ROUNDS; ++round) {
+      const unsigned others = __shfl_xor_sync(ALL_LANES, first, 1);
+      const unsigned long long product = multiply_wide(others, multiplier);
+      first = static_cast<unsigned>(product >> 32) ^ second ^ round_key;
+      second = static_cast<unsigned>(product);
+      round_key += next_key;
+    }
+    return make_uint2(first, second);
+  }
+
   // The draw of a block for subtractive dither, keyed by the block's scale instead of the step.
   __device__ __forceinline__ unsigned dither(unsigned state, long long row, long long block,
                                              float scale) const {
@@ -39,14 +68,15 @@ struct Stream {
     unsigned c0 = static_cast<unsigned>(group), c1 = static_cast<unsigned>(row), c2 = third;
     unsigned c3 = tensor | purpose << 28;
     unsigned k0 = key[0], k1 = key[1];
-    for (int round = 0; round < 10; ++round) {
-      const unsigned long long first = 0xd2511f53ull * c0, second = 0xcd9e8d57ull * c2;
+    for (int round = 0; round < ROUNDS; ++round) {
+      const unsigned long long first = multiply_wide(c0, MULTIPLIERS[0]);
+      const unsigned long long second = multiply_wide(c2, MULTIPLIERS[1]);
       c0 = static_cast<unsigned>(second >> 32) ^ c1 ^ k0;
       c1 = static_cast<unsigned>(second);
       c2 = static_cast<unsigned>(first >> 32) ^ c3 ^ k1;
       c3 = static_cast<unsigned>(first);
-      k0 += 0x9e3779b9;
-      k1 += 0xbb67ae85;
+      k0 += NEXT_KEYS[0];
+      k1 += NEXT_KEYS[1];
     }
     return which == 0 ? make_uint2(c0, c1) : make_uint2(c2, c3);
   }
@@ -55,6 +85,13 @@ struct Stream {
 // A draw as a number in (0, 1): the middle of its 2^-16.
 __device__ __forceinline__ float uniform(unsigned draw) {
   return __fmul_rn(__fadd_rn(static_cast<float>(draw), 0.5f), 1.0f / 65536.0f);
+}
+
+// 65536 uniform(), of the draw in the lower or the upper half of a word.
+__device__ __forceinline__ float scaled_uniform(unsigned word, bool upper) {
+  // The bits of 2^23 + draw.
+  const unsigned bits = __byte_perm(word, 0x4b000000, upper ? 0x7632 : 0x7610);
+  return __fadd_rn(__uint_as_float(bits), -8388607.5f);
 }
 
 }  // namespace lowbit

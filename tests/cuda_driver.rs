@@ -204,7 +204,7 @@ fn opening_and_closing_leaves_the_callers_context_current() {
 
 #[test]
 fn step_makes_no_calls_but_launches_and_equals_the_reference() {
-    for preset in ["adamw4-block", "adamw4"] {
+    for preset in ["adamw4-block", "adamw4", "adamw4-robust"] {
         // Code for its architecture, and PTX where there is none.
         for major in ["9", "13"] {
             let variables = [("MOCK_MAJOR", major), ("LOWBIT_MOCK_PRESET", preset)];
@@ -350,7 +350,8 @@ fn step() -> lowbit::error::Result<()> {
     let preset = std::env::var("LOWBIT_MOCK_PRESET").unwrap_or("adamw4-block".into());
     let spec = Spec::preset(&preset)?;
     // What a step and its collecting stage call, and what they skip of a gradient that has a NaN.
-    let (step_calls, collect_calls, skipped_in_all) = if preset == "adamw4" {
+    let fused = ["adamw4", "adamw4-robust"].contains(&preset.as_str());
+    let (step_calls, collect_calls, skipped_in_all) = if fused {
         let step = "cuMemsetD8Async cuLaunchKernel cuLaunchKernel cuLaunchKernel";
         (step, "cuMemsetD8Async cuLaunchKernel", [0, 3])
     } else {

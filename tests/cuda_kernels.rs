@@ -178,7 +178,7 @@ fn executed(function: &sass::Function) -> Option<f64> {
         groups.push(copies.clone());
     }
     let mut count = function.shortest_loop(&groups, &[]).unwrap();
-    if function.name.ends_with("_rank1") {
+    if function.name.ends_with("_rank1") || function.name.ends_with("_robust") {
         // The pass that collects maxima: one of each row by REDUX.
         let maxima = function.find(|body| body.starts_with("REDUX") || body.starts_with("CREDUX"));
         count += function.shortest_loop(&[copies, maxima], &stores).unwrap();
@@ -215,7 +215,7 @@ impl Traffic {
         let (codes, scales) = (2.0 * 0.5, 2.0 * 4.0 / 128.0);
         let (states, cache) = match (optimizer, states) {
             ("adamw", "block4") => (2.0 * (codes + scales), 0.0),
-            ("adamw", "rank1") => (2.0 * codes + scales, size(grad) + 0.5),
+            ("adamw", "rank1" | "robust") => (2.0 * codes + scales, size(grad) + 0.5),
             ("adamw", "f32") => (4.0 * 4.0, 0.0),
             // 8 bits in blocks of 256 are twice as much.
             ("adamw", "block8") => (4.0 * (codes + scales / 4.0), 0.0),

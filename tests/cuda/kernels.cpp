@@ -11,6 +11,7 @@
 #include "adamw_f32.cu"
 #include "adamw_factored.cu"
 #include "adamw_rank1.cu"
+#include "adamw_rank1_robust.cu"
 #include "codec.cu"
 #include "finish.cu"
 #include "lion.cu"
@@ -112,6 +113,73 @@ static void code_values(const CodesParams& a) {
 
 extern "C" void shim_codes(const CodesParams* params) {
   shim::launch(code_values, 1, shim::LANES, *params, 0);
+}
+
+// Codes rounded at random: 128 values and draws for each scale.
+struct DrawnCodesParams {
+  const Codebook* book;
+  const float* values;          // [scales][128]
+  const unsigned short* draws;  // [scales][128]
+  const float* scales;
+  unsigned char* codes;  // [scales][128]
+  size_t count;          // of scales
+};
+
+static void code_at_random(const DrawnCodesParams& a) {
+  Nf4Table table;
+  table.fill(*a.book);
+  for (size_t block = 0; block < a.count; ++block) {
+    const size_t at = 128 * block + 4 * threadIdx.x;
+    float values[4];
+    uint2 drawn;
+    std::memcpy(values, a.values + at, sizeof values);
+    std::memcpy(&drawn, a.draws + at, sizeof drawn);
+    const unsigned codes = table.encode(values, a.scales[block], *a.book, [&] { return drawn; });
+    for (size_t i = 0; i < 4; ++i) {
+      a.codes[at + i] = codes >> 4 * i & 15;
+    }
+  }
+}
+
+extern "C" void shim_drawn_codes(const DrawnCodesParams* params) {
+  shim::launch(code_at_random, 1, shim::LANES, *params, 0);
+}
+
+// Codes of values that have a scale each, which is no less than they are.
+struct OwnScalesParams {
+  const Codebook* linear;
+  const Codebook* squares;
+  const float* values;
+  const float* scales;
+  unsigned char* codes;  // [2][count]
+  size_t count;          // whole 128
+};
+
+static void code_by_own_scales(const OwnScalesParams& a) {
+  LinearTable linear;
+  SquareTable squares;
+  linear.fill(*a.linear);
+  squares.fill(*a.squares);
+  for (size_t at = 4 * threadIdx.x; at < a.count; at += 4 * shim::LANES) {
+    float values[4];
+    unsigned scales[4];
+    std::memcpy(values, a.values + at, sizeof values);
+    std::memcpy(scales, a.scales + at, sizeof scales);
+    bool usual = true;
+    for (size_t i = 0; i < 4; ++i) {
+      usual = usual && values[i] >= LEAST_V && a.scales[at + i] <= 0x1p100f;
+    }
+    const unsigned codes[2] = {linear.encode(values, scales, usual, *a.linear),
+                               squares.encode(values, scales, usual, *a.squares)};
+    for (size_t i = 0; i < 4; ++i) {
+      a.codes[at + i] = codes[0] >> 4 * i & 15;
+      a.codes[a.count + at + i] = codes[1] >> 4 * i & 15;
+    }
+  }
+}
+
+extern "C" void shim_own_scales(const OwnScalesParams* params) {
+  shim::launch(code_by_own_scales, 1, shim::LANES, *params, 0);
 }
 
 // The same of 8 bits: `each` values, whole 128, for each scale.

@@ -309,6 +309,11 @@ T __shfl_sync(unsigned mask, T value, int lane, unsigned width = shim::LANES) {
   return shim::from_bits<T>(all[group + static_cast<unsigned>(lane) % width]);
 }
 
+template <typename T>
+T __shfl_xor_sync(unsigned mask, T value, int lanes) {
+  return __shfl_sync(mask, value, static_cast<int>(shim::current_thread().x) ^ lanes);
+}
+
 inline int __any_sync(unsigned mask, bool predicate) {
   const uint32_t* all = shim::exchange(shim::Operation::vote, mask, predicate);
   return std::any_of(all, all + shim::LANES, [](uint32_t bit) { return bit != 0; });
@@ -370,6 +375,15 @@ inline float __fdiv_rn(float a, float b) { return shim::as_gpu(a / b); }
 inline float __fsqrt_rn(float a) { return shim::as_gpu(std::sqrt(a)); }
 inline float __fmaf_rn(float a, float b, float c) { return shim::as_gpu(std::fma(a, b, c)); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
+// The four bytes that the nibbles of `selector` name, of x (0 to 3) and y (4 to 7).
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
+  const uint64_t bytes = static_cast<uint64_t>(y) << 32 | x;
+  unsigned result = 0;
+  for (unsigned i = 0; i < 4; ++i) {
+    result |= static_cast<unsigned>(bytes >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
+  }
+  return result;
+}
 inline int __float2int_rn(float a) { return static_cast<int>(std::lrint(a)); }
 inline float __double2float_rn(double a) { return shim::as_gpu(static_cast<float>(a)); }
 inline long long __double2ll_rn(double a) { return std::llrint(a); }
@@ -461,6 +475,12 @@ inline float max_nan(float a, float b) {
 }
 inline unsigned add_if_greater(unsigned sum, unsigned more, float x, float y) {
   return x > y ? sum + more : sum;
+}
+inline unsigned long long multiply_wide(unsigned x, unsigned y) {
+  return static_cast<unsigned long long>(x) * y;
+}
+inline unsigned add_unless_less(unsigned sum, unsigned more, float x, float y) {
+  return x >= y ? sum + more : sum;
 }
 inline unsigned pack_bf16(float low, float high) {
   const auto round = [](float x) {

@@ -94,6 +94,7 @@ def run(report):
         "adamw4-block": "adamw4-block",
         "adamw4-block, threshold 0": coded(),
         "adamw4, threshold 0": coded("adamw4"),
+        "adamw4-robust, threshold 0": coded("adamw4-robust"),
         "adamw8, threshold 0": coded("adamw8"),
         "adam with amsgrad": coded("adamw4", optimizer="adam", amsgrad=True),
         "sgdm4, threshold 0": coded("sgdm4"),
@@ -122,7 +123,7 @@ def run(report):
     for (name, spec), entry in itertools.product(specs.items(), Calls.names):
         add(f"{name}: {entry}", every_call, spec, entry)
     for weights, param_dtype in WEIGHTS.items():
-        for name in ("adamw4", "adamw4-block"):
+        for name in ("adamw4", "adamw4-robust", "adamw4-block"):
             add(f"{name}: weights {weights}", weight_form, name, param_dtype, weights)
     for param_dtype, grad_dtype in itertools.product(DTYPES, DTYPES):
         add(

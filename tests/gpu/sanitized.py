@@ -11,6 +11,7 @@ SHAPES = ((70, 200), (3, 5, 130), (4097,), (100,), ())
 SPECS = (
     "adamw4",
     "adamw4-block",
+    "adamw4-robust",
     "adamw8",
     "adamw32",
     "factor4",

@@ -47,18 +47,23 @@ STEPS = (
     ("adamw32", "bf16", "bf16"),
     ("adamw32", "f32", "f32"),
 )
-#: Of other optimizers, and of the kernels that take every quantizer, which are not counted in instructions.
+#: Beside another copy: of other tables, of other optimizers, and of the kernels that take every quantizer,
+#: which are not counted in instructions.
 OTHER_STEPS = (
+    ("adamw4-robust", "bf16", "bf16"),
     ("sgdm4", "bf16", "bf16"),
     ("lion4", "bf16", "bf16"),
     ("adamw8", "bf16", "bf16"),
     ("factor4", "bf16", "bf16"),
 )
+#: Those whose scales are of rows and columns.
+OF_MATRICES = ("adamw4", "adamw4-robust", "factor4")
 TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 #: Optimizer and states in the names of a preset's kernels, where there is one for each pair of dtypes.
 KERNELS = {
     "adamw4-block": ("adamw", "block4"),
     "adamw4": ("adamw", "rank1"),
+    "adamw4-robust": ("adamw", "robust"),
     "adamw32": ("adamw", "f32"),
     "adamw8": ("adamw", "block8"),
     "sgdm4": ("sgdm", "block4"),
@@ -75,13 +80,13 @@ def run(report):
     candidates = [Copy()] + [Step(*step) for step in STEPS]
     measure(report, candidates)
     for candidate in candidates[1:]:
-        if candidate.preset != "adamw4":
+        if candidate.preset not in OF_MATRICES:
             report.check(f"{candidate.name}: what was timed is right", candidate.verify)
     del candidates, candidate
     others = [Copy()] + [Step(*step) for step in OTHER_STEPS]
     measure(report, others, others[1:])
     for candidate in others[1:]:
-        if candidate.preset != "factor4":
+        if candidate.preset not in OF_MATRICES:
             report.check(f"{candidate.name}: what was timed is right", candidate.verify)
     del others, candidate
     for count in (1, 300):
@@ -198,7 +203,7 @@ class Step:
         if preset in KERNELS:
             optimizer, states = KERNELS[preset]
             self.kernel = f"lowbit_k_{optimizer}_{param_dtype}_{grad_dtype}_{states}"
-        shapes = shapes or [MATRIX if preset in ("adamw4", "factor4") else (NUMEL,)]
+        shapes = shapes or [MATRIX if preset in OF_MATRICES else (NUMEL,)]
         self.plan = DevicePlan(
             preset, [Tensor(f"t{i}", shape, *self.dtypes) for i, shape in enumerate(shapes)]
         )

@@ -20,7 +20,7 @@ use crate::error::Result;
 use crate::norm::{self, NormArgs};
 use crate::numerics::{self, Hyper};
 use crate::plan::{Pass, Plan, TensorInfo, TensorPlan};
-use crate::quant::{Mapping, Rounding, Table};
+use crate::quant::{self, Mapping, Preconditioner, Rounding, Table};
 use crate::spec::{
     AdafactorOptions, FactorAxes, Normalization, Optimizer, Quantizer, SgdmOptions, Spec,
 };
@@ -35,6 +35,8 @@ struct Shim {
     launch: unsafe extern "C" fn(KernelFn, u32, u32, *const Launch, u64),
     codes: unsafe extern "C" fn(*const CodesParams),
     byte_codes: unsafe extern "C" fn(*const ByteCodesParams),
+    drawn_codes: unsafe extern "C" fn(*const DrawnCodesParams),
+    own_scales: unsafe extern "C" fn(*const OwnScalesParams),
     wrong_roots: unsafe extern "C" fn() -> usize,
     wrong_quotients: unsafe extern "C" fn(usize) -> usize,
     wrong_limbs: unsafe extern "C" fn(usize) -> usize,
@@ -101,6 +103,14 @@ impl Shim {
                     *mut c_void,
                     unsafe extern "C" fn(*const ByteCodesParams),
                 >(symbol(c"shim_byte_codes")),
+                drawn_codes: std::mem::transmute::<
+                    *mut c_void,
+                    unsafe extern "C" fn(*const DrawnCodesParams),
+                >(symbol(c"shim_drawn_codes")),
+                own_scales: std::mem::transmute::<
+                    *mut c_void,
+                    unsafe extern "C" fn(*const OwnScalesParams),
+                >(symbol(c"shim_own_scales")),
                 wrong_roots: std::mem::transmute::<*mut c_void, unsafe extern "C" fn() -> usize>(
                     symbol(c"shim_wrong_roots"),
                 ),
@@ -689,9 +699,10 @@ fn run_all(cases: &[Case]) {
     );
 }
 
-const PRESETS: [&str; 9] = [
+const PRESETS: [&str; 10] = [
     "adamw4-block",
     "adamw4",
+    "adamw4-robust",
     "adamw32",
     "sgdm4",
     "lion4",
@@ -1127,6 +1138,34 @@ fn sampled_combinations_of_all_options_equal_the_reference() {
     run_all(&cases);
 }
 
+#[test]
+fn options_of_two_passes_equal_the_reference() {
+    let mut random = Random(16);
+    let mut cases = Vec::new();
+    for number in 0..240 {
+        let case = any_case(&mut random);
+        let name = ["adamw4-robust", "adamw4"][number % 3 / 2];
+        let (param, weights, grad) = any(&mut random, &FORMS);
+        cases.push(Case {
+            param,
+            weights,
+            grad,
+            output: match case.output {
+                _ if weights != Weights::Plain => Output::InPlace,
+                Output::OverGrad if param != grad => Output::Update,
+                output => output,
+            },
+            spec: Spec {
+                maximize: case.spec.maximize,
+                seed: case.spec.seed,
+                ..preset(name)
+            },
+            ..case
+        });
+    }
+    run_all(&cases);
+}
+
 /// Tiles of all shapes: factors whose places change from row to row, after some rows, or not at all; rows
 /// that are whole fours and others; a few rows or hundreds; rows of zeros.
 #[test]
@@ -1207,6 +1246,7 @@ fn factors_of_any_axes_equal_the_reference_in_tiles() {
 fn shards_equal_the_reference_of_the_whole() {
     for name in [
         "adamw4",
+        "adamw4-robust",
         "adamw8",
         "adamw4-block",
         "factor4",
@@ -1616,10 +1656,8 @@ fn around_midpoints(table: &Table, scale: f32) -> Vec<f32> {
     values
 }
 
-/// For scales of every size.
-#[test]
-fn codes_at_every_midpoint_equal_their_definition() {
-    let mut random = Random(11);
+/// Scales of every size.
+fn all_scales(random: &mut Random) -> Vec<f32> {
     let mut scales = vec![0.0, f32::from_bits(0x7fff_ffff), f32::MAX, 1.0, 3.0, 1e-30];
     for exponent in 0..255_u32 {
         for _ in 0..4 {
@@ -1636,7 +1674,13 @@ fn codes_at_every_midpoint_equal_their_definition() {
         let border = 2.0_f32.powi(exponent).to_bits();
         scales.extend((border - 3..border + 3).map(f32::from_bits));
     }
+    scales
+}
 
+#[test]
+fn codes_at_every_midpoint_equal_their_definition() {
+    let mut random = Random(11);
+    let scales = all_scales(&mut random);
     let tables = [(Mapping::De, true), (Mapping::Linear, false)]
         .map(|(mapping, signed)| Table::of(mapping, 4, signed, &[]).unwrap());
     let books = tables.each_ref().map(|table| table::codebook(table));
@@ -1682,6 +1726,139 @@ fn codes_at_every_midpoint_equal_their_definition() {
         }
     }
     println!("{} values and scales per table", 128 * scales.len());
+}
+
+#[repr(C)]
+struct OwnScalesParams {
+    books: [*const Codebook; 2],
+    values: *const f32,
+    scales: *const f32,
+    codes: *mut u8,
+    count: usize,
+}
+
+/// The same of values that have scales of their own, as under rank-1 normalization.
+#[test]
+fn codes_under_own_scales_equal_their_definition() {
+    let mut random = Random(12);
+    let tables = [Mapping::Linear, Mapping::Power2]
+        .map(|mapping| Table::of(mapping, 4, false, &[]).unwrap());
+    let books = tables.each_ref().map(|table| table::codebook(table));
+    // Those that are coded by estimates, and others.
+    let mut pairs = [Vec::new(), Vec::new()];
+    for scale in all_scales(&mut random) {
+        let mut values = tables
+            .each_ref()
+            .map(|t| around_midpoints(t, scale))
+            .concat();
+        values.extend((0..20).map(|_| random.value() * scale));
+        // No value is larger than its scale.
+        values.retain(|x| scale.is_nan() || *x <= scale);
+        let usual = |x| x >= 2.0_f32.powi(-100) && scale <= 2.0_f32.powi(100);
+        for x in values {
+            pairs[usize::from(!usual(x))].push((x, scale));
+        }
+    }
+    for pairs in &mut pairs {
+        // The four of a lane have other scales.
+        for i in 1..pairs.len() {
+            pairs.swap(i, random.below(i as u64 + 1) as usize);
+        }
+        pairs.resize(pairs.len().next_multiple_of(128), (1.0, 1.0));
+    }
+    let estimated = pairs[0].len();
+    let (values, scales): (Vec<f32>, Vec<f32>) = pairs.concat().into_iter().unzip();
+    let count = values.len();
+    let mut codes = vec![0_u8; 2 * count];
+    let params = OwnScalesParams {
+        books: books.each_ref().map(std::ptr::from_ref),
+        values: values.as_ptr(),
+        scales: scales.as_ptr(),
+        codes: codes.as_mut_ptr(),
+        count,
+    };
+    // SAFETY: buffers of the sizes that kernels.cpp says.
+    unsafe { (SHIM.own_scales)(&raw const params) };
+    for (table, codes) in tables.iter().zip(codes.chunks(count)) {
+        for ((x, scale), got) in values.iter().zip(&scales).zip(codes) {
+            let want = quant::nearest(*x, *scale, table);
+            assert_eq!(*got, want, "{x:e} at scale {scale:e}");
+        }
+    }
+    println!("{count} values and scales, {estimated} by estimates");
+}
+
+#[repr(C)]
+struct DrawnCodesParams {
+    book: *const Codebook,
+    values: *const f32,
+    draws: *const u16,
+    scales: *const f32,
+    codes: *mut u8,
+    count: usize,
+}
+
+/// Codes rounded at random, at every level, around what draws decide, and at the ends of every cell
+/// (`Nf4Table`).
+#[test]
+fn codes_by_draws_equal_their_definition() {
+    let mut random = Random(14);
+    let table = Table::of(Mapping::Nf4, 4, true, &[]).unwrap();
+    let book = table::codebook(&table);
+    let around = |x: f32| {
+        let (down, up) = (x.next_down(), x.next_up());
+        [x, down, up, down.next_down(), up.next_up()]
+    };
+    let (mut values, mut draws, mut scales) = (Vec::new(), Vec::new(), Vec::new());
+    for scale in all_scales(&mut random) {
+        let mut block = Vec::new();
+        for (code, level) in table.levels.iter().enumerate() {
+            let low = level * scale;
+            block.extend(around(low).map(|x| (x, random.bits() as u16)));
+            if let Some(next) = table.levels.get(code + 1) {
+                let draw = random.bits() as u16;
+                let decided = low + quant::uniform(draw) * (next * scale - low);
+                block.extend(around(decided).map(|x| (x, draw)));
+            }
+        }
+        for cell in -13..13 {
+            let edge = (cell as f32 + 0.5) / 12.79 * scale;
+            let ends = [edge.next_down(), edge, edge.next_up()];
+            block.extend(ends.map(|x| (x, random.bits() as u16)));
+        }
+        // No value is larger than its block's scale.
+        block.retain(|(x, _)| scale.is_nan() || x.abs() <= scale);
+        assert!(block.len() < 256);
+        block.resize_with(256, || (random.value() * scale, random.bits() as u16));
+        for (x, draw) in block {
+            values.push(x);
+            draws.push(draw);
+        }
+        scales.extend([scale; 2]);
+    }
+    let mut codes = vec![0_u8; values.len()];
+    let params = DrawnCodesParams {
+        book: &raw const book,
+        values: values.as_ptr(),
+        draws: draws.as_ptr(),
+        scales: scales.as_ptr(),
+        codes: codes.as_mut_ptr(),
+        count: scales.len(),
+    };
+    // SAFETY: buffers of the sizes that kernels.cpp says.
+    unsafe { (SHIM.drawn_codes)(&raw const params) };
+    // Of another way to round.
+    let preconditioner = Preconditioner {
+        inv_bc2: 1.0,
+        eps: 1.0,
+    };
+    for (i, x) in values.iter().enumerate() {
+        let (scale, u) = (scales[i / 128], quant::uniform(draws[i]));
+        let rounding = Rounding::Stochastic;
+        let want = quant::stochastic(*x, scale, &table, rounding, preconditioner, u);
+        assert_eq!(codes[i], want, "{x:e} at scale {scale:e}, {u} drawn");
+    }
+    println!("{} values and draws", values.len());
 }
 
 #[repr(C)]
@@ -1775,6 +1952,7 @@ fn common_tensors_have_kernels_of_their_own() {
     for (name, optimizer, states) in [
         ("adamw4-block", "adamw", "block4"),
         ("adamw4", "adamw", "rank1"),
+        ("adamw4-robust", "adamw", "robust"),
         ("adamw32", "adamw", "f32"),
         ("adamw8", "adamw", "block8"),
         ("sgdm4", "sgdm", "block4"),

@@ -5,7 +5,7 @@ use std::ffi::CStr;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result, Status};
 use crate::plan::{Format, Scales, TensorPlan};
-use crate::quant::Mapping;
+use crate::quant::{Mapping, Rounding};
 use crate::spec::{Normalization, Optimizer, Quantizer, Spec};
 use crate::weights::Weights;
 
@@ -166,13 +166,14 @@ const fn symbol(text: &str) -> &CStr {
 }
 
 /// The kernels for common tensors.
-const COMMON: [[(&str, &CStr); FORMS.len()]; 6] = [
+const COMMON: [[(&str, &CStr); FORMS.len()]; 7] = [
     common!("adamw_block4", "adamw", "block4"),
     common!("adamw_f32", "adamw", "f32"),
     common!("adamw_block8", "adamw", "block8"),
     common!("sgdm", "sgdm", "block4"),
     common!("lion", "lion", "block4"),
     common!("adamw_rank1", "adamw", "rank1"),
+    common!("adamw_rank1_robust", "adamw", "robust"),
 ];
 
 const OTHERS: [(&str, &CStr); 13] = [
@@ -212,6 +213,7 @@ const ADAMW_BLOCK8: Kernel = Kernel(2 * FORMS.len());
 const SGDM_BLOCK4: Kernel = Kernel(3 * FORMS.len());
 const LION_BLOCK4: Kernel = Kernel(4 * FORMS.len());
 const ADAMW_RANK1: Kernel = Kernel(5 * FORMS.len());
+const ADAMW_ROBUST: Kernel = Kernel(6 * FORMS.len());
 
 /// Those of [`OTHERS`].
 pub(super) const FINISH: Kernel = Kernel(OTHER);
@@ -290,37 +292,52 @@ impl Kernel {
     pub(super) fn of(spec: &Spec, tensor: &TensorPlan, any: Self) -> Self {
         let info = &tensor.info;
         let wanted = (info.param_dtype, info.weights, info.grad_dtype);
-        let common = !spec.amsgrad
-            // They draw random numbers by the place in the tensor at hand.
-            && (info.weights != Weights::Stochastic || info.shape == tensor.global_shape);
+        // They draw random numbers by the place in the tensor at hand.
+        let draws = info.shape == tensor.global_shape;
+        let common = !spec.amsgrad && (info.weights != Weights::Stochastic || draws);
         let form = FORMS.iter().position(|form| *form == wanted);
         let (Some(form), true) = (form, common) else {
             return any;
         };
-        let coded = |state: usize, bits, block, mapping| {
+        let coded = |state: usize, wanted: Quantizer| {
             let state = &tensor.states[state];
-            let plain = Quantizer {
-                block,
-                ..Quantizer::codes(bits, Normalization::Block, mapping)
-            };
+            let block = i64::from(wanted.block);
             // A one-axis tensor under rank-1 has blocks as well.
             let quantizer = Quantizer {
                 normalization: Some(Normalization::Block),
-                block,
+                block: wanted.block,
                 ..state.quantizer.clone()
             };
-            let scales = Scales::Block(i64::from(block));
-            matches!(&state.format, Format::Codes(codes) if codes.scales == scales)
-                && tensor.grid.block == i64::from(block)
-                && quantizer == plain
+            matches!(&state.format, Format::Codes(codes) if codes.scales == Scales::Block(block))
+                && tensor.grid.block == block
+                && quantizer == wanted
         };
-        let coded4 = |state, mapping| coded(state, 4, BLOCK, mapping);
+        let coded4 = |state, mapping| coded(state, Quantizer::block(BLOCK, mapping));
+        let coded8 = |state, mapping| {
+            let codes = Quantizer::codes(8, Normalization::Block, mapping);
+            let block = BLOCK8;
+            coded(state, Quantizer { block, ..codes })
+        };
+        let drawn4 = |state, mapping| {
+            let rounding = Rounding::Stochastic;
+            let nearest = Quantizer::block(BLOCK, mapping);
+            draws
+                && coded(
+                    state,
+                    Quantizer {
+                        rounding,
+                        ..nearest
+                    },
+                )
+        };
         let in_f32 = || {
             let mut states = tensor.states.iter();
             tensor.grid.block == i64::from(BLOCK) && states.all(|state| state.format == Format::F32)
         };
         let rank_one = |state: usize, mapping| {
-            tensor.states[state].quantizer == Quantizer::rank1(mapping)
+            let state = &tensor.states[state];
+            matches!(&state.format, Format::Codes(codes) if matches!(codes.scales, Scales::Maxima(_)))
+                && state.quantizer == Quantizer::rank1(mapping)
                 && tensor.grid.lead.len() + 1 == info.shape.len()
         };
         let first = match spec.optimizer {
@@ -331,12 +348,15 @@ impl Kernel {
                 ADAMW_BLOCK4
             }
             Optimizer::Adamw | Optimizer::Adam
-                if [0, 1].iter().all(|i| coded(*i, 8, BLOCK8, Mapping::De)) =>
+                if coded8(0, Mapping::De) && coded8(1, Mapping::De) =>
             {
                 ADAMW_BLOCK8
             }
             Optimizer::Adamw if coded4(0, Mapping::De) && rank_one(1, Mapping::Linear) => {
                 ADAMW_RANK1
+            }
+            Optimizer::Adamw if drawn4(0, Mapping::Nf4) && rank_one(1, Mapping::Power2) => {
+                ADAMW_ROBUST
             }
             Optimizer::Sgdm if coded4(0, Mapping::De) => SGDM_BLOCK4,
             Optimizer::Lion if coded4(0, Mapping::De) => LION_BLOCK4,

@@ -22,7 +22,7 @@ const WARPS: i64 = THREADS as i64 / 32;
 /// Elements of a task, but at least a unit for every warp (`units_per_task` in tasks.cuh).
 const TASK_ELEMENTS: i64 = 8192;
 
-/// Rows of a task of the fused kernels (`TILE_ROWS` in adamw_rank1.cu).
+/// Rows of a task of the fused kernels (`TILE_ROWS` in adamw_rank1.cuh).
 const TILE_ROWS: i64 = 32;
 
 /// Rows and columns of a warp's part of a tile (`WARP_ROWS` in tiles.cuh, `CHUNK` in wide.cuh).

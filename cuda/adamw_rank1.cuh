@@ -1,0 +1,561 @@
+// AdamW with m in 4 bits and blocks of 128 and v in 4 bits under rank-1 normalization: the scale of an
+// element of v is the smallest of the maxima of its slices, one along every axis. What the kernels
+// differ in is the tables:
+//
+//   struct Tables {
+//     using M = ...;  // a table of nibbles.cuh, with `encode` for any scale
+//     using V = ...;  // likewise, for scales that differ from element to element
+//   };
+//
+//   m = level_m[c_m] s_m                v = level_v[c_v] min over axes of r_axis[i_axis]
+//   m' = beta1 m + (1 - beta1) g        v' = beta2 v + (1 - beta2) g^2
+//   p' = p - lr (m' / (1 - beta1^t)) / (sqrt(v' / (1 - beta2^t)) + eps) - lr wd p
+//   r'_axis[i] = max v' over the slice i
+//
+// All of v' must be known before any of it is coded, so there are two passes: one collects the
+// maxima (and whether a gradient is not finite), one applies.
+//
+// Bytes moved per element: parameter read and written, gradient read twice, codes of m read and
+// written, of v read twice and written (5 x 1/2), scales of m (8/128): 10.56 for bf16 parameters and
+// gradients, of which 2.5, the second reads, come from the L2 cache where it holds a few million
+// elements.
+//
+// Launch: 256 threads a thread block, one dimension, as many thread blocks as the device holds at
+// once. Fused, thread blocks take numbered tasks from a counter: those that collect a group of tensors
+// come a little before those that apply it (in reverse order, as the tail is still cached), and an
+// applying thread block waits for the group's last collecting one. That cannot stop: a task waits
+// for smaller numbers only, and whoever has those is running.
+// A task is 32 rows of up to 8 blocks of 128 columns; each warp keeps its columns' maxima in
+// registers while it goes down the rows, and each lane what belongs to one of the rows. What the next
+// row needs is on its way while this one is computed.
+//
+// Rounding steps: as in adamw_block4.cu; codes in nibbles.cuh.
+
+#pragma once
+
+#include "adamw.cuh"
+#include "nibbles.cuh"
+
+namespace lowbit {
+
+// Rows of a task (`table.rs`); lane r of a warp has what belongs to row r.
+constexpr int TILE_ROWS = LANES;
+
+__device__ __forceinline__ unsigned of_row(unsigned by_lane, int row) {
+  return __shfl_sync(ALL_LANES, by_lane, row);
+}
+
+// The tasks of a tensor: columns are shared out in groups of blocks, as many as there are warps or,
+// if a row has fewer, the power of two below.
+struct Tiles {
+  int group;
+  long long across;
+  long long count;
+
+  __device__ __forceinline__ explicit Tiles(const Tensor& t)
+      : group(t.units >= 8 ? 8 : t.units >= 4 ? 4 : t.units >= 2 ? 2 : 1),
+        across((t.units + group - 1) / group),
+        count(across * ((t.rows + TILE_ROWS - 1) / TILE_ROWS)) {}
+};
+
+// What a lane keeps while it goes down the rows of a task: its four columns.
+struct Column {
+  long long unit;  // of the row
+  long long col;
+  int count;       // columns that exist
+  unsigned old_maxima[EACH];  // of v, stored
+
+  __device__ __forceinline__ Column(const Launch& launch, const Tensor& t, const Tiles& tiles,
+                                    long long task) {
+    unit = task % tiles.across * tiles.group + warp_index() % tiles.group;
+    col = unit * BLOCK + EACH * lane_index();
+    const long long rest = t.cols - col;
+    count = rest >= EACH ? EACH : rest > 0 ? static_cast<int>(rest) : 0;
+    const unsigned* stored = pointer<const unsigned>(launch, t, t.state[1].buffer + t.axes);
+    for (int i = 0; i < EACH; ++i) {
+      old_maxima[i] = i < count ? stored[col + i] : 0;
+    }
+  }
+};
+
+// The first word of the column maxima among the statistics.
+__device__ __forceinline__ int* column_words(const Launch& launch, const Tensor& t) {
+  long long word = t.state[1].word + t.offset[t.axes - 1];
+  for (int axis = 0; axis + 1 < t.axes; ++axis) {
+    word += t.global_shape[axis];
+  }
+  return launch.statistics + word;
+}
+
+// Calls `body` with every axis before the last, the row's index along it, and the first statistic of
+// the axis.
+template <typename Body>
+__device__ __forceinline__ void each_lead(const Tensor& t, long long row, Body body) {
+  long long word = t.state[1].word;
+  for (int axis = 0; axis < t.lead; ++axis) {
+    word += t.global_shape[axis];
+  }
+  for (int axis = t.lead - 1; axis >= 0; --axis) {
+    const long long index = axis == 0 ? row : row % t.shape[axis];
+    row = axis == 0 ? 0 : row / t.shape[axis];
+    word -= t.global_shape[axis];
+    body(axis, index, word + index + t.offset[axis]);
+  }
+}
+
+__device__ __forceinline__ unsigned stored_row_maximum(const Launch& launch, const Tensor& t,
+                                                       long long row) {
+  unsigned least = 0xffffffff;
+  each_lead(t, row, [&](int axis, long long index, long long) {
+    const unsigned value = pointer<const unsigned>(launch, t, t.state[1].buffer + 1 + axis)[index];
+    least = value < least ? value : least;
+  });
+  return least;
+}
+
+// The smallest of the new maxima.
+__device__ __forceinline__ unsigned collected_row_maximum(const Launch& launch, const Tensor& t,
+                                                          long long row) {
+  unsigned least = 0xffffffff;
+  each_lead(t, row, [&](int, long long, long long word) {
+    const unsigned value =
+        canonical_magnitude(static_cast<unsigned>(__ldcg(launch.statistics + word)));
+    least = value < least ? value : least;
+  });
+  return least;
+}
+
+// Old values of v.
+__device__ __forceinline__ void decode_v(const Column& column, unsigned codes, unsigned row_maximum,
+                                         float level, float (&v)[EACH]) {
+  decode_nibbles(codes, level, v);
+  for (int i = 0; i < EACH; ++i) {
+    const unsigned scale = column.old_maxima[i] < row_maximum ? column.old_maxima[i] : row_maximum;
+    v[i] = __fmul_rn(v[i], __uint_as_float(scale));
+  }
+}
+
+// Raises a maximum, unless it is as large already.
+__device__ __forceinline__ void raise(int* slot, unsigned bits) {
+  const int value = static_cast<int>(canonical_magnitude(bits));
+  if (value > __ldcg(slot)) {
+    atomicMax(slot, value);
+  }
+}
+
+// The rows of a task that a warp does: every `step`th from `begin` on.
+struct Rows {
+  long long first;  // of the task
+  int begin, end, step;
+
+  __device__ __forceinline__ Rows(const Tensor& t, const Tiles& tiles, long long task)
+      : first(task / tiles.across * TILE_ROWS),
+        begin(warp_index() / tiles.group),
+        end(t.rows - first < TILE_ROWS ? static_cast<int>(t.rows - first) : TILE_ROWS),
+        step(WARPS / tiles.group) {}
+
+  __device__ __forceinline__ int count() const { return (end - begin + step - 1) / step; }
+
+  // Whether there is a row for the lane.
+  __device__ __forceinline__ bool of_lane() const { return lane_index() < end; }
+};
+
+// Whether the lane's block is a full one, and each row of it as aligned as the first: codes are copied
+// four bytes, eight columns, at a time.
+__device__ __forceinline__ bool is_wide(const Tensor& t, const Column& column) {
+  return t.cols % 8 == 0 && t.cols - column.unit * BLOCK >= BLOCK;
+}
+
+// Rows on their way to shared memory while one is computed.
+constexpr int AHEAD = 3;
+
+// Where a lane's gradients and codes of v are in a row.
+template <typename G>
+struct Collecting {
+  const typename G::Storage* grad;
+  const unsigned char* v_codes;
+
+  struct Fetched {
+    Packed<G> grad;
+    unsigned v_codes;
+  };
+
+  __device__ __forceinline__ Fetched fetch(int count) const {
+    return {lowbit::fetch<G, false>(grad, 0, count), load_nibbles<false>(v_codes, count)};
+  }
+
+  // The same of a warp's block in shared memory: codes, gradients.
+  static constexpr int G_BYTES = EACH * sizeof(typename G::Storage);
+  static constexpr int STAGE = NIBBLES + LANES * G_BYTES;
+
+  __device__ __forceinline__ void copy(SharedAddress to) const {
+    copy_nibbles(to, v_codes);
+    copy_async<G_BYTES>(to + NIBBLES + G_BYTES * lane_index(), grad);
+  }
+
+  __device__ static __forceinline__ Fetched fetch(SharedAddress from) {
+    Fetched fetched{};
+    fetched.v_codes = own_nibbles(from);
+    load_shared(from + NIBBLES + G_BYTES * lane_index(), fetched.grad);
+    return fetched;
+  }
+
+  __device__ __forceinline__ void advance(long long elements, long long bytes) {
+    grad += elements;
+    v_codes += bytes;
+  }
+};
+
+template <typename G, typename V, bool Wide>
+__device__ __forceinline__ void collect_rows(const Launch& launch, const Shared& shared,
+                                             const V& v_table, const Column& column,
+                                             const Rows& rows, Collecting<G> at,
+                                             Ring<AHEAD, Collecting<G>::STAGE>& ring) {
+  const Tensor& t = shared.tensor;
+  const Scalars& s = shared.scalars;
+  const long long elements = rows.step * t.cols, bytes = rows.step * ((t.cols + 1) / 2);
+  const unsigned old_rows =
+      rows.of_lane() ? stored_row_maximum(launch, t, rows.first + lane_index()) : 0;
+  unsigned new_row = 0;
+  unsigned maxima[EACH] = {};
+  bool bad = false;
+  int row = rows.begin;
+  const auto collect = [&](const typename Collecting<G>::Fetched& fetched) {
+    float g[EACH], v[EACH];
+    unpack<G>(fetched.grad, g);
+    decode_v(column, fetched.v_codes, of_row(old_rows, row), v_table.level, v);
+    unsigned row_maximum = 0;
+#pragma unroll
+    for (int i = 0; i < EACH; ++i) {
+      g[i] = scale_gradient(g[i], s);  // R1
+      const bool exists = Wide || i < column.count;
+      const unsigned size = exists ? magnitude(second_moment(g[i], v[i], s)) : 0;
+      bad = bad | (exists && non_finite(g[i]));
+      maxima[i] = size > maxima[i] ? size : maxima[i];
+      row_maximum = size > row_maximum ? size : row_maximum;
+    }
+    row_maximum = warp_max(row_maximum);
+    new_row = lane_index() == row ? row_maximum : new_row;
+    row += rows.step;
+  };
+  if constexpr (Wide) {
+    pipeline(
+        ring, rows.count(),
+        [&](SharedAddress to, int) {
+          at.copy(to);
+          at.advance(elements, bytes);
+        },
+        [&](SharedAddress from) { collect(at.fetch(from)); });
+  } else {
+#pragma unroll 1
+    for (int left = rows.count(); left > 0; --left) {
+      collect(at.fetch(column.count));
+      at.advance(elements, bytes);
+    }
+  }
+  if (rows.of_lane()) {
+    each_lead(t, rows.first + lane_index(), [&](int, long long, long long word) {
+      raise(launch.statistics + word, new_row);
+    });
+  }
+  int* words = column_words(launch, t) + column.col;
+#pragma unroll
+  for (int i = 0; i < EACH; ++i) {
+    if (i < column.count) {
+      raise(words + i, maxima[i]);
+    }
+  }
+  if (__any_sync(ALL_LANES, bad) != 0 && lane_index() == 0) {
+    atomicMax(launch.statistics + t.index, 1);
+  }
+}
+
+template <typename G, typename V>
+__device__ __forceinline__ void collect_tile(const Launch& launch, const Shared& shared,
+                                             const V& v_table, long long task,
+                                             Ring<AHEAD, Collecting<G>::STAGE>& ring) {
+  const Tensor& t = shared.tensor;
+  const Tiles tiles(t);
+  const Column column(launch, t, tiles, task);
+  const Rows rows(t, tiles, task);
+  if (column.unit >= t.units || rows.begin >= rows.end) {
+    return;
+  }
+  Collecting<G> at{pointer<const typename G::Storage>(launch, t, GRAD),
+                   pointer<const unsigned char>(launch, t, t.state[1].buffer)};
+  const bool wide = is_wide(t, column) && is_aligned(at.grad, EACH * sizeof(*at.grad)) &&
+                    is_aligned(at.v_codes, 4);
+  const long long row = rows.first + rows.begin;
+  at.advance(row * t.cols + column.col, row * ((t.cols + 1) / 2) + column.col / 2);
+  if (wide) {
+    collect_rows<G, V, true>(launch, shared, v_table, column, rows, at, ring);
+  } else {
+    collect_rows<G, V, false>(launch, shared, v_table, column, rows, at, ring);
+  }
+}
+
+// Where a lane's elements are in a row.
+template <typename P, typename G>
+struct Applying {
+  Memory<P, G> memory;
+  unsigned char* m_codes;
+  unsigned char* v_codes;
+  float* m_scale;
+
+  struct Fetched {
+    typename Memory<P, G>::Fetched numbers;
+    unsigned m_codes, v_codes;
+    float m_scale;
+  };
+
+  __device__ __forceinline__ Applying(const Launch& launch, const Tensor& t)
+      : memory(launch, t),
+        m_codes(pointer<unsigned char>(launch, t, t.state[0].buffer)),
+        v_codes(pointer<unsigned char>(launch, t, t.state[1].buffer)),
+        m_scale(pointer<float>(launch, t, t.state[0].buffer + 1)) {}
+
+  __device__ __forceinline__ Fetched fetch(int count) const {
+    return {memory.template fetch<false>(0, count), load_nibbles<false>(m_codes, count),
+            load_nibbles<false>(v_codes, count), *m_scale};
+  }
+
+  // The same of a warp's block in shared memory.
+  static constexpr int M_CODES = Memory<P, G>::STAGE;
+  static constexpr int V_CODES = M_CODES + NIBBLES;
+  static constexpr int SCALE = V_CODES + NIBBLES;
+  static constexpr int STAGE = SCALE + 16;
+
+  __device__ __forceinline__ void copy(SharedAddress to) const {
+    memory.copy(to, 0);
+    copy_nibbles(to + M_CODES, m_codes);
+    copy_nibbles(to + V_CODES, v_codes);
+    if (lane_index() == 0) {
+      copy_async<4>(to + SCALE, m_scale);
+    }
+  }
+
+  __device__ static __forceinline__ Fetched fetch(SharedAddress from) {
+    Fetched fetched{Memory<P, G>::fetch(from), own_nibbles(from + M_CODES),
+                    own_nibbles(from + V_CODES), 0.0f};
+    load_shared(from + SCALE, fetched.m_scale);
+    return fetched;
+  }
+
+  __device__ __forceinline__ void advance(long long elements, long long bytes, long long units) {
+    memory.advance(elements);
+    m_codes += bytes;
+    v_codes += bytes;
+    m_scale += units;
+  }
+};
+
+template <typename P, typename G, typename Tables, bool Wide>
+__device__ __forceinline__ void apply_row(const Walker& walker, const typename Tables::M& m_table,
+                                          const typename Tables::V& v_table, const Column& column,
+                                          const unsigned (&new_columns)[EACH],
+                                          const Applying<P, G>& at,
+                                          const typename Applying<P, G>::Fetched& fetched,
+                                          unsigned old_row, unsigned new_row, long long row,
+                                          bool in_range) {
+  const Launch& launch = walker.launch;
+  const Tensor& t = walker.shared.tensor;
+  const Scalars& s = walker.shared.scalars;
+  Quad x;
+  at.memory.decode(fetched.numbers, x.p, x.g);
+  decode_nibbles(fetched.m_codes, m_table.scaled_levels(fetched.m_scale), x.m);
+  decode_v(column, fetched.v_codes, old_row, v_table.level, x.v);
+  for (int i = 0; i < EACH; ++i) {
+    x.g[i] = scale_gradient(x.g[i], s);  // R1
+  }
+  const bool usual = step_moments(x, s);
+  Largest largest{0.0f, 0.0f};
+  raise_largest<Wide>(largest, x, column.count);
+  const float m_new = block_scale(warp_max(__float_as_uint(largest.m)));
+  // The tensor is no shard, where its place is asked for.
+  const auto draws = [&](unsigned purpose) {
+    return walker.stream().draws_of_warp(purpose, row, column.col);
+  };
+  const unsigned m_new_codes =
+      m_table.encode(x.m, m_new, *in_table<Codebook>(launch, t.state[0].codebook),
+                     [&] { return draws(STATE_DRAW); });
+  unsigned scales[EACH];
+  for (int i = 0; i < EACH; ++i) {
+    scales[i] = new_columns[i] < new_row ? new_columns[i] : new_row;
+  }
+  // No scale is above the row's, nor a value, which the maxima are over, above its scale.
+  static_assert(LEAST_V == 0x1p-100f, "what the values of usual scales are");
+  const unsigned v_new_codes =
+      v_table.encode(x.v, scales, usual && __uint_as_float(new_row) <= 0x1p100f,
+                     *in_table<Codebook>(launch, t.state[1].codebook));
+  const bool fast =
+      usual && in_range && largest.m <= LARGEST_MOMENT && largest.v <= LARGEST_MOMENT;
+  step_updates<false>(x, fast, s);
+  store_nibbles<Wide>(at.m_codes, column.count, m_new_codes);
+  store_nibbles<Wide>(at.v_codes, column.count, v_new_codes);
+  if (lane_index() == 0) {
+    *at.m_scale = m_new;
+  }
+  if (!at.memory.updates) {
+    for (int i = 0; i < EACH; ++i) {
+      x.g[i] = __fadd_rn(x.p[i], x.g[i]);  // R8
+    }
+  }
+  at.memory.template store_params<Wide>(0, column.count, x.g, [&] { return draws(WEIGHT_DRAW); });
+}
+
+template <typename P, typename G, typename Tables, bool Wide>
+__device__ __forceinline__ void apply_rows(const Walker& walker, const typename Tables::M& m_table,
+                                           const typename Tables::V& v_table, const Column& column,
+                                           const Rows& rows, Applying<P, G> at,
+                                           Ring<AHEAD, Applying<P, G>::STAGE>& ring) {
+  const Launch& launch = walker.launch;
+  const Tensor& t = walker.shared.tensor;
+  const long long elements = rows.step * t.cols, bytes = rows.step * ((t.cols + 1) / 2);
+  const long long units = rows.step * t.units;
+  const bool in_range = scalars_in_range(walker.shared.scalars);
+  unsigned old_rows = 0, new_rows = 0;
+  if (rows.of_lane()) {
+    old_rows = stored_row_maximum(launch, t, rows.first + lane_index());
+    new_rows = collected_row_maximum(launch, t, rows.first + lane_index());
+  }
+  unsigned new_columns[EACH];
+  const int* words = column_words(launch, t) + column.col;
+  for (int i = 0; i < EACH; ++i) {
+    new_columns[i] =
+        i < column.count ? canonical_magnitude(static_cast<unsigned>(__ldcg(words + i))) : 0;
+  }
+  int row = rows.begin;
+  const auto apply = [&](const typename Applying<P, G>::Fetched& fetched) {
+    apply_row<P, G, Tables, Wide>(walker, m_table, v_table, column, new_columns, at, fetched,
+                                  of_row(old_rows, row), of_row(new_rows, row), rows.first + row,
+                                  in_range);
+    at.advance(elements, bytes, units);
+    row += rows.step;
+  };
+  if constexpr (Wide) {
+    Applying<P, G> ahead = at;
+    pipeline(
+        ring, rows.count(),
+        [&](SharedAddress to, int) {
+          ahead.copy(to);
+          ahead.advance(elements, bytes, units);
+        },
+        [&](SharedAddress from) { apply(at.fetch(from)); });
+  } else {
+#pragma unroll 1
+    for (int left = rows.count(); left > 0; --left) {
+      apply(at.fetch(column.count));
+    }
+  }
+}
+
+template <typename P, typename G, typename Tables>
+__device__ __forceinline__ void apply_tile(const Walker& walker, const typename Tables::M& m_table,
+                                           const typename Tables::V& v_table, long long task,
+                                           Ring<AHEAD, Applying<P, G>::STAGE>& ring) {
+  const Launch& launch = walker.launch;
+  const Tensor& t = walker.shared.tensor;
+  const Tiles tiles(t);
+  const Column column(launch, t, tiles, task);
+  const Rows rows(t, tiles, task);
+  if (column.unit >= t.units || rows.begin >= rows.end) {
+    return;
+  }
+  Applying<P, G> at(launch, t);
+  const bool wide = is_wide(t, column) && at.memory.aligned() && is_aligned(at.m_codes, 4) &&
+                    is_aligned(at.v_codes, 4);
+  const long long row = rows.first + rows.begin;
+  at.advance(row * t.cols + column.col, row * ((t.cols + 1) / 2) + column.col / 2,
+             row * t.units + column.unit);
+  if (walker.shared.skip) {
+    for (int kept = rows.begin; kept < rows.end; kept += rows.step) {
+      keep<P>(at.memory.to, at.memory.updates, 0, column.count);
+      at.memory.advance(rows.step * t.cols);
+    }
+  } else if (wide) {
+    apply_rows<P, G, Tables, true>(walker, m_table, v_table, column, rows, at, ring);
+  } else {
+    apply_rows<P, G, Tables, false>(walker, m_table, v_table, column, rows, at, ring);
+  }
+}
+
+// The number of the thread block's next task.
+__device__ __forceinline__ long long next_ticket(const Launch& launch, Shared& shared) {
+  __syncthreads();  // nobody needs the last one any more
+  if (threadIdx.x == 0) {
+    shared.ticket = atomicAdd(launch.ticket, 1);
+  }
+  __syncthreads();
+  return shared.ticket;
+}
+
+// Waits until all tasks that collect the statistics of the tensor at hand are done, and decides
+// whether it is skipped.
+__device__ __forceinline__ void await_statistics(const Launch& launch, Shared& shared,
+                                                 bool skip_all) {
+  const Tensor& t = shared.tensor;
+  if (threadIdx.x == 0) {
+    const long long count = Tiles(t).count;
+    while (__ldcg(launch.done + t.index) < count) {
+      __nanosleep(100);
+    }
+    __threadfence();
+    shared.skip = skip_all || (launch.flags & SKIP_GLOBAL && __ldcg(launch.statistics + t.index));
+  }
+  __syncthreads();
+}
+
+// Of a warp, for one kind of task at a time.
+template <typename P, typename G>
+union Rings {
+  Ring<AHEAD, Collecting<G>::STAGE> collecting;
+  Ring<AHEAD, Applying<P, G>::STAGE> applying;
+};
+
+template <typename P, typename G, typename Tables>
+__device__ __forceinline__ void step_tiles(const Launch& launch) {
+  __shared__ Shared shared;
+  __shared__ Rings<P, G> rings[WARPS];
+  Walker walker(launch, shared);
+  typename Tables::M m_table;
+  typename Tables::V v_table;
+  bool first_task = true;
+  const bool fused = (launch.flags & FUSED) != 0;
+  long long task = fused ? next_ticket(launch, shared) : blockIdx.x;
+#pragma unroll 1
+  while (task < launch.tasks) {
+    Task at = walker.enter(task);
+    const Tensor& t = shared.tensor;
+    if (first_task) {
+      // All tensors of the launch have the same codebooks.
+      m_table.fill(*in_table<Codebook>(launch, t.state[0].codebook));
+      v_table.fill(*in_table<Codebook>(launch, t.state[1].codebook));
+      first_task = false;
+    }
+    const long long tiles = Tiles(t).count;
+    if (at.kind == COLLECT) {
+      if (at.index < tiles) {
+        collect_tile<G>(launch, shared, v_table, at.index, rings[warp_index()].collecting);
+      }
+      if (fused) {
+        __threadfence();
+        __syncthreads();
+        if (threadIdx.x == 0) {
+          atomicAdd(launch.done + t.index, 1);
+        }
+      }
+    } else {
+      if (fused) {
+        await_statistics(launch, shared, walker.skip_all);
+      }
+      walker.count_skipped(at);
+      if (at.index < tiles) {
+        apply_tile<P, G, Tables>(walker, m_table, v_table, fused ? tiles - 1 - at.index : at.index,
+                                 rings[warp_index()].applying);
+      }
+    }
+    task = fused ? next_ticket(launch, shared) : task + gridDim.x;
+  }
+}
+
+}  // namespace lowbit
