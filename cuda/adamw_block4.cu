@@ -33,6 +33,7 @@ struct Block4States {
   static constexpr int TABLES = 0;  // bytes of shared memory
   // The block's largest v says whether a gradient was not finite.
   static constexpr bool V_SHOWS_NON_FINITE = true;
+  static constexpr bool DRAWS = false;
 
   // The low half of a warp has what decodes m, and its scale, the high half that of v.
   static constexpr int V_LANES = LANES / 2;
@@ -117,9 +118,9 @@ struct Block4States {
 
   using Scales = BlockScales;
 
-  template <bool Wide>
+  template <bool Wide, typename Draws>
   __device__ __forceinline__ void store(const Place& place, const Quad& x, const Scales& scale,
-                                        bool usual) const {
+                                        bool usual, Draws) const {
     unsigned m_code = tables.m.encode(x.m, scale.m);
     unsigned v_code = tables.v.encode(x.v, scale.v);
     if (!is_usual_scale(scale.m)) {

@@ -26,6 +26,7 @@ struct Block8States {
   static constexpr int TABLES = 2 * sizeof(ByteTable);  // bytes of shared memory
   // The block's largest v says whether a gradient was not finite.
   static constexpr bool V_SHOWS_NON_FINITE = true;
+  static constexpr bool DRAWS = false;
 
   struct Tables {
     const ByteTable* m;
@@ -115,9 +116,9 @@ struct Block8States {
 
   using Scales = BlockScales;
 
-  template <bool Wide>
+  template <bool Wide, typename Draws>
   __device__ __forceinline__ void store(const Place& place, const Quad& x, const Scales& scale,
-                                        bool) const {
+                                        bool, Draws) const {
     store_bytes<Wide>(m_codes + place.element, place.count(), encode(0, *tables.m, x.m, scale.m));
     store_bytes<Wide>(v_codes + place.element, place.count(), encode(1, *tables.v, x.v, scale.v));
   }

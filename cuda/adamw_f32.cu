@@ -21,6 +21,7 @@ struct F32States {
   static constexpr int MOST_AHEAD = 0;
   // v may be infinite from before.
   static constexpr bool V_SHOWS_NON_FINITE = false;
+  static constexpr bool DRAWS = false;
 
   struct Tables {
     __device__ __forceinline__ void fill(const Launch&, const Tensor&) {}
@@ -64,9 +65,9 @@ struct F32States {
     __device__ static __forceinline__ Scales of(float, unsigned) { return {}; }
   };
 
-  template <bool Wide>
+  template <bool Wide, typename Draws>
   __device__ __forceinline__ void store(const Place& place, const Quad& x, const Scales&,
-                                        bool) const {
+                                        bool, Draws) const {
     lowbit::store<F32, Wide>(m_values, place.element, place.count(), x.m);
     lowbit::store<F32, Wide>(v_values, place.element, place.count(), x.v);
   }

@@ -7,11 +7,14 @@
 //     static constexpr int MOST_AHEAD;  // units on their way to shared memory; 0: read where they are
 //     static constexpr int TABLES;      // bytes of shared memory
 //     static constexpr bool V_SHOWS_NON_FINITE;  // the largest v is not finite where a gradient is not
+//     static constexpr bool DRAWS;  // states are rounded at random
 //     struct Tables;   // what decodes and codes; `fill` is called by all threads
 //     struct Fetched;  // of a part, by `fetch` from memory, or after `copy` from shared memory
 //     void decode(const Fetched& from, float (&m)[EACH], float (&v)[EACH]) const;
 //     struct Scales;  // new ones of a unit, by `of`
-//     void store<Wide>(const Place& place, const Quad& x, const Scales& scales, bool usual) const;
+//     // Draws: gives those of four elements for a state, to all lanes together.
+//     void store<Wide>(const Place& place, const Quad& x, const Scales& scales, bool usual,
+//                      Draws draws) const;
 //     void store_scales(const Place& place, const Scales& scales) const;
 //   };
 //
@@ -223,10 +226,14 @@ struct Memory {
   }
 };
 
+// Elements of a unit.
+template <typename States>
+inline constexpr int UNIT = States::PARTS * BLOCK;
+
 // Where a lane's elements are in the grid of a tensor that is no shard: for random numbers.
-template <typename P, int UNIT>
+template <typename P, typename States>
 struct Position {
-  static constexpr bool USED = P::FORM == STOCHASTIC_WEIGHTS;
+  static constexpr bool USED = P::FORM == STOCHASTIC_WEIGHTS || States::DRAWS;
 
   long long row = 0;
   long long block = 0;
@@ -236,7 +243,7 @@ struct Position {
   __device__ __forceinline__ Position(const Tensor& t, long long unit) {
     if (USED) {
       const long long columns = columns_of(t);
-      blocks = columns == 0 ? 1 : (columns + UNIT - 1) / UNIT;
+      blocks = columns == 0 ? 1 : (columns + UNIT<States> - 1) / UNIT<States>;
       row = unit / blocks;
       block = unit - row * blocks;
     }
@@ -252,8 +259,10 @@ struct Position {
     }
   }
 
-  __device__ __forceinline__ uint2 draws(const Stream& stream, int part) const {
-    return stream.draws(WEIGHT_DRAW, row, block * UNIT + part * BLOCK + EACH * lane_index());
+  // All lanes of a warp call it together.
+  __device__ __forceinline__ uint2 draws(const Stream& stream, unsigned purpose, int part) const {
+    const long long col = block * UNIT<States> + part * BLOCK + EACH * lane_index();
+    return stream.draws_of_warp(purpose, row, col);
   }
 
   __device__ static __forceinline__ long long columns_of(const Tensor& t) {
@@ -264,10 +273,6 @@ struct Position {
     return columns;
   }
 };
-
-// Elements of a unit.
-template <typename States>
-inline constexpr int UNIT = States::PARTS * BLOCK;
 
 // What a lane reads of a unit, by part.
 template <typename P, typename G, typename States>
@@ -304,7 +309,7 @@ __device__ __forceinline__ void step_unit(const Launch& launch, const Shared& sh
                                           const States& states, const Memory<P, G>& memory,
                                           const Place& place,
                                           const Fetched<P, G, States>& fetched,
-                                          const Position<P, UNIT<States>>& position, bool in_range,
+                                          const Position<P, States>& position, bool in_range,
                                           bool skip_blocks) {
   using Rule = typename States::Rule;
   const Scalars& s = shared.scalars;
@@ -379,10 +384,13 @@ __device__ __forceinline__ void step_unit(const Launch& launch, const Shared& sh
         x.g[i] = __fadd_rn(x.p[i], x.g[i]);  // R8
       }
     }
-    memory.template store_params<Wide>(
-        at.element, at.count(), x.g,
-        [&] { return position.draws(stream_of(launch, shared), part); });
-    states.template store<Wide>(at, x, scales, usual);
+    const auto draws = [&](unsigned purpose) {
+      return position.draws(stream_of(launch, shared), purpose, part);
+    };
+    memory.template store_params<Wide>(at.element, at.count(), x.g,
+                                       [&] { return draws(WEIGHT_DRAW); });
+    states.template store<Wide>(at, x, scales, usual,
+                                [&](int state) { return draws(STATE_DRAW + state); });
   }
   states.store_scales(place, scales);
 }
@@ -411,7 +419,7 @@ __device__ __forceinline__ void step_ragged(const Launch& launch, const Shared& 
     } else {
       step_unit<P, G, States, false>(launch, shared, states, memory, place,
                                      fetch_unit<false>(states, memory, place),
-                                     Position<P, UNIT<States>>(t, unit), in_range, skip_blocks);
+                                     Position<P, States>(t, unit), in_range, skip_blocks);
     }
   }
 }
@@ -432,7 +440,7 @@ __device__ constexpr int units_ahead() {
 // `count` full units, every WARPS-th; pointers and position are those of the lane's first element.
 template <typename P, typename G, typename States>
 __device__ __forceinline__ void step_full(const Launch& launch, const Shared& shared, States states,
-                                          Memory<P, G> memory, Position<P, UNIT<States>> position,
+                                          Memory<P, G> memory, Position<P, States> position,
                                           int count, bool in_range, bool skip_blocks) {
   const Place place{0, 0, 0, UNIT<States>};
   const auto step = [&](const Fetched<P, G, States>& fetched) {
@@ -507,7 +515,7 @@ __device__ __forceinline__ void step_tensors(const Launch& launch) {
     memory.advance((first + warp_index()) * UNIT<States> + EACH * lane_index());
     states.advance(first + warp_index(), lane_index());
     const int of_warp = (full - warp_index() + WARPS - 1) / WARPS;
-    step_full(launch, shared, states, memory, Position<P, UNIT<States>>(t, first + warp_index()),
+    step_full(launch, shared, states, memory, Position<P, States>(t, first + warp_index()),
               of_warp, in_range, skip_blocks);
     step_ragged<P, G, States>(launch, shared, tables, first + full, first + here, in_range,
                               skip_blocks);

@@ -1,7 +1,7 @@
 // Common tensors of optimizers whose one state is m in 4 bits, one scale for each block of 128: m
-// block(128)/de (presets `sgdm4`, `lion4`). The rule is that of any.cuh.
+// block(128)/nf4, rounded at random (presets `sgdm4`, `lion4`). The rule is that of any.cuh.
 //
-//   m = level[c] s        s = max |m'| over the block; c = the nearest level
+//   m = level[c] s        s = max |m'| over the block; c = one of the two neighbours, by a draw
 //
 // Bytes moved per element: parameter read and written, gradient read, codes read and written
 // (2 x 1/2), scales read and written (2 x 4/128): 7.0625 for bf16 parameters and gradients, 13.0625
@@ -59,9 +59,10 @@ struct Momentum4States {
   static constexpr int TABLES = 0;  // bytes of shared memory
   // A gradient whose square is not finite may leave m finite.
   static constexpr bool V_SHOWS_NON_FINITE = false;
+  static constexpr bool DRAWS = true;
 
   struct Tables {
-    SignedTable m;
+    Nf4Table m;
 
     __device__ __forceinline__ void fill(const Launch& launch, const Tensor& t) {
       m.fill(*in_table<Codebook>(launch, t.state[0].codebook));
@@ -133,13 +134,12 @@ struct Momentum4States {
     }
   };
 
-  template <bool Wide>
+  template <bool Wide, typename Draws>
   __device__ __forceinline__ void store(const Place& place, const Quad& x, const Scales& scale,
-                                        bool) const {
-    unsigned code = tables.m.encode(x.m, scale.m);
-    if (!is_usual_scale(scale.m)) {
-      code = count_midpoints(x.m, scale.m, *in_table<Codebook>(launch, tensor.state[0].codebook));
-    }
+                                        bool, Draws draws) const {
+    const unsigned code =
+        tables.m.encode(x.m, scale.m, *in_table<Codebook>(launch, tensor.state[0].codebook),
+                        [&] { return draws(0); });
     store_nibbles<Wide>(codes + place.byte, place.count(), code);
   }
 
@@ -154,4 +154,4 @@ struct Momentum4States {
 
 // The kernels for common tensors of an optimizer with such a state.
 #define LOWBIT_MOMENTUM4(RULE, OPTIMIZER) \
-  LOWBIT_COMMON_KERNELS(OPTIMIZER, block4, step_tensors, lowbit::Momentum4States<RULE>, 3, 3)
+  LOWBIT_COMMON_KERNELS(OPTIMIZER, block4, step_tensors, lowbit::Momentum4States<RULE>, 3, 2)

@@ -358,8 +358,8 @@ impl Kernel {
             Optimizer::Adamw if drawn4(0, Mapping::Nf4) && rank_one(1, Mapping::Power2) => {
                 ADAMW_ROBUST
             }
-            Optimizer::Sgdm if coded4(0, Mapping::De) => SGDM_BLOCK4,
-            Optimizer::Lion if coded4(0, Mapping::De) => LION_BLOCK4,
+            Optimizer::Sgdm if drawn4(0, Mapping::Nf4) => SGDM_BLOCK4,
+            Optimizer::Lion if drawn4(0, Mapping::Nf4) => LION_BLOCK4,
             _ => return any,
         };
         Self(first.0 + form)
