@@ -10,8 +10,8 @@ use std::ops::Range;
 use super::collect::Part;
 use super::maxima::Columns;
 use super::registers::{
-    Blocks, Moment, Place, Plain, RankOne, Room, Work, clear_behind, gradient, is_f32_in_place,
-    parameters, store_result,
+    Blocks, Moment, Place, Plain, RankOne, Room, Work, any_square_not_finite, clear_behind,
+    gradient, is_f32_in_place, parameters, store_result,
 };
 use super::run::{Run, load_run};
 use super::{AHEAD, prefetch, skip};
@@ -162,17 +162,9 @@ unsafe fn chunk<L: Lanes, M: Moment<L>, V: Moment<L>, const F32_IN_PLACE: bool>(
         // finite where the square is not.
         let usual = largest_v.all_usual();
         if !usual {
-            if call.skip_blocks {
-                // Zero, or NaN if a square is not finite.
-                let mut sum = zero;
-                for j in 0..registers::<L::Vector>() {
-                    let g = L::Vector::load(gradient.add(j * L::Vector::WIDTH)).mul(grad_scale);
-                    sum = g.mul(g).mul_add(zero, sum);
-                }
-                if sum.any_nan() {
-                    skip(call, run);
-                    return 1;
-                }
+            if call.skip_blocks && any_square_not_finite(gradient, grad_scale) {
+                skip(call, run);
+                return 1;
             }
             largest_v = zero;
             for v in new_v.as_ref() {

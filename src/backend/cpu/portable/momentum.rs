@@ -8,7 +8,8 @@
 use std::ops::Range;
 
 use super::registers::{
-    Blocks, Moment, Plain, Work, clear_behind, gradient, is_f32_in_place, parameters, store_result,
+    Blocks, Moment, Plain, Work, any_square_not_finite, clear_behind, gradient, is_f32_in_place,
+    parameters, store_result,
 };
 use super::run::Run;
 use super::skip;
@@ -161,17 +162,9 @@ unsafe fn chunk<L: Lanes, R: Step, M: Moment<L>, const F32_IN_PLACE: bool>(
     unsafe {
         let gradient = gradient::<L, F32_IN_PLACE>(call, run, g);
         let (grad_scale, zero) = (L::Vector::splat(call.grad_scale), L::Vector::splat(0.0));
-        if call.skip_blocks {
-            // Zero, or NaN if a square is not finite.
-            let mut sum = zero;
-            for j in 0..registers::<L::Vector>() {
-                let g = L::Vector::load(gradient.add(j * L::Vector::WIDTH)).mul(grad_scale);
-                sum = g.mul(g).mul_add(zero, sum);
-            }
-            if sum.any_nan() {
-                skip(call, run);
-                return 1;
-            }
+        if call.skip_blocks && any_square_not_finite(gradient, grad_scale) {
+            skip(call, run);
+            return 1;
         }
         let (p, base) = parameters::<L, F32_IN_PLACE>(call, run, p);
         let old = m.open(run, room);

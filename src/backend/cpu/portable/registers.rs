@@ -85,6 +85,22 @@ pub(super) unsafe fn gradient<L: Lanes, const F32_IN_PLACE: bool>(
     g.as_ptr()
 }
 
+/// Whether the square of any gradient of a chunk is not finite.
+#[inline(always)]
+pub(super) unsafe fn any_square_not_finite<V: Vector>(gradient: *const f32, grad_scale: V) -> bool {
+    // SAFETY: the caller's gradients.
+    unsafe {
+        // Zero, or NaN if a square is not finite.
+        let zero = V::splat(0.0);
+        let mut sum = zero;
+        for at in (0..CHUNK).step_by(V::WIDTH) {
+            let g = V::load(gradient.add(at)).mul(grad_scale);
+            sum = g.mul(g).mul_add(zero, sum);
+        }
+        sum.any_nan()
+    }
+}
+
 /// Where a run's parameters are, to be replaced by the result, and what the update is taken from.
 #[inline(always)]
 pub(super) unsafe fn parameters<L: Lanes, const F32_IN_PLACE: bool>(
