@@ -70,7 +70,8 @@ def language():
         lines += ["", f"### {_millions(count)} parameters, {steps} steps, beta2 = {beta2}, on {device}", ""]
         name = f"e1-{_millions(count, '')}-{steps}-{beta2}-{_slug(device)}"
         table, compared = _table(group, "validation_loss", language_model.DELTA)
-        lines += table + ["", _intervals(f"{name}-differences", compared, language_model.DELTA)]
+        lines += table + _against_others(group, "validation_loss", language_model.DELTA)
+        lines += ["", _intervals(f"{name}-differences", compared, language_model.DELTA)]
         lines += [_curves(f"{name}-loss", group)]
     return lines + [""]
 
@@ -82,7 +83,8 @@ def fine_tuning():
         lines += [f"### {steps} steps, on {device}", ""]
         name = f"e2-{steps}-{_slug(device)}"
         table, compared = _table(group, "accuracy", fine_tune.DELTA, sign=-1)
-        lines += table + ["", _intervals(f"{name}-differences", compared, fine_tune.DELTA)]
+        lines += table + _against_others(group, "accuracy", fine_tune.DELTA, sign=-1)
+        lines += ["", _intervals(f"{name}-differences", compared, fine_tune.DELTA)]
         lines += [_curves(f"{name}-loss", group), ""]
     return lines
 
@@ -94,7 +96,8 @@ def glyphs_and_digits():
         lines += [f"Test accuracy in points; δ = {images.DELTA}.", ""]
         name = f"e3-{case}-{_slug(device)}"
         table, compared = _table(group, "accuracy", images.DELTA, sign=-1)
-        lines += table + ["", _intervals(f"{name}-differences", compared, images.DELTA)]
+        lines += table + _against_others(group, "accuracy", images.DELTA, sign=-1)
+        lines += ["", _intervals(f"{name}-differences", compared, images.DELTA)]
         if case == "digits":
             lines += ["", f"Test loss in nats; δ = {images.DELTA_LOSS}.", ""]
             lines += _table(group, "test_loss", images.DELTA_LOSS)[0]
@@ -365,6 +368,20 @@ def _table(runs, metric, delta, sign=1):
             )
         ]
     return lines, {arm: compared[arm] for arm in order if not is_yardstick[arm]}
+
+
+def _against_others(runs, metric, delta, sign=1):
+    """How much worse `adamw4-robust` is than the other 4-bit AdamWs, where there are pairs."""
+    by_arm = tables.by_arm(runs)
+    lines = []
+    for other in ("adamw4", "adamw4-block"):
+        robust = by_arm["nf4-sr+rank1/power2"]
+        found = tables.compared(robust, by_arm[other], metric, delta, sign)
+        pairs = len(found.differences)
+        if pairs >= comparisons.FEWEST:
+            difference = tables.difference(found, 4 if delta < 0.1 else 2)
+            lines += ["", f"`adamw4-robust` less `{other}`, {pairs} pairs: {difference}"]
+    return lines
 
 
 def _sortable(value):
