@@ -76,11 +76,12 @@ def optimizer(task, settings, spec):
     decay, like that of SGDM, is decoupled and as much a step as AdamW's.
     """
     how = {"mask": task.decays, "spec": spec, "threads": 1}
-    if spec["optimizer"] == "adamw":
+    name = json.loads(lowbit.Spec(spec).json)["optimizer"]
+    if name == "adamw":
         betas = (settings.beta1, settings.beta2)
         return lowbit.jax.adamw(settings.lr, *betas, settings.eps, settings.weight_decay, **how)
-    decay = settings.weight_decay / arms.RATES[spec["optimizer"]]
-    if spec["optimizer"] == "lion":
+    decay = settings.weight_decay / arms.RATES[name]
+    if name == "lion":
         return lowbit.jax.lion(settings.lr, weight_decay=decay, **how)
     return lowbit.jax.sgdm(settings.lr, settings.beta1, decay, decoupled=True, **how)
 

@@ -305,8 +305,8 @@ pub fn variants() -> Vec<Variant> {
     .collect()
 }
 
-/// The presets of AdamW with states m and v.
-pub const ADAMW: [&str; 4] = ["adamw32", "adamw4", "adamw4-block", "adamw4-robust"];
+/// The presets of AdamW whose states are rounded to nearest.
+pub const ADAMW: [&str; 3] = ["adamw32", "adamw4", "adamw4-block"];
 
 /// One line of `cases.txt`: see `README.md`.
 pub struct Case {

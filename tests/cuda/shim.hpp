@@ -309,9 +309,10 @@ T __shfl_sync(unsigned mask, T value, int lane, unsigned width = shim::LANES) {
   return shim::from_bits<T>(all[group + static_cast<unsigned>(lane) % width]);
 }
 
+// The value of the lane whose number differs in these bits.
 template <typename T>
-T __shfl_xor_sync(unsigned mask, T value, int lanes) {
-  return __shfl_sync(mask, value, static_cast<int>(shim::current_thread().x) ^ lanes);
+T __shfl_xor_sync(unsigned mask, T value, int bits) {
+  return __shfl_sync(mask, value, static_cast<int>(shim::current_thread().x) ^ bits);
 }
 
 inline int __any_sync(unsigned mask, bool predicate) {

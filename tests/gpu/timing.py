@@ -204,9 +204,8 @@ class Step:
             optimizer, states = KERNELS[preset]
             self.kernel = f"lowbit_k_{optimizer}_{param_dtype}_{grad_dtype}_{states}"
         shapes = shapes or [MATRIX if preset in OF_MATRICES else (NUMEL,)]
-        self.plan = DevicePlan(
-            preset, [Tensor(f"t{i}", shape, *self.dtypes) for i, shape in enumerate(shapes)]
-        )
+        self.tensors = [Tensor(f"t{i}", shape, *self.dtypes) for i, shape in enumerate(shapes)]
+        self.plan = DevicePlan(preset, self.tensors)
         numels = [math.prod(shape) for shape in shapes]
         self.numel = sum(numels)
         self.params, self.grads = model or [
@@ -229,8 +228,11 @@ class Step:
 
     def verify(self):
         """The end of the last tensor after all rounds, against the reference on that part alone:
-        where scales are of blocks, it is the same."""
-        plan = Plan(self.preset, [Tensor("t", (TAIL,), *self.dtypes)], variant="reference")
+        where scales are of blocks, it is the same. Random numbers are those of its place."""
+        last = self.tensors[-1]
+        place = {"global_shape": last.shape, "offset": (math.prod(last.shape) - TAIL,)}
+        part = last._replace(shape=(TAIL,), **place)
+        plan = Plan(self.preset, [part], variant="reference")
         params, grads, state = self.first_tail, to_host(self.tail(self.grads)), plan.zeros()
         for step in range(1, self.steps + 1):
             plan.step([params], [grads], state, step=step)

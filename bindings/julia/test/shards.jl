@@ -54,10 +54,12 @@ end
         remotecall(train, worker, spec, WHOLE, columns, mine, theirs)
     end
     @test reduce_all(from, to) == 3 * reductions
-    whole = [start(WHOLE)]
-    opt = Lowbit.setup(spec, whole)
-    foreach(t -> Lowbit.update!(opt, [slope(WHOLE, t)]), 1:3)
-    @test hcat(map(fetch, shards)...) == whole[1]
+    # Of the same name, which random numbers are drawn by.
+    whole = start(WHOLE)
+    plan = Lowbit.Plan(spec, [Lowbit.Tensor("w", whole)])
+    state = Lowbit.State(plan)
+    foreach(t -> Lowbit.step!(plan, [whole], [slope(WHOLE, t)], state; step = t), 1:3)
+    @test hcat(map(fetch, shards)...) == whole
 end
 
 rmprocs(workers())

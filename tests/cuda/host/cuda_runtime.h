@@ -149,8 +149,3 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   return cudaSuccess;
 }
 
-// The value of the lane whose number differs in these bits.
-template <class T>
-T __shfl_xor_sync(unsigned mask, T value, int bits) {
-  return __shfl_sync(mask, value, static_cast<int>(threadIdx.x % shim::LANES) ^ bits);
-}
