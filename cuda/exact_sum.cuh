@@ -113,10 +113,11 @@ __device__ __forceinline__ Words words_of(const WarpSum& sum) {
 
 // ---- results ------------------------------------------------------------------------------------
 
-// The sum that the limbs of its terms add up to.
+// The sum that the limbs of its terms add up to, however they were split.
 __device__ __forceinline__ double value_of_sum(const Limbs& sum, int exponent) {
+  const long long high = sum.high + (sum.low >> LOW_BITS), low = sum.low & ((1ll << LOW_BITS) - 1);
   const double whole =
-      __fma_rn(static_cast<double>(sum.high), 2147483648.0, static_cast<double>(sum.low));
+      __fma_rn(static_cast<double>(high), 2147483648.0, static_cast<double>(low));
   return __dmul_rn(whole, power_of_two(exponent - TERM_BITS));
 }
 

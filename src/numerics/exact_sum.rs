@@ -7,8 +7,7 @@ use super::INF_BITS;
 /// A term has at most this many bits.
 const BITS: i32 = 61;
 
-/// Bits of the low limb.
-const LOW: u32 = 31;
+const LOW: u32 = Limbs::LOW;
 
 /// The power of two above the largest magnitude of a set.
 #[derive(Clone, Copy, Debug)]
@@ -54,40 +53,47 @@ impl Exponent {
         Unit(power_of_two(BITS - self.0))
     }
 
-    /// The sum that the limbs of its terms add up to.
+    /// The sum that the limbs of its terms add up to, however they were split.
     #[inline(always)]
     pub(crate) fn value(self, sum: Limbs) -> f64 {
-        let whole = (sum.high as f64).mul_add((1_u64 << LOW) as f64, sum.low as f64);
+        let (high, low) = (sum.high + (sum.low >> LOW), sum.low & ((1 << LOW) - 1));
+        let whole = (high as f64).mul_add((1_u64 << LOW) as f64, low as f64);
         whole * power_of_two(self.0 - BITS)
     }
 }
 
-/// How many units a term of 1 has: [`Exponent::limbs`] without conversions from f64 to i64, which
-/// few processors have for vectors.
+/// How many units a term of 1 has.
 #[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
 pub(crate) struct Unit(f64);
 
 impl Unit {
     /// For sums that are not finite: nothing is added.
     pub(crate) const NONE: Self = Self(0.0);
 
-    /// [`Exponent::limbs`] for a term that is not negative. One that is not finite counts as 0.
+    /// [`Exponent::limbs`], split elsewhere, without conversions from f64 to i64, which few processors
+    /// have for vectors. Of a term that is not finite any limbs: its sum is not finite either, and is not
+    /// looked at.
     #[inline(always)]
     pub(crate) fn limbs(self, term: f64) -> Limbs {
-        let scaled = (term * self.0).round_ties_even();
-        let scaled = if scaled < f64::INFINITY { scaled } else { 0.0 };
-        let high = (scaled * (1.0 / (1_u64 << LOW) as f64)).floor();
+        // From 2^52 to 2^53, f64 are the integers.
+        const HIGH: f64 = (1_u64 << 52) as f64;
+        const SIGNED: f64 = (3_u64 << 51) as f64;
+        let integer = |x: f64, zero: f64| x.to_bits().wrapping_sub(zero.to_bits()).cast_signed();
+        let scaled = term * self.0;
+        let high = scaled * (1.0 / (1_u64 << LOW) as f64) + HIGH;
+        let low = scaled - (high - HIGH) * (1_u64 << LOW) as f64;
         Limbs {
-            high: whole(high),
-            low: whole(scaled - high * (1_u64 << LOW) as f64),
+            high: integer(high, HIGH),
+            low: integer(low + SIGNED, SIGNED),
         }
     }
-}
 
-/// A whole number from 0 to 2^52 as an integer: from 2^52 to 2^53, f64 are the integers.
-#[inline(always)]
-fn whole(x: f64) -> i64 {
-    ((x + (1_u64 << 52) as f64).to_bits() & ((1 << 52) - 1)).cast_signed()
+    /// As a factor.
+    #[inline(always)]
+    pub(crate) fn factor(self) -> f64 {
+        self.0
+    }
 }
 
 /// A term, or a sum of up to 2^32 terms: `high 2^31 + low` units.
@@ -98,10 +104,18 @@ pub(crate) struct Limbs {
 }
 
 impl Limbs {
+    pub(crate) const ZERO: Self = Self { high: 0, low: 0 };
+
+    /// Bits of the low limb.
+    pub(crate) const LOW: u32 = 31;
+
+    /// So many terms add up to less than 2^64 units.
+    pub(crate) const TERMS: usize = 1 << (64 - BITS);
+
     #[inline(always)]
     pub(crate) fn add(&mut self, other: Self) {
-        self.high += other.high;
-        self.low += other.low;
+        self.high = self.high.wrapping_add(other.high);
+        self.low = self.low.wrapping_add(other.low);
     }
 }
 
@@ -140,16 +154,27 @@ mod tests {
                 let forward = sum(&mut terms.iter());
                 assert_eq!(forward, sum(&mut terms.iter().rev()));
                 for x in &terms {
-                    let (limbs, same) = (exponent.limbs(term(x)), exponent.unit().limbs(term(x)));
+                    let [limbs, same] = [exponent.limbs(term(x)), exponent.unit().limbs(term(x))]
+                        .map(|limbs| (limbs.high << LOW) + limbs.low);
                     assert_eq!(limbs, same, "{x:e}");
                 }
+                // Of 2^27 terms that are split one way or the other.
+                let many = |limbs: &dyn Fn(f64) -> Limbs| {
+                    let mut sum = Limbs::ZERO;
+                    terms.iter().for_each(|x| sum.add(limbs(term(x))));
+                    exponent.value(Limbs {
+                        high: sum.high << 15,
+                        low: sum.low << 15,
+                    })
+                };
+                let unit = exponent.unit();
+                assert_eq!(many(&|x| exponent.limbs(x)), many(&|x| unit.limbs(x)));
                 let want: f64 = terms.iter().map(term).sum();
                 assert!((forward / want - 1.0).abs() < 1e-12, "{forward:e} {want:e}");
             }
         }
         assert!(Exponent::above(magnitude(f32::INFINITY)).is_none());
-        assert_eq!(Unit::NONE.limbs(f64::INFINITY), Limbs::default());
-        assert_eq!(Unit::NONE.limbs(f64::NAN), Limbs::default());
+        assert_eq!(Unit::NONE.limbs(1e300), Limbs::default());
         let zero = Exponent::above(0).unwrap();
         assert_eq!(zero.value(zero.limbs(0.0)), 0.0);
     }

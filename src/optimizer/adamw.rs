@@ -58,9 +58,14 @@ impl Adamw {
         }
     }
 
-    /// This rule without options, if it has none.
+    /// What it computes with, unless it has options.
+    pub(crate) fn scalars(&self) -> Option<&Scalars> {
+        (self.l2 == 0.0 && !self.amsgrad).then_some(&self.s)
+    }
+
+    /// This rule without options and with v of its own for each element, if it is that.
     pub(crate) fn plain(&self) -> Option<Plain<'_>> {
-        (self.l2 == 0.0 && !self.amsgrad && !self.factored).then_some(Plain(self))
+        (self.scalars().is_some() && !self.factored).then_some(Plain(self))
     }
 
     /// R3, R5 to R7: the new m, and the update.
@@ -115,12 +120,6 @@ impl Rule for Adamw {
 /// AdamW itself, without options: the same bits, and a loop without branches.
 #[derive(Clone, Copy)]
 pub(crate) struct Plain<'a>(&'a Adamw);
-
-impl Plain<'_> {
-    pub(crate) fn scalars(&self) -> &Scalars {
-        &self.0.s
-    }
-}
 
 impl Rule for Plain<'_> {
     const STATES: usize = 2;

@@ -32,10 +32,33 @@ pub(super) fn units_per_task(tensor: &TensorPlan) -> i64 {
     (TASK_ELEMENTS / tensor.grid.block).max(1)
 }
 
-/// Rows of the grid per task of the statistics.
-fn rows_per_task(tensor: &TensorPlan) -> i64 {
-    let width = tensor.grid.cols.min(portable::STATS_COLUMNS);
-    (STATS_ELEMENTS / width.max(1)).max(1)
+/// How the grid of a tensor is cut into the tasks of a pass over the statistics.
+struct Parts {
+    rows: i64,
+    columns: i64,
+    /// Parts below each other.
+    bands: i64,
+}
+
+impl Parts {
+    fn of(tensor: &TensorPlan, pass: Pass) -> Self {
+        let most = match pass {
+            Pass::Sums => portable::SUMS_COLUMNS,
+            _ => portable::MAXIMA_COLUMNS,
+        };
+        let columns = tensor.grid.cols.min(most).max(1);
+        let rows = (STATS_ELEMENTS / columns).max(1);
+        let bands = div_ceil(tensor.grid.rows, rows);
+        Self {
+            rows,
+            columns,
+            bands,
+        }
+    }
+
+    fn count(&self, tensor: &TensorPlan) -> i64 {
+        self.bands * div_ceil(tensor.grid.cols, self.columns)
+    }
 }
 
 pub(super) fn part(count: i64, each: i64, task: i64) -> Range<i64> {
@@ -47,7 +70,9 @@ pub(super) fn part(count: i64, each: i64, task: i64) -> Range<i64> {
 #[derive(Debug)]
 pub(crate) struct Schedule {
     apply: Vec<i64>,
-    stats: Vec<i64>,
+    sums: Vec<i64>,
+    /// Of the other passes over the statistics.
+    maxima: Vec<i64>,
     scan: Vec<i64>,
     /// Tensors that go through all passes together.
     waves: Vec<Range<usize>>,
@@ -63,15 +88,18 @@ impl Schedule {
             sums
         };
         let apply = |tensor: &TensorPlan| div_ceil(tensor.grid.units(), units_per_task(tensor));
-        Self {
-            apply: prefix(&apply),
-            stats: prefix(&|tensor| {
+        let statistics = |pass| {
+            prefix(&move |tensor| {
                 if tensor.numel == 0 || !tensor.needs_statistics() {
                     return 0;
                 }
-                let bands = div_ceil(tensor.grid.rows, rows_per_task(tensor));
-                bands * div_ceil(tensor.grid.cols, portable::STATS_COLUMNS)
-            }),
+                Parts::of(tensor, pass).count(tensor)
+            })
+        };
+        Self {
+            apply: prefix(&apply),
+            sums: statistics(Pass::Sums),
+            maxima: statistics(Pass::Maxima),
             scan: prefix(&|tensor| {
                 if tensor.needs_statistics() {
                     0
@@ -312,13 +340,16 @@ impl Step<'_> {
             // SAFETY: the caller's promise.
             unsafe { self.refresh(&wave) };
         }
-        self.for_each_task(&schedule.stats, &wave, Order::Forward, |i, task| {
+        let tasks = match pass {
+            Pass::Sums => &schedule.sums,
+            _ => &schedule.maxima,
+        };
+        self.for_each_task(tasks, &wave, Order::Forward, |i, task| {
             let call = self.tensor(i);
             let grid = &call.tensor.grid;
-            let each = rows_per_task(call.tensor);
-            let bands = div_ceil(grid.rows, each);
-            let rows = part(grid.rows, each, task % bands);
-            let columns = part(grid.cols, portable::STATS_COLUMNS, task / bands);
+            let parts = Parts::of(call.tensor, pass);
+            let rows = part(grid.rows, parts.rows, task % parts.bands);
+            let columns = part(grid.cols, parts.columns, task / parts.bands);
             // SAFETY: the caller's promise.
             unsafe { (kernels.collect)(&call, pass, rows, columns) };
         });

@@ -292,9 +292,9 @@ impl Kernel {
     pub(super) fn of(spec: &Spec, tensor: &TensorPlan, any: Self) -> Self {
         let info = &tensor.info;
         let wanted = (info.param_dtype, info.weights, info.grad_dtype);
-        // They draw random numbers by the place in the tensor at hand.
-        let draws = info.shape == tensor.global_shape;
-        let common = !spec.amsgrad && (info.weights != Weights::Stochastic || draws);
+        // Random numbers are drawn by the place in the tensor at hand.
+        let whole = info.shape == tensor.global_shape;
+        let common = !spec.amsgrad && (info.weights != Weights::Stochastic || whole);
         let form = FORMS.iter().position(|form| *form == wanted);
         let (Some(form), true) = (form, common) else {
             return any;
@@ -319,16 +319,11 @@ impl Kernel {
             coded(state, Quantizer { block, ..codes })
         };
         let drawn4 = |state, mapping| {
-            let rounding = Rounding::Stochastic;
-            let nearest = Quantizer::block(BLOCK, mapping);
-            draws
-                && coded(
-                    state,
-                    Quantizer {
-                        rounding,
-                        ..nearest
-                    },
-                )
+            let drawn = Quantizer {
+                rounding: Rounding::Stochastic,
+                ..Quantizer::block(BLOCK, mapping)
+            };
+            whole && coded(state, drawn)
         };
         let in_f32 = || {
             let mut states = tensor.states.iter();

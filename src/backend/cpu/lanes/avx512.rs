@@ -8,7 +8,7 @@ use half::f16;
 
 use super::vector::ONE_AND_HALF_A_DRAW;
 use super::{Avx2, CHUNK, Chunk, Lanes, Portable, Vector, random};
-use crate::numerics::{INF_BITS, NAN_BITS};
+use crate::numerics::{INF_BITS, Limbs, NAN_BITS, Unit};
 use crate::quant;
 use crate::rng::{self, Draws};
 
@@ -113,6 +113,18 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn sum(terms: &[f32], unit: Unit) -> Limbs {
+        // SAFETY: the caller's promise.
+        unsafe { sum(terms, unit) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_rows(rows: &[&[f32]], units: &[Unit], high: &mut [i64], low: &mut [i64]) {
+        // SAFETY: the caller's promise.
+        unsafe { add_rows(rows, units, high, low) }
+    }
+
+    #[inline(always)]
     fn prefetch(address: *const u8) {
         // SAFETY: a hint; no access takes place.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
@@ -143,6 +155,78 @@ fn load(values: &[f32; 16]) -> __m512 {
 fn store(values: __m512, out: &mut [f32; 16]) {
     // SAFETY: 16 floats.
     unsafe { _mm512_storeu_ps(out.as_mut_ptr(), values) };
+}
+
+/// Eight terms in units, as integers: numbers are rounded to nearest, ties to even, as set for all kernels.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+fn units(terms: &[f32; 8], unit: __m512d) -> __m512i {
+    // SAFETY: 8 floats.
+    let terms = unsafe { _mm512_cvtps_pd(_mm256_loadu_ps(terms.as_ptr())) };
+    _mm512_cvtpd_epi64(_mm512_mul_pd(terms, unit))
+}
+
+/// The limbs of sums of at most [`Limbs::TERMS`] terms.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+fn limbs(units: __m512i) -> [__m512i; 2] {
+    let low = _mm512_set1_epi64((1 << Limbs::LOW) - 1);
+    [
+        _mm512_srli_epi64::<{ Limbs::LOW }>(units),
+        _mm512_and_si512(units, low),
+    ]
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+unsafe fn sum(terms: &[f32], unit: Unit) -> Limbs {
+    let factor = _mm512_set1_pd(unit.factor());
+    let (groups, rest) = terms.as_chunks::<{ 8 * Limbs::TERMS }>();
+    let [mut high, mut low] = [_mm512_setzero_si512(); 2];
+    for group in groups {
+        let mut sums = _mm512_setzero_si512();
+        for terms in group.as_chunks::<8>().0 {
+            sums = _mm512_add_epi64(sums, units(terms, factor));
+        }
+        let more = limbs(sums);
+        high = _mm512_add_epi64(high, more[0]);
+        low = _mm512_add_epi64(low, more[1]);
+    }
+    // SAFETY: the caller's promise.
+    let mut sum = unsafe { Portable::sum(rest, unit) };
+    sum.add(Limbs {
+        high: _mm512_reduce_add_epi64(high),
+        low: _mm512_reduce_add_epi64(low),
+    });
+    sum
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+unsafe fn add_rows(rows: &[&[f32]], columns: &[Unit], high: &mut [i64], low: &mut [i64]) {
+    let whole = columns.len() - columns.len() % 8;
+    // SAFETY: slices have one length; a unit is its factor.
+    unsafe {
+        for at in (0..whole).step_by(8) {
+            let factors = _mm512_loadu_pd(columns.as_ptr().add(at).cast());
+            let mut sums = _mm512_setzero_si512();
+            for row in rows {
+                let terms = &*row.as_ptr().add(at).cast();
+                sums = _mm512_add_epi64(sums, units(terms, factors));
+            }
+            let to = [high.as_mut_ptr().add(at), low.as_mut_ptr().add(at)];
+            for (to, more) in to.into_iter().zip(limbs(sums)) {
+                let old = _mm512_loadu_si512(to.cast());
+                _mm512_storeu_si512(to.cast(), _mm512_add_epi64(old, more));
+            }
+        }
+        let mut rest = [&[][..]; Limbs::TERMS];
+        for (rest, row) in rest.iter_mut().zip(rows) {
+            *rest = &row[whole..];
+        }
+        let (high, low) = (&mut high[whole..], &mut low[whole..]);
+        Portable::add_rows(&rest[..rows.len()], &columns[whole..], high, low);
+    }
 }
 
 /// 16 codes below 256 as bytes.

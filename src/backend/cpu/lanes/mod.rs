@@ -27,6 +27,7 @@ use std::ops::{Deref, DerefMut};
 
 use half::f16;
 
+use crate::numerics::{Limbs, Unit};
 use crate::quant::Table;
 use crate::rng::Draws;
 
@@ -62,7 +63,7 @@ impl DerefMut for Chunk {
     }
 }
 
-/// See the module's page. Slices of one call have one length, a multiple of 32.
+/// See the module's page. Slices of one call have one length, a multiple of 32 unless it says otherwise.
 ///
 /// # Safety
 /// Every function needs a processor with the implementation's instructions.
@@ -178,6 +179,29 @@ pub(super) trait Lanes {
         draws: &Draws<'_>,
         codes: *mut u8,
     );
+
+    /// The sum of terms, which may be any number and are not negative, in limbs of [`Unit::limbs`].
+    #[inline(always)]
+    unsafe fn sum(terms: &[f32], unit: Unit) -> Limbs {
+        let mut sum = Limbs::ZERO;
+        for x in terms {
+            sum.add(unit.limbs(f64::from(*x)));
+        }
+        sum
+    }
+
+    /// Adds rows of terms, up to [`Limbs::TERMS`] of any length, to the limbs of their columns' sums.
+    #[inline(always)]
+    unsafe fn add_rows(rows: &[&[f32]], units: &[Unit], high: &mut [i64], low: &mut [i64]) {
+        for row in rows {
+            let sums = high.iter_mut().zip(low.iter_mut());
+            for ((x, unit), (high, low)) in row.iter().zip(units).zip(sums) {
+                let term = unit.limbs(f64::from(*x));
+                *high = high.wrapping_add(term.high);
+                *low = low.wrapping_add(term.low);
+            }
+        }
+    }
 
     /// Asks for the cache line of an address, which may lie anywhere.
     #[inline(always)]

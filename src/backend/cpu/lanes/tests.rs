@@ -3,6 +3,7 @@
 use half::f16;
 
 use super::*;
+use crate::numerics::{Exponent, magnitude};
 use crate::quant::{Lines, Mapping, Preconditioner, Rounding, Table, stochastic, uniform};
 use crate::rng::{Purpose, Stream};
 
@@ -121,6 +122,48 @@ fn check_linear_everywhere<L: Lanes>(name: &str) {
             // SAFETY: the caller's processor has the instructions.
             unsafe { L::count_linear_block(&values, scale, levels, &mut out) };
             assert_eq!(out, want, "{name} {levels} {scale:e}");
+        }
+    }
+}
+
+/// Sums in limbs against sums of whole terms, of any length, with as many of the largest terms as are added
+/// before limbs are made.
+fn check_sums<L: Lanes>(name: &str) {
+    let whole = |limbs: Limbs| (i128::from(limbs.high) << Limbs::LOW) + i128::from(limbs.low);
+    for largest in [1.999_999_9_f32, f32::MAX, 3e-39, 0.0] {
+        let exponent = Exponent::above(magnitude(largest)).unwrap();
+        for len in [0, 1, 7, 8, 63, 64, 65, 130, 512] {
+            let row = |r: usize| -> Vec<f32> {
+                let terms = (0..len).map(|i: usize| match i % 5 {
+                    0 => largest,
+                    // Down to what is rounded, to halves of a unit, and to less.
+                    _ => largest * 2_f32.powi(-((i * 7 + r * 3) as i32 % 70)) * 0.718_281_8,
+                });
+                terms.collect()
+            };
+            let rows: Vec<_> = (0..Limbs::TERMS).map(row).collect();
+            let want = |terms: &[f32]| -> i128 {
+                let limbs = terms.iter().map(|x| exponent.limbs(f64::from(*x)));
+                limbs.map(whole).sum()
+            };
+            for count in [1, 3, Limbs::TERMS] {
+                let rows: Vec<&[f32]> = rows[..count].iter().map(Vec::as_slice).collect();
+                let (mut high, mut low) = (vec![5; len], vec![-7; len]);
+                // SAFETY: the caller's processor has the instructions.
+                unsafe {
+                    assert_eq!(
+                        whole(L::sum(rows[0], exponent.unit())),
+                        want(rows[0]),
+                        "{name}"
+                    );
+                    L::add_rows(&rows, &vec![exponent.unit(); len], &mut high, &mut low);
+                }
+                for (i, (high, low)) in high.into_iter().zip(low).enumerate() {
+                    let column: Vec<f32> = rows.iter().map(|row| row[i]).collect();
+                    let sum = whole(Limbs { high, low }) - (5 << Limbs::LOW) + 7;
+                    assert_eq!(sum, want(&column), "{name} {largest:e} {len} {i}");
+                }
+            }
         }
     }
 }
@@ -513,6 +556,7 @@ fn check_draws<L: Lanes>(name: &str) {
 fn check<L: Lanes>(name: &str) {
     check_counts::<L>(name);
     check_linear_everywhere::<L>(name);
+    check_sums::<L>(name);
     check_tables::<L>(name);
     check_bytes::<L>(name);
     check_f16::<L>(name);

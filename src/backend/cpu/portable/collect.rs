@@ -18,13 +18,17 @@ use crate::plan::{Format, Pass, TensorPlan};
 
 /// The most columns of a part of [`collect`]: as many maxima as the nearest cache holds, for the
 /// longest runs of memory.
-pub(in crate::backend::cpu) const STATS_COLUMNS: i64 = 8192;
+pub(in crate::backend::cpu) const MAXIMA_COLUMNS: i64 = 8192;
+
+/// The same for sums, which are brought to the shared ones with two locked instructions for each column:
+/// high parts have the fewest.
+pub(in crate::backend::cpu) const SUMS_COLUMNS: i64 = 2048;
 
 /// Chunks that are collected at a time, so that what is done once for them counts little.
 pub(super) const SEGMENT: usize = 8;
 
-/// Collects the statistics of a part of a tensor: `rows` and `columns` of the grid, at most [`STATS_COLUMNS`]
-/// columns from the beginning of a chunk on.
+/// Collects the statistics of a part of a tensor: `rows` and `columns` of the grid, at most
+/// [`SUMS_COLUMNS`] or [`MAXIMA_COLUMNS`] columns from the beginning of a chunk on.
 ///
 /// # Safety
 /// As for [`super::apply`]; any number of threads may raise the same statistics.
@@ -67,13 +71,21 @@ impl Part {
         })
     }
 
-    /// Its rows.
+    /// Its rows, up to `N` at a time.
     #[inline(always)]
-    pub(super) fn rows<'a>(&self, tensor: &'a TensorPlan) -> impl Iterator<Item = Run> + use<'a> {
+    pub(super) fn groups<'a, const N: usize>(
+        &self,
+        tensor: &'a TensorPlan,
+    ) -> impl Iterator<Item = ([Run; N], usize)> + use<'a, N> {
         let (col, len) = (self.columns.start, self.columns.end - self.columns.start);
-        self.rows
-            .clone()
-            .map(move |row| Run::at(&tensor.grid, row, col, len))
+        let rows = self.rows.clone();
+        self.rows.clone().step_by(N).map(move |first| {
+            let row = |r: usize| Run::at(&tensor.grid, first + r as i64, col, len);
+            (
+                std::array::from_fn(row),
+                index((rows.end - first).min(N as i64)),
+            )
+        })
     }
 
     /// Whether no other part has the same columns.

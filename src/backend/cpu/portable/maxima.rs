@@ -5,9 +5,9 @@
 use std::mem::MaybeUninit;
 use std::sync::atomic::Ordering;
 
-use super::adamw::maxima_in_registers;
-use super::collect::{Part, SEGMENT, STATS_COLUMNS, flat};
+use super::collect::{MAXIMA_COLUMNS, Part, SEGMENT, flat};
 use super::decode::{Factors, decode_run};
+use super::rows::maxima_in_registers;
 use super::run::{Run, Stretch, Stretches, any_non_finite, largest};
 use super::weights::load_weights;
 use super::{load_gradient, update};
@@ -46,7 +46,7 @@ pub(super) unsafe fn collect_maxima<L: Lanes>(call: &TensorCall<'_>, of: &Part) 
     let mut columns = Columns::new(&mut memory, index(last_axis.start), width);
     // SAFETY: the caller's promise; the runs lie in the tensor.
     let all_finite = unsafe {
-        let registers = if wanted.states == States::SecondMoment {
+        let registers = if wanted.of_squares() {
             maxima_in_registers::<L>(call, of, &mut columns)
         } else {
             None
@@ -119,6 +119,12 @@ enum States {
 }
 
 impl Wanted {
+    /// Whether nothing is wanted that needs more than v and the squares of gradients.
+    fn of_squares(self) -> bool {
+        let squares = self.squares && self.states == States::None;
+        !self.weights && (squares || self.states == States::SecondMoment)
+    }
+
     fn of(call: &TensorCall<'_>) -> Self {
         let tensor = call.tensor;
         let has = |state: usize| {
@@ -256,7 +262,7 @@ pub(super) struct Columns<'a> {
 }
 
 /// A maximum for each column of a box.
-type ColumnMaxima = MaybeUninit<[i32; STATS_COLUMNS as usize]>;
+type ColumnMaxima = MaybeUninit<[i32; MAXIMA_COLUMNS as usize]>;
 
 impl<'a> Columns<'a> {
     /// Arrays for as many projections as v and m under rank-1 have.
@@ -266,7 +272,7 @@ impl<'a> Columns<'a> {
     fn new(maxima: &'a mut [ColumnMaxima; 2], start: usize, width: usize) -> Self {
         for array in &mut *maxima {
             let len = width.next_multiple_of(CHUNK);
-            assert!(len <= STATS_COLUMNS as usize);
+            assert!(len <= MAXIMA_COLUMNS as usize);
             // SAFETY: an array is as long.
             unsafe { std::ptr::write_bytes(array.as_mut_ptr().cast::<i32>(), 0, len) };
         }

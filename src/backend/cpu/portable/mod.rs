@@ -9,12 +9,15 @@
 #![expect(unsafe_code, reason = "reads and writes the caller's raw buffers")]
 
 mod adamw;
+mod adamw8;
 mod collect;
 mod decode;
 mod encode;
+mod factored;
 mod maxima;
 mod momentum;
 mod registers;
+mod rows;
 mod run;
 mod sums;
 mod weights;
@@ -29,7 +32,7 @@ use crate::optimizer::{Input, MAX_STATES, Rule, Update, with_rule};
 use crate::plan::Pass;
 
 use collect::collect;
-pub(super) use collect::{STATS_COLUMNS, refresh, store_statistics};
+pub(super) use collect::{MAXIMA_COLUMNS, SUMS_COLUMNS, refresh, store_statistics};
 use decode::{Factors, Source, decode_run};
 use encode::encode_unit;
 use run::{Run, any_non_finite, fill_zero, load_run, store_run};
@@ -150,10 +153,9 @@ unsafe fn apply<L: Lanes>(call: &TensorCall<'_>, units: Range<i64>) -> i64 {
     unsafe {
         if index(grid.block) <= CHUNK {
             let done = match &call.rule {
-                Update::Adamw(_) => adamw::in_registers::<L>(call, units.clone()),
-                Update::Sgdm(_) | Update::Lion(_) => {
-                    momentum::in_registers::<L>(call, units.clone())
-                }
+                Update::Adamw(rule) => adamw::in_registers::<L>(call, rule, units.clone()),
+                Update::Sgdm(rule) => momentum::in_registers::<L, _>(call, rule, units.clone()),
+                Update::Lion(rule) => momentum::in_registers::<L, _>(call, rule, units.clone()),
                 _ => None,
             };
             if let Some(skipped) = done {
@@ -164,6 +166,13 @@ unsafe fn apply<L: Lanes>(call: &TensorCall<'_>, units: Range<i64>) -> i64 {
                 skipped += apply_unit::<L, 1>(call, run, &mut work);
             }
         } else {
+            let done = match &call.rule {
+                Update::Adamw(rule) => adamw8::in_registers::<L>(call, rule, units.clone()),
+                _ => None,
+            };
+            if let Some(skipped) = done {
+                return skipped;
+            }
             let mut work = Unit::<MOST_CHUNKS>::ZERO;
             for run in Run::of_units(grid, units) {
                 skipped += apply_unit::<L, MOST_CHUNKS>(call, run, &mut work);

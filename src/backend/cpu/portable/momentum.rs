@@ -8,14 +8,14 @@
 use std::ops::Range;
 
 use super::registers::{
-    Blocks, Moment, Plain, Work, any_square_not_finite, clear_behind, gradient, is_f32_in_place,
-    parameters, store_result,
+    Blocks, Kernel, Moment, Plain, Work, any_square_not_finite, clear_behind, gradient, parameters,
+    step, store_result,
 };
 use super::run::Run;
 use super::skip;
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{CHUNK, Lanes, Vector, registers};
-use crate::optimizer::{Lion, Sgdm, Update};
+use crate::optimizer::{Lion, Sgdm};
 use crate::plan::Format;
 
 /// Updates units of at most a chunk; returns how many were skipped, or `None` for a tensor that this is
@@ -24,22 +24,32 @@ use crate::plan::Format;
 /// # Safety
 /// As for [`super::apply`].
 #[inline(always)]
-pub(super) unsafe fn in_registers<L: Lanes>(
+pub(super) unsafe fn in_registers<L: Lanes, R: Step>(
     call: &TensorCall<'_>,
+    rule: &R,
     units: Range<i64>,
 ) -> Option<i64> {
-    // SAFETY: the caller's promise.
+    let [m] = call.tensor.states.as_slice() else {
+        return None;
+    };
+    // SAFETY: the caller's promise; the format is the state's.
     unsafe {
-        match &call.rule {
-            Update::Sgdm(rule) => by::<L, _>(call, rule, units),
-            Update::Lion(rule) => by::<L, _>(call, rule, units),
+        match &m.format {
+            Format::F32 => {
+                let m = Plain::of(call, 0);
+                Some(step::<L, _>(call, units, Momentum { rule, m }))
+            }
+            Format::Codes(codes) => {
+                let m = Blocks::<L::Vector>::of(call, 0, codes)?;
+                Some(step::<L, _>(call, units, Momentum { rule, m }))
+            }
             _ => None,
         }
     }
 }
 
 /// A rule on registers.
-trait Step {
+pub(super) trait Step {
     /// The new m, and what is taken from the parameter.
     ///
     /// # Safety
@@ -92,102 +102,63 @@ impl Step for Lion {
     }
 }
 
-#[inline(always)]
-unsafe fn by<L: Lanes, R: Step>(call: &TensorCall<'_>, rule: &R, units: Range<i64>) -> Option<i64> {
-    let [m] = call.tensor.states.as_slice() else {
-        return None;
-    };
-    // SAFETY: the caller's promise; the format is the state's.
-    unsafe {
-        match &m.format {
-            Format::F32 => Some(chunks::<L, R, _>(call, rule, units, Plain::of(call, 0))),
-            Format::Codes(codes) => {
-                let m = Blocks::<L::Vector>::of(call, 0, codes)?;
-                Some(chunks::<L, R, _>(call, rule, units, m))
-            }
-            _ => None,
-        }
-    }
+/// A rule on its one state.
+struct Momentum<'a, R, M> {
+    rule: &'a R,
+    m: M,
 }
 
-#[inline(always)]
-unsafe fn chunks<L: Lanes, R: Step, M: Moment<L>>(
-    call: &TensorCall<'_>,
-    rule: &R,
-    units: Range<i64>,
-    mut m: M,
-) -> i64 {
-    let in_place = is_f32_in_place(call);
-    let mut work = Work::EMPTY;
-    let mut skipped = 0;
-    let mut row = usize::MAX;
-    for run in Run::of_units(&call.tensor.grid, units) {
+impl<L: Lanes, R: Step, M: Moment<L>> Kernel<L> for Momentum<'_, R, M> {
+    #[inline(always)]
+    unsafe fn enter(&mut self, call: &TensorCall<'_>, run: Run) {
+        // SAFETY: the caller's promise.
+        unsafe { self.m.enter(call, run) };
+    }
+
+    #[inline(always)]
+    unsafe fn chunk<const F32_IN_PLACE: bool>(
+        &self,
+        call: &TensorCall<'_>,
+        run: Run,
+        work: &mut Work,
+    ) -> i64 {
+        let Self { rule, m } = self;
+        let Work {
+            p,
+            g,
+            states: [room, _],
+        } = work;
         // SAFETY: the run lies in the tensor.
-        skipped += unsafe {
-            if run.row != row {
-                m.enter(call, run);
-                row = run.row;
+        unsafe {
+            let gradient = gradient::<L, F32_IN_PLACE>(call, run, g);
+            let (grad_scale, zero) = (L::Vector::splat(call.grad_scale), L::Vector::splat(0.0));
+            if call.skip_blocks && any_square_not_finite(gradient, grad_scale) {
+                skip(call, run);
+                return 1;
             }
+            let (p, base) = parameters::<L, F32_IN_PLACE>(call, run, p);
+            let old = m.open(run, room);
+            let (mut new, mut largest) = (L::Vector::ZEROS, zero);
+            for j in 0..registers::<L::Vector>() {
+                let at = j * L::Vector::WIDTH;
+                let g = L::Vector::load(gradient.add(at)).mul(grad_scale); // R1
+                let before = L::Vector::load(p.add(at));
+                let (m, change) = rule.step(before, g, m.decode(old, at));
+                new.as_mut()[j] = m;
+                largest = largest.largest(m);
+                let result = L::Vector::load(base.add(at)).sub(change); // R8
+                result.canonical().store(p.add(at));
+            }
+            store_result::<L, F32_IN_PLACE>(call, run, p);
             if run.len < CHUNK {
-                chunk::<L, R, M, false>(call, rule, run, &m, &mut work)
-            } else {
-                // So that the compiler knows it.
-                let run = Run { len: CHUNK, ..run };
-                if in_place {
-                    chunk::<L, R, M, true>(call, rule, run, &m, &mut work)
-                } else {
-                    chunk::<L, R, M, false>(call, rule, run, &m, &mut work)
+                clear_behind::<L::Vector>(&mut new, run.len);
+                largest = zero;
+                for m in new.as_ref() {
+                    largest = largest.largest(*m);
                 }
             }
-        };
+            m.close(call, run, old, &new, largest, false);
+        }
+        0
     }
-    skipped
-}
-
-/// Updates a run of at most one chunk; returns 1 if it was skipped. `F32_IN_PLACE` as in [`gradient`].
-#[inline(always)]
-unsafe fn chunk<L: Lanes, R: Step, M: Moment<L>, const F32_IN_PLACE: bool>(
-    call: &TensorCall<'_>,
-    rule: &R,
-    run: Run,
-    m: &M,
-    work: &mut Work,
-) -> i64 {
-    let Work {
-        p,
-        g,
-        states: [room, _],
-    } = work;
-    // SAFETY: the run lies in the tensor.
-    unsafe {
-        let gradient = gradient::<L, F32_IN_PLACE>(call, run, g);
-        let (grad_scale, zero) = (L::Vector::splat(call.grad_scale), L::Vector::splat(0.0));
-        if call.skip_blocks && any_square_not_finite(gradient, grad_scale) {
-            skip(call, run);
-            return 1;
-        }
-        let (p, base) = parameters::<L, F32_IN_PLACE>(call, run, p);
-        let old = m.open(run, room);
-        let (mut new, mut largest) = (L::Vector::ZEROS, zero);
-        for j in 0..registers::<L::Vector>() {
-            let at = j * L::Vector::WIDTH;
-            let g = L::Vector::load(gradient.add(at)).mul(grad_scale); // R1
-            let before = L::Vector::load(p.add(at));
-            let (m, change) = rule.step(before, g, m.decode(old, at));
-            new.as_mut()[j] = m;
-            largest = largest.largest(m);
-            let result = L::Vector::load(base.add(at)).sub(change); // R8
-            result.canonical().store(p.add(at));
-        }
-        store_result::<L, F32_IN_PLACE>(call, run, p);
-        if run.len < CHUNK {
-            clear_behind::<L::Vector>(&mut new, run.len);
-            largest = zero;
-            for m in new.as_ref() {
-                largest = largest.largest(*m);
-            }
-        }
-        m.close(call, run, old, &new, largest, false);
-    }
-    0
 }

@@ -4,6 +4,8 @@
 
 #![expect(unsafe_code, reason = "reads and writes the caller's raw buffers")]
 
+use std::ops::Range;
+
 use super::decode::Source;
 use super::encode::encode_unit;
 use super::run::{Run, draws, load_run, store_run};
@@ -53,6 +55,87 @@ impl Room {
         codes: [0; CHUNK / 2],
         columns: [Chunk::ZERO; 2],
     };
+}
+
+impl Room {
+    /// The values of a run, for a whole chunk.
+    ///
+    /// # Safety
+    /// They can be read.
+    #[inline(always)]
+    pub(super) unsafe fn chunk(&mut self, values: *mut f32, run: Run) -> *mut f32 {
+        if run.len == CHUNK {
+            return values;
+        }
+        // SAFETY: the caller's promise.
+        let values = unsafe { std::slice::from_raw_parts(values, run.len) };
+        self.values[..run.len].copy_from_slice(values);
+        self.values.as_mut_ptr()
+    }
+}
+
+/// What is done to the chunks of a tensor.
+///
+/// # Safety
+/// Runs are of at most a chunk and lie in the tensor.
+pub(super) trait Kernel<L: Lanes> {
+    /// Called for the first run of each row.
+    unsafe fn enter(&mut self, call: &TensorCall<'_>, run: Run);
+    /// Updates a run; returns 1 if it was skipped. `F32_IN_PLACE` as in [`gradient`].
+    unsafe fn chunk<const F32_IN_PLACE: bool>(
+        &self,
+        call: &TensorCall<'_>,
+        run: Run,
+        work: &mut Work,
+    ) -> i64;
+}
+
+/// Updates units of at most a chunk; returns how many were skipped.
+///
+/// # Safety
+/// As for [`super::apply`].
+#[inline(always)]
+pub(super) unsafe fn step<L: Lanes, K: Kernel<L>>(
+    call: &TensorCall<'_>,
+    units: Range<i64>,
+    kernel: K,
+) -> i64 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if is_f32_in_place(call) {
+            chunks::<L, K, true>(call, units, kernel)
+        } else {
+            chunks::<L, K, false>(call, units, kernel)
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn chunks<L: Lanes, K: Kernel<L>, const F32_IN_PLACE: bool>(
+    call: &TensorCall<'_>,
+    units: Range<i64>,
+    mut kernel: K,
+) -> i64 {
+    let mut work = Work::EMPTY;
+    let mut skipped = 0;
+    let mut row = usize::MAX;
+    for run in Run::of_units(&call.tensor.grid, units) {
+        // SAFETY: the run lies in the tensor.
+        skipped += unsafe {
+            if run.row != row {
+                kernel.enter(call, run);
+                row = run.row;
+            }
+            if run.len == CHUNK {
+                // So that the compiler knows it.
+                let run = Run { len: CHUNK, ..run };
+                kernel.chunk::<F32_IN_PLACE>(call, run, &mut work)
+            } else {
+                kernel.chunk::<false>(call, run, &mut work)
+            }
+        };
+    }
+    skipped
 }
 
 /// Whether parameters and gradients are f32 and updated where they are.
@@ -168,6 +251,9 @@ pub(super) trait Moment<L: Lanes> {
     /// What decoding a run needs.
     type Open: Copy;
 
+    /// Whether the values are the new ones already.
+    const IS_NEW: bool = false;
+
     /// Called for the first run of each row.
     unsafe fn enter(&mut self, call: &TensorCall<'_>, run: Run);
     /// A run that is not a whole chunk is read from the room.
@@ -206,15 +292,7 @@ impl<L: Lanes> Moment<L> for Plain {
     #[inline(always)]
     unsafe fn open(&self, run: Run, room: &mut Room) -> *mut f32 {
         // SAFETY: the caller's run lies in the tensor.
-        unsafe {
-            let values = self.0.add(run.first);
-            if run.len == CHUNK {
-                return values;
-            }
-            let values = std::slice::from_raw_parts(values, run.len);
-            room.values[..run.len].copy_from_slice(values);
-        }
-        room.values.as_mut_ptr()
+        unsafe { room.chunk(self.0.add(run.first), run) }
     }
 
     #[inline(always)]
@@ -448,7 +526,7 @@ impl<L: Lanes> Moment<L> for Blocks<'_, L::Vector> {
 #[derive(Clone, Copy)]
 pub(super) struct RankOne<'a, V: Vector> {
     codes: &'a Codes,
-    maxima: &'a [Maxima],
+    pub(super) maxima: &'a [Maxima],
     state: usize,
     row: Row<V>,
     /// Whether levels are squares.
@@ -467,14 +545,11 @@ impl<'a, V: Vector> RankOne<'a, V> {
             return None;
         };
         let (last, others) = maxima.split_last()?;
-        let rows = tensor.info.shape.last() == Some(&tensor.grid.cols)
+        let rows = has_rows_of_last_axis(tensor)
             && last.projection.is_last_axis()
             && others.iter().all(|maxima| !maxima.projection.varies());
-        let squares = codes.table.square == Some(16.0);
-        let computed = match codes.rounding {
-            Rounding::Nearest => squares || codes.table.linear == Some(16.0),
-            _ => codes.table.linear == Some(16.0),
-        };
+        let squares = codes.table.square == Some(16.0) && codes.rounding == Rounding::Nearest;
+        let computed = squares || codes.table.linear == Some(16.0);
         if !rows || others.is_empty() || !computed {
             return None;
         }
@@ -491,38 +566,23 @@ impl<'a, V: Vector> RankOne<'a, V> {
     }
 }
 
-impl<V: Vector> RankOne<'_, V> {
-    /// Index of a row's first element.
-    #[inline(always)]
-    fn position(call: &TensorCall<'_>, run: Run) -> [i64; MAX_AXES] {
-        let mut position = [0; MAX_AXES];
-        let mut row = run.row as i64;
-        let shape = &call.tensor.info.shape;
-        for axis in (1..shape.len() - 1).rev() {
-            position[axis] = row % shape[axis];
-            row /= shape[axis];
-        }
-        position[0] = row;
-        position
-    }
+/// Whether rows of the grid are rows of the last axis.
+pub(super) fn has_rows_of_last_axis(tensor: &TensorPlan) -> bool {
+    tensor.info.shape.last() == Some(&tensor.grid.cols)
+}
 
-    /// Raises the statistics of a row by the bits of its largest value; `alone` says that no one else
-    /// works on what is in its slice of a matrix.
-    #[inline(always)]
-    pub(super) fn raise(&self, call: &TensorCall<'_>, run: Run, largest: i32, alone: bool) {
-        let position = Self::position(call, run);
-        let position = &position[..call.tensor.info.shape.len()];
-        for maxima in self.maxima {
-            if !maxima.projection.is_last_axis() {
-                let at = maxima.projection.global_position(position, call.offset);
-                if alone && maxima.projection.axes() == [0] {
-                    call.raise_alone(maxima.word + at, largest);
-                } else {
-                    call.raise(maxima.word + at, largest);
-                }
-            }
-        }
+/// Index of the first element of a row of the last axis.
+#[inline(always)]
+pub(super) fn first_of_row(call: &TensorCall<'_>, run: Run) -> [i64; MAX_AXES] {
+    let mut position = [0; MAX_AXES];
+    let mut row = run.row as i64;
+    let shape = &call.tensor.info.shape;
+    for axis in (1..shape.len() - 1).rev() {
+        position[axis] = row % shape[axis];
+        row /= shape[axis];
     }
+    position[0] = row;
+    position
 }
 
 /// Where the codes of a run are, and the scales of its columns, old and new.
@@ -544,7 +604,7 @@ impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
 
     #[inline(always)]
     unsafe fn enter(&mut self, call: &TensorCall<'_>, run: Run) {
-        let position = Self::position(call, run);
+        let position = first_of_row(call, run);
         let position = &position[..call.tensor.info.shape.len()];
         let buffers = call.state_buffers(self.state);
         // As integers, so that NaN is the largest.

@@ -2,58 +2,95 @@
 
 #![expect(unsafe_code, reason = "reads the caller's raw buffers")]
 
-use super::collect::{Part, SEGMENT, STATS_COLUMNS, flat};
-use super::load_gradient;
-use super::run::{Stretch, Stretches};
+use super::collect::{Part, SUMS_COLUMNS, flat};
+use super::registers::{first_of_row, has_rows_of_last_axis};
+use super::rows::ahead;
+use super::run::{Run, Stretch, Stretches};
 use super::weights::load_weights;
+use super::{load_gradient, prefetch};
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes};
 use crate::layout::index;
 use crate::numerics::{Exponent, Limbs, Unit};
+use crate::plan::{Factor, MAX_AXES};
+
+/// Rows that are added together.
+const ROWS: usize = Limbs::TERMS;
+
+/// Chunks of each row: the squares of all rows stay in the nearest cache.
+const SEGMENT: usize = 4;
 
 /// # Safety
 /// As for [`super::collect()`].
 #[inline(always)]
 pub(super) unsafe fn collect_sums<L: Lanes>(call: &TensorCall<'_>, of: &Part) {
     let tensor = call.tensor;
-    let weights = call.needs_weights();
-    let mut g = Chunk::ZERO;
-    let mut p = [Chunk::ZERO; SEGMENT];
-    let mut squares = [Chunk::ZERO; SEGMENT];
-    let last_axis = of.last_axis(tensor);
-    let (start, width) = (
-        index(last_axis.start),
-        index(last_axis.end - last_axis.start),
-    );
-    let mut columns = Columns::new(call, start, width);
-    for segment in of.segments(tensor) {
-        for (c, run) in segment.parts(CHUNK).enumerate() {
-            // SAFETY: the run lies in the tensor.
-            unsafe {
-                load_gradient::<L>(call, run, &mut g);
-                if weights {
-                    load_weights::<L>(call, run, &mut p[c]);
+    let shape = &tensor.info.shape;
+    let mut squares = [[Chunk::ZERO; SEGMENT]; ROWS];
+    let mut sums = Sums::new(call, of);
+    for (rows, count) in of.groups::<ROWS>(tensor) {
+        for at in (0..rows[0].len).step_by(SEGMENT * CHUNK) {
+            let runs = rows.map(|row| row.part(at, SEGMENT * CHUNK));
+            let (runs, len) = (&runs[..count], runs[0].len);
+            for (run, squares) in runs.iter().zip(&mut squares) {
+                let ahead = ahead(call, rows[0].len, at, count);
+                prefetch::<L>(call.grad, tensor.info.grad_dtype.size(), *run, ahead);
+                // SAFETY: the run lies in the tensor.
+                unsafe { load_squares::<L>(call, *run, squares, &mut sums.rms) };
+            }
+            if tensor.factored().is_none() {
+                continue;
+            }
+            if has_rows_of_last_axis(tensor) {
+                let (mut terms, mut positions) = ([&[][..]; ROWS], [[0; MAX_AXES]; ROWS]);
+                for (r, run) in runs.iter().enumerate() {
+                    terms[r] = &flat(&squares[r])[..len];
+                    positions[r] = first_of_row(call, *run);
+                    positions[r][shape.len() - 1] = run.col as i64;
+                }
+                sums.add::<L>(call, &terms[..count], &positions);
+                continue;
+            }
+            for (run, squares) in runs.iter().zip(&squares) {
+                for Stretch { at, len, position } in Stretches::of(shape, *run) {
+                    sums.add::<L>(call, &[&flat(squares)[at..at + len]], &[position]);
                 }
             }
-            for ((w, p), g) in squares[c].iter_mut().zip(&*p[c]).zip(&*g) {
-                *w = call.rule.square(*p, *g);
-            }
-        }
-        if tensor.factored().is_some() {
-            let shape = &tensor.info.shape;
-            for Stretch { at, len, position } in Stretches::of(shape, segment) {
-                let position = &position[..shape.len()];
-                add(call, &flat(&squares)[at..at + len], position, &mut columns);
-            }
-        }
-        if let Some(rms) = tensor.rms
-            && let Some(exponent) = call.exponent(rms.param_max)
-        {
-            let sum = sum_of_squares(exponent, &flat(&p)[..segment.len]);
-            call.add(rms.param_sum, sum);
         }
     }
-    columns.flush(call);
+    sums.flush(call);
+}
+
+/// The squares of a run of at most a segment, and the sum of the parameters' where their RMS is wanted.
+///
+/// # Safety
+/// As for [`super::collect()`].
+#[inline(always)]
+unsafe fn load_squares<L: Lanes>(
+    call: &TensorCall<'_>,
+    run: Run,
+    squares: &mut [Chunk; SEGMENT],
+    rms: &mut Limbs,
+) {
+    let weights = call.needs_weights();
+    let (mut g, mut p) = (Chunk::ZERO, Chunk::ZERO);
+    for (run, squares) in run.parts(CHUNK).zip(squares) {
+        // SAFETY: the run lies in the tensor.
+        unsafe {
+            load_gradient::<L>(call, run, &mut g);
+            if weights {
+                load_weights::<L>(call, run, &mut p);
+            }
+        }
+        for ((w, p), g) in squares.iter_mut().zip(&*p).zip(&*g) {
+            *w = call.rule.square(*p, *g);
+        }
+        if let Some(plan) = call.tensor.rms
+            && let Some(exponent) = call.exponent(plan.param_max)
+        {
+            rms.add(sum_of_squares(exponent, &p[..run.len]));
+        }
+    }
 }
 
 /// [`Exponent::sum_of_squares`] in loops of vectors.
@@ -67,42 +104,114 @@ pub(super) fn sum_of_squares(exponent: Exponent, values: &[f32]) -> Limbs {
     sum
 }
 
-/// Adds a stretch of the last axis that begins at `position` to all sums.
-#[inline(always)]
-fn add(call: &TensorCall<'_>, squares: &[f32], position: &[i64], columns: &mut Columns) {
-    let Some((_, factors)) = call.tensor.factored() else {
-        return;
-    };
-    let column = position.last().map_or(0, |column| index(*column));
-    for factor in factors {
-        let projection = &factor.maxima.projection;
-        if projection.is_last_axis() {
-            columns.add(column, squares);
-            continue;
+/// Sums of a part, brought to the shared statistics as late as possible.
+struct Sums {
+    columns: Columns,
+    /// Of each factor and each of the rows that are added together.
+    rows: [[Sum; ROWS]; 3],
+    /// Of the parameters' squares.
+    rms: Limbs,
+}
+
+/// A sum of a factor that is the same along the last axis.
+#[derive(Clone, Copy)]
+struct Sum {
+    /// Its place in the factor, if it has one.
+    at: Option<usize>,
+    unit: Unit,
+    sum: Limbs,
+}
+
+impl Sums {
+    #[inline(always)]
+    fn new(call: &TensorCall<'_>, of: &Part) -> Self {
+        const NOWHERE: Sum = Sum {
+            at: None,
+            unit: Unit::NONE,
+            sum: Limbs::ZERO,
+        };
+        let last_axis = of.last_axis(call.tensor);
+        let width = index(last_axis.end - last_axis.start);
+        Self {
+            columns: Columns::new(call, index(last_axis.start), width),
+            rows: [[NOWHERE; ROWS]; 3],
+            rms: Limbs::ZERO,
         }
-        let first = projection.global_position(position, call.offset);
-        if projection.varies() {
-            for (i, w) in squares.iter().enumerate() {
-                if let Some(exponent) = call.exponent(factor.maxima.word + first + i) {
-                    call.add(factor.sum + 2 * (first + i), exponent.limbs(f64::from(*w)));
+    }
+
+    /// Adds stretches of the last axis, which have one length and begin in one column.
+    #[inline(always)]
+    fn add<L: Lanes>(
+        &mut self,
+        call: &TensorCall<'_>,
+        terms: &[&[f32]],
+        positions: &[[i64; MAX_AXES]],
+    ) {
+        let Some((_, factors)) = call.tensor.factored() else {
+            return;
+        };
+        let axes = call.tensor.info.shape.len();
+        for (factor, sums) in factors.iter().zip(&mut self.rows) {
+            let projection = &factor.maxima.projection;
+            if projection.is_last_axis() {
+                self.columns.add::<L>(index(positions[0][axes - 1]), terms);
+                continue;
+            }
+            for ((terms, position), sum) in terms.iter().zip(positions).zip(sums) {
+                let first = projection.global_position(&position[..axes], call.offset);
+                if projection.varies() {
+                    for (i, w) in terms.iter().enumerate() {
+                        if let Some(exponent) = call.exponent(factor.maxima.word + first + i) {
+                            call.add(factor.sum + 2 * (first + i), exponent.limbs(f64::from(*w)));
+                        }
+                    }
+                } else {
+                    if sum.at != Some(first) {
+                        sum.flush(call, factor);
+                        let exponent = call.exponent(factor.maxima.word + first);
+                        *sum = Sum {
+                            at: Some(first),
+                            unit: exponent.map_or(Unit::NONE, Exponent::unit),
+                            sum: Limbs::ZERO,
+                        };
+                    }
+                    // SAFETY: the kernels are used on processors that have the instructions.
+                    sum.sum.add(unsafe { L::sum(terms, sum.unit) });
                 }
             }
-        } else if let Some(exponent) = call.exponent(factor.maxima.word + first) {
-            let unit = exponent.unit();
-            let mut sum = Limbs::default();
-            for w in squares {
-                sum.add(unit.limbs(f64::from(*w)));
+        }
+    }
+
+    #[inline(always)]
+    fn flush(&self, call: &TensorCall<'_>) {
+        self.columns.flush(call);
+        if let Some((_, factors)) = call.tensor.factored() {
+            for (factor, sums) in factors.iter().zip(&self.rows) {
+                for sum in sums {
+                    sum.flush(call, factor);
+                }
             }
-            call.add(factor.sum + 2 * first, sum);
+        }
+        if let Some(rms) = call.tensor.rms {
+            call.add(rms.param_sum, self.rms);
         }
     }
 }
 
-/// Sums of the columns of a box, where one factor keeps the last axis alone: added to here row by
-/// row, and to the shared statistics once.
+impl Sum {
+    #[inline(always)]
+    fn flush(&self, call: &TensorCall<'_>, factor: &Factor) {
+        if let Some(at) = self.at {
+            call.add(factor.sum + 2 * at, self.sum);
+        }
+    }
+}
+
+/// Sums of the columns of a part, for a factor that keeps the last axis alone.
 struct Columns {
-    units: [Unit; STATS_COLUMNS as usize],
-    sums: [Limbs; STATS_COLUMNS as usize],
+    units: [Unit; SUMS_COLUMNS as usize],
+    high: [i64; SUMS_COLUMNS as usize],
+    low: [i64; SUMS_COLUMNS as usize],
     /// The index along the last axis that comes first.
     start: usize,
     width: usize,
@@ -112,8 +221,9 @@ impl Columns {
     #[inline(always)]
     fn new(call: &TensorCall<'_>, start: usize, width: usize) -> Self {
         let mut columns = Self {
-            units: [Unit::NONE; STATS_COLUMNS as usize],
-            sums: [Limbs::default(); STATS_COLUMNS as usize],
+            units: [Unit::NONE; SUMS_COLUMNS as usize],
+            high: [0; SUMS_COLUMNS as usize],
+            low: [0; SUMS_COLUMNS as usize],
             start,
             width,
         };
@@ -126,21 +236,25 @@ impl Columns {
         columns
     }
 
+    /// Adds rows from a column on.
     #[inline(always)]
-    fn add(&mut self, column: usize, squares: &[f32]) {
+    fn add<L: Lanes>(&mut self, column: usize, rows: &[&[f32]]) {
         let at = column - self.start;
-        let slots = self.sums[at..].iter_mut().zip(&self.units[at..]);
-        for ((sum, unit), w) in slots.zip(squares) {
-            sum.add(unit.limbs(f64::from(*w)));
-        }
+        let columns = at..at + rows[0].len();
+        let (high, low) = (
+            &mut self.high[columns.clone()],
+            &mut self.low[columns.clone()],
+        );
+        // SAFETY: the kernels are used on processors that have the instructions.
+        unsafe { L::add_rows(rows, &self.units[columns], high, low) };
     }
 
-    /// Brings what was collected to the shared statistics.
     #[inline(always)]
     fn flush(&self, call: &TensorCall<'_>) {
         if let Some((_, first)) = on_last_axis(call, self.start) {
-            for (i, sum) in self.sums[..self.width].iter().enumerate() {
-                call.add(first + 2 * i, *sum);
+            for i in 0..self.width {
+                let (high, low) = (self.high[i], self.low[i]);
+                call.add(first + 2 * i, Limbs { high, low });
             }
         }
     }

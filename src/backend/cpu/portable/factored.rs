@@ -1,0 +1,123 @@
+//! A factored v in registers: its values, and the squares whose means its factors are.
+
+#![expect(unsafe_code, reason = "reads the caller's raw buffers")]
+
+use super::collect::fresh_values;
+use super::registers::{Moment, Room, first_of_row, has_rows_of_last_axis};
+use super::rows::Slices;
+use super::run::Run;
+use crate::backend::cpu::call::TensorCall;
+use crate::backend::cpu::lanes::{Lanes, Vector};
+use crate::plan::{Factor, Maxima};
+
+/// The factor that keeps the last axis alone and the two that do not depend on it, rows' first, where rows
+/// of the grid are rows of the last axis.
+#[inline(always)]
+fn by_last_axis<'a>(call: &TensorCall<'_>, factors: &'a [Factor; 3]) -> Option<[&'a Factor; 3]> {
+    let [rows, columns, means] = factors;
+    let fits = has_rows_of_last_axis(call.tensor)
+        && columns.maxima.projection.is_last_axis()
+        && !rows.maxima.projection.varies()
+        && !means.maxima.projection.varies();
+    fits.then_some([rows, columns, means])
+}
+
+/// A factored v after the step.
+pub(super) struct Factored<'a> {
+    factors: [&'a Factor; 3],
+    /// The new mean of a row over that of all, or nothing where that is 0.
+    quotient: Option<f32>,
+    columns: *mut f32,
+}
+
+impl<'a> Factored<'a> {
+    #[inline(always)]
+    pub(super) fn of(call: &TensorCall<'_>, factors: &'a [Factor; 3]) -> Option<Self> {
+        Some(Self {
+            factors: by_last_axis(call, factors)?,
+            quotient: None,
+            columns: std::ptr::null_mut(),
+        })
+    }
+}
+
+impl<L: Lanes> Moment<L> for Factored<'_> {
+    type Open = *mut f32;
+
+    const IS_NEW: bool = true;
+
+    #[inline(always)]
+    unsafe fn enter(&mut self, call: &TensorCall<'_>, run: Run) {
+        let position = first_of_row(call, run);
+        let position = &position[..call.tensor.info.shape.len()];
+        let [row, columns, mean] = self.factors.map(|factor| {
+            let at = factor.fresh + factor.maxima.projection.position(position);
+            fresh_values(call).wrapping_add(at)
+        });
+        // SAFETY: the new factors are in the scratch, where no one writes now.
+        let (row, mean) = unsafe { (*row, *mean) };
+        self.quotient = (mean != 0.0).then(|| row / mean);
+        self.columns = columns;
+    }
+
+    #[inline(always)]
+    unsafe fn open(&self, run: Run, room: &mut Room) -> *mut f32 {
+        // SAFETY: the caller's run lies in the row.
+        unsafe { room.chunk(self.columns.add(run.col), run) }
+    }
+
+    #[inline(always)]
+    unsafe fn decode(&self, columns: *mut f32, at: usize) -> L::Vector {
+        // SAFETY: as above.
+        unsafe {
+            match self.quotient {
+                Some(quotient) => L::Vector::splat(quotient).mul(L::Vector::load(columns.add(at))),
+                None => L::Vector::splat(0.0),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn close(
+        &self,
+        _: &TensorCall<'_>,
+        _: Run,
+        _: *mut f32,
+        _: &<L::Vector as Vector>::Registers,
+        _: L::Vector,
+        _: bool,
+    ) {
+    }
+}
+
+/// The squares of the gradients.
+#[derive(Clone, Copy)]
+pub(super) struct Squares<'a>([&'a Factor; 3]);
+
+impl<'a> Squares<'a> {
+    #[inline(always)]
+    pub(super) fn of(call: &TensorCall<'_>, factors: &'a [Factor; 3]) -> Option<Self> {
+        by_last_axis(call, factors).map(Self)
+    }
+}
+
+impl<L: Lanes> Slices<L> for Squares<'_> {
+    type Open = ();
+    const NOWHERE: () = ();
+
+    #[inline(always)]
+    unsafe fn enter(&mut self, _: &TensorCall<'_>, _: Run) {}
+
+    #[inline(always)]
+    unsafe fn open(&self, _: Run, _: &mut Room) {}
+
+    #[inline(always)]
+    unsafe fn value(&self, (): (), _: usize, w: L::Vector, _: [L::Vector; 2]) -> L::Vector {
+        w
+    }
+
+    #[inline(always)]
+    fn maxima(&self) -> impl Iterator<Item = &Maxima> {
+        self.0.iter().map(|factor| &factor.maxima)
+    }
+}

@@ -1,0 +1,291 @@
+//! The maxima of a matrix's rows and columns, several rows at a time: the maxima of their columns are
+//! loaded and stored once, and as many streams of memory are read.
+
+#![expect(unsafe_code, reason = "reads the caller's raw buffers")]
+
+use super::collect::Part;
+use super::factored::Squares;
+use super::maxima::Columns;
+use super::registers::{Moment, Place, RankOne, Room, first_of_row};
+use super::run::{Run, load_run};
+use super::{AHEAD, prefetch};
+use crate::backend::cpu::call::TensorCall;
+use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, Vector};
+use crate::dtype::Dtype;
+use crate::layout::index;
+use crate::optimizer::{Adamw, Update};
+use crate::plan::{Format, Maxima};
+
+/// Rows that are collected together.
+pub(super) const ROWS: usize = 4;
+
+/// What has maxima along the slices of a tensor whose rows of the grid are rows of the last axis, computed
+/// from the squares of the gradients.
+///
+/// # Safety
+/// Runs are of at most a chunk and lie in the tensor.
+pub(super) trait Slices<L: Lanes>: Copy {
+    /// What the values of a run need.
+    type Open: Copy;
+    /// Of no run.
+    const NOWHERE: Self::Open;
+
+    /// Called for each row.
+    unsafe fn enter(&mut self, call: &TensorCall<'_>, row: Run);
+    unsafe fn open(&self, run: Run, room: &mut Room) -> Self::Open;
+    /// The values of a register from element `at` of the run on, given the squares there, beta2 and
+    /// 1 - beta2.
+    unsafe fn value(
+        &self,
+        open: Self::Open,
+        at: usize,
+        w: L::Vector,
+        decay: [L::Vector; 2],
+    ) -> L::Vector;
+    /// Of the last axis, and of others.
+    fn maxima(&self) -> impl Iterator<Item = &Maxima>;
+}
+
+/// The new second moment.
+impl<L: Lanes> Slices<L> for RankOne<'_, L::Vector> {
+    type Open = Place;
+    const NOWHERE: Place = Place::NOWHERE;
+
+    #[inline(always)]
+    unsafe fn enter(&mut self, call: &TensorCall<'_>, row: Run) {
+        // SAFETY: the caller's promise.
+        unsafe { Moment::<L>::enter(self, call, row) };
+    }
+
+    #[inline(always)]
+    unsafe fn open(&self, run: Run, room: &mut Room) -> Place {
+        // SAFETY: the caller's promise.
+        unsafe { Moment::<L>::open(self, run, room) }
+    }
+
+    #[inline(always)]
+    unsafe fn value(
+        &self,
+        place: Place,
+        at: usize,
+        w: L::Vector,
+        [beta2, one_minus_beta2]: [L::Vector; 2],
+    ) -> L::Vector {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let old = Moment::<L>::decode(self, place, at);
+            beta2.mul_add(old, one_minus_beta2.mul(w)) // R4
+        }
+    }
+
+    #[inline(always)]
+    fn maxima(&self) -> impl Iterator<Item = &Maxima> {
+        self.maxima.iter()
+    }
+}
+
+/// Raises the maxima of v's slices, or of the squares' under a factored v, by a part of the grid: those of
+/// the last axis in `columns`, the others in the statistics. Returns whether all gradients are finite, or
+/// `None` for a tensor that this is not for.
+///
+/// # Safety
+/// As for [`super::collect()`]; no other state has maxima.
+#[inline(always)]
+pub(super) unsafe fn maxima_in_registers<L: Lanes>(
+    call: &TensorCall<'_>,
+    of: &Part,
+    columns: &mut Columns<'_>,
+) -> Option<bool> {
+    let Update::Adamw(rule) = &call.rule else {
+        return None;
+    };
+    let [_, v] = call.tensor.states.as_slice() else {
+        return None;
+    };
+    // SAFETY: the caller's promise.
+    unsafe {
+        match &v.format {
+            Format::Codes(codes) => {
+                let v = RankOne::<L::Vector>::of(call, 1, codes)?;
+                raise_part::<L, _>(call, rule, v, of, columns)
+            }
+            Format::Factored(factors) => {
+                let squares = Squares::of(call, factors)?;
+                raise_part::<L, _>(call, rule, squares, of, columns)
+            }
+            _ => None,
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn raise_part<L: Lanes, S: Slices<L>>(
+    call: &TensorCall<'_>,
+    rule: &Adamw,
+    slices: S,
+    of: &Part,
+    columns: &mut Columns<'_>,
+) -> Option<bool> {
+    let scalars = rule.scalars()?;
+    let mut finite = true;
+    let mut rooms = [const { (Chunk::ZERO, Room::EMPTY) }; ROWS];
+    // SAFETY: the rows are the part's.
+    unsafe {
+        let decay = [scalars.beta2, scalars.one_minus_beta2].map(|x| L::Vector::splat(x));
+        for (rows, count) in of.groups::<ROWS>(call.tensor) {
+            if count == ROWS {
+                finite &= raise_rows::<L, S, ROWS>(call, decay, slices, rows, &mut rooms, columns);
+                continue;
+            }
+            for row in &rows[..count] {
+                finite &= raise_rows::<L, S, 1>(call, decay, slices, [*row], &mut rooms, columns);
+            }
+        }
+    }
+    Some(finite)
+}
+
+/// Raises the maxima by rows; returns whether their gradients are finite.
+#[inline(always)]
+unsafe fn raise_rows<L: Lanes, S: Slices<L>, const N: usize>(
+    call: &TensorCall<'_>,
+    decay: [L::Vector; 2],
+    slices: S,
+    rows: [Run; N],
+    rooms: &mut [(Chunk, Room); ROWS],
+    columns: &mut Columns<'_>,
+) -> bool {
+    let len = rows[0].len;
+    // SAFETY: the rows lie in the tensor.
+    unsafe {
+        let zero = L::Vector::splat(0.0);
+        let mut group = Group {
+            slices: [slices; N],
+            largest: [zero; N],
+            finite: zero,
+        };
+        for (slices, row) in group.slices.iter_mut().zip(rows) {
+            slices.enter(call, row);
+        }
+        for at in (0..len).step_by(CHUNK) {
+            let ahead = ahead(call, len, at, N);
+            let columns = &mut columns.first()[at..];
+            let mut runs = rows;
+            if len - at < CHUNK {
+                for (run, row) in runs.iter_mut().zip(rows) {
+                    *run = row.part(at, CHUNK);
+                }
+                group.raise_chunk(call, decay, runs, ahead, rooms, columns);
+            } else {
+                for (run, row) in runs.iter_mut().zip(rows) {
+                    // So that the compiler knows the length.
+                    *run = Run {
+                        len: CHUNK,
+                        ..row.part(at, CHUNK)
+                    };
+                }
+                group.raise_chunk(call, decay, runs, ahead, rooms, columns);
+            }
+        }
+        // Nothing else is in the slice that is a matrix's row.
+        let alone = call.tensor.info.shape.len() == 2 && len == index(call.tensor.grid.cols);
+        for ((slices, row), largest) in group.slices.iter().zip(rows).zip(group.largest) {
+            raise(call, slices.maxima(), row, largest.reduce_largest(), alone);
+        }
+        !group.finite.any_nan()
+    }
+}
+
+/// How far ahead elements are asked for at `at` of rows of this length, of which so many are taken
+/// together: what is ahead of a row's last chunks is in the next group.
+#[inline(always)]
+pub(super) fn ahead(call: &TensorCall<'_>, len: usize, at: usize, rows: usize) -> usize {
+    if at + AHEAD < len {
+        AHEAD
+    } else {
+        rows * index(call.tensor.grid.cols) + AHEAD - len
+    }
+}
+
+/// Raises the statistics of a row by the bits of its largest value; `alone` says that no one else
+/// works on what is in its slice of a matrix.
+#[inline(always)]
+fn raise<'a>(
+    call: &TensorCall<'_>,
+    maxima: impl Iterator<Item = &'a Maxima>,
+    row: Run,
+    largest: i32,
+    alone: bool,
+) {
+    let position = first_of_row(call, row);
+    let position = &position[..call.tensor.info.shape.len()];
+    for maxima in maxima {
+        if !maxima.projection.is_last_axis() {
+            let at = maxima.projection.global_position(position, call.offset);
+            if alone && maxima.projection.axes() == [0] {
+                call.raise_alone(maxima.word + at, largest);
+            } else {
+                call.raise(maxima.word + at, largest);
+            }
+        }
+    }
+}
+
+/// Rows that are collected together.
+struct Group<S, V: Vector, const N: usize> {
+    slices: [S; N],
+    /// The largest values of each row.
+    largest: [V; N],
+    /// Zero, or NaN where a gradient was not finite.
+    finite: V,
+}
+
+impl<S, V: Vector, const N: usize> Group<S, V, N> {
+    /// Raises the maxima by a run of at most a chunk of each row, in the same columns.
+    #[inline(always)]
+    unsafe fn raise_chunk<L: Lanes<Vector = V>>(
+        &mut self,
+        call: &TensorCall<'_>,
+        decay: [V; 2],
+        runs: [Run; N],
+        ahead: usize,
+        rooms: &mut [(Chunk, Room); ROWS],
+        columns: &mut [i32],
+    ) where
+        S: Slices<L>,
+    {
+        let dtype = call.tensor.info.grad_dtype;
+        // SAFETY: the runs lie in the tensor; there are slots for a chunk's columns.
+        unsafe {
+            let (grad_scale, zero) = (V::splat(call.grad_scale), V::splat(0.0));
+            let mut gradients = [std::ptr::null(); N];
+            let mut open = [S::NOWHERE; N];
+            for (r, (copy, room)) in rooms[..N].iter_mut().enumerate() {
+                prefetch::<L>(call.grad, dtype.size(), runs[r], ahead);
+                gradients[r] = if dtype == Dtype::F32 && runs[r].len == CHUNK {
+                    call.grad.cast::<f32>().add(runs[r].first)
+                } else {
+                    load_run::<L>(call.grad, dtype, runs[r], copy);
+                    copy.as_ptr()
+                };
+                open[r] = self.slices[r].open(runs[r], room);
+            }
+            let columns = columns[..CHUNK].as_mut_ptr().cast::<f32>();
+            // Of their own, to stay in registers.
+            let (mut largest, mut finite) = (self.largest, self.finite);
+            for at in (0..CHUNK).step_by(V::WIDTH) {
+                let mut column = V::load(columns.add(at));
+                for r in 0..N {
+                    let g = V::load(gradients[r].add(at)).mul(grad_scale); // R1
+                    let w = g.mul(g); // R2
+                    let new = self.slices[r].value(open[r], at, w, decay);
+                    finite = w.mul_add(zero, finite);
+                    largest[r] = largest[r].largest(new);
+                    column = column.largest(new);
+                }
+                column.store(columns.add(at));
+            }
+            (self.largest, self.finite) = (largest, finite);
+        }
+    }
+}
