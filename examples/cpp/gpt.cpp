@@ -48,7 +48,7 @@ const char* const help =
 
   --text PATH        file or folder to train on (default: the Python standard library)
   --out FOLDER       where the table, the plot and the checkpoints go (gpt-out)
-  --optimizers LIST  names with commas between (adamw32,adamw4,adamw4-block)
+  --optimizers LIST  names with commas between (adamw32,adamw4,adamw4-robust,adamw4-block)
   --steps N          training steps (300)
   --batch N          sequences in a step, of 128 bytes each (8)
   --lr X             highest learning rate (0.002)
@@ -68,7 +68,7 @@ validation loss of adamw4 is more than 2 % above that of adamw32.
 
 struct arguments {
   std::string text, out = "gpt-out", handover, resume;
-  std::vector<std::string> optimizers{"adamw32", "adamw4", "adamw4-block"};
+  std::vector<std::string> optimizers{"adamw32", "adamw4", "adamw4-robust", "adamw4-block"};
   int steps = 300, batch = 8, stop_at = 0;
   int threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   float lr = 2e-3f, weight_decay = 0.1f, clip = 1;
