@@ -63,12 +63,14 @@ struct Column {
   long long unit;  // of the row
   long long col;
   int count;       // columns that exist
+  unsigned group;  // of columns of the global tensor, for random numbers
   unsigned old_maxima[EACH];  // of v, stored
 
   __device__ __forceinline__ Column(const Launch& launch, const Tensor& t, const Tiles& tiles,
                                     long long task) {
     unit = task % tiles.across * tiles.group + warp_index() % tiles.group;
     col = unit * BLOCK + EACH * lane_index();
+    group = static_cast<unsigned>((t.first_col + col) / Stream::GROUP);
     const long long rest = t.cols - col;
     count = rest >= EACH ? EACH : rest > 0 ? static_cast<int>(rest) : 0;
     const unsigned* stored = pointer<const unsigned>(launch, t, t.state[1].buffer + t.axes);
@@ -355,8 +357,8 @@ __device__ __forceinline__ void apply_row(const Walker& walker, const typename T
                                           const unsigned (&new_columns)[EACH],
                                           const Applying<P, G>& at,
                                           const typename Applying<P, G>::Fetched& fetched,
-                                          unsigned old_row, unsigned new_row, long long row,
-                                          bool in_range) {
+                                          unsigned old_row, unsigned new_row,
+                                          const Stream::Begin& begin, unsigned row, bool in_range) {
   const Launch& launch = walker.launch;
   const Tensor& t = walker.shared.tensor;
   const Scalars& s = walker.shared.scalars;
@@ -371,9 +373,8 @@ __device__ __forceinline__ void apply_row(const Walker& walker, const typename T
   Largest largest{0.0f, 0.0f};
   raise_largest<Wide>(largest, x, column.count);
   const float m_new = block_scale(warp_max(__float_as_uint(largest.m)));
-  // The tensor is no shard, where its place is asked for.
   const auto draws = [&](unsigned purpose) {
-    return walker.stream().draws_of_warp(purpose, row, column.col);
+    return walker.stream().draws_of_warp(purpose, begin, row);
   };
   const unsigned m_new_codes =
       m_table.encode(x.m, m_new, *in_table<Codebook>(launch, t.state[0].codebook),
@@ -424,10 +425,13 @@ __device__ __forceinline__ void apply_rows(const Walker& walker, const typename 
     new_columns[i] =
         i < column.count ? canonical_magnitude(static_cast<unsigned>(__ldcg(words + i))) : 0;
   }
+  // Where random numbers are drawn, rows here are consecutive ones of the global tensor (`Kernel::of`).
+  const Stream::Begin begin =
+      walker.stream().begin_at(t.first_row + static_cast<unsigned>(rows.first), column.group);
   int row = rows.begin;
   const auto apply = [&](const typename Applying<P, G>::Fetched& fetched) {
     apply_row<P, G, Tables, Wide>(walker, m_table, v_table, column, new_columns, at, fetched,
-                                  of_row(old_rows, row), of_row(new_rows, row), rows.first + row,
+                                  of_row(old_rows, row), of_row(new_rows, row), begin, row,
                                   in_range);
     at.advance(elements, bytes, units);
     row += rows.step;

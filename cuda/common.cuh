@@ -230,39 +230,49 @@ struct Memory {
 template <typename States>
 inline constexpr int UNIT = States::PARTS * BLOCK;
 
-// Where a lane's elements are in the grid of a tensor that is no shard: for random numbers.
+// Where a warp's unit is in the grid of the global tensor: for random numbers, which count modulo 2^32.
+// Rows here are consecutive ones of it (`Kernel::of`), and start with a block.
 template <typename P, typename States>
 struct Position {
   static constexpr bool USED = P::FORM == STOCHASTIC_WEIGHTS || States::DRAWS;
 
-  long long row = 0;
-  long long block = 0;
-  long long blocks = 1;  // of a row
+  unsigned row = 0;
+  unsigned block = 0;
+  int left = 1;    // blocks that the row has here, from this one on
+  int blocks = 1;  // and all of them
 
   // Of a unit of a tensor whose rows are whole blocks, and may have been merged to one (`table.rs`).
   __device__ __forceinline__ Position(const Tensor& t, long long unit) {
     if (USED) {
       const long long columns = columns_of(t);
-      blocks = columns == 0 ? 1 : (columns + UNIT<States> - 1) / UNIT<States>;
-      row = unit / blocks;
-      block = unit - row * blocks;
+      // No device has memory for 2^31 of them.
+      blocks = columns == 0 ? 1 : static_cast<int>((columns + UNIT<States> - 1) / UNIT<States>);
+      const long long before = unit / blocks;
+      const int skipped = static_cast<int>(unit - before * blocks);
+      row = t.first_row + static_cast<unsigned>(before);
+      block = static_cast<unsigned>(t.first_col / UNIT<States>) + skipped;
+      left = blocks - skipped;
     }
   }
 
   __device__ __forceinline__ void advance(int units) {
     if (USED) {
       block += units;
-      if (block >= blocks) {
-        row += block / blocks;
-        block %= blocks;
+      left -= units;
+      if (left <= 0) {
+        const int rows = 1 - left / blocks;
+        row += rows;
+        block -= rows * blocks;
+        left += rows * blocks;
       }
     }
   }
 
   // All lanes of a warp call it together.
   __device__ __forceinline__ uint2 draws(const Stream& stream, unsigned purpose, int part) const {
-    const long long col = block * UNIT<States> + part * BLOCK + EACH * lane_index();
-    return stream.draws_of_warp(purpose, row, col);
+    const int col = part * BLOCK + EACH * lane_index();
+    const unsigned group = block * (UNIT<States> / Stream::GROUP) + col / Stream::GROUP;
+    return stream.draws_of_warp(purpose, row, group);
   }
 
   __device__ static __forceinline__ long long columns_of(const Tensor& t) {

@@ -104,7 +104,7 @@ struct Tensor {
   int lead;  // axes before the row
   unsigned hash;  // of its name, for random numbers
   int words;      // its first pointer among the launch's words
-  int reserved;
+  unsigned first_row;  // number of the first row in the global tensor, modulo 2^32
   long long shape[MAX_AXES];
   long long offset[MAX_AXES];
   long long global_shape[MAX_AXES];

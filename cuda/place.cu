@@ -1,8 +1,8 @@
 // Shards that a step moves: the tensors of a launch at other places in the global tensors than the plan's
 // table says. They are written to the scratch, and the launch behind this one finds them there.
 //
-// Words of this launch: the address of the first tensor to write, then for each its `first_col` and its
-// `offset`.
+// Words of this launch: the address of the first tensor to write, then for each its `first_col`, its
+// `first_row` and its `offset`.
 //
 // Bytes moved: twice those of a `Tensor`, for each. Launch: 256 threads, one thread block a tensor.
 
@@ -10,7 +10,7 @@
 
 namespace lowbit {
 
-constexpr int PLACE_WORDS = 1 + MAX_AXES;  // of a tensor (launch.rs)
+constexpr int PLACE_WORDS = 2 + MAX_AXES;  // of a tensor (launch.rs)
 
 }  // namespace lowbit
 
@@ -29,7 +29,9 @@ extern "C" __global__ void __launch_bounds__(lowbit::THREADS)
   const unsigned long long* place = launch.words + 1 + which * PLACE_WORDS;
   if (thread == 0) {
     to->first_col = static_cast<long long>(place[0]);
+  } else if (thread == 1) {
+    to->first_row = static_cast<unsigned>(place[1]);
   } else if (thread < PLACE_WORDS) {
-    to->offset[thread - 1] = static_cast<long long>(place[thread]);
+    to->offset[thread - 2] = static_cast<long long>(place[thread]);
   }
 }

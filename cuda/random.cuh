@@ -16,6 +16,7 @@ struct Stream {
   static constexpr int ROUNDS = 10;
   static constexpr unsigned MULTIPLIERS[2] = {0xd2511f53, 0xcd9e8d57};
   static constexpr unsigned NEXT_KEYS[2] = {0x9e3779b9, 0xbb67ae85};
+  static constexpr int GROUP = 8;  // columns of a counter
 
   unsigned key[2];
   unsigned tensor;  // 28 bits
@@ -35,13 +36,35 @@ struct Stream {
   }
 
   // The same by all lanes of a warp together, where columns follow each other from lane to lane: the
-  // two lanes that want a counter's words compute half of every round each.
-  __device__ __forceinline__ uint2 draws_of_warp(unsigned purpose, long long row,
-                                                 long long col) const {
+  // two lanes that want a counter's words compute half of every round each. Rows and groups of columns
+  // count modulo 2^32.
+  __device__ __forceinline__ uint2 draws_of_warp(unsigned purpose, unsigned row,
+                                                 unsigned group) const {
     const bool odd = lane_index() % 2 != 0;
-    // The first and the second word, or the third and the fourth.
-    unsigned first = odd ? step : static_cast<unsigned>(col / 8);
-    unsigned second = odd ? tensor | purpose << 28 : static_cast<unsigned>(row);
+    return rounds_of_warp(odd ? step : group, odd ? tensor | purpose << 28 : row);
+  }
+
+  // What a lane starts with on its way down the rows of a group of columns: the first two words of
+  // the first row's counter, or the last two but for the purpose.
+  struct Begin {
+    unsigned first, second;
+  };
+
+  __device__ __forceinline__ Begin begin_at(unsigned row, unsigned group) const {
+    const bool odd = lane_index() % 2 != 0;
+    return {odd ? step : group, odd ? tensor : row};
+  }
+
+  // As above, so many rows further down.
+  __device__ __forceinline__ uint2 draws_of_warp(unsigned purpose, const Begin& begin,
+                                                 unsigned rows) const {
+    const bool odd = lane_index() % 2 != 0;
+    return rounds_of_warp(begin.first, begin.second + (odd ? purpose << 28 : rows));
+  }
+
+  // `first` and `second` are two words of the counter, those that the lane's neighbour does not have.
+  __device__ __forceinline__ uint2 rounds_of_warp(unsigned first, unsigned second) const {
+    const bool odd = lane_index() % 2 != 0;
     unsigned round_key = odd ? key[1] : key[0];
     const unsigned multiplier = odd ? MULTIPLIERS[0] : MULTIPLIERS[1];
     const unsigned next_key = odd ? NEXT_KEYS[1] : NEXT_KEYS[0];

@@ -153,6 +153,22 @@ impl Grid {
         (global_row, col + self.row_start(rest))
     }
 
+    /// Row and column of the first element.
+    pub(crate) fn first(&self, offset: &[i64]) -> (i64, i64) {
+        let (lead, rest) = offset.split_at(self.lead.len());
+        let axes = lead.iter().zip(&self.global_lead);
+        let row = axes.fold(0, |row, (start, extent)| row * extent + start);
+        (row, self.row_start(rest))
+    }
+
+    /// Whether the rows follow each other in the grid of the global tensor, wherever this one lies in
+    /// it: of the axes before the row, those behind the first one longer than 1 are whole.
+    pub(crate) fn has_consecutive_rows(&self) -> bool {
+        let axes = self.lead.iter().zip(&self.global_lead);
+        let mut behind = axes.skip_while(|(extent, _)| **extent == 1).skip(1);
+        behind.all(|(extent, global)| extent == global)
+    }
+
     /// First element, in the row of the global tensor, of a row of this grid; `rest` is the offset
     /// along the row's axes.
     pub(crate) fn row_start(&self, rest: &[i64]) -> i64 {
@@ -333,6 +349,29 @@ mod tests {
         assert_eq!(grid.global(3, 5, &[1, 1, 128]), (8, 133));
         let merged = Grid::new(&[300, 64], &[100, 0], &[100, 64], 128).unwrap();
         assert_eq!(merged.global(0, 7, &[100, 0]), (0, 6407));
+    }
+
+    #[test]
+    fn rows_of_a_box_are_consecutive_or_not() {
+        for (global, offset, shape, consecutive) in [
+            (&[8, 300][..], &[3, 0][..], &[5, 300][..], true),
+            (&[8, 512], &[3, 128], &[5, 256], true),
+            (&[4096], &[1024], &[1024], true),
+            (&[], &[], &[], true),
+            (&[4, 6, 300], &[1, 0, 0], &[2, 6, 300], true),
+            (&[4, 6, 300], &[1, 2, 0], &[1, 3, 300], true),
+            (&[4, 6, 300], &[1, 2, 0], &[2, 3, 300], false),
+            (&[4, 6, 5, 300], &[1, 2, 0, 0], &[1, 3, 5, 300], true),
+            (&[4, 6, 5, 300], &[1, 2, 1, 0], &[1, 3, 4, 300], false),
+            (&[4, 6, 300], &[1, 0, 128], &[0, 6, 128], true),
+        ] {
+            let grid = Grid::new(global, offset, shape, 128).unwrap();
+            assert_eq!(grid.has_consecutive_rows(), consecutive, "{shape:?}");
+            let (first, col) = grid.first(offset);
+            let mut rows = 0..grid.rows;
+            let follow = rows.all(|row| grid.global(row, 0, offset) == (first + row, col));
+            assert_eq!(follow, consecutive, "{shape:?}");
+        }
     }
 
     #[test]

@@ -390,6 +390,8 @@ struct Case {
     wild_state: bool,
     /// Thread blocks that the imagined device holds.
     resident: u32,
+    /// Offsets and global shapes of tensors, which are shards then.
+    boxes: Vec<[Vec<i64>; 2]>,
     /// Tensors are the first of three parts, where such a shard exists, and stepped as the last.
     moved: bool,
 }
@@ -414,6 +416,7 @@ impl Default for Case {
             at_end: false,
             wild_state: false,
             resident: 3,
+            boxes: Vec::new(),
             moved: false,
         }
     }
@@ -602,12 +605,39 @@ impl Case {
                 group: i % self.groups,
                 ..TensorInfo::new(format!("t{i}"), shape, self.param)
             };
+            if let Some([offset, global]) = self.boxes.get(i) {
+                return TensorInfo {
+                    offset: Some(offset.clone()),
+                    global_shape: Some(global.clone()),
+                    ..whole
+                };
+            }
             match self.moved.then(|| self.first_part(&whole)) {
                 Some(Some(shard)) => shard,
                 _ => whole,
             }
         });
         tensors.collect()
+    }
+
+    /// The kernels that step the tensors.
+    fn kernels(&self) -> Vec<&'static CStr> {
+        let lists = Host::new(&self.plan(), 1).unwrap().lists;
+        let used = lists.apply.iter().chain(&lists.fused);
+        used.map(|list| KERNELS[list.kernel.0].1).collect()
+    }
+
+    /// That of common tensors, of an optimizer and the form of its states.
+    fn common_kernel(&self, optimizer: &str, states: &str) -> CString {
+        let beside = match self.weights {
+            Weights::Plain => "",
+            weights => weights.name(),
+        };
+        let (param, grad) = (self.param.name(), self.grad.name());
+        CString::new(format!(
+            "lowbit_k_{optimizer}_{param}{beside}_{grad}_{states}"
+        ))
+        .unwrap()
     }
 
     /// The tensor as the first third of one along its first axis of more than 1; `None` if that would
@@ -760,7 +790,7 @@ fn layouts_are_those_of_the_kernels() {
         &layout!(State: kind per_byte scaling block rounding option spacing buffer codebook word),
         &layout!(Factor: word sum fresh count axes),
         &layout!(Tensor: rows cols units first_col param_max param_sum update_max update_sum block param_dtype grad_dtype weights group
-            scalars index global states axes lead hash words shape offset global_shape state),
+            scalars index global states axes lead hash words first_row shape offset global_shape state),
         &layout!(Segment: first tensor kind),
         &[size_of::<Scalars>()],
         &layout!(numerics::Scalars: beta1 one_minus_beta1 beta2 one_minus_beta2 eps lr_bc1 lr_wd
@@ -1127,6 +1157,7 @@ fn any_case(random: &mut Random) -> Case {
         at_end: random.below(2) == 0,
         wild_state: false,
         resident: any(random, &[1, 3, 100]),
+        boxes: Vec::new(),
         moved: random.below(4) == 0,
     }
 }
@@ -1947,17 +1978,21 @@ fn every_preset_has_kernels() {
     }
 }
 
+/// Presets whose common tensors have kernels of their own: optimizer and form of the states in their
+/// names, and elements of a block.
+const COMMON: [(&str, &str, &str, i64); 7] = [
+    ("adamw4-block", "adamw", "block4", 128),
+    ("adamw4", "adamw", "rank1", 128),
+    ("adamw4-robust", "adamw", "robust", 128),
+    ("adamw32", "adamw", "f32", 128),
+    ("adamw8", "adamw", "block8", 256),
+    ("sgdm4", "sgdm", "block4", 128),
+    ("lion4", "lion", "block4", 128),
+];
+
 #[test]
 fn common_tensors_have_kernels_of_their_own() {
-    for (name, optimizer, states) in [
-        ("adamw4-block", "adamw", "block4"),
-        ("adamw4", "adamw", "rank1"),
-        ("adamw4-robust", "adamw", "robust"),
-        ("adamw32", "adamw", "f32"),
-        ("adamw8", "adamw", "block8"),
-        ("sgdm4", "sgdm", "block4"),
-        ("lion4", "lion", "block4"),
-    ] {
+    for (name, optimizer, states, _) in COMMON {
         for (param, weights, grad) in FORMS {
             let case = Case {
                 shapes: vec![vec![40, 257], vec![3, 5, 256]],
@@ -1967,18 +2002,115 @@ fn common_tensors_have_kernels_of_their_own() {
                 spec: preset(name),
                 ..Case::default()
             };
-            let lists = Host::new(&case.plan(), 1).unwrap().lists;
-            let used = lists.apply.iter().chain(&lists.fused);
-            let used: Vec<_> = used.map(|list| KERNELS[list.kernel.0].1).collect();
-            let beside = match weights {
-                Weights::Plain => "",
-                _ => weights.name(),
-            };
-            let (param, grad) = (param.name(), grad.name());
-            let want = format!("lowbit_k_{optimizer}_{param}{beside}_{grad}_{states}");
-            assert_eq!(used, [CString::new(want).unwrap().as_c_str()]);
+            let want = case.common_kernel(optimizer, states);
+            assert_eq!(case.kernels(), [want.as_c_str()]);
         }
     }
+}
+
+/// Shards whose rows follow each other in the global tensor: offset, shape, global shape.
+fn boxes_of_rows(block: i64, rank_one: bool) -> Vec<[Vec<i64>; 3]> {
+    let mut boxes = vec![
+        // Rows: ragged, of whole blocks, of more than two axes.
+        [vec![7, 0], vec![13, 257], vec![40, 257]],
+        [vec![5, 0], vec![30, 4 * block], vec![64, 4 * block]],
+        [vec![1, 0, 0], vec![2, 6, 300], vec![4, 6, 300]],
+        [vec![2, 1, 0, 0], vec![1, 3, 5, 256], vec![4, 6, 5, 256]],
+        // Columns: a warp's next block is some rows on, in the next one, in the same; ragged at the end.
+        [vec![0, block], vec![40, block], vec![40, 4 * block]],
+        [
+            vec![0, 3 * block],
+            vec![40, 6 * block],
+            vec![40, 11 * block],
+        ],
+        [vec![0, block], vec![9, 24 * block], vec![9, 25 * block]],
+        [
+            vec![0, 8 * block],
+            vec![9, block + 3],
+            vec![9, 9 * block + 3],
+        ],
+        // Both, and of a row alone.
+        [vec![3, 2 * block], vec![17, 4 * block], vec![33, 8 * block]],
+        [
+            vec![2, 9, block],
+            vec![1, 1, 3 * block],
+            vec![4, 11, 5 * block],
+        ],
+    ];
+    if !rank_one {
+        boxes.extend([
+            // Flat, and rows that are merged until they hold a block.
+            [vec![4096], vec![8197], vec![4096 + 8197]],
+            [vec![64 * block], vec![3 * block], vec![70 * block + 9]],
+            [vec![4 * block, 0], vec![5 * block, 3], vec![10 * block, 3]],
+            // Beyond what random numbers count to.
+            [vec![(1 << 32) - 2, 0], vec![5, 300], vec![1 << 33, 300]],
+            [
+                vec![1, (1 << 35) - 2 * block],
+                vec![2, 5 * block],
+                vec![3, 1 << 36],
+            ],
+        ]);
+    }
+    boxes
+}
+
+#[test]
+fn shards_of_rows_equal_the_reference_in_kernels_for_common_tensors() {
+    let mut cases = Vec::new();
+    for (name, optimizer, states, block) in COMMON {
+        let boxes = boxes_of_rows(block, ["rank1", "robust"].contains(&states));
+        let spec = preset(name);
+        let draws = spec.m.as_ref().unwrap().rounding == Rounding::Stochastic;
+        for (number, (param, weights, grad)) in FORMS.into_iter().enumerate() {
+            if !draws && weights != Weights::Stochastic {
+                continue;
+            }
+            for (at_end, staged) in [(false, number % 2 == 0), (true, number % 2 == 1)] {
+                let case = Case {
+                    shapes: boxes.iter().map(|[_, shape, _]| shape.clone()).collect(),
+                    boxes: (boxes.iter())
+                        .map(|[offset, _, global]| [offset.clone(), global.clone()])
+                        .collect(),
+                    param,
+                    weights,
+                    grad,
+                    spec: spec.clone(),
+                    first_step: 7,
+                    at_end,
+                    staged,
+                    ..Case::default()
+                };
+                let want = case.common_kernel(optimizer, states);
+                assert_eq!(case.kernels(), [want.as_c_str()]);
+                cases.push(case);
+            }
+        }
+    }
+    run_all(&cases);
+}
+
+#[test]
+fn shards_of_other_boxes_equal_the_reference_in_kernels_for_any_tensor() {
+    let mut cases = Vec::new();
+    for (name, optimizer, ..) in COMMON {
+        let any = match optimizer {
+            "adamw" => c"lowbit_k_adamw_any",
+            "sgdm" => c"lowbit_k_sgdm",
+            _ => c"lowbit_k_lion",
+        };
+        let case = Case {
+            shapes: vec![vec![2, 3, 256]],
+            boxes: vec![[vec![1, 2, 256], vec![4, 6, 512]]],
+            param: Dtype::Bf16,
+            weights: Weights::Stochastic,
+            spec: preset(name),
+            ..Case::default()
+        };
+        assert_eq!(case.kernels(), [any]);
+        cases.push(case);
+    }
+    run_all(&cases);
 }
 
 #[test]

@@ -292,9 +292,11 @@ impl Kernel {
     pub(super) fn of(spec: &Spec, tensor: &TensorPlan, any: Self) -> Self {
         let info = &tensor.info;
         let wanted = (info.param_dtype, info.weights, info.grad_dtype);
-        // Random numbers are drawn by the place in the tensor at hand.
-        let whole = info.shape == tensor.global_shape;
-        let common = !spec.amsgrad && (info.weights != Weights::Stochastic || whole);
+        // Random numbers are drawn by the row in the global tensor, which these kernels count on from the
+        // first one's. Boxes with gaps between their rows would take divisions, registers and
+        // instructions that whole tensors had to pay for as well.
+        let placed = tensor.grid.has_consecutive_rows();
+        let common = !spec.amsgrad && (info.weights != Weights::Stochastic || placed);
         let form = FORMS.iter().position(|form| *form == wanted);
         let (Some(form), true) = (form, common) else {
             return any;
@@ -323,7 +325,7 @@ impl Kernel {
                 rounding: Rounding::Stochastic,
                 ..Quantizer::block(BLOCK, mapping)
             };
-            whole && coded(state, drawn)
+            placed && coded(state, drawn)
         };
         let in_f32 = || {
             let mut states = tensor.states.iter();
@@ -376,8 +378,8 @@ impl Kernel {
         (ADAMW_RANK1.0..OTHER).contains(&self.0)
     }
 
-    /// Whether rows of whole blocks may be one row to it: nothing lies between them, and it asks
-    /// for no place in the global tensor.
+    /// Whether rows of whole blocks may be one row to it: nothing lies between them, and where random
+    /// numbers ask for the row it is counted by the shape.
     pub(super) fn merges_rows(self) -> bool {
         (0..ADAMW_RANK1.0).contains(&self.0)
     }

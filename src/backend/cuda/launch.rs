@@ -274,8 +274,8 @@ fn flags_of(spec: &Spec) -> i32 {
         )
 }
 
-/// Words of a tensor's place: its first column and its offset (`PLACE_WORDS` in place.cu).
-const PLACE_WORDS: usize = 1 + MAX_AXES;
+/// Words of a tensor's place: its first column, its first row and its offset (`PLACE_WORDS` in place.cu).
+const PLACE_WORDS: usize = 2 + MAX_AXES;
 
 /// Tensors whose places a launch has words for, behind one address.
 const PLACES: usize = (LAUNCH_WORDS - 1) / PLACE_WORDS;
@@ -414,8 +414,10 @@ impl<'a> Filled<'a> {
             let places = launch.words[1..].chunks_mut(PLACE_WORDS);
             for (words, &(i, _)) in places.zip(members) {
                 let (grid, offset) = (&self.plan.tensors[i].grid, self.offset(i));
-                words[0] = grid.row_start(&offset[grid.lead.len()..]).cast_unsigned();
-                for (word, start) in words[1..].iter_mut().zip(offset) {
+                let (first_row, first_col) = grid.first(offset);
+                words[0] = first_col.cast_unsigned();
+                words[1] = first_row.cast_unsigned();
+                for (word, start) in words[2..].iter_mut().zip(offset) {
                     *word = start.cast_unsigned();
                 }
             }

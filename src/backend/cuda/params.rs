@@ -84,7 +84,7 @@ pub(super) struct Tensor {
     pub(super) lead: i32,
     pub(super) hash: u32,
     pub(super) words: i32,
-    pub(super) reserved: i32,
+    pub(super) first_row: u32,
     pub(super) shape: [i64; MAX_AXES],
     pub(super) offset: [i64; MAX_AXES],
     pub(super) global_shape: [i64; MAX_AXES],

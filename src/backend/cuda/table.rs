@@ -336,11 +336,12 @@ impl Builder<'_> {
         } else {
             (grid.rows, grid.cols)
         };
+        let (first_row, first_col) = grid.first(&tensor.offset);
         Ok(Tensor {
             rows,
             cols,
             units: div_ceil(cols, grid.block),
-            first_col: grid.row_start(&tensor.offset[grid.lead.len()..]),
+            first_col,
             param_max: tensor.rms.map_or(0, |rms| rms.param_max as i64),
             param_sum: tensor.rms.map_or(0, |rms| rms.param_sum as i64),
             update_max: tensor.rms.map_or(0, |rms| rms.update_max as i64),
@@ -358,7 +359,7 @@ impl Builder<'_> {
             lead: narrow(grid.lead.len())?,
             hash: tensor.hash,
             words: narrow(words)?,
-            reserved: 0,
+            first_row: first_row as u32,
             shape: axes(&tensor.info.shape),
             offset: axes(&tensor.offset),
             global_shape: axes(&tensor.global_shape),
