@@ -68,9 +68,9 @@ const KERNELS: [(&str, &str, Dtype, Weights); 11] = [
     ("lion4, f32", "lion4", Dtype::F32, Weights::Plain),
 ];
 
-/// Rows of the small tensor, just large enough to be quantized, and of the large one; what a step does
-/// once is in both counts.
-const ROWS: [i64; 2] = [5, 9];
+/// Rows of the small tensor, just large enough to be quantized and factored, and of the large one; what a
+/// step does once is in both counts. The difference is whole groups of the rows that are taken together.
+const ROWS: [i64; 2] = [9, 17];
 const COLUMNS: i64 = 1024;
 
 /// Instructions of the second step of a tensor with so many rows.

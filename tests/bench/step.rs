@@ -26,7 +26,7 @@ use lowbit::{Context, CpuContext, Variant};
 const SHAPE: [i64; 2] = [8192, 8192];
 
 /// Name, preset, dtype of parameters and gradients, weight form.
-const CASES: [(&str, &str, Dtype, Weights); 13] = [
+const CASES: [(&str, &str, Dtype, Weights); 15] = [
     ("adamw32", "adamw32", Dtype::F32, Weights::Plain),
     ("adamw4-block", "adamw4-block", Dtype::F32, Weights::Plain),
     ("adamw4", "adamw4", Dtype::F32, Weights::Plain),
@@ -35,6 +35,8 @@ const CASES: [(&str, &str, Dtype, Weights); 13] = [
     ("factor4", "factor4", Dtype::F32, Weights::Plain),
     ("sgdm4", "sgdm4", Dtype::F32, Weights::Plain),
     ("lion4", "lion4", Dtype::F32, Weights::Plain),
+    ("sgdm8", "sgdm8", Dtype::F32, Weights::Plain),
+    ("lion8", "lion8", Dtype::F32, Weights::Plain),
     (
         "adamw4-block bf16",
         "adamw4-block",

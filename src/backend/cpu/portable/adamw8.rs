@@ -1,5 +1,4 @@
-//! AdamW without options on moments of eight bits whose codes are computed (`lanes/bytes.rs`), in blocks of
-//! whole chunks: the new moments of a block wait on the stack for its scales.
+//! AdamW without options on moments of eight bits (`bytes.rs`).
 //!
 //! Rounding steps are numbered as in `optimizer/adamw.rs`.
 
@@ -7,21 +6,15 @@
 
 use std::ops::Range;
 
-use super::decode::Source;
-use super::encode::encode_unit;
-use super::registers::{
-    any_square_not_finite, gradient, is_f32_in_place, parameters, store_result,
-};
+use super::bytes::{Bytes, any_not_finite};
+use super::registers::{gradient, is_f32_in_place, parameters, store_result};
 use super::run::Run;
 use super::{MOST_CHUNKS, skip};
 use crate::backend::cpu::call::TensorCall;
-use crate::backend::cpu::lanes::{CHUNK, Chunk, Decoder, Encoder, Lanes, Vector, load};
-use crate::backend::cpu::reference::block_scale;
-use crate::layout::index;
+use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, Vector, load};
 use crate::numerics::Scalars;
 use crate::optimizer::Adamw;
-use crate::plan::{Codes, Format, Scales};
-use crate::quant::{Lines, Rounding};
+use crate::plan::Format;
 
 /// Updates units; returns how many were skipped, or `None` for a tensor that this is not for.
 ///
@@ -65,20 +58,6 @@ unsafe fn step<L: Lanes, const F32_IN_PLACE: bool>(
         skipped += unsafe { work.step::<L, F32_IN_PLACE>(call, scalars, moments, unit) };
     }
     skipped
-}
-
-/// Whether the square of any gradient of a unit is not finite.
-#[inline(always)]
-unsafe fn any_not_finite<L: Lanes>(call: &TensorCall<'_>, unit: Run, g: &mut Chunk) -> bool {
-    let mut any = false;
-    for run in unit.parts(CHUNK) {
-        // SAFETY: the run lies in the tensor.
-        unsafe {
-            let gradient = gradient::<L, false>(call, run, g);
-            any |= any_square_not_finite(gradient, L::Vector::splat(call.grad_scale));
-        }
-    }
-    any
 }
 
 /// What of a unit is not in registers.
@@ -228,98 +207,6 @@ impl Work {
                 result.canonical().store(p.add(at));
             }
             store_result::<L, F32_IN_PLACE>(call, run, p);
-        }
-    }
-}
-
-/// A moment of eight bits in blocks that are units.
-struct Bytes<'a, V: Vector> {
-    state: usize,
-    codes: *mut u8,
-    scales: *mut f32,
-    in_row: usize,
-    block: usize,
-    decoder: Decoder<V>,
-    encoder: Encoder<'a, V>,
-}
-
-impl<'a, V: Vector> Bytes<'a, V> {
-    #[inline(always)]
-    unsafe fn of(call: &TensorCall<'_>, state: usize, codes: &'a Codes) -> Option<Self> {
-        let grid = &call.tensor.grid;
-        if codes.per_byte != 1
-            || codes.rounding != Rounding::Nearest
-            || codes.scale_correction
-            || codes.dither.is_some()
-            || codes.table.linear.is_some()
-            || codes.scales != Scales::Block(grid.block)
-        {
-            return None;
-        }
-        let buffers = call.state_buffers(state);
-        // SAFETY: the kernels are used on processors that have the instructions.
-        unsafe {
-            Some(Self {
-                state,
-                codes: buffers[0].data.cast(),
-                scales: buffers[1].data.cast(),
-                in_row: index(grid.blocks),
-                block: index(grid.block),
-                decoder: Decoder::of(&codes.table)?,
-                encoder: Encoder::new(codes.table.lines.as_ref()?, &codes.table.midpoints),
-            })
-        }
-    }
-
-    /// The scale of a unit.
-    #[inline(always)]
-    fn scale(&self, unit: Run) -> *mut f32 {
-        let at = unit.row * self.in_row + unit.col / self.block;
-        self.scales.wrapping_add(at)
-    }
-
-    /// Where the codes of a run can be read, for a whole chunk.
-    #[inline(always)]
-    unsafe fn open(&self, run: Run, room: &mut [u8; CHUNK]) -> *const u8 {
-        // SAFETY: the caller's run lies in the tensor.
-        unsafe {
-            let codes = self.codes.add(run.first).cast_const();
-            if run.len == CHUNK {
-                return codes;
-            }
-            std::ptr::copy_nonoverlapping(codes, room.as_mut_ptr(), run.len);
-        }
-        room.as_ptr()
-    }
-
-    /// Stores the new values of a unit, zeros behind them, given the bits of the largest magnitude.
-    #[inline(always)]
-    unsafe fn close<L: Lanes<Vector = V>>(
-        &self,
-        call: &TensorCall<'_>,
-        unit: Run,
-        values: &[Chunk],
-        largest: i32,
-    ) {
-        let scale = block_scale(largest);
-        // SAFETY: the caller's unit lies in the tensor.
-        unsafe {
-            if !Lines::cover(scale) {
-                return encode_unit::<L>(call, self.state, unit, values, Source::Statistics);
-            }
-            *self.scale(unit) = scale;
-            for (run, values) in unit.parts(CHUNK).zip(values) {
-                let values = load::<V>(values);
-                let to = self.codes.add(run.first);
-                if run.len == CHUNK {
-                    self.encoder.encode(values.as_ref(), scale, to);
-                } else {
-                    let mut codes = [0; CHUNK];
-                    self.encoder
-                        .encode(values.as_ref(), scale, codes.as_mut_ptr());
-                    std::ptr::copy_nonoverlapping(codes.as_ptr(), to, run.len);
-                }
-            }
         }
     }
 }

@@ -10,12 +10,14 @@
 
 mod adamw;
 mod adamw8;
+mod bytes;
 mod collect;
 mod decode;
 mod encode;
 mod factored;
 mod maxima;
 mod momentum;
+mod momentum8;
 mod registers;
 mod rows;
 mod run;
@@ -168,6 +170,8 @@ unsafe fn apply<L: Lanes>(call: &TensorCall<'_>, units: Range<i64>) -> i64 {
         } else {
             let done = match &call.rule {
                 Update::Adamw(rule) => adamw8::in_registers::<L>(call, rule, units.clone()),
+                Update::Sgdm(rule) => momentum8::in_registers::<L, _>(call, rule, units.clone()),
+                Update::Lion(rule) => momentum8::in_registers::<L, _>(call, rule, units.clone()),
                 _ => None,
             };
             if let Some(skipped) = done {

@@ -1,0 +1,143 @@
+//! SGD with momentum and Lion on a momentum of eight bits (`bytes.rs`).
+//!
+//! Rounding steps are numbered as in `optimizer/sgdm.rs` and `lion.rs`.
+
+#![expect(unsafe_code, reason = "reads and writes the caller's raw buffers")]
+
+use std::ops::Range;
+
+use super::bytes::{Bytes, any_not_finite};
+use super::momentum::Step;
+use super::registers::{gradient, is_f32_in_place, parameters, store_result};
+use super::run::Run;
+use super::{MOST_CHUNKS, skip};
+use crate::backend::cpu::call::TensorCall;
+use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, Vector, load};
+use crate::plan::Format;
+
+/// Updates units; returns how many were skipped, or `None` for a tensor that this is not for.
+///
+/// # Safety
+/// As for [`super::apply`].
+#[inline(always)]
+pub(super) unsafe fn in_registers<L: Lanes, R: Step>(
+    call: &TensorCall<'_>,
+    rule: &R,
+    units: Range<i64>,
+) -> Option<i64> {
+    let [m] = call.tensor.states.as_slice() else {
+        return None;
+    };
+    let Format::Codes(m) = &m.format else {
+        return None;
+    };
+    // SAFETY: the caller's promise; the units lie in the tensor.
+    unsafe {
+        let m = Bytes::<L::Vector>::of(call, 0, m)?;
+        Some(if is_f32_in_place(call) {
+            step::<L, R, true>(call, rule, &m, units)
+        } else {
+            step::<L, R, false>(call, rule, &m, units)
+        })
+    }
+}
+
+/// `F32_IN_PLACE` is for whole chunks.
+#[inline(always)]
+unsafe fn step<L: Lanes, R: Step, const F32_IN_PLACE: bool>(
+    call: &TensorCall<'_>,
+    rule: &R,
+    m: &Bytes<'_, L::Vector>,
+    units: Range<i64>,
+) -> i64 {
+    let mut work = Work::ZERO;
+    let mut skipped = 0;
+    for unit in Run::of_units(&call.tensor.grid, units) {
+        // SAFETY: the runs lie in the tensor.
+        unsafe {
+            if call.skip_blocks && any_not_finite::<L>(call, unit, &mut work.g) {
+                skip(call, unit);
+                skipped += 1;
+                continue;
+            }
+            let mut largest = L::Vector::splat(0.0);
+            work.scale = *m.scale(unit);
+            for (c, run) in unit.parts(CHUNK).enumerate() {
+                largest = if run.len == CHUNK {
+                    // So that the compiler knows it.
+                    let run = Run { len: CHUNK, ..run };
+                    work.update::<L, R, F32_IN_PLACE>(call, rule, m, run, c, largest)
+                } else {
+                    work.update::<L, R, false>(call, rule, m, run, c, largest)
+                };
+            }
+            let new = &work.new[..unit.len.div_ceil(CHUNK)];
+            m.close::<L>(call, unit, new, largest.reduce_largest());
+        }
+    }
+    skipped
+}
+
+/// What of a unit is not in registers.
+struct Work {
+    p: Chunk,
+    g: Chunk,
+    codes: [u8; CHUNK],
+    scale: f32,
+    new: [Chunk; MOST_CHUNKS],
+}
+
+impl Work {
+    const ZERO: Self = Self {
+        p: Chunk::ZERO,
+        g: Chunk::ZERO,
+        codes: [0; CHUNK],
+        scale: 0.0,
+        new: [Chunk::ZERO; MOST_CHUNKS],
+    };
+
+    /// Updates a run, chunk `c` of the unit, and makes its new momentum, zeros behind it; returns the largest
+    /// magnitude in each lane, given those of the chunks before.
+    #[inline(always)]
+    unsafe fn update<L: Lanes, R: Step, const F32_IN_PLACE: bool>(
+        &mut self,
+        call: &TensorCall<'_>,
+        rule: &R,
+        m: &Bytes<'_, L::Vector>,
+        run: Run,
+        c: usize,
+        before: L::Vector,
+    ) -> L::Vector {
+        let new = &mut self.new[c];
+        // SAFETY: the run lies in the tensor.
+        unsafe {
+            let gradient = gradient::<L, F32_IN_PLACE>(call, run, &mut self.g);
+            let (p, base) = parameters::<L, F32_IN_PLACE>(call, run, &mut self.p);
+            let codes = m.open(run, &mut self.codes);
+            let (grad_scale, scale) = (
+                L::Vector::splat(call.grad_scale),
+                L::Vector::splat(self.scale),
+            );
+            let mut largest = before;
+            for at in (0..CHUNK).step_by(L::Vector::WIDTH) {
+                let g = L::Vector::load(gradient.add(at)).mul(grad_scale); // R1
+                let p_old = L::Vector::load(p.add(at));
+                let m_old = m.decoder.decode(codes.add(at)).mul(scale);
+                let (m, change) = rule.step(p_old, g, m_old);
+                m.store(new.as_mut_ptr().add(at));
+                largest = largest.largest(m);
+                let result = L::Vector::load(base.add(at)).sub(change); // R8
+                result.canonical().store(p.add(at));
+            }
+            store_result::<L, F32_IN_PLACE>(call, run, p);
+            if run.len < CHUNK {
+                new[run.len..].fill(0.0);
+                largest = before;
+                for m in load::<L::Vector>(new).as_ref() {
+                    largest = largest.largest(*m);
+                }
+            }
+            largest
+        }
+    }
+}
