@@ -331,9 +331,9 @@ row measure(const std::string& name, trainer& run) {
 // For people (and for a README), and for programs.
 void write_table(const std::vector<row>& rows, bool resumed_equals, const fs::path& folder) {
   std::string table =
-      "| optimizer    | validation loss | to adamw32 | state bytes | B/param | quantized tensors |"
+      "| optimizer     | validation loss | to adamw32 | state bytes | B/param | quantized tensors |"
       " optimizer ms/step | ms/step |\n"
-      "|--------------|----------------:|-----------:|------------:|--------:|------------------:|"
+      "|---------------|----------------:|-----------:|------------:|--------:|------------------:|"
       "------------------:|--------:|\n";
   std::string json;
   for (const row& r : rows) {
@@ -345,7 +345,7 @@ void write_table(const std::vector<row>& rows, bool resumed_equals, const fs::pa
         r.quantized_elements > 0 ? formatted(quantized, "%.3f B/param") : "none";
     char line[256];
     std::snprintf(line, sizeof line,
-                  "| %-12s | %15.4f | %10s | %11.0f | %7.3f | %17s | %17.2f | %7.1f |\n",
+                  "| %-13s | %15.4f | %10s | %11.0f | %7.3f | %17s | %17.2f | %7.1f |\n",
                   r.optimizer.c_str(), r.loss, difference.c_str(), r.bytes, r.bytes / r.elements,
                   per_param.c_str(), r.optimizer_ms, r.step_ms);
     table += line;
