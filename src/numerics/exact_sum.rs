@@ -32,7 +32,7 @@ impl Exponent {
     #[inline(always)]
     pub(crate) fn sum_of_squares(self, values: impl Iterator<Item = f32>) -> Limbs {
         let exponent = self.squared();
-        let mut sum = Limbs::default();
+        let mut sum = Limbs::ZERO;
         values.for_each(|x| sum.add(exponent.limbs(f64::from(x) * f64::from(x))));
         sum
     }
@@ -71,7 +71,7 @@ impl Unit {
     /// For sums that are not finite: nothing is added.
     pub(crate) const NONE: Self = Self(0.0);
 
-    /// [`Exponent::limbs`], split elsewhere, without conversions from f64 to i64, which few processors
+    /// As many units as [`Exponent::limbs`], split at another place, without conversions from f64 to i64, which few processors
     /// have for vectors. Of a term that is not finite any limbs: its sum is not finite either, and is not
     /// looked at.
     #[inline(always)]
@@ -97,7 +97,7 @@ impl Unit {
 }
 
 /// A term, or a sum of up to 2^32 terms: `high 2^31 + low` units.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Limbs {
     pub(crate) high: i64,
     pub(crate) low: i64,
@@ -147,7 +147,7 @@ mod tests {
                     if squares { x * x } else { x }
                 };
                 let sum = |terms: &mut dyn Iterator<Item = &f32>| {
-                    let mut sum = Limbs::default();
+                    let mut sum = Limbs::ZERO;
                     terms.for_each(|x| sum.add(exponent.limbs(term(x))));
                     exponent.value(sum)
                 };
@@ -174,7 +174,7 @@ mod tests {
             }
         }
         assert!(Exponent::above(magnitude(f32::INFINITY)).is_none());
-        assert_eq!(Unit::NONE.limbs(1e300), Limbs::default());
+        assert_eq!(Unit::NONE.limbs(1e300), Limbs::ZERO);
         let zero = Exponent::above(0).unwrap();
         assert_eq!(zero.value(zero.limbs(0.0)), 0.0);
     }

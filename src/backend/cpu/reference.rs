@@ -303,7 +303,7 @@ unsafe fn store_means(call: &TensorCall<'_>, state: usize, factors: &[Factor; 3]
             let slot = &mut largest[place(i)];
             *slot = (*slot).max(magnitude(*value));
         }
-        let mut sums = vec![Limbs::default(); largest.len()];
+        let mut sums = vec![Limbs::ZERO; largest.len()];
         for (i, value) in values.iter().enumerate() {
             let at = place(i);
             if let Some(exponent) = Exponent::above(largest[at]) {

@@ -92,7 +92,7 @@ impl<L: Lanes, M: Moment<L>, V: Moment<L>> Kernel<L> for Moments<'_, M, V> {
         } = work;
         // SAFETY: the run lies in the tensor.
         unsafe {
-            let gradient = gradient::<L, F32_IN_PLACE>(call, run, g);
+            let gradient = gradient::<L>(call, run, g, F32_IN_PLACE);
             let splat = |x| L::Vector::splat(x);
             let (grad_scale, zero) = (splat(call.grad_scale), splat(0.0));
             let (beta1, one_minus_beta1) = (splat(scalars.beta1), splat(scalars.one_minus_beta1));
@@ -141,7 +141,7 @@ impl<L: Lanes, M: Moment<L>, V: Moment<L>> Kernel<L> for Moments<'_, M, V> {
                 }
             }
 
-            let (p, base) = parameters::<L, F32_IN_PLACE>(call, run, p);
+            let (p, base) = parameters::<L>(call, run, p, F32_IN_PLACE);
             for j in 0..registers::<L::Vector>() {
                 let at = j * L::Vector::WIDTH;
                 let d = new_v.as_ref()[j].sqrt().mul_add(inv_sqrt_bc2, eps); // R5
@@ -151,7 +151,7 @@ impl<L: Lanes, M: Moment<L>, V: Moment<L>> Kernel<L> for Moments<'_, M, V> {
                 let result = base.sub(lr_bc1.mul_add(q, decay)); // R7, R8
                 result.canonical().store(p.add(at));
             }
-            store_result::<L, F32_IN_PLACE>(call, run, p);
+            store_result::<L>(call, run, p, F32_IN_PLACE);
             m.close(call, run, old_m, &new_m, largest_m, false);
             v.close(call, run, old_v, &new_v, largest_v, usual);
         }

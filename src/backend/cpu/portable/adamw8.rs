@@ -36,32 +36,21 @@ pub(super) unsafe fn in_registers<L: Lanes>(
     // SAFETY: the caller's promise; the units lie in the tensor.
     unsafe {
         let moments = [Bytes::<L::Vector>::of(call, 0, m)?, Bytes::of(call, 1, v)?];
-        Some(if is_f32_in_place(call) {
-            step::<L, true>(call, scalars, &moments, units)
-        } else {
-            step::<L, false>(call, scalars, &moments, units)
-        })
+        let mut work = Work {
+            f32_in_place: is_f32_in_place(call),
+            ..Work::ZERO
+        };
+        let mut skipped = 0;
+        for unit in Run::of_units(&call.tensor.grid, units) {
+            skipped += work.step::<L>(call, scalars, &moments, unit);
+        }
+        Some(skipped)
     }
-}
-
-#[inline(always)]
-unsafe fn step<L: Lanes, const F32_IN_PLACE: bool>(
-    call: &TensorCall<'_>,
-    scalars: &Scalars,
-    moments: &[Bytes<'_, L::Vector>; 2],
-    units: Range<i64>,
-) -> i64 {
-    let mut work = Work::ZERO;
-    let mut skipped = 0;
-    for unit in Run::of_units(&call.tensor.grid, units) {
-        // SAFETY: the unit lies in the tensor.
-        skipped += unsafe { work.step::<L, F32_IN_PLACE>(call, scalars, moments, unit) };
-    }
-    skipped
 }
 
 /// What of a unit is not in registers.
 struct Work {
+    f32_in_place: bool,
     p: Chunk,
     g: Chunk,
     codes: [[u8; CHUNK]; 2],
@@ -71,6 +60,7 @@ struct Work {
 
 impl Work {
     const ZERO: Self = Self {
+        f32_in_place: false,
         p: Chunk::ZERO,
         g: Chunk::ZERO,
         codes: [[0; CHUNK]; 2],
@@ -78,9 +68,9 @@ impl Work {
         new: [[Chunk::ZERO; MOST_CHUNKS]; 2],
     };
 
-    /// Updates a unit; returns 1 if it was skipped. `F32_IN_PLACE` is for its whole chunks.
+    /// Updates a unit; returns 1 if it was skipped.
     #[inline(always)]
-    unsafe fn step<L: Lanes, const F32_IN_PLACE: bool>(
+    unsafe fn step<L: Lanes>(
         &mut self,
         call: &TensorCall<'_>,
         scalars: &Scalars,
@@ -94,13 +84,7 @@ impl Work {
             let mut largest = [zero; 2];
             self.scales = [*moments[0].scale(unit), *moments[1].scale(unit)];
             for (c, run) in unit.parts(CHUNK).enumerate() {
-                largest = if run.len == CHUNK {
-                    // So that the compiler knows it.
-                    let run = Run { len: CHUNK, ..run };
-                    self.advance::<L, F32_IN_PLACE>(call, scalars, moments, run, c, largest)
-                } else {
-                    self.advance::<L, false>(call, scalars, moments, run, c, largest)
-                };
+                largest = self.advance::<L>(call, scalars, moments, run, c, largest);
             }
             // As in `adamw.rs`.
             if !largest[1].all_usual() {
@@ -116,12 +100,7 @@ impl Work {
                 }
             }
             for (c, run) in unit.parts(CHUNK).enumerate() {
-                if run.len == CHUNK {
-                    let run = Run { len: CHUNK, ..run };
-                    self.update::<L, F32_IN_PLACE>(call, scalars, run, c);
-                } else {
-                    self.update::<L, false>(call, scalars, run, c);
-                }
+                self.update::<L>(call, scalars, run, c);
             }
             for ((moment, new), largest) in moments.iter().zip(&self.new).zip(largest) {
                 moment.close::<L>(call, unit, &new[..chunks], largest.reduce_largest());
@@ -133,7 +112,7 @@ impl Work {
     /// Makes the new moments of a run, chunk `c` of the unit, zeros behind it; returns the largest
     /// magnitudes of m and the highest of v in each lane, given those of the chunks before.
     #[inline(always)]
-    unsafe fn advance<L: Lanes, const F32_IN_PLACE: bool>(
+    unsafe fn advance<L: Lanes>(
         &mut self,
         call: &TensorCall<'_>,
         scalars: &Scalars,
@@ -146,7 +125,8 @@ impl Work {
         let [new_m, new_v] = self.new.each_mut().map(|new| &mut new[c]);
         // SAFETY: the run lies in the tensor.
         unsafe {
-            let gradient = gradient::<L, F32_IN_PLACE>(call, run, &mut self.g);
+            let f32_in_place = self.f32_in_place && run.len == CHUNK;
+            let gradient = gradient::<L>(call, run, &mut self.g, f32_in_place);
             let splat = |x| L::Vector::splat(x);
             let grad_scale = splat(call.grad_scale);
             let (beta1, one_minus_beta1) = (splat(scalars.beta1), splat(scalars.one_minus_beta1));
@@ -183,7 +163,7 @@ impl Work {
 
     /// Updates the parameters of a run, chunk `c` of the unit.
     #[inline(always)]
-    unsafe fn update<L: Lanes, const F32_IN_PLACE: bool>(
+    unsafe fn update<L: Lanes>(
         &mut self,
         call: &TensorCall<'_>,
         scalars: &Scalars,
@@ -196,7 +176,8 @@ impl Work {
             let splat = |x| L::Vector::splat(x);
             let (inv_sqrt_bc2, eps) = (splat(scalars.inv_sqrt_bc2), splat(scalars.eps));
             let (lr_bc1, lr_wd) = (splat(scalars.lr_bc1), splat(scalars.lr_wd));
-            let (p, base) = parameters::<L, F32_IN_PLACE>(call, run, &mut self.p);
+            let f32_in_place = self.f32_in_place && run.len == CHUNK;
+            let (p, base) = parameters::<L>(call, run, &mut self.p, f32_in_place);
             for at in (0..CHUNK).step_by(L::Vector::WIDTH) {
                 let (m, v) = (L::Vector::load(m.add(at)), L::Vector::load(v.add(at)));
                 let d = v.sqrt().mul_add(inv_sqrt_bc2, eps); // R5
@@ -206,7 +187,7 @@ impl Work {
                 let result = base.sub(lr_bc1.mul_add(q, decay)); // R7, R8
                 result.canonical().store(p.add(at));
             }
-            store_result::<L, F32_IN_PLACE>(call, run, p);
+            store_result::<L>(call, run, p, f32_in_place);
         }
     }
 }

@@ -25,7 +25,7 @@ pub(super) unsafe fn any_not_finite<L: Lanes>(
     for run in unit.parts(CHUNK) {
         // SAFETY: the run lies in the tensor.
         unsafe {
-            let gradient = gradient::<L, false>(call, run, g);
+            let gradient = gradient::<L>(call, run, g, false);
             any |= any_square_not_finite(gradient, L::Vector::splat(call.grad_scale));
         }
     }

@@ -150,33 +150,18 @@ impl<const CHUNKS: usize> Unit<CHUNKS> {
 unsafe fn apply<L: Lanes>(call: &TensorCall<'_>, units: Range<i64>) -> i64 {
     let grid = &call.tensor.grid;
     let mut skipped = 0;
-    // Most blocks are one chunk, and their arrays stay in the nearest cache.
     // SAFETY: the caller's promise; the units lie in the tensor.
     unsafe {
+        if let Some(skipped) = in_registers::<L>(call, units.clone()) {
+            return skipped;
+        }
+        // Most blocks are one chunk, and their arrays stay in the nearest cache.
         if index(grid.block) <= CHUNK {
-            let done = match &call.rule {
-                Update::Adamw(rule) => adamw::in_registers::<L>(call, rule, units.clone()),
-                Update::Sgdm(rule) => momentum::in_registers::<L, _>(call, rule, units.clone()),
-                Update::Lion(rule) => momentum::in_registers::<L, _>(call, rule, units.clone()),
-                _ => None,
-            };
-            if let Some(skipped) = done {
-                return skipped;
-            }
             let mut work = Unit::<1>::ZERO;
             for run in Run::of_units(grid, units) {
                 skipped += apply_unit::<L, 1>(call, run, &mut work);
             }
         } else {
-            let done = match &call.rule {
-                Update::Adamw(rule) => adamw8::in_registers::<L>(call, rule, units.clone()),
-                Update::Sgdm(rule) => momentum8::in_registers::<L, _>(call, rule, units.clone()),
-                Update::Lion(rule) => momentum8::in_registers::<L, _>(call, rule, units.clone()),
-                _ => None,
-            };
-            if let Some(skipped) = done {
-                return skipped;
-            }
             let mut work = Unit::<MOST_CHUNKS>::ZERO;
             for run in Run::of_units(grid, units) {
                 skipped += apply_unit::<L, MOST_CHUNKS>(call, run, &mut work);
@@ -184,6 +169,24 @@ unsafe fn apply<L: Lanes>(call: &TensorCall<'_>, units: Range<i64>) -> i64 {
         }
     }
     skipped
+}
+
+/// [`apply`] for what has a kernel of its own; `None` for what has none.
+#[inline(always)]
+unsafe fn in_registers<L: Lanes>(call: &TensorCall<'_>, units: Range<i64>) -> Option<i64> {
+    let one_chunk = index(call.tensor.grid.block) <= CHUNK;
+    // SAFETY: the caller's promise.
+    unsafe {
+        match (&call.rule, one_chunk) {
+            (Update::Adamw(rule), true) => adamw::in_registers::<L>(call, rule, units),
+            (Update::Adamw(rule), false) => adamw8::in_registers::<L>(call, rule, units),
+            (Update::Sgdm(rule), true) => momentum::in_registers::<L, _>(call, rule, units),
+            (Update::Sgdm(rule), false) => momentum8::in_registers::<L, _>(call, rule, units),
+            (Update::Lion(rule), true) => momentum::in_registers::<L, _>(call, rule, units),
+            (Update::Lion(rule), false) => momentum8::in_registers::<L, _>(call, rule, units),
+            _ => None,
+        }
+    }
 }
 
 /// Updates one unit; returns 1 if it was skipped.

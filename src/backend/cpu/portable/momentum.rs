@@ -130,13 +130,13 @@ impl<L: Lanes, R: Step, M: Moment<L>> Kernel<L> for Momentum<'_, R, M> {
         } = work;
         // SAFETY: the run lies in the tensor.
         unsafe {
-            let gradient = gradient::<L, F32_IN_PLACE>(call, run, g);
+            let gradient = gradient::<L>(call, run, g, F32_IN_PLACE);
             let (grad_scale, zero) = (L::Vector::splat(call.grad_scale), L::Vector::splat(0.0));
             if call.skip_blocks && any_square_not_finite(gradient, grad_scale) {
                 skip(call, run);
                 return 1;
             }
-            let (p, base) = parameters::<L, F32_IN_PLACE>(call, run, p);
+            let (p, base) = parameters::<L>(call, run, p, F32_IN_PLACE);
             let old = m.open(run, room);
             let (mut new, mut largest) = (L::Vector::ZEROS, zero);
             for j in 0..registers::<L::Vector>() {
@@ -149,7 +149,7 @@ impl<L: Lanes, R: Step, M: Moment<L>> Kernel<L> for Momentum<'_, R, M> {
                 let result = L::Vector::load(base.add(at)).sub(change); // R8
                 result.canonical().store(p.add(at));
             }
-            store_result::<L, F32_IN_PLACE>(call, run, p);
+            store_result::<L>(call, run, p, F32_IN_PLACE);
             if run.len < CHUNK {
                 clear_behind::<L::Vector>(&mut new, run.len);
                 largest = zero;

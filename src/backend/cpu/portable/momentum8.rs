@@ -34,52 +34,21 @@ pub(super) unsafe fn in_registers<L: Lanes, R: Step>(
     // SAFETY: the caller's promise; the units lie in the tensor.
     unsafe {
         let m = Bytes::<L::Vector>::of(call, 0, m)?;
-        Some(if is_f32_in_place(call) {
-            step::<L, R, true>(call, rule, &m, units)
-        } else {
-            step::<L, R, false>(call, rule, &m, units)
-        })
-    }
-}
-
-/// `F32_IN_PLACE` is for whole chunks.
-#[inline(always)]
-unsafe fn step<L: Lanes, R: Step, const F32_IN_PLACE: bool>(
-    call: &TensorCall<'_>,
-    rule: &R,
-    m: &Bytes<'_, L::Vector>,
-    units: Range<i64>,
-) -> i64 {
-    let mut work = Work::ZERO;
-    let mut skipped = 0;
-    for unit in Run::of_units(&call.tensor.grid, units) {
-        // SAFETY: the runs lie in the tensor.
-        unsafe {
-            if call.skip_blocks && any_not_finite::<L>(call, unit, &mut work.g) {
-                skip(call, unit);
-                skipped += 1;
-                continue;
-            }
-            let mut largest = L::Vector::splat(0.0);
-            work.scale = *m.scale(unit);
-            for (c, run) in unit.parts(CHUNK).enumerate() {
-                largest = if run.len == CHUNK {
-                    // So that the compiler knows it.
-                    let run = Run { len: CHUNK, ..run };
-                    work.update::<L, R, F32_IN_PLACE>(call, rule, m, run, c, largest)
-                } else {
-                    work.update::<L, R, false>(call, rule, m, run, c, largest)
-                };
-            }
-            let new = &work.new[..unit.len.div_ceil(CHUNK)];
-            m.close::<L>(call, unit, new, largest.reduce_largest());
+        let mut work = Work {
+            f32_in_place: is_f32_in_place(call),
+            ..Work::ZERO
+        };
+        let mut skipped = 0;
+        for unit in Run::of_units(&call.tensor.grid, units) {
+            skipped += work.step::<L, R>(call, rule, &m, unit);
         }
+        Some(skipped)
     }
-    skipped
 }
 
 /// What of a unit is not in registers.
 struct Work {
+    f32_in_place: bool,
     p: Chunk,
     g: Chunk,
     codes: [u8; CHUNK],
@@ -89,6 +58,7 @@ struct Work {
 
 impl Work {
     const ZERO: Self = Self {
+        f32_in_place: false,
         p: Chunk::ZERO,
         g: Chunk::ZERO,
         codes: [0; CHUNK],
@@ -96,10 +66,36 @@ impl Work {
         new: [Chunk::ZERO; MOST_CHUNKS],
     };
 
+    /// Updates a unit; returns 1 if it was skipped.
+    #[inline(always)]
+    unsafe fn step<L: Lanes, R: Step>(
+        &mut self,
+        call: &TensorCall<'_>,
+        rule: &R,
+        m: &Bytes<'_, L::Vector>,
+        unit: Run,
+    ) -> i64 {
+        // SAFETY: the runs lie in the tensor.
+        unsafe {
+            if call.skip_blocks && any_not_finite::<L>(call, unit, &mut self.g) {
+                skip(call, unit);
+                return 1;
+            }
+            let mut largest = L::Vector::splat(0.0);
+            self.scale = *m.scale(unit);
+            for (c, run) in unit.parts(CHUNK).enumerate() {
+                largest = self.update::<L, R>(call, rule, m, run, c, largest);
+            }
+            let new = &self.new[..unit.len.div_ceil(CHUNK)];
+            m.close::<L>(call, unit, new, largest.reduce_largest());
+        }
+        0
+    }
+
     /// Updates a run, chunk `c` of the unit, and makes its new momentum, zeros behind it; returns the largest
     /// magnitude in each lane, given those of the chunks before.
     #[inline(always)]
-    unsafe fn update<L: Lanes, R: Step, const F32_IN_PLACE: bool>(
+    unsafe fn update<L: Lanes, R: Step>(
         &mut self,
         call: &TensorCall<'_>,
         rule: &R,
@@ -111,8 +107,9 @@ impl Work {
         let new = &mut self.new[c];
         // SAFETY: the run lies in the tensor.
         unsafe {
-            let gradient = gradient::<L, F32_IN_PLACE>(call, run, &mut self.g);
-            let (p, base) = parameters::<L, F32_IN_PLACE>(call, run, &mut self.p);
+            let f32_in_place = self.f32_in_place && run.len == CHUNK;
+            let gradient = gradient::<L>(call, run, &mut self.g, f32_in_place);
+            let (p, base) = parameters::<L>(call, run, &mut self.p, f32_in_place);
             let codes = m.open(run, &mut self.codes);
             let (grad_scale, scale) = (
                 L::Vector::splat(call.grad_scale),
@@ -129,7 +126,7 @@ impl Work {
                 let result = L::Vector::load(base.add(at)).sub(change); // R8
                 result.canonical().store(p.add(at));
             }
-            store_result::<L, F32_IN_PLACE>(call, run, p);
+            store_result::<L>(call, run, p, f32_in_place);
             if run.len < CHUNK {
                 new[run.len..].fill(0.0);
                 largest = before;

@@ -55,9 +55,7 @@ impl Room {
         codes: [0; CHUNK / 2],
         columns: [Chunk::ZERO; 2],
     };
-}
 
-impl Room {
     /// The values of a run, for a whole chunk.
     ///
     /// # Safety
@@ -145,18 +143,19 @@ pub(super) fn is_f32_in_place(call: &TensorCall<'_>) -> bool {
     f32 && call.weight.form == Weights::Plain && call.in_place()
 }
 
-/// Where the gradient of a run of at most a chunk is. `F32_IN_PLACE` says that it is used where it lies
+/// Where the gradient of a run of at most a chunk is. `f32_in_place` says that it is used where it lies
 /// ([`is_f32_in_place`]), and that the run is a whole chunk.
 #[inline(always)]
-pub(super) unsafe fn gradient<L: Lanes, const F32_IN_PLACE: bool>(
+pub(super) unsafe fn gradient<L: Lanes>(
     call: &TensorCall<'_>,
     run: Run,
     g: &mut Chunk,
+    f32_in_place: bool,
 ) -> *const f32 {
     let info = &call.tensor.info;
     // SAFETY: the caller's run lies in the tensor.
     unsafe {
-        if F32_IN_PLACE {
+        if f32_in_place {
             prefetch::<L>(call.weight.data, size_of::<f32>(), run, AHEAD);
             prefetch::<L>(call.grad, size_of::<f32>(), run, AHEAD);
             return call.grad.cast::<f32>().add(run.first);
@@ -186,14 +185,15 @@ pub(super) unsafe fn any_square_not_finite<V: Vector>(gradient: *const f32, grad
 
 /// Where a run's parameters are, to be replaced by the result, and what the update is taken from.
 #[inline(always)]
-pub(super) unsafe fn parameters<L: Lanes, const F32_IN_PLACE: bool>(
+pub(super) unsafe fn parameters<L: Lanes>(
     call: &TensorCall<'_>,
     run: Run,
     p: &mut Chunk,
+    f32_in_place: bool,
 ) -> (*mut f32, *const f32) {
     // SAFETY: the caller's run lies in the tensor.
     unsafe {
-        if F32_IN_PLACE {
+        if f32_in_place {
             let p = call.weight.data.cast::<f32>().add(run.first);
             return (p, p.cast_const());
         }
@@ -210,12 +210,13 @@ pub(super) unsafe fn parameters<L: Lanes, const F32_IN_PLACE: bool>(
 
 /// Brings a run's result to where it belongs.
 #[inline(always)]
-pub(super) unsafe fn store_result<L: Lanes, const F32_IN_PLACE: bool>(
+pub(super) unsafe fn store_result<L: Lanes>(
     call: &TensorCall<'_>,
     run: Run,
     result: *const f32,
+    f32_in_place: bool,
 ) {
-    if F32_IN_PLACE {
+    if f32_in_place {
         return;
     }
     // SAFETY: the caller's run lies in the tensor; the result is in a chunk.

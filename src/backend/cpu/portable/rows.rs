@@ -17,7 +17,7 @@ use crate::optimizer::{Adamw, Update};
 use crate::plan::{Format, Maxima};
 
 /// Rows that are collected together.
-pub(super) const ROWS: usize = 4;
+const ROWS: usize = 4;
 
 /// What has maxima along the slices of a tensor whose rows of the grid are rows of the last axis, computed
 /// from the squares of the gradients.

@@ -32,8 +32,8 @@ pub(super) unsafe fn collect_sums<L: Lanes>(call: &TensorCall<'_>, of: &Part) {
         for at in (0..rows[0].len).step_by(SEGMENT * CHUNK) {
             let runs = rows.map(|row| row.part(at, SEGMENT * CHUNK));
             let (runs, len) = (&runs[..count], runs[0].len);
+            let ahead = ahead(call, rows[0].len, at, count);
             for (run, squares) in runs.iter().zip(&mut squares) {
-                let ahead = ahead(call, rows[0].len, at, count);
                 prefetch::<L>(call.grad, tensor.info.grad_dtype.size(), *run, ahead);
                 // SAFETY: the run lies in the tensor.
                 unsafe { load_squares::<L>(call, *run, squares, &mut sums.rms) };
@@ -97,7 +97,7 @@ unsafe fn load_squares<L: Lanes>(
 #[inline(always)]
 pub(super) fn sum_of_squares(exponent: Exponent, values: &[f32]) -> Limbs {
     let unit = exponent.squared().unit();
-    let mut sum = Limbs::default();
+    let mut sum = Limbs::ZERO;
     for x in values {
         sum.add(unit.limbs(f64::from(*x) * f64::from(*x)));
     }
