@@ -407,9 +407,9 @@ def _extents(tensor):
 
 
 def _buffers(arrays, written=False):
-    """Addresses and sizes; the caller keeps the arrays alive for the call."""
+    """Addresses and sizes, as an array that keeps alive what they are of."""
     buffers = (_c_api.lowbit_buffer_t * len(arrays))()
-    owners = []
+    owners = list(arrays)
     for i, (buffer, array) in enumerate(zip(buffers, arrays)):
         what = f"array {i}"
         if isinstance(array, np.ndarray):
@@ -422,6 +422,6 @@ def _buffers(arrays, written=False):
             owners.append(owner)
         if written and not writeable:
             raise ValueError(f"{what} is read-only")
-    # What was handed out must outlive the addresses.
+    # A caller may have let go of its arrays with the call's arguments.
     buffers.owners = owners
     return buffers

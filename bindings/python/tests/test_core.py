@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import unittest
+import weakref
 import zlib
 from unittest import mock
 
@@ -17,7 +18,7 @@ import numpy as np
 import safetensors.numpy
 
 import lowbit
-from lowbit import _c_api, _library, checkpoint
+from lowbit import _c_api, _library, checkpoint, core
 
 
 class TestLibrary(unittest.TestCase):
@@ -198,6 +199,31 @@ class TestPlan(unittest.TestCase):
             self.assertGreater(abs(restored - grad).max(), 0)
         with self.assertRaisesRegex(lowbit.Error, "m"):
             plan.decompress("m", state)
+
+    def test_arguments_outlive_the_call(self):
+        """Arrays that nobody but the call has a reference to."""
+        made = []
+
+        def fresh(arrays):
+            arrays = [array.copy() for array in arrays]
+            made.extend(map(weakref.ref, arrays))
+            return arrays
+
+        def call(function, *arguments):
+            seen.append(function)
+            self.assertTrue(made and all(ref() is not None for ref in made), function)
+            made.clear()
+
+        seen, plan, state = [], self.plan, self.plan.zeros()
+        with mock.patch.object(core, "call", call), tempfile.TemporaryDirectory() as folder:
+            plan.step(fresh(self.params), fresh(self.grads), fresh(state))
+            plan.collect(0, *fresh([plan.scratch()]), fresh(self.params), self.grads, fresh(state))
+            plan.apply(*fresh([plan.scratch()]), fresh(self.params), self.grads, fresh(state))
+            plan.compress("m", fresh(self.grads), fresh(state))
+            plan.decompress("m", fresh(state))
+            plan.save(f"{folder}/a", fresh(state), 1)
+            plan.load(f"{folder}/a", fresh(state))
+        self.assertEqual(len(seen), 7)
 
     def test_checkpoint(self):
         state = self.plan.zeros()
