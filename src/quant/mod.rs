@@ -6,6 +6,7 @@
 //! reciprocal overflows below 2^-128). A code `c` decodes to `RN(T_c s)`.
 
 mod bytes;
+mod cells;
 mod table;
 
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::numerics::log2;
 
 pub(crate) use bytes::{Lines, Quotients};
+pub(crate) use cells::Cells;
 pub use table::{Mapping, Table};
 
 /// How a value between two levels becomes one of them.

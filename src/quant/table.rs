@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::bytes::{Lines, Quotients};
+use super::cells::Cells;
 use crate::error::{Result, invalid, unsupported};
 use crate::numerics::exp2;
 
@@ -53,6 +54,8 @@ pub struct Table {
     pub(crate) linear: Option<f32>,
     /// The same where they are `((i + 1) / n)^2`.
     pub(crate) square: Option<f32>,
+    /// How codes of four bits are looked up, where they can be.
+    pub(crate) cells: Option<Cells>,
     /// How codes of eight bits are computed, where they can be.
     pub(crate) lines: Option<Lines>,
     /// How levels of eight bits are computed, where they can be.
@@ -65,6 +68,7 @@ impl Table {
             .windows(2)
             .map(|pair| (pair[0] + pair[1]) * 0.5)
             .collect();
+        let cells = Cells::of(&midpoints);
         let lines = Lines::of(&levels, &midpoints);
         let quotients = Quotients::of(&levels);
         let by_code: [f32; 256] = std::array::from_fn(|code| levels[code.min(levels.len() - 1)]);
@@ -89,6 +93,7 @@ impl Table {
             reached,
             linear,
             square,
+            cells,
             lines,
             quotients,
         })

@@ -3,13 +3,14 @@
 #![expect(unsafe_code, reason = "intrinsics")]
 
 use std::arch::x86_64::*;
+use std::convert::Infallible;
 
 use half::f16;
 
 use super::vector::ONE_AND_HALF_A_DRAW;
 use super::{CHUNK, Chunk, Lanes, Vector, random};
 use crate::numerics::{INF_BITS, NAN_BITS};
-use crate::quant::Table;
+use crate::quant::{Cells, Table};
 use crate::rng::Draws;
 
 /// For processors with AVX2, FMA and F16C.
@@ -368,6 +369,7 @@ impl Vector for __m256 {
     const ZEROS: [Self; 16] = [unsafe { std::mem::zeroed() }; 16];
     type Table = Halves;
     type Thresholds = Levels;
+    type Cells = Infallible;
     type Codes = __m256i;
     type Packed = __m256i;
 
@@ -544,6 +546,21 @@ impl Vector for __m256 {
     #[inline(always)]
     unsafe fn search<const OR_EQUAL: bool>(self, thresholds: &Levels) -> __m256i {
         thresholds.search::<OR_EQUAL>(self, None)
+    }
+
+    #[inline(always)]
+    unsafe fn cells(_: &Cells) -> Option<Infallible> {
+        None
+    }
+
+    #[inline(always)]
+    unsafe fn scale_cells(cells: Infallible, _: Self) -> Infallible {
+        match cells {}
+    }
+
+    #[inline(always)]
+    unsafe fn pick(self, _: Self, cells: Infallible) -> Self::Codes {
+        match cells {}
     }
 
     #[inline(always)]

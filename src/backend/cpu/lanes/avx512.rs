@@ -9,7 +9,7 @@ use half::f16;
 use super::vector::ONE_AND_HALF_A_DRAW;
 use super::{Avx2, CHUNK, Chunk, Lanes, Portable, Vector, random};
 use crate::numerics::{INF_BITS, Limbs, NAN_BITS, Unit};
-use crate::quant;
+use crate::quant::{self, Cells};
 use crate::rng::{self, Draws};
 
 /// For processors with AVX-512 F, BW, VL and DQ.
@@ -364,6 +364,13 @@ fn select_of_256(codes: &[u8], values: &[f32; 256], out: &mut [f32]) {
     }
 }
 
+/// The cells of a table.
+#[derive(Clone, Copy)]
+pub(in crate::backend::cpu) struct CellTable {
+    codes: [__m512i; 2],
+    midpoints: [__m512; 2],
+}
+
 /// A binary search in registers: the thresholds that each of four comparisons chooses from, at the
 /// index that the comparisons before it have found.
 #[derive(Clone, Copy)]
@@ -533,6 +540,7 @@ impl Vector for __m512 {
     const ZEROS: [Self; 8] = [unsafe { std::mem::zeroed() }; 8];
     type Table = Table;
     type Thresholds = Levels;
+    type Cells = CellTable;
     type Codes = __m512i;
     type Packed = __m512i;
 
@@ -707,6 +715,43 @@ impl Vector for __m512 {
     #[inline(always)]
     unsafe fn search<const OR_EQUAL: bool>(self, thresholds: &Levels) -> __m512i {
         thresholds.search::<OR_EQUAL>(self, None)
+    }
+
+    #[inline(always)]
+    unsafe fn cells(cells: &Cells) -> Option<CellTable> {
+        let [low, high] = &cells.codes;
+        Some(CellTable {
+            codes: [
+                _mm512_loadu_si512(low.as_ptr().cast()),
+                _mm512_loadu_si512(high.as_ptr().cast()),
+            ],
+            midpoints: [load(&cells.midpoints[0]), load(&cells.midpoints[1])],
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn scale_cells(cells: CellTable, scale: Self) -> CellTable {
+        let [low, high] = cells.midpoints;
+        CellTable {
+            midpoints: [_mm512_mul_ps(low, scale), _mm512_mul_ps(high, scale)],
+            ..cells
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn pick(self, factor: Self, cells: CellTable) -> __m512i {
+        /// The second operand's bits where the third has ones, the first's elsewhere.
+        const SELECT: i32 = 0b1101_1000;
+        let u = _mm512_fmadd_ps(_mm512_abs_ps(self), factor, _mm512_set1_ps(Cells::OFFSET));
+        let magnitude = _mm512_srli_epi32::<21>(_mm512_castps_si512(u));
+        let sign = _mm512_srli_epi32::<27>(_mm512_castps_si512(self));
+        let cell = _mm512_ternarylogic_epi32::<SELECT>(magnitude, sign, _mm512_set1_epi32(16));
+        let [low, high] = cells.codes;
+        let code = _mm512_permutex2var_epi32(low, cell, high);
+        let [low, high] = cells.midpoints;
+        let midpoint = _mm512_permutex2var_ps(low, cell, high);
+        let above = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(self, midpoint);
+        _mm512_mask_add_epi32(code, above, code, _mm512_set1_epi32(hidden(&1)))
     }
 
     #[inline(always)]

@@ -2,9 +2,11 @@
 
 #![expect(unsafe_code, reason = "the trait's functions are unsafe")]
 
+use std::convert::Infallible;
+
 use super::{CHUNK, Chunk, Lanes, PACKED, Vector, random};
 use crate::numerics::{INF_BITS, canonical, magnitude};
-use crate::quant::{Table, uniform};
+use crate::quant::{Cells, Table, uniform};
 use crate::rng::Draws;
 
 /// See the module's page.
@@ -126,6 +128,7 @@ impl Vector for [f32; 8] {
     const ZEROS: [Self; 16] = [[0.0; 8]; 16];
     type Table = [f32; 16];
     type Thresholds = [f32; 16];
+    type Cells = Infallible;
     type Codes = [u8; 8];
     type Packed = [u32; 8];
 
@@ -323,6 +326,21 @@ impl Vector for [f32; 8] {
             }
         }
         counts.map(|count| count as u8)
+    }
+
+    #[inline(always)]
+    unsafe fn cells(_: &Cells) -> Option<Infallible> {
+        None
+    }
+
+    #[inline(always)]
+    unsafe fn scale_cells(cells: Infallible, _: Self) -> Infallible {
+        match cells {}
+    }
+
+    #[inline(always)]
+    unsafe fn pick(self, _: Self, cells: Infallible) -> Self::Codes {
+        match cells {}
     }
 
     #[inline(always)]

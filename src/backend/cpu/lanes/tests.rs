@@ -4,7 +4,7 @@ use half::f16;
 
 use super::*;
 use crate::numerics::{Exponent, magnitude};
-use crate::quant::{Lines, Mapping, Preconditioner, Rounding, Table, stochastic, uniform};
+use crate::quant::{Cells, Lines, Mapping, Preconditioner, Rounding, Table, stochastic, uniform};
 use crate::rng::{Purpose, Stream};
 
 /// A list as long as the implementations want, with more zeros behind it.
@@ -345,6 +345,34 @@ fn check_search<V: Vector>(name: &str) {
     }
 }
 
+/// Codes by cells, of numbers of at most their scale.
+fn check_pick<V: Vector>(name: &str) {
+    let mut checked = false;
+    for mapping in [Mapping::De, Mapping::Nf4, Mapping::LinearWithZero] {
+        let table = Table::of(mapping, 4, true, &[]).unwrap();
+        // SAFETY: the caller's processor has the instructions.
+        let Some(cells) = (unsafe { V::cells(table.cells.as_ref().unwrap()) }) else {
+            continue;
+        };
+        checked = true;
+        for scale in [1.0_f32, 0.3, 1.999_999_9, 7.7e-12, 3e38, 4.8e-38] {
+            let passed: Vec<f32> = table.midpoints.iter().map(|mid| mid * scale).collect();
+            let steps = (-4095..=4095).map(|i| scale * (i as f32 / 4095.0));
+            let values = values(&passed).into_iter().chain(steps);
+            let values: Vec<f32> = values.filter(|x| x.abs() <= scale).collect();
+            let want = counts(&values, |x| passed.iter().filter(|t| x > **t).count());
+            // SAFETY: as above.
+            let got = unsafe {
+                let scaled = V::scale_cells(cells, V::splat(scale));
+                let factor = V::splat(Cells::FACTOR * (1.0 / scale));
+                packed_codes::<V>(&values, |x| x.pick(factor, scaled))
+            };
+            assert_eq!(got, want, "{name} {mapping:?} {scale:e}");
+        }
+    }
+    assert_eq!(checked, name == "avx512");
+}
+
 /// Codes of the linear table and of its squares up to their scale, by the exact quotient (linear alone) and
 /// by the estimated one.
 fn check_decide<V: Vector>(name: &str) {
@@ -561,6 +589,7 @@ fn check<L: Lanes>(name: &str) {
     check_bytes::<L>(name);
     check_f16::<L>(name);
     check_search::<L::Vector>(name);
+    check_pick::<L::Vector>(name);
     check_decide::<L::Vector>(name);
     check_draws::<L>(name);
     check_random::<L>(name);

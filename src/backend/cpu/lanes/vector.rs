@@ -1,6 +1,7 @@
 //! Registers of f32, for the kernels that keep a chunk in them from load to store.
 
 use super::{CHUNK, Chunk};
+use crate::quant::Cells;
 
 /// A register of [`Vector::WIDTH`] f32, with the operations that [`crate::numerics`] allows.
 ///
@@ -19,6 +20,9 @@ pub(in crate::backend::cpu) trait Vector: Copy {
 
     /// What [`Vector::search`] needs of 15 thresholds, in whatever order it looks at them.
     type Thresholds: Copy;
+
+    /// What [`Vector::pick`] needs of a table's cells.
+    type Cells: Copy;
 
     /// An integer for each element.
     type Codes: Copy;
@@ -76,6 +80,12 @@ pub(in crate::backend::cpu) trait Vector: Copy {
     /// The number of thresholds that `self` is above, or reaches for `OR_EQUAL`; the sixteenth of the
     /// table is infinite.
     unsafe fn search<const OR_EQUAL: bool>(self, thresholds: &Self::Thresholds) -> Self::Codes;
+    /// `None` where [`Vector::search`] is as fast.
+    unsafe fn cells(cells: &Cells) -> Option<Self::Cells>;
+    /// Cells with every midpoint times a scale.
+    unsafe fn scale_cells(cells: Self::Cells, scale: Self) -> Self::Cells;
+    /// The codes under scaled cells, of numbers of at most the scale; `factor` is [`Cells::FACTOR`] by it.
+    unsafe fn pick(self, factor: Self, cells: Self::Cells) -> Self::Codes;
     /// `floor(q factor)`, which is from 0 to 15, where `self` is above the threshold of that index, or
     /// reaches it for `OR_EQUAL`, and one less where it does not. Thresholds are `below`, times `scale`
     /// if there is one. Where q is NaN the code is 0.

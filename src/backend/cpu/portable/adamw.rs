@@ -141,6 +141,7 @@ impl<L: Lanes, M: Moment<L>, V: Moment<L>> Kernel<L> for Moments<'_, M, V> {
                 }
             }
 
+            let (scale_m, scale_v) = (m.rescale(run, largest_m), v.rescale(run, largest_v));
             let (p, base) = parameters::<L>(call, run, p, F32_IN_PLACE);
             for j in 0..registers::<L::Vector>() {
                 let at = j * L::Vector::WIDTH;
@@ -152,8 +153,8 @@ impl<L: Lanes, M: Moment<L>, V: Moment<L>> Kernel<L> for Moments<'_, M, V> {
                 result.canonical().store(p.add(at));
             }
             store_result::<L>(call, run, p, F32_IN_PLACE);
-            m.close(call, run, old_m, &new_m, largest_m, false);
-            v.close(call, run, old_v, &new_v, largest_v, usual);
+            m.close(call, run, old_m, &new_m, scale_m, false);
+            v.close(call, run, old_v, &new_v, scale_v, usual);
         }
         0
     }

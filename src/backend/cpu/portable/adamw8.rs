@@ -99,11 +99,13 @@ impl Work {
                     }
                 }
             }
+            let [m, v] = moments;
+            let scales = [m.rescale(unit, largest[0]), v.rescale(unit, largest[1])];
             for (c, run) in unit.parts(CHUNK).enumerate() {
                 self.update::<L>(call, scalars, run, c);
             }
-            for ((moment, new), largest) in moments.iter().zip(&self.new).zip(largest) {
-                moment.close::<L>(call, unit, &new[..chunks], largest.reduce_largest());
+            for ((moment, new), scale) in moments.iter().zip(&self.new).zip(scales) {
+                moment.close::<L>(call, unit, &new[..chunks], scale);
             }
         }
         0
@@ -131,7 +133,7 @@ impl Work {
             let grad_scale = splat(call.grad_scale);
             let (beta1, one_minus_beta1) = (splat(scalars.beta1), splat(scalars.one_minus_beta1));
             let (beta2, one_minus_beta2) = (splat(scalars.beta2), splat(scalars.one_minus_beta2));
-            let [scale_m, scale_v] = self.scales.map(splat);
+            let (scale_m, scale_v) = (splat(self.scales[0]), splat(self.scales[1]));
             let [room_m, room_v] = &mut self.codes;
             let (codes_m, codes_v) = (m.open(run, room_m), v.open(run, room_v));
             let [mut largest_m, mut largest_v] = before;

@@ -78,6 +78,18 @@ impl<'a, V: Vector> Bytes<'a, V> {
         self.scales.wrapping_add(at)
     }
 
+    /// The scale of a unit's new values, stored, given the largest magnitude in each lane. Taken as soon
+    /// as that is known: their codes wait for it.
+    #[inline(always)]
+    pub(super) unsafe fn rescale(&self, unit: Run, largest: V) -> f32 {
+        // SAFETY: the caller's unit lies in the tensor.
+        unsafe {
+            let scale = block_scale(largest.reduce_largest());
+            *self.scale(unit) = scale;
+            scale
+        }
+    }
+
     /// Where the codes of a run can be read, for a whole chunk.
     #[inline(always)]
     pub(super) unsafe fn open(&self, run: Run, room: &mut [u8; CHUNK]) -> *const u8 {
@@ -92,22 +104,20 @@ impl<'a, V: Vector> Bytes<'a, V> {
         room.as_ptr()
     }
 
-    /// Stores the new values of a unit, zeros behind them, given the bits of the largest magnitude.
+    /// Stores the new values of a unit, zeros behind them, under their scale.
     #[inline(always)]
     pub(super) unsafe fn close<L: Lanes<Vector = V>>(
         &self,
         call: &TensorCall<'_>,
         unit: Run,
         values: &[Chunk],
-        largest: i32,
+        scale: f32,
     ) {
-        let scale = block_scale(largest);
         // SAFETY: the caller's unit lies in the tensor.
         unsafe {
             if !Lines::cover(scale) {
                 return encode_unit::<L>(call, self.state, unit, values, Source::Statistics);
             }
-            *self.scale(unit) = scale;
             for (run, values) in unit.parts(CHUNK).zip(values) {
                 let values = load::<V>(values);
                 let to = self.codes.add(run.first);

@@ -43,6 +43,7 @@ impl<'a> Factored<'a> {
 
 impl<L: Lanes> Moment<L> for Factored<'_> {
     type Open = *mut f32;
+    type Scale = ();
 
     const IS_NEW: bool = true;
 
@@ -78,13 +79,16 @@ impl<L: Lanes> Moment<L> for Factored<'_> {
     }
 
     #[inline(always)]
+    unsafe fn rescale(&self, _: Run, _: L::Vector) {}
+
+    #[inline(always)]
     unsafe fn close(
         &self,
         _: &TensorCall<'_>,
         _: Run,
         _: *mut f32,
         _: &<L::Vector as Vector>::Registers,
-        _: L::Vector,
+        (): (),
         _: bool,
     ) {
     }

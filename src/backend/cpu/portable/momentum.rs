@@ -157,7 +157,8 @@ impl<L: Lanes, R: Step, M: Moment<L>> Kernel<L> for Momentum<'_, R, M> {
                     largest = largest.largest(*m);
                 }
             }
-            m.close(call, run, old, &new, largest, false);
+            let scale = m.rescale(run, largest);
+            m.close(call, run, old, &new, scale, false);
         }
         0
     }

@@ -87,7 +87,8 @@ impl Work {
                 largest = self.update::<L, R>(call, rule, m, run, c, largest);
             }
             let new = &self.new[..unit.len.div_ceil(CHUNK)];
-            m.close::<L>(call, unit, new, largest.reduce_largest());
+            let scale = m.rescale(unit, largest);
+            m.close::<L>(call, unit, new, scale);
         }
         0
     }

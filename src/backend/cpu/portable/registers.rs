@@ -17,7 +17,7 @@ use crate::backend::cpu::reference::block_scale;
 use crate::dtype::Dtype;
 use crate::layout::{div_ceil, index};
 use crate::plan::{Codes, MAX_AXES, Maxima, Scales, TensorPlan};
-use crate::quant::Rounding;
+use crate::quant::{Cells, Rounding};
 use crate::rng::Purpose;
 use crate::step::Buffer;
 use crate::weights::Weights;
@@ -252,6 +252,9 @@ pub(super) trait Moment<L: Lanes> {
     /// What decoding a run needs.
     type Open: Copy;
 
+    /// Of a run's new values.
+    type Scale: Copy;
+
     /// Whether the values are the new ones already.
     const IS_NEW: bool = false;
 
@@ -262,15 +265,18 @@ pub(super) trait Moment<L: Lanes> {
     /// The values of a register from element `at` of the run on. Those behind the run are of any
     /// finite value.
     unsafe fn decode(&self, open: Self::Open, at: usize) -> L::Vector;
-    /// Stores the new values, given the largest magnitude in each lane, and whether it is known that
-    /// none is negative, infinite or NaN. Those behind the run are zero.
+    /// The scale of the new values, stored, given the largest magnitude in each lane. Taken as soon as
+    /// that is known: their codes wait for it.
+    unsafe fn rescale(&self, run: Run, largest: L::Vector) -> Self::Scale;
+    /// Stores the new values under their scale; `usual` says that none is negative, infinite or NaN. Those
+    /// behind the run are zero.
     unsafe fn close(
         &self,
         call: &TensorCall<'_>,
         run: Run,
         open: Self::Open,
         values: &<L::Vector as Vector>::Registers,
-        largest: L::Vector,
+        scale: Self::Scale,
         usual: bool,
     );
 }
@@ -286,6 +292,7 @@ impl Plain {
 
 impl<L: Lanes> Moment<L> for Plain {
     type Open = *mut f32;
+    type Scale = ();
 
     #[inline(always)]
     unsafe fn enter(&mut self, _: &TensorCall<'_>, _: Run) {}
@@ -303,13 +310,16 @@ impl<L: Lanes> Moment<L> for Plain {
     }
 
     #[inline(always)]
+    unsafe fn rescale(&self, _: Run, _: L::Vector) {}
+
+    #[inline(always)]
     unsafe fn close(
         &self,
         _: &TensorCall<'_>,
         run: Run,
         to: *mut f32,
         values: &<L::Vector as Vector>::Registers,
-        _: L::Vector,
+        (): (),
         _: bool,
     ) {
         // SAFETY: as above.
@@ -335,6 +345,7 @@ struct Row<V: Vector> {
     midpoints: V::Table,
     /// The midpoint below each code, and one below everything.
     below: V::Table,
+    cells: Option<V::Cells>,
 }
 
 impl<V: Vector> Row<V> {
@@ -361,6 +372,10 @@ impl<V: Vector> Row<V> {
                 levels: V::table(&codes.table.first()),
                 midpoints: V::table(&midpoints),
                 below: V::table(&below),
+                cells: match &codes.table.cells {
+                    Some(cells) => V::cells(cells),
+                    None => None,
+                },
             })
         }
     }
@@ -396,6 +411,21 @@ impl<V: Vector> Row<V> {
                 }
                 let to = self.codes.add(run.col / 2);
                 std::ptr::copy_nonoverlapping(codes, to, run.len.div_ceil(2));
+            }
+        }
+    }
+
+    /// Stores the codes of a chunk by cells.
+    #[inline(always)]
+    unsafe fn pick(values: &V::Registers, factor: V, cells: V::Cells, codes: *mut u8) {
+        // SAFETY: the caller's memory has room for them.
+        unsafe {
+            for (i, values) in values.as_ref().chunks_exact(PACKED).enumerate() {
+                let mut packed = V::unpacked();
+                for x in values {
+                    packed = V::pack(packed, x.pick(factor, cells));
+                }
+                V::store_packed(packed, codes.add(i * PACKED * V::WIDTH / 2));
             }
         }
     }
@@ -450,6 +480,9 @@ impl<L: Lanes> Moment<L> for Blocks<'_, L::Vector> {
     /// The codes, and what they stand for.
     type Open = (*mut u8, <L::Vector as Vector>::Table);
 
+    /// And its reciprocal, 0 if it is 0.
+    type Scale = (f32, f32);
+
     #[inline(always)]
     unsafe fn enter(&mut self, _: &TensorCall<'_>, run: Run) {
         self.row.enter(run.row);
@@ -473,19 +506,29 @@ impl<L: Lanes> Moment<L> for Blocks<'_, L::Vector> {
     }
 
     #[inline(always)]
+    unsafe fn rescale(&self, run: Run, largest: L::Vector) -> (f32, f32) {
+        // SAFETY: as above.
+        let scale = unsafe {
+            let scale = block_scale(largest.reduce_largest());
+            *self.scales.add(run.col / CHUNK) = scale;
+            scale
+        };
+        let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+        (scale, inverse)
+    }
+
+    #[inline(always)]
     unsafe fn close(
         &self,
         call: &TensorCall<'_>,
         run: Run,
         (codes, _): Self::Open,
         values: &<L::Vector as Vector>::Registers,
-        largest: L::Vector,
+        (scale, inverse): (f32, f32),
         usual: bool,
     ) {
         // SAFETY: as above.
         unsafe {
-            let scale = block_scale(largest.reduce_largest());
-            *self.scales.add(run.col / CHUNK) = scale;
             if self.codes.rounding == Rounding::Stochastic {
                 let draws = draws(call, Purpose::State(self.state), run);
                 let values = store::<L::Vector>(values);
@@ -493,14 +536,10 @@ impl<L: Lanes> Moment<L> for Blocks<'_, L::Vector> {
                 return self.row.close(run, codes);
             }
             let scale_all = L::Vector::splat(scale);
-            // Where all values are 0, so is their code.
-            let factor = if scale == 0.0 {
-                0.0
-            } else {
-                SHORT_OF_16 / scale
-            };
+            let factor = SHORT_OF_16 * inverse;
             if usual && self.codes.table.linear == Some(16.0) && factor.is_finite() {
-                // As in `RankOne`; a finite factor means a scale that is not subnormal.
+                // As in `RankOne`; a finite factor means a scale that is not subnormal. Where all values are 0,
+                // so are their codes.
                 let factor = L::Vector::splat(factor);
                 let below = L::Vector::scale(self.row.below, scale_all);
                 for (i, values) in values.as_ref().chunks_exact(PACKED).enumerate() {
@@ -512,6 +551,13 @@ impl<L: Lanes> Moment<L> for Blocks<'_, L::Vector> {
                     let to = codes.add(i * PACKED * L::Vector::WIDTH / 2);
                     L::Vector::store_packed(packed, to);
                 }
+            } else if let Some(cells) = self.row.cells
+                && inverse > 0.0
+                && factor.is_finite()
+            {
+                let cells = L::Vector::scale_cells(cells, scale_all);
+                let factor = L::Vector::splat(Cells::FACTOR * inverse);
+                Row::<L::Vector>::pick(values, factor, cells, codes);
             } else {
                 let scaled = L::Vector::scale(self.row.midpoints, scale_all);
                 let thresholds = L::Vector::thresholds(scaled);
@@ -602,6 +648,7 @@ impl Place {
 
 impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
     type Open = Place;
+    type Scale = ();
 
     #[inline(always)]
     unsafe fn enter(&mut self, call: &TensorCall<'_>, run: Run) {
@@ -656,13 +703,16 @@ impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
     }
 
     #[inline(always)]
+    unsafe fn rescale(&self, _: Run, _: L::Vector) {}
+
+    #[inline(always)]
     unsafe fn close(
         &self,
         call: &TensorCall<'_>,
         run: Run,
         Place { codes, columns }: Place,
         values: &<L::Vector as Vector>::Registers,
-        _: L::Vector,
+        (): (),
         usual: bool,
     ) {
         // SAFETY: as above.
