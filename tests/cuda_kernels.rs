@@ -168,7 +168,10 @@ fn executed(function: &sass::Function) -> Option<f64> {
     let stores = function.find(wide("STG"));
     let copies = function.find(|body| body.starts_with("LDGSTS"));
     let one_store = ["_block4", "_factor4"];
-    let mut groups: Vec<_> = if one_store.iter().any(|states| function.name.ends_with(states)) {
+    let mut groups: Vec<_> = if one_store
+        .iter()
+        .any(|states| function.name.ends_with(states))
+    {
         // One store a turn; the compiler may have made the loop twice.
         vec![stores.clone()]
     } else {

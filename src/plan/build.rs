@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
+use super::stages::FACTOR_ALIGN;
 use super::{
     ARENA_ALIGN, BufferInfo, Codes, Factor, Format, MAX_AXES, Maxima, RmsPlan, Scales, Scratch,
     StatePlan, TensorInfo, TensorPlan,
 };
-use super::stages::FACTOR_ALIGN;
 use crate::dtype::Dtype;
 use crate::error::{Result, invalid};
 use crate::layout::{Grid, Projection, div_ceil};
