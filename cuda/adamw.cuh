@@ -1,5 +1,5 @@
-// AdamW and Adam on common tensors: the rule of adamw_block4.cu, adamw_block8.cu, adamw_f32.cu and
-// adamw_rank1.cu.
+// AdamW and Adam on common tensors: the rule of adamw_block4.cu, adamw_block8.cu, adamw_f32.cu,
+// adamw_factor4.cu and adamw_rank1.cu.
 //
 // Rounding steps: R2 to R4 in numerics.cuh, R5 to R7 in approx.cuh where all is in its range, else in
 // numerics.cuh.
@@ -11,19 +11,25 @@
 
 namespace lowbit {
 
-// The new moments, and whether root and quotient may be taken without checks: all in range, where an
-// m of +0 is too.
+// Whether root and quotient of new moments may be taken without checks, as far as the smallest say; an m
+// of +0 is in range, too. Without branches.
+__device__ __forceinline__ bool are_in_range(const float (&m)[EACH], const float (&v)[EACH]) {
+  bool all = true;
+#pragma unroll
+  for (int i = 0; i < EACH; ++i) {
+    all = all & (v[i] >= LEAST_V) & ((fabsf(m[i]) >= LEAST_M) | (__float_as_uint(m[i]) == 0));
+  }
+  return all;
+}
+
+// The new moments, and whether they are in range.
 __device__ __forceinline__ bool step_moments(Quad& x, const Scalars& s) {
-  bool fast = true;
 #pragma unroll
   for (int i = 0; i < EACH; ++i) {
     x.m[i] = first_moment(x.g[i], x.m[i], s);
     x.v[i] = second_moment(x.g[i], x.v[i], s);
-    // Without branches.
-    fast = fast & (x.v[i] >= LEAST_V) &
-           ((fabsf(x.m[i]) >= LEAST_M) | (__float_as_uint(x.m[i]) == 0));
   }
-  return fast;
+  return are_in_range(x.m, x.v);
 }
 
 // g becomes the update. L2: the decay was part of the gradient.
@@ -55,6 +61,8 @@ struct AdamwOfFour {
   __device__ static Scalars scalars(const Launch& launch, const float* hyper, int step) {
     return adamw_scalars(launch, hyper, step);
   }
+
+  __device__ static __forceinline__ void complete(const Launch&, const Tensor&, Shared&) {}
 
   __device__ static __forceinline__ bool in_range(const Scalars& s) { return scalars_in_range(s); }
 

@@ -33,6 +33,7 @@ struct Block4States {
   static constexpr int TABLES = 0;  // bytes of shared memory
   // The block's largest v says whether a gradient was not finite.
   static constexpr bool V_SHOWS_NON_FINITE = true;
+  static constexpr bool GLOBAL = false;
   static constexpr bool DRAWS = false;
 
   // The low half of a warp has what decodes m, and its scale, the high half that of v.
@@ -58,14 +59,14 @@ struct Block4States {
   unsigned char* v_codes;
   float* scales;  // of m or v
 
-  __device__ __forceinline__ Block4States(const Launch& launch, const Tensor& t,
+  __device__ __forceinline__ Block4States(const Launch& launch, const Shared& shared,
                                           const Tables& tables)
       : launch(launch),
-        tensor(t),
+        tensor(shared.tensor),
         tables(tables),
-        m_codes(pointer<unsigned char>(launch, t, t.state[0].buffer)),
-        v_codes(pointer<unsigned char>(launch, t, t.state[1].buffer)),
-        scales(pointer<float>(launch, t, t.state[of_v() ? 1 : 0].buffer + 1)) {}
+        m_codes(pointer<unsigned char>(launch, tensor, tensor.state[0].buffer)),
+        v_codes(pointer<unsigned char>(launch, tensor, tensor.state[1].buffer)),
+        scales(pointer<float>(launch, tensor, tensor.state[of_v() ? 1 : 0].buffer + 1)) {}
 
   // Units, and lanes, of a single row on.
   __device__ __forceinline__ void advance(long long units, int lanes) {

@@ -26,6 +26,7 @@ struct Block8States {
   static constexpr int TABLES = 2 * sizeof(ByteTable);  // bytes of shared memory
   // The block's largest v says whether a gradient was not finite.
   static constexpr bool V_SHOWS_NON_FINITE = true;
+  static constexpr bool GLOBAL = false;
   static constexpr bool DRAWS = false;
 
   struct Tables {
@@ -50,15 +51,15 @@ struct Block8States {
   float* m_scales;
   float* v_scales;
 
-  __device__ __forceinline__ Block8States(const Launch& launch, const Tensor& t,
+  __device__ __forceinline__ Block8States(const Launch& launch, const Shared& shared,
                                           const Tables& tables)
       : launch(launch),
-        tensor(t),
+        tensor(shared.tensor),
         tables(tables),
-        m_codes(pointer<signed char>(launch, t, t.state[0].buffer)),
-        v_codes(pointer<signed char>(launch, t, t.state[1].buffer)),
-        m_scales(pointer<float>(launch, t, t.state[0].buffer + 1)),
-        v_scales(pointer<float>(launch, t, t.state[1].buffer + 1)) {}
+        m_codes(pointer<signed char>(launch, tensor, tensor.state[0].buffer)),
+        v_codes(pointer<signed char>(launch, tensor, tensor.state[1].buffer)),
+        m_scales(pointer<float>(launch, tensor, tensor.state[0].buffer + 1)),
+        v_scales(pointer<float>(launch, tensor, tensor.state[1].buffer + 1)) {}
 
   // Units, and lanes, of a single row on.
   __device__ __forceinline__ void advance(long long units, int lanes) {

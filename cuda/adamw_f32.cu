@@ -21,6 +21,7 @@ struct F32States {
   static constexpr int MOST_AHEAD = 0;
   // v may be infinite from before.
   static constexpr bool V_SHOWS_NON_FINITE = false;
+  static constexpr bool GLOBAL = false;
   static constexpr bool DRAWS = false;
 
   struct Tables {
@@ -30,9 +31,9 @@ struct F32States {
   float* m_values;
   float* v_values;
 
-  __device__ __forceinline__ F32States(const Launch& launch, const Tensor& t, const Tables&)
-      : m_values(pointer<float>(launch, t, t.state[0].buffer)),
-        v_values(pointer<float>(launch, t, t.state[1].buffer)) {}
+  __device__ __forceinline__ F32States(const Launch& launch, const Shared& shared, const Tables&)
+      : m_values(pointer<float>(launch, shared.tensor, shared.tensor.state[0].buffer)),
+        v_values(pointer<float>(launch, shared.tensor, shared.tensor.state[1].buffer)) {}
 
   __device__ __forceinline__ bool aligned() const {
     return ((reinterpret_cast<unsigned long long>(m_values) |

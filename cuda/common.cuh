@@ -7,6 +7,7 @@
 //     static constexpr int MOST_AHEAD;  // units on their way to shared memory; 0: read where they are
 //     static constexpr int TABLES;      // bytes of shared memory
 //     static constexpr bool V_SHOWS_NON_FINITE;  // the largest v is not finite where a gradient is not
+//     static constexpr bool GLOBAL;  // need statistics of the whole tensor, which is skipped as a whole
 //     static constexpr bool DRAWS;  // states are rounded at random
 //     struct Tables;   // what decodes and codes; `fill` is called by all threads
 //     struct Fetched;  // of a part, by `fetch` from memory, or after `copy` from shared memory
@@ -20,6 +21,7 @@
 //
 //   struct Rule {
 //     static Scalars scalars(const Launch& launch, const float* hyper, int step);  // as in any.cuh
+//     static void complete(const Launch& launch, const Tensor& t, Shared& shared);  // likewise
 //     // Whether `updates` may be fast, as far as the scalars say.
 //     static bool in_range(const Scalars& s);
 //     // Adds coupled decay to g, if it is not a part of `moments`.
@@ -56,13 +58,15 @@ struct Place {
   long long element;  // first element
   long long byte;     // of its 4-bit codes
   int rest;           // elements of the row from the first one on, or less if none are missing
+  unsigned row;       // of the unit
+  unsigned block;     // within its row
 
   // Elements that exist, 0 .. 4.
   __device__ __forceinline__ int count() const { return rest >= EACH ? EACH : rest > 0 ? rest : 0; }
 
   // That of a part, given the first one's.
   __device__ __forceinline__ Place part(int index) const {
-    return {unit, element + index * BLOCK, byte + index * (BLOCK / 2), rest - index * BLOCK};
+    return {unit, element + index * BLOCK, byte + index * (BLOCK / 2), rest - index * BLOCK, row, block};
   }
 };
 
@@ -230,12 +234,9 @@ struct Memory {
 template <typename States>
 inline constexpr int UNIT = States::PARTS * BLOCK;
 
-// Where a warp's unit is in the grid of the global tensor: for random numbers, which count modulo 2^32.
-// Rows here are consecutive ones of it (`Kernel::of`), and start with a block.
-template <typename P, typename States>
+// Where a warp's unit is in the grid of a tensor; unused, it takes no instructions.
+template <typename States, bool USED>
 struct Position {
-  static constexpr bool USED = P::FORM == STOCHASTIC_WEIGHTS || States::DRAWS;
-
   unsigned row = 0;
   unsigned block = 0;
   int left = 1;    // blocks that the row has here, from this one on
@@ -248,11 +249,21 @@ struct Position {
       // No device has memory for 2^31 of them.
       blocks = columns == 0 ? 1 : static_cast<int>((columns + UNIT<States> - 1) / UNIT<States>);
       const long long before = unit / blocks;
-      const int skipped = static_cast<int>(unit - before * blocks);
-      row = t.first_row + static_cast<unsigned>(before);
-      block = static_cast<unsigned>(t.first_col / UNIT<States>) + skipped;
-      left = blocks - skipped;
+      row = static_cast<unsigned>(before);
+      block = static_cast<unsigned>(unit - before * blocks);
+      left = blocks - static_cast<int>(block);
     }
+  }
+
+  // The same in the grid of the global tensor, for random numbers, which count modulo 2^32. Rows here
+  // are consecutive ones of it (`Kernel::of`), and start with a block.
+  __device__ __forceinline__ Position in_global(const Tensor& t) const {
+    Position there = *this;
+    if (USED) {
+      there.row += t.first_row;
+      there.block += static_cast<unsigned>(t.first_col / UNIT<States>);
+    }
+    return there;
   }
 
   __device__ __forceinline__ void advance(int units) {
@@ -283,6 +294,10 @@ struct Position {
     return columns;
   }
 };
+
+// Where it is in the grid of the global tensor, if any random numbers are drawn.
+template <typename P, typename States>
+using Drawing = Position<States, P::FORM == STOCHASTIC_WEIGHTS || States::DRAWS>;
 
 // What a lane reads of a unit, by part.
 template <typename P, typename G, typename States>
@@ -319,7 +334,7 @@ __device__ __forceinline__ void step_unit(const Launch& launch, const Shared& sh
                                           const States& states, const Memory<P, G>& memory,
                                           const Place& place,
                                           const Fetched<P, G, States>& fetched,
-                                          const Position<P, States>& position, bool in_range,
+                                          const Drawing<P, States>& position, bool in_range,
                                           bool skip_blocks) {
   using Rule = typename States::Rule;
   const Scalars& s = shared.scalars;
@@ -413,23 +428,27 @@ __device__ __forceinline__ void step_ragged(const Launch& launch, const Shared& 
                                             bool skip_blocks) {
   const Tensor& t = shared.tensor;
   const Memory<P, G> memory(launch, t);
-  const States states(launch, t, tables);
+  const States states(launch, shared, tables);
 #pragma unroll 1
   for (long long unit = first + warp_index(); unit < end; unit += WARPS) {
-    const long long row = unit / t.units;
-    const long long col = (unit - row * t.units) * UNIT<States> + EACH * lane_index();
+    const long long row = unit / t.units, block = unit - row * t.units;
+    const long long col = block * UNIT<States> + EACH * lane_index();
     const long long rest = t.cols - col;
+    const Position<States, true> here(t, unit);
     Place place;
     place.unit = unit;
     place.element = row * t.cols + col;
     place.byte = row * ((t.cols + 1) / 2) + col / 2;
     place.rest = rest < UNIT<States> ? static_cast<int>(rest) : UNIT<States>;
+    place.row = here.row;
+    place.block = here.block;
     if (shared.skip) {
       keep_unit<P, States>(memory, place);
     } else {
       step_unit<P, G, States, false>(launch, shared, states, memory, place,
                                      fetch_unit<false>(states, memory, place),
-                                     Position<P, States>(t, unit), in_range, skip_blocks);
+                                     Drawing<P, States>(t, unit).in_global(t), in_range,
+                                     skip_blocks);
     }
   }
 }
@@ -447,14 +466,24 @@ __device__ constexpr int units_ahead() {
   }
 }
 
-// `count` full units, every WARPS-th; pointers and position are those of the lane's first element.
+// `count` full units, every WARPS-th from `first` on; pointers are those of the lane's first element.
 template <typename P, typename G, typename States>
 __device__ __forceinline__ void step_full(const Launch& launch, const Shared& shared, States states,
-                                          Memory<P, G> memory, Position<P, States> position,
-                                          int count, bool in_range, bool skip_blocks) {
-  const Place place{0, 0, 0, UNIT<States>};
+                                          Memory<P, G> memory, long long first, int count,
+                                          bool in_range, bool skip_blocks) {
+  const Tensor& t = shared.tensor;
+  Drawing<P, States> position = Drawing<P, States>(t, first).in_global(t);
+  // The unit that is fetched next, so many units from the pointers.
+  Position<States, true> next(t, first);
+  const auto place_of_next = [&](int units) {
+    const int elements = units * UNIT<States>;
+    const Place place{units, elements, elements / 2, UNIT<States>, next.row, next.block};
+    next.advance(WARPS);
+    return place;
+  };
+  const Place at_hand{0, 0, 0, UNIT<States>, 0, 0};
   const auto step = [&](const Fetched<P, G, States>& fetched) {
-    step_unit<P, G, States, true>(launch, shared, states, memory, place, fetched, position,
+    step_unit<P, G, States, true>(launch, shared, states, memory, at_hand, fetched, position,
                                   in_range, skip_blocks);
     memory.advance(WARPS * UNIT<States>);
     states.advance(WARPS, 0);
@@ -464,7 +493,7 @@ __device__ __forceinline__ void step_full(const Launch& launch, const Shared& sh
   if constexpr (AHEAD == 0) {
 #pragma unroll 1
     for (int left = count; left > 0; --left) {
-      step(fetch_unit<true>(states, memory, place));
+      step(fetch_unit<true>(states, memory, place_of_next(0)));
     }
   } else {
     constexpr int NUMBERS = Memory<P, G>::STAGE, PART = NUMBERS + States::STAGE;
@@ -472,11 +501,10 @@ __device__ __forceinline__ void step_full(const Launch& launch, const Shared& sh
     pipeline(
         rings[warp_index()], count,
         [&](SharedAddress to, int ahead) {
-          const int units = ahead * WARPS, elements = units * UNIT<States>;
-          const Place first{units, elements, elements / 2, UNIT<States>};
+          const Place place = place_of_next(ahead * WARPS);
 #pragma unroll
           for (int i = 0; i < States::PARTS; ++i) {
-            const Place part = first.part(i);
+            const Place part = place.part(i);
             memory.copy(to + i * PART, part.element);
             states.copy(to + i * PART + NUMBERS, part);
           }
@@ -496,7 +524,7 @@ __device__ __forceinline__ void step_full(const Launch& launch, const Shared& sh
 template <typename P, typename G, typename States>
 __device__ __forceinline__ void step_tensors(const Launch& launch) {
   __shared__ Shared shared;
-  WalkerOf<States::Rule::scalars> walker(launch, shared);
+  WalkerOf<States::Rule::scalars, States::Rule::complete> walker(launch, shared);
   typename States::Tables tables;
   bool first_task = true;
 #pragma unroll 1
@@ -510,14 +538,14 @@ __device__ __forceinline__ void step_tensors(const Launch& launch) {
       first_task = false;
     }
     const bool in_range = States::Rule::in_range(shared.scalars);
-    const bool skip_blocks = (launch.flags & SKIP_BLOCKS) != 0;
+    const bool skip_blocks = !States::GLOBAL && (launch.flags & SKIP_BLOCKS) != 0;
     const int count = units_per_task(UNIT<States>);
     const long long first = at.index * count;
     const long long left = t.rows * t.units - first;
     const int here = left < count ? static_cast<int>(left) : count;
     // From here on pointers are those of the lane.
     Memory<P, G> memory(launch, t);
-    States states(launch, t, tables);
+    States states(launch, shared, tables);
     // A tensor whose rows are whole blocks is a single row here (`table.rs`).
     const bool wide = t.rows == 1 && !shared.skip && states.aligned() && memory.aligned();
     const long long elements = t.cols - first * UNIT<States>;
@@ -525,8 +553,7 @@ __device__ __forceinline__ void step_tensors(const Launch& launch) {
     memory.advance((first + warp_index()) * UNIT<States> + EACH * lane_index());
     states.advance(first + warp_index(), lane_index());
     const int of_warp = (full - warp_index() + WARPS - 1) / WARPS;
-    step_full(launch, shared, states, memory, Position<P, States>(t, first + warp_index()),
-              of_warp, in_range, skip_blocks);
+    step_full(launch, shared, states, memory, first + warp_index(), of_warp, in_range, skip_blocks);
     step_ragged<P, G, States>(launch, shared, tables, first + full, first + here, in_range,
                               skip_blocks);
   }

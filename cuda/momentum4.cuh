@@ -26,6 +26,8 @@ struct OfFour {
     return One::scalars(launch, hyper, step);
   }
 
+  __device__ static __forceinline__ void complete(const Launch&, const Tensor&, Shared&) {}
+
   __device__ static __forceinline__ bool in_range(const Scalars&) { return true; }
 
   // The rule does it.
@@ -49,9 +51,9 @@ struct OfFour {
   __device__ static __forceinline__ void updates(Quad&, bool, bool, const Scalars&) {}
 };
 
-template <typename One>
+template <typename RuleOfFour>
 struct Momentum4States {
-  using Rule = OfFour<One>;
+  using Rule = RuleOfFour;
 
   static constexpr int PARTS = 1;
   // Units on their way to shared memory while one is computed.
@@ -59,6 +61,7 @@ struct Momentum4States {
   static constexpr int TABLES = 0;  // bytes of shared memory
   // A gradient whose square is not finite may leave m finite.
   static constexpr bool V_SHOWS_NON_FINITE = false;
+  static constexpr bool GLOBAL = false;
   static constexpr bool DRAWS = true;
 
   struct Tables {
@@ -75,13 +78,13 @@ struct Momentum4States {
   unsigned char* codes;
   float* scales;
 
-  __device__ __forceinline__ Momentum4States(const Launch& launch, const Tensor& t,
+  __device__ __forceinline__ Momentum4States(const Launch& launch, const Shared& shared,
                                              const Tables& tables)
       : launch(launch),
-        tensor(t),
+        tensor(shared.tensor),
         tables(tables),
-        codes(pointer<unsigned char>(launch, t, t.state[0].buffer)),
-        scales(pointer<float>(launch, t, t.state[0].buffer + 1)) {}
+        codes(pointer<unsigned char>(launch, tensor, tensor.state[0].buffer)),
+        scales(pointer<float>(launch, tensor, tensor.state[0].buffer + 1)) {}
 
   // Units, and lanes, of a single row on.
   __device__ __forceinline__ void advance(long long units, int lanes) {
@@ -154,4 +157,4 @@ struct Momentum4States {
 
 // The kernels for common tensors of an optimizer with such a state.
 #define LOWBIT_MOMENTUM4(RULE, OPTIMIZER) \
-  LOWBIT_COMMON_KERNELS(OPTIMIZER, block4, step_tensors, lowbit::Momentum4States<RULE>, 3, 2)
+  LOWBIT_COMMON_KERNELS(OPTIMIZER, block4, step_tensors, lowbit::Momentum4States<lowbit::OfFour<RULE>>, 3, 2)

@@ -29,7 +29,7 @@ struct Shared {
   int skip;   // the tensor stays as it is
   int ticket;
   int wide;   // its elements can be accessed four at a time (wide.cuh)
-  int reserved;
+  float mean;  // of a factored v, all of it (adamw_factor4.cu)
   float alpha;  // of adafactor, with what the whole tensor has in it: the step size
   float clip;   // and what the update is multiplied by
 };

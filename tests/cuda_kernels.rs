@@ -167,7 +167,11 @@ fn executed(function: &sass::Function) -> Option<f64> {
     // Only full blocks are stored so, and copied ahead to shared memory.
     let stores = function.find(wide("STG"));
     let copies = function.find(|body| body.starts_with("LDGSTS"));
-    let mut groups: Vec<_> = if function.name.ends_with("_block4") {
+    let one_store = ["_block4", "_factor4"];
+    let mut groups: Vec<_> = if one_store
+        .iter()
+        .any(|states| function.name.ends_with(states))
+    {
         // One store a turn; the compiler may have made the loop twice.
         vec![stores.clone()]
     } else {
@@ -195,7 +199,7 @@ fn executed(function: &sass::Function) -> Option<f64> {
 struct Traffic {
     /// To and from memory.
     memory: f64,
-    /// The second reads of two passes, from the L2 cache.
+    /// From the L2 cache: the second reads of two passes, and means of columns.
     cache: f64,
 }
 
@@ -217,6 +221,7 @@ impl Traffic {
             ("adamw", "block4") => (2.0 * (codes + scales), 0.0),
             ("adamw", "rank1" | "robust") => (2.0 * codes + scales, size(grad) + 0.5),
             ("adamw", "f32") => (4.0 * 4.0, 0.0),
+            ("adamw", "factor4") => (codes + scales, 4.0),
             // 8 bits in blocks of 256 are twice as much.
             ("adamw", "block8") => (4.0 * (codes + scales / 4.0), 0.0),
             ("sgdm" | "lion", "block4") => (codes + scales, 0.0),

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::stages::FACTOR_ALIGN;
 use super::{
     ARENA_ALIGN, BufferInfo, Codes, Factor, Format, MAX_AXES, Maxima, RmsPlan, Scales, Scratch,
     StatePlan, TensorInfo, TensorPlan,
@@ -277,7 +278,8 @@ impl Builder<'_> {
             let maxima = self.maxima(place, name, part, &axes);
             let (sum, fresh) = (self.scratch.sums, self.scratch.fresh);
             self.scratch.sums += 2 * crate::layout::index(maxima.projection.global_len);
-            self.scratch.fresh += crate::layout::index(maxima.projection.extent());
+            let extent = crate::layout::index(maxima.projection.extent());
+            self.scratch.fresh += extent.next_multiple_of(FACTOR_ALIGN);
             Factor {
                 count: numel / maxima.projection.global_len.max(1),
                 maxima,

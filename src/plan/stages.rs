@@ -51,12 +51,15 @@ pub(crate) struct Scratch {
     pub(crate) update_maxima: usize,
     /// i64 limbs: sums of updates.
     pub(crate) update_sums: usize,
-    /// f32, not combined: new factors.
+    /// f32, not combined: new factors, each at a multiple of [`FACTOR_ALIGN`].
     pub(crate) fresh: usize,
 }
 
+/// Values that the kernels read at once.
+pub(super) const FACTOR_ALIGN: usize = 4;
+
 impl Scratch {
-    /// First bytes of the regions, all multiples of 8, and the end.
+    /// First bytes of the regions, all multiples of 16, and the end.
     pub(crate) fn offsets(&self) -> [usize; 6] {
         let mut at = 0;
         let sizes = [
@@ -68,7 +71,7 @@ impl Scratch {
         ];
         let starts = sizes.map(|size| {
             let start = at;
-            at += size.next_multiple_of(8);
+            at += size.next_multiple_of(16);
             start
         });
         [starts[0], starts[1], starts[2], starts[3], starts[4], at]

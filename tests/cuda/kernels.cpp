@@ -9,6 +9,7 @@
 #include "adamw_block4.cu"
 #include "adamw_block8.cu"
 #include "adamw_f32.cu"
+#include "adamw_factor4.cu"
 #include "adamw_factored.cu"
 #include "adamw_rank1.cu"
 #include "adamw_rank1_robust.cu"

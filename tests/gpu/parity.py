@@ -123,7 +123,7 @@ def run(report):
     for (name, spec), entry in itertools.product(specs.items(), Calls.names):
         add(f"{name}: {entry}", every_call, spec, entry)
     for weights, param_dtype in WEIGHTS.items():
-        for name in ("adamw4", "adamw4-robust", "adamw4-block"):
+        for name in ("adamw4", "adamw4-robust", "adamw4-block", "factor4"):
             add(f"{name}: weights {weights}", weight_form, name, param_dtype, weights)
     for param_dtype, grad_dtype in itertools.product(DTYPES, DTYPES):
         add(

@@ -47,8 +47,8 @@ STEPS = (
     ("adamw32", "bf16", "bf16"),
     ("adamw32", "f32", "f32"),
 )
-#: Beside another copy: of other tables, of other optimizers, and of the kernels that take every quantizer,
-#: which are not counted in instructions.
+#: Beside another copy: of other tables and other optimizers. Of factor4 the floors are those of the kernel that
+#: steps; its squares are collected and summed before, by kernels that are not counted in instructions.
 OTHER_STEPS = (
     ("adamw4-robust", "bf16", "bf16"),
     ("sgdm4", "bf16", "bf16"),
@@ -68,6 +68,7 @@ KERNELS = {
     "adamw8": ("adamw", "block8"),
     "sgdm4": ("sgdm", "block4"),
     "lion4": ("lion", "block4"),
+    "factor4": ("adamw", "factor4"),
 }
 
 

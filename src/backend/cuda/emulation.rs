@@ -302,6 +302,8 @@ enum Paint {
     Outlier,
     /// Any bits at all.
     Wild,
+    /// Gradients of 0, and so are means of their squares.
+    Zeros,
 }
 
 impl Paint {
@@ -330,6 +332,7 @@ impl Paint {
             // The squares are between 2^-38 and 2^-37.
             Self::Outlier => (1.0 + 0.4 * x.abs()) * 2.0_f32.powi(-19),
             Self::Wild => random.pattern(),
+            Self::Zeros => x * 0.0,
         }
     }
 
@@ -745,7 +748,7 @@ const PRESETS: [&str; 10] = [
 /// Parameters, weights and gradients that a preset is tried with: all where kernels are made for each.
 fn forms(preset: &str) -> &'static [(Dtype, Weights, Dtype)] {
     const ALL: &[(Dtype, Weights, Dtype)] = &FORMS;
-    if preset.starts_with("adamw") || preset == "sgdm4" || preset == "lion4" {
+    if preset.starts_with("adamw") || ["factor4", "sgdm4", "lion4"].contains(&preset) {
         ALL
     } else {
         &ALL[1..4]
@@ -877,7 +880,7 @@ fn unusual_values_equal_the_reference_under_every_policy() {
 #[test]
 fn adam_equals_the_reference_in_the_kernels_of_adamw() {
     let mut cases = Vec::new();
-    for name in ["adamw4-block", "adamw32", "adamw8"] {
+    for name in ["adamw4-block", "adamw32", "adamw8", "factor4"] {
         for (param, weights, grad) in FORMS {
             for (paint, weight_decay) in [
                 (Paint::Plain, 0.0),
@@ -948,6 +951,125 @@ fn options_of_sgdm_equal_the_reference_in_its_kernels_for_common_tensors() {
         }
     }
     run_all(&cases);
+}
+
+/// Blocks that a warp goes on to in the same row, in the next one, some rows on; rows that are not whole
+/// blocks, and of more than two axes; means that are zero, not finite, or beyond what is divided without
+/// checks.
+#[test]
+fn factored_adamw_equals_the_reference_in_its_kernels_for_common_tensors() {
+    let mut cases = Vec::new();
+    for optimizer in [Optimizer::Adamw, Optimizer::Adam] {
+        for paint in [
+            Paint::Plain,
+            Paint::Scales,
+            Paint::NonFinite,
+            Paint::Wild,
+            Paint::Zeros,
+        ] {
+            for (param, weights, grad) in FORMS {
+                let number = cases.len();
+                let outputs = match weights {
+                    Weights::Plain => [Output::InPlace, Output::Update],
+                    _ => [Output::InPlace; 2],
+                };
+                let policies = [
+                    NonFinite::Default,
+                    NonFinite::Propagate,
+                    NonFinite::SkipTensor,
+                    NonFinite::SkipStep,
+                ];
+                let case = Case {
+                    shapes: vec![
+                        vec![12, 1152],
+                        vec![70, 128],
+                        vec![2, 9, 384],
+                        vec![10, 600],
+                        vec![129, 130],
+                    ],
+                    param,
+                    weights,
+                    grad,
+                    spec: Spec {
+                        optimizer,
+                        maximize: number % 9 == 8,
+                        seed: number as u64,
+                        ..preset("factor4")
+                    },
+                    groups: 1 + number % 2,
+                    output: outputs[number / 3 % 2],
+                    nonfinite: policies[number % 7 % 4],
+                    paint,
+                    in_memory: number % 4 == 1,
+                    hyper: Hyper {
+                        weight_decay: [0.0, 0.1, 3.0][number % 3],
+                        skip: if number % 10 == 9 { 1.0 } else { 0.0 },
+                        ..Hyper::default()
+                    },
+                    first_step: [1, 1000][number / 2 % 2],
+                    staged: number % 5 == 2,
+                    at_end: number % 6 == 4,
+                    wild_state: paint == Paint::Wild,
+                    resident: [1, 3, 100][number % 3],
+                    ..Case::default()
+                };
+                let want = case.common_kernel("adamw", "factor4");
+                assert_eq!(case.kernels(), [want.as_c_str()]);
+                cases.push(case);
+            }
+        }
+    }
+    run_all(&cases);
+}
+
+#[test]
+fn kernels_for_common_tensors_leave_means_that_are_not_rows_and_columns_of_the_grid() {
+    let factored = |axes, shape: &[i64]| {
+        let mut spec = preset("factor4");
+        if let Some(v) = &mut spec.v {
+            v.factor_axes = axes;
+        }
+        let case = Case {
+            shapes: vec![shape.to_vec()],
+            spec,
+            ..Case::default()
+        };
+        case.kernels()
+    };
+    let (common, any) = (
+        c"lowbit_k_adamw_f32_f32_factor4",
+        c"lowbit_k_adamw_factored",
+    );
+    for (axes, shape, want) in [
+        (FactorAxes::Merged, &[300, 257][..], common),
+        (FactorAxes::LastTwo, &[300, 257], common),
+        (FactorAxes::LargestTwo, &[256, 257], common),
+        (FactorAxes::Merged, &[64, 64, 3, 3], common),
+        (FactorAxes::Merged, &[8, 300, 200], common),
+        // Rows of one block and more that hold several rows of means.
+        (FactorAxes::Merged, &[300, 64], any),
+        // The means that lie along the rows are not those of columns.
+        (FactorAxes::LargestTwo, &[300, 257], any),
+        (FactorAxes::Merged, &[300, 2, 200], any),
+        // Some for each matrix.
+        (FactorAxes::LastTwo, &[8, 300, 200], any),
+    ] {
+        assert_eq!(factored(axes, shape), [want], "{axes:?} {shape:?}");
+    }
+}
+
+#[test]
+fn new_means_can_be_read_four_at_a_time() {
+    let tensors = [[40, 257], [3, 129], [129, 131]].map(|shape| {
+        let name = format!("{shape:?}");
+        TensorInfo::new(name, &shape, Dtype::F32)
+    });
+    let plan = Plan::new(reference(), &preset("factor4"), tensors.to_vec()).unwrap();
+    assert_eq!(plan.scratch.offsets()[Pass::Apply as usize] % 16, 0);
+    let factors = plan.tensors().iter().filter_map(TensorPlan::factored);
+    for factor in factors.flat_map(|(_, factors)| factors) {
+        assert_eq!(factor.fresh % 4, 0);
+    }
 }
 
 /// Any of some values.
@@ -1980,7 +2102,7 @@ fn every_preset_has_kernels() {
 
 /// Presets whose common tensors have kernels of their own: optimizer and form of the states in their
 /// names, and elements of a block.
-const COMMON: [(&str, &str, &str, i64); 7] = [
+const COMMON: [(&str, &str, &str, i64); 8] = [
     ("adamw4-block", "adamw", "block4", 128),
     ("adamw4", "adamw", "rank1", 128),
     ("adamw4-robust", "adamw", "robust", 128),
@@ -1988,6 +2110,7 @@ const COMMON: [(&str, &str, &str, i64); 7] = [
     ("adamw8", "adamw", "block8", 256),
     ("sgdm4", "sgdm", "block4", 128),
     ("lion4", "lion", "block4", 128),
+    ("factor4", "adamw", "factor4", 128),
 ];
 
 #[test]
@@ -2009,7 +2132,7 @@ fn common_tensors_have_kernels_of_their_own() {
 }
 
 /// Shards whose rows follow each other in the global tensor: offset, shape, global shape.
-fn boxes_of_rows(block: i64, rank_one: bool) -> Vec<[Vec<i64>; 3]> {
+fn boxes_of_rows(block: i64, of_matrices: bool) -> Vec<[Vec<i64>; 3]> {
     let mut boxes = vec![
         // Rows: ragged, of whole blocks, of more than two axes.
         [vec![7, 0], vec![13, 257], vec![40, 257]],
@@ -2037,7 +2160,7 @@ fn boxes_of_rows(block: i64, rank_one: bool) -> Vec<[Vec<i64>; 3]> {
             vec![4, 11, 5 * block],
         ],
     ];
-    if !rank_one {
+    if !of_matrices {
         boxes.extend([
             // Flat, and rows that are merged until they hold a block.
             [vec![4096], vec![8197], vec![4096 + 8197]],
@@ -2059,7 +2182,7 @@ fn boxes_of_rows(block: i64, rank_one: bool) -> Vec<[Vec<i64>; 3]> {
 fn shards_of_rows_equal_the_reference_in_kernels_for_common_tensors() {
     let mut cases = Vec::new();
     for (name, optimizer, states, block) in COMMON {
-        let boxes = boxes_of_rows(block, ["rank1", "robust"].contains(&states));
+        let boxes = boxes_of_rows(block, ["rank1", "robust", "factor4"].contains(&states));
         let spec = preset(name);
         let draws = spec.m.as_ref().unwrap().rounding == Rounding::Stochastic;
         for (number, (param, weights, grad)) in FORMS.into_iter().enumerate() {
@@ -2093,8 +2216,9 @@ fn shards_of_rows_equal_the_reference_in_kernels_for_common_tensors() {
 #[test]
 fn shards_of_other_boxes_equal_the_reference_in_kernels_for_any_tensor() {
     let mut cases = Vec::new();
-    for (name, optimizer, ..) in COMMON {
+    for (name, optimizer, states, _) in COMMON {
         let any = match optimizer {
+            "adamw" if states == "factor4" => c"lowbit_k_adamw_factored",
             "adamw" => c"lowbit_k_adamw_any",
             "sgdm" => c"lowbit_k_sgdm",
             _ => c"lowbit_k_lion",

@@ -166,12 +166,13 @@ const fn symbol(text: &str) -> &CStr {
 }
 
 /// The kernels for common tensors.
-const COMMON: [[(&str, &CStr); FORMS.len()]; 7] = [
+const COMMON: [[(&str, &CStr); FORMS.len()]; 8] = [
     common!("adamw_block4", "adamw", "block4"),
     common!("adamw_f32", "adamw", "f32"),
     common!("adamw_block8", "adamw", "block8"),
     common!("sgdm", "sgdm", "block4"),
     common!("lion", "lion", "block4"),
+    common!("adamw_factor4", "adamw", "factor4"),
     common!("adamw_rank1", "adamw", "rank1"),
     common!("adamw_rank1_robust", "adamw", "robust"),
 ];
@@ -212,8 +213,9 @@ const ADAMW_F32: Kernel = Kernel(FORMS.len());
 const ADAMW_BLOCK8: Kernel = Kernel(2 * FORMS.len());
 const SGDM_BLOCK4: Kernel = Kernel(3 * FORMS.len());
 const LION_BLOCK4: Kernel = Kernel(4 * FORMS.len());
-const ADAMW_RANK1: Kernel = Kernel(5 * FORMS.len());
-const ADAMW_ROBUST: Kernel = Kernel(6 * FORMS.len());
+const ADAMW_FACTOR4: Kernel = Kernel(5 * FORMS.len());
+const ADAMW_RANK1: Kernel = Kernel(6 * FORMS.len());
+const ADAMW_ROBUST: Kernel = Kernel(7 * FORMS.len());
 
 /// Those of [`OTHERS`].
 pub(super) const FINISH: Kernel = Kernel(OTHER);
@@ -337,6 +339,14 @@ impl Kernel {
                 && state.quantizer == Quantizer::rank1(mapping)
                 && tensor.grid.lead.len() + 1 == info.shape.len()
         };
+        // Rows and columns of the means are those of the grid.
+        let factored = |state: usize| {
+            let lead = tensor.grid.lead.len();
+            let axes: Vec<_> = (0..info.shape.len()).collect();
+            let wanted = [&axes[..lead], &axes[lead..], &[]];
+            matches!(&tensor.states[state].format, Format::Factored(factors)
+                if factors.each_ref().map(|factor| factor.maxima.projection.axes()) == wanted)
+        };
         let first = match spec.optimizer {
             Optimizer::Adamw | Optimizer::Adam if in_f32() => ADAMW_F32,
             Optimizer::Adamw | Optimizer::Adam
@@ -348,6 +358,9 @@ impl Kernel {
                 if coded8(0, Mapping::De) && coded8(1, Mapping::De) =>
             {
                 ADAMW_BLOCK8
+            }
+            Optimizer::Adamw | Optimizer::Adam if drawn4(0, Mapping::Nf4) && factored(1) => {
+                ADAMW_FACTOR4
             }
             Optimizer::Adamw if coded4(0, Mapping::De) && rank_one(1, Mapping::Linear) => {
                 ADAMW_RANK1

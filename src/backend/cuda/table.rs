@@ -125,9 +125,12 @@ pub(super) fn build(
     };
     let mut lists = Lists::default();
     if let Some([any, collect]) = kernels {
-        let kernel_of = |tensor: &TensorPlan| match factored {
-            Some(kernels) if tensor.factored().is_some() => kernels.step,
-            _ => Kernel::of(spec, tensor, any),
+        let kernel_of = |tensor: &TensorPlan| {
+            let any = match factored {
+                Some(kernels) if tensor.factored().is_some() => kernels.step,
+                _ => any,
+            };
+            Kernel::of(spec, tensor, any)
         };
         let chosen: Vec<_> = tensors.iter().map(kernel_of).collect();
         let of = |wanted: &dyn Fn(usize) -> bool| -> Vec<usize> {
