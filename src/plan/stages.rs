@@ -59,7 +59,7 @@ pub(crate) struct Scratch {
 pub(super) const FACTOR_ALIGN: usize = 4;
 
 impl Scratch {
-    /// First bytes of the regions, all multiples of 16, and the end.
+    /// First bytes of the regions, all multiples of 8, of the factors of 16, and the end.
     pub(crate) fn offsets(&self) -> [usize; 6] {
         let mut at = 0;
         let sizes = [
@@ -69,11 +69,16 @@ impl Scratch {
             8 * self.update_sums,
             4 * self.fresh,
         ];
-        let starts = sizes.map(|size| {
+        let mut starts = sizes.map(|size| {
             let start = at;
-            at += size.next_multiple_of(16);
+            at += size.next_multiple_of(8);
             start
         });
+        if self.fresh > 0 {
+            let fresh = starts[4].next_multiple_of(4 * FACTOR_ALIGN);
+            at += fresh - starts[4];
+            starts[4] = fresh;
+        }
         [starts[0], starts[1], starts[2], starts[3], starts[4], at]
     }
 }
