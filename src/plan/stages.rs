@@ -61,24 +61,22 @@ pub(super) const FACTOR_ALIGN: usize = 4;
 impl Scratch {
     /// First bytes of the regions, all multiples of 8, of the factors of 16, and the end.
     pub(crate) fn offsets(&self) -> [usize; 6] {
-        let mut at = 0;
-        let sizes = [
-            4 * self.maxima,
-            8 * self.sums,
-            4 * self.update_maxima,
-            8 * self.update_sums,
-            4 * self.fresh,
+        let mut at = 0_usize;
+        let regions = [
+            (4 * self.maxima, 8),
+            (8 * self.sums, 8),
+            (4 * self.update_maxima, 8),
+            (8 * self.update_sums, 8),
+            (4 * self.fresh, 4 * FACTOR_ALIGN),
         ];
-        let mut starts = sizes.map(|size| {
+        let starts = regions.map(|(size, align)| {
+            if size > 0 {
+                at = at.next_multiple_of(align);
+            }
             let start = at;
             at += size.next_multiple_of(8);
             start
         });
-        if self.fresh > 0 {
-            let fresh = starts[4].next_multiple_of(4 * FACTOR_ALIGN);
-            at += fresh - starts[4];
-            starts[4] = fresh;
-        }
         [starts[0], starts[1], starts[2], starts[3], starts[4], at]
     }
 }

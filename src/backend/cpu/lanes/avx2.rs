@@ -10,7 +10,7 @@ use half::f16;
 use super::vector::ONE_AND_HALF_A_DRAW;
 use super::{CHUNK, Chunk, Lanes, Vector, random};
 use crate::numerics::{INF_BITS, NAN_BITS};
-use crate::quant::{Cells, Table};
+use crate::quant::Table;
 use crate::rng::Draws;
 
 /// For processors with AVX2, FMA and F16C.
@@ -546,21 +546,6 @@ impl Vector for __m256 {
     #[inline(always)]
     unsafe fn search<const OR_EQUAL: bool>(self, thresholds: &Levels) -> __m256i {
         thresholds.search::<OR_EQUAL>(self, None)
-    }
-
-    #[inline(always)]
-    unsafe fn cells(_: &Cells) -> Option<Infallible> {
-        None
-    }
-
-    #[inline(always)]
-    unsafe fn scale_cells(cells: Infallible, _: Self) -> Infallible {
-        match cells {}
-    }
-
-    #[inline(always)]
-    unsafe fn pick(self, _: Self, cells: Infallible) -> Self::Codes {
-        match cells {}
     }
 
     #[inline(always)]

@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-use super::vector::ONE_AND_HALF_A_DRAW;
+use super::vector::{CellTable, ONE_AND_HALF_A_DRAW};
 use super::{Avx2, CHUNK, Chunk, Lanes, Portable, Vector, random};
 use crate::numerics::{INF_BITS, Limbs, NAN_BITS, Unit};
 use crate::quant::{self, Cells};
@@ -364,11 +364,55 @@ fn select_of_256(codes: &[u8], values: &[f32; 256], out: &mut [f32]) {
     }
 }
 
-/// The cells of a table.
+/// The second operand's bits where the third has ones, the first's elsewhere.
+const SELECT: i32 = 0b1101_1000;
+
+/// The cells of a table in registers.
 #[derive(Clone, Copy)]
-pub(in crate::backend::cpu) struct CellTable {
+pub(in crate::backend::cpu) struct InCells {
     codes: [__m512i; 2],
     midpoints: [__m512; 2],
+}
+
+#[expect(
+    unsafe_op_in_unsafe_fn,
+    reason = "each function is a few instructions, which the caller's processor has"
+)]
+impl CellTable<__m512> for InCells {
+    #[inline(always)]
+    unsafe fn new(cells: &Cells) -> Option<Self> {
+        let [low, high] = &cells.codes;
+        Some(Self {
+            codes: [
+                _mm512_loadu_si512(low.as_ptr().cast()),
+                _mm512_loadu_si512(high.as_ptr().cast()),
+            ],
+            midpoints: [load(&cells.midpoints[0]), load(&cells.midpoints[1])],
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn scale(self, scale: __m512) -> Self {
+        let [low, high] = self.midpoints;
+        Self {
+            midpoints: [_mm512_mul_ps(low, scale), _mm512_mul_ps(high, scale)],
+            ..self
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn pick(self, x: __m512, factor: __m512) -> __m512i {
+        let u = _mm512_fmadd_ps(_mm512_abs_ps(x), factor, _mm512_set1_ps(Cells::OFFSET));
+        let magnitude = _mm512_srli_epi32::<21>(_mm512_castps_si512(u));
+        let sign = _mm512_srli_epi32::<27>(_mm512_castps_si512(x));
+        let cell = _mm512_ternarylogic_epi32::<SELECT>(magnitude, sign, _mm512_set1_epi32(16));
+        let [low, high] = self.codes;
+        let code = _mm512_permutex2var_epi32(low, cell, high);
+        let [low, high] = self.midpoints;
+        let midpoint = _mm512_permutex2var_ps(low, cell, high);
+        let above = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(x, midpoint);
+        _mm512_mask_add_epi32(code, above, code, _mm512_set1_epi32(hidden(&1)))
+    }
 }
 
 /// A binary search in registers: the thresholds that each of four comparisons chooses from, at the
@@ -540,7 +584,7 @@ impl Vector for __m512 {
     const ZEROS: [Self; 8] = [unsafe { std::mem::zeroed() }; 8];
     type Table = Table;
     type Thresholds = Levels;
-    type Cells = CellTable;
+    type Cells = InCells;
     type Codes = __m512i;
     type Packed = __m512i;
 
@@ -718,43 +762,6 @@ impl Vector for __m512 {
     }
 
     #[inline(always)]
-    unsafe fn cells(cells: &Cells) -> Option<CellTable> {
-        let [low, high] = &cells.codes;
-        Some(CellTable {
-            codes: [
-                _mm512_loadu_si512(low.as_ptr().cast()),
-                _mm512_loadu_si512(high.as_ptr().cast()),
-            ],
-            midpoints: [load(&cells.midpoints[0]), load(&cells.midpoints[1])],
-        })
-    }
-
-    #[inline(always)]
-    unsafe fn scale_cells(cells: CellTable, scale: Self) -> CellTable {
-        let [low, high] = cells.midpoints;
-        CellTable {
-            midpoints: [_mm512_mul_ps(low, scale), _mm512_mul_ps(high, scale)],
-            ..cells
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn pick(self, factor: Self, cells: CellTable) -> __m512i {
-        /// The second operand's bits where the third has ones, the first's elsewhere.
-        const SELECT: i32 = 0b1101_1000;
-        let u = _mm512_fmadd_ps(_mm512_abs_ps(self), factor, _mm512_set1_ps(Cells::OFFSET));
-        let magnitude = _mm512_srli_epi32::<21>(_mm512_castps_si512(u));
-        let sign = _mm512_srli_epi32::<27>(_mm512_castps_si512(self));
-        let cell = _mm512_ternarylogic_epi32::<SELECT>(magnitude, sign, _mm512_set1_epi32(16));
-        let [low, high] = cells.codes;
-        let code = _mm512_permutex2var_epi32(low, cell, high);
-        let [low, high] = cells.midpoints;
-        let midpoint = _mm512_permutex2var_ps(low, cell, high);
-        let above = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(self, midpoint);
-        _mm512_mask_add_epi32(code, above, code, _mm512_set1_epi32(hidden(&1)))
-    }
-
-    #[inline(always)]
     unsafe fn decide<const OR_EQUAL: bool>(
         self,
         q: Self,
@@ -800,15 +807,12 @@ impl Vector for __m512 {
 
     #[inline(always)]
     unsafe fn pack(packed: __m512i, codes: __m512i) -> __m512i {
-        /// The second operand's bits where the third has ones, the first's elsewhere.
-        const SELECT: i32 = 0b1101_1000;
         let packed = _mm512_slli_epi32::<4>(packed);
         _mm512_ternarylogic_epi32::<SELECT>(packed, codes, _mm512_set1_epi32(15))
     }
 
     #[inline(always)]
     unsafe fn store_packed(packed: __m512i, to: *mut u8) {
-        const SELECT: i32 = 0b1101_1000;
         /// Word by word of the result, where it is: a register's two bytes of each 128 bits.
         #[repr(align(64))]
         struct Order([u16; 32]);

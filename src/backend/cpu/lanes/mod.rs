@@ -21,7 +21,7 @@ pub(super) use avx2::Avx2;
 pub(super) use avx512::Avx512;
 pub(super) use bytes::{Decoder, Encoder};
 pub(super) use portable::Portable;
-pub(super) use vector::{PACKED, SHORT_OF_16, Vector, load, registers, store};
+pub(super) use vector::{CellTable, PACKED, SHORT_OF_16, Vector, load, registers, store};
 
 use std::ops::{Deref, DerefMut};
 

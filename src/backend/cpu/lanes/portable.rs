@@ -6,7 +6,7 @@ use std::convert::Infallible;
 
 use super::{CHUNK, Chunk, Lanes, PACKED, Vector, random};
 use crate::numerics::{INF_BITS, canonical, magnitude};
-use crate::quant::{Cells, Table, uniform};
+use crate::quant::{Table, uniform};
 use crate::rng::Draws;
 
 /// See the module's page.
@@ -326,21 +326,6 @@ impl Vector for [f32; 8] {
             }
         }
         counts.map(|count| count as u8)
-    }
-
-    #[inline(always)]
-    unsafe fn cells(_: &Cells) -> Option<Infallible> {
-        None
-    }
-
-    #[inline(always)]
-    unsafe fn scale_cells(cells: Infallible, _: Self) -> Infallible {
-        match cells {}
-    }
-
-    #[inline(always)]
-    unsafe fn pick(self, _: Self, cells: Infallible) -> Self::Codes {
-        match cells {}
     }
 
     #[inline(always)]

@@ -351,7 +351,7 @@ fn check_pick<V: Vector>(name: &str) {
     for mapping in [Mapping::De, Mapping::Nf4, Mapping::LinearWithZero] {
         let table = Table::of(mapping, 4, true, &[]).unwrap();
         // SAFETY: the caller's processor has the instructions.
-        let Some(cells) = (unsafe { V::cells(table.cells.as_ref().unwrap()) }) else {
+        let Some(cells) = (unsafe { V::Cells::new(table.cells.as_ref().unwrap()) }) else {
             continue;
         };
         checked = true;
@@ -363,9 +363,9 @@ fn check_pick<V: Vector>(name: &str) {
             let want = counts(&values, |x| passed.iter().filter(|t| x > **t).count());
             // SAFETY: as above.
             let got = unsafe {
-                let scaled = V::scale_cells(cells, V::splat(scale));
+                let scaled = cells.scale(V::splat(scale));
                 let factor = V::splat(Cells::FACTOR * (1.0 / scale));
-                packed_codes::<V>(&values, |x| x.pick(factor, scaled))
+                packed_codes::<V>(&values, |x| scaled.pick(x, factor))
             };
             assert_eq!(got, want, "{name} {mapping:?} {scale:e}");
         }

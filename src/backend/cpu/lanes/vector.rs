@@ -1,5 +1,7 @@
 //! Registers of f32, for the kernels that keep a chunk in them from load to store.
 
+use std::convert::Infallible;
+
 use super::{CHUNK, Chunk};
 use crate::quant::Cells;
 
@@ -21,8 +23,8 @@ pub(in crate::backend::cpu) trait Vector: Copy {
     /// What [`Vector::search`] needs of 15 thresholds, in whatever order it looks at them.
     type Thresholds: Copy;
 
-    /// What [`Vector::pick`] needs of a table's cells.
-    type Cells: Copy;
+    /// Cells in registers; [`Infallible`] where [`Vector::search`] is as fast.
+    type Cells: CellTable<Self>;
 
     /// An integer for each element.
     type Codes: Copy;
@@ -80,12 +82,6 @@ pub(in crate::backend::cpu) trait Vector: Copy {
     /// The number of thresholds that `self` is above, or reaches for `OR_EQUAL`; the sixteenth of the
     /// table is infinite.
     unsafe fn search<const OR_EQUAL: bool>(self, thresholds: &Self::Thresholds) -> Self::Codes;
-    /// `None` where [`Vector::search`] is as fast.
-    unsafe fn cells(cells: &Cells) -> Option<Self::Cells>;
-    /// Cells with every midpoint times a scale.
-    unsafe fn scale_cells(cells: Self::Cells, scale: Self) -> Self::Cells;
-    /// The codes under scaled cells, of numbers of at most the scale; `factor` is [`Cells::FACTOR`] by it.
-    unsafe fn pick(self, factor: Self, cells: Self::Cells) -> Self::Codes;
     /// `floor(q factor)`, which is from 0 to 15, where `self` is above the threshold of that index, or
     /// reaches it for `OR_EQUAL`, and one less where it does not. Thresholds are `below`, times `scale`
     /// if there is one. Where q is NaN the code is 0.
@@ -109,6 +105,36 @@ pub(in crate::backend::cpu) trait Vector: Copy {
     /// Stores each number without its fraction, plus `zero`, as a byte; 0 if that is negative. It is
     /// at most 255.
     unsafe fn store_bytes(self, zero: i32, to: *mut u8);
+}
+
+/// The cells of a table.
+///
+/// # Safety
+/// As for [`Vector`].
+pub(in crate::backend::cpu) trait CellTable<V: Vector>: Copy {
+    /// `None` if there is no such implementation.
+    unsafe fn new(cells: &Cells) -> Option<Self>;
+    /// With every midpoint times a scale.
+    unsafe fn scale(self, scale: V) -> Self;
+    /// The codes, under a scale, of numbers of at most it; `factor` is [`Cells::FACTOR`] by it.
+    unsafe fn pick(self, x: V, factor: V) -> V::Codes;
+}
+
+impl<V: Vector> CellTable<V> for Infallible {
+    #[inline(always)]
+    unsafe fn new(_: &Cells) -> Option<Self> {
+        None
+    }
+
+    #[inline(always)]
+    unsafe fn scale(self, _: V) -> Self {
+        self
+    }
+
+    #[inline(always)]
+    unsafe fn pick(self, _: V, _: V) -> V::Codes {
+        match self {}
+    }
 }
 
 /// Registers whose codes are stored together, as many as 32 bits have nibbles.

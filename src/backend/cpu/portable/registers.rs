@@ -12,7 +12,9 @@ use super::run::{Run, draws, load_run, store_run};
 use super::weights::{load_weights, store_weights};
 use super::{AHEAD, prefetch};
 use crate::backend::cpu::call::TensorCall;
-use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, PACKED, SHORT_OF_16, Vector, load, store};
+use crate::backend::cpu::lanes::{
+    CHUNK, CellTable, Chunk, Lanes, PACKED, SHORT_OF_16, Vector, load, store,
+};
 use crate::backend::cpu::reference::block_scale;
 use crate::dtype::Dtype;
 use crate::layout::{div_ceil, index};
@@ -373,7 +375,7 @@ impl<V: Vector> Row<V> {
                 midpoints: V::table(&midpoints),
                 below: V::table(&below),
                 cells: match &codes.table.cells {
-                    Some(cells) => V::cells(cells),
+                    Some(cells) => V::Cells::new(cells),
                     None => None,
                 },
             })
@@ -423,7 +425,7 @@ impl<V: Vector> Row<V> {
             for (i, values) in values.as_ref().chunks_exact(PACKED).enumerate() {
                 let mut packed = V::unpacked();
                 for x in values {
-                    packed = V::pack(packed, x.pick(factor, cells));
+                    packed = V::pack(packed, cells.pick(*x, factor));
                 }
                 V::store_packed(packed, codes.add(i * PACKED * V::WIDTH / 2));
             }
@@ -555,7 +557,7 @@ impl<L: Lanes> Moment<L> for Blocks<'_, L::Vector> {
                 && inverse > 0.0
                 && factor.is_finite()
             {
-                let cells = L::Vector::scale_cells(cells, scale_all);
+                let cells = cells.scale(scale_all);
                 let factor = L::Vector::splat(Cells::FACTOR * inverse);
                 Row::<L::Vector>::pick(values, factor, cells, codes);
             } else {
