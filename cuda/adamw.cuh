@@ -32,18 +32,37 @@ __device__ __forceinline__ bool step_moments(Quad& x, const Scalars& s) {
   return are_in_range(x.m, x.v);
 }
 
-// g becomes the update. L2: the decay was part of the gradient.
+// g becomes the update. L2: the decay was part of the gradient. Fast: all is in range.
+template <bool L2, bool FAST>
+__device__ __forceinline__ void step_updates_of(Quad& x, const Scalars& s) {
+#pragma unroll
+  for (int i = 0; i < EACH; ++i) {
+    const float decay = L2 ? 0.0f : __fmul_rn(s.lr_wd, x.p[i]);
+    x.g[i] = FAST ? update_in_range(x.m[i], x.v[i], decay, s) : update_of(x.m[i], x.v[i], decay, s);
+  }
+}
+
 template <bool L2>
 __device__ __forceinline__ void step_updates(Quad& x, bool fast, const Scalars& s) {
   if (fast) {
+    step_updates_of<L2, true>(x, s);
+  } else {
+    step_updates_of<L2, false>(x, s);
+  }
+}
+
+// The same of several, with one branch.
+template <bool L2, int PARTS>
+__device__ __forceinline__ void step_updates(Quad (&all)[PARTS], bool fast, const Scalars& s) {
+  if (fast) {
 #pragma unroll
-    for (int i = 0; i < EACH; ++i) {
-      x.g[i] = update_in_range(x.m[i], x.v[i], L2 ? 0.0f : __fmul_rn(s.lr_wd, x.p[i]), s);
+    for (Quad& x : all) {
+      step_updates_of<L2, true>(x, s);
     }
   } else {
 #pragma unroll
-    for (int i = 0; i < EACH; ++i) {
-      x.g[i] = update_of(x.m[i], x.v[i], L2 ? 0.0f : __fmul_rn(s.lr_wd, x.p[i]), s);
+    for (Quad& x : all) {
+      step_updates_of<L2, false>(x, s);
     }
   }
 }
@@ -77,12 +96,13 @@ struct AdamwOfFour {
     return step_moments(x, shared.scalars);
   }
 
-  __device__ static __forceinline__ void updates(Quad& x, bool coupled, bool fast,
+  template <int PARTS>
+  __device__ static __forceinline__ void updates(Quad (&all)[PARTS], bool coupled, bool fast,
                                                  const Scalars& s) {
     if (coupled) {
-      step_updates<true>(x, fast, s);
+      step_updates<true>(all, fast, s);
     } else {
-      step_updates<false>(x, fast, s);
+      step_updates<false>(all, fast, s);
     }
   }
 };

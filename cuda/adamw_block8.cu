@@ -19,8 +19,10 @@ namespace lowbit {
 
 struct Block8States {
   using Rule = AdamwOfFour;
+  using OfOneBlock = Block8States;
 
   static constexpr int PARTS = 2;
+  static constexpr int SHARING = 2;
   // Units on their way to shared memory while one is computed.
   static constexpr int MOST_AHEAD = 3;
   static constexpr int TABLES = 2 * sizeof(ByteTable);  // bytes of shared memory
@@ -61,13 +63,13 @@ struct Block8States {
         m_scales(pointer<float>(launch, tensor, tensor.state[0].buffer + 1)),
         v_scales(pointer<float>(launch, tensor, tensor.state[1].buffer + 1)) {}
 
-  // Units, and lanes, of a single row on.
-  __device__ __forceinline__ void advance(long long units, int lanes) {
-    const long long bytes = units * (PARTS * BLOCK) + lanes * EACH;
+  // Blocks, and lanes, of a single row on.
+  __device__ __forceinline__ void advance(long long blocks, int lanes) {
+    const long long bytes = blocks * (PARTS * BLOCK) + lanes * EACH;
     m_codes += bytes;
     v_codes += bytes;
-    m_scales += units;
-    v_scales += units;
+    m_scales += blocks;
+    v_scales += blocks;
   }
 
   __device__ __forceinline__ bool aligned() const {
@@ -82,28 +84,33 @@ struct Block8States {
   template <bool Wide>
   __device__ __forceinline__ Fetched fetch(const Place& place) const {
     return {load_bytes<Wide>(m_codes + place.element, place.count()),
-            load_bytes<Wide>(v_codes + place.element, place.count()), m_scales[place.unit],
-            v_scales[place.unit]};
+            load_bytes<Wide>(v_codes + place.element, place.count()), m_scales[place.block_at],
+            v_scales[place.block_at]};
   }
 
-  // The same of a part of a warp's block in shared memory: codes of m, of v, and both scales.
-  static constexpr int V_CODES = BLOCK;
-  static constexpr int SCALES = 2 * BLOCK;
+  // The same of a warp's block in shared memory: codes of m, of v, and both scales.
+  static constexpr int V_CODES = PARTS * BLOCK;
+  static constexpr int SCALES = 2 * V_CODES;
   static constexpr int STAGE = SCALES + 16;
 
   __device__ __forceinline__ void copy(SharedAddress to, const Place& place) const {
-    copy_async<EACH>(to + EACH * lane_index(), m_codes + place.element);
-    copy_async<EACH>(to + V_CODES + EACH * lane_index(), v_codes + place.element);
+#pragma unroll
+    for (int i = 0; i < PARTS; ++i) {
+      const SharedAddress own = to + i * BLOCK + EACH * lane_index();
+      copy_async<EACH>(own, m_codes + place.part(i).element);
+      copy_async<EACH>(own + V_CODES, v_codes + place.part(i).element);
+    }
     if (lane_index() < 2) {
       copy_async<4>(to + SCALES + 4 * lane_index(),
-                    (lane_index() == 0 ? m_scales : v_scales) + place.unit);
+                    (lane_index() == 0 ? m_scales : v_scales) + place.block_at);
     }
   }
 
-  __device__ static __forceinline__ Fetched fetch(SharedAddress from) {
+  __device__ static __forceinline__ Fetched fetch(SharedAddress from, int part) {
     Fetched fetched{};
-    load_shared(from + EACH * lane_index(), fetched.m_codes);
-    load_shared(from + V_CODES + EACH * lane_index(), fetched.v_codes);
+    const SharedAddress own = from + part * BLOCK + EACH * lane_index();
+    load_shared(own, fetched.m_codes);
+    load_shared(own + V_CODES, fetched.v_codes);
     load_shared(from + SCALES, fetched.m_scale);
     load_shared(from + SCALES + 4, fetched.v_scale);
     return fetched;
@@ -118,10 +125,24 @@ struct Block8States {
   using Scales = BlockScales;
 
   template <bool Wide, typename Draws>
-  __device__ __forceinline__ void store(const Place& place, const Quad& x, const Scales& scale,
-                                        bool, Draws) const {
-    store_bytes<Wide>(m_codes + place.element, place.count(), encode(0, *tables.m, x.m, scale.m));
-    store_bytes<Wide>(v_codes + place.element, place.count(), encode(1, *tables.v, x.v, scale.v));
+  __device__ __forceinline__ void store(const Place& place, const Quad (&all)[PARTS],
+                                        const Scales (&scale)[1], Staying staying, bool,
+                                        Draws) const {
+    if (staying.has(0)) {
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < PARTS; ++i) {
+      const Place part = place.part(i);
+      store_bytes<Wide>(m_codes + part.element, part.count(),
+                        encode(0, *tables.m, all[i].m, scale[0].m));
+      store_bytes<Wide>(v_codes + part.element, part.count(),
+                        encode(1, *tables.v, all[i].v, scale[0].v));
+    }
+    if (lane_index() == 0) {
+      m_scales[place.block_at] = scale[0].m;
+      v_scales[place.block_at] = scale[0].v;
+    }
   }
 
   __device__ __forceinline__ unsigned encode(int state, const ByteTable& table,
@@ -135,12 +156,6 @@ struct Block8States {
     return code[0] | code[1] << 8 | code[2] << 16 | code[3] << 24;
   }
 
-  __device__ __forceinline__ void store_scales(const Place& place, const Scales& scale) const {
-    if (lane_index() == 0) {
-      m_scales[place.unit] = scale.m;
-      v_scales[place.unit] = scale.v;
-    }
-  }
 };
 
 }  // namespace lowbit

@@ -17,7 +17,10 @@ namespace lowbit {
 struct F32States {
   using Rule = AdamwOfFour;
 
+  using OfOneBlock = F32States;
+
   static constexpr int PARTS = 1;
+  static constexpr int SHARING = 1;
   static constexpr int MOST_AHEAD = 0;
   // v may be infinite from before.
   static constexpr bool V_SHOWS_NON_FINITE = false;
@@ -40,10 +43,10 @@ struct F32States {
              reinterpret_cast<unsigned long long>(v_values)) & 15) == 0;
   }
 
-  // Units, and lanes, of a single row on.
-  __device__ __forceinline__ void advance(long long units, int lanes) {
-    m_values += units * BLOCK + lanes * EACH;
-    v_values += units * BLOCK + lanes * EACH;
+  // Blocks, and lanes, of a single row on.
+  __device__ __forceinline__ void advance(long long blocks, int lanes) {
+    m_values += blocks * BLOCK + lanes * EACH;
+    v_values += blocks * BLOCK + lanes * EACH;
   }
 
   struct Fetched {
@@ -67,13 +70,13 @@ struct F32States {
   };
 
   template <bool Wide, typename Draws>
-  __device__ __forceinline__ void store(const Place& place, const Quad& x, const Scales&,
-                                        bool, Draws) const {
-    lowbit::store<F32, Wide>(m_values, place.element, place.count(), x.m);
-    lowbit::store<F32, Wide>(v_values, place.element, place.count(), x.v);
+  __device__ __forceinline__ void store(const Place& place, const Quad (&all)[1],
+                                        const Scales (&)[1], Staying staying, bool, Draws) const {
+    if (!staying.has(0)) {
+      lowbit::store<F32, Wide>(m_values, place.element, place.count(), all[0].m);
+      lowbit::store<F32, Wide>(v_values, place.element, place.count(), all[0].v);
+    }
   }
-
-  __device__ __forceinline__ void store_scales(const Place&, const Scales&) const {}
 };
 
 }  // namespace lowbit

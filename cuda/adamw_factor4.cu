@@ -36,8 +36,9 @@ struct FactoredAdamwOfFour : AdamwOfFour {
   }
 };
 
-struct Factor4States : Momentum4States<FactoredAdamwOfFour> {
-  using Momentum = Momentum4States<FactoredAdamwOfFour>;
+struct Factor4States : Momentum4States<FactoredAdamwOfFour, 1> {
+  using Momentum = Momentum4States<FactoredAdamwOfFour, 1>;
+  using OfOneBlock = Factor4States;
 
   static constexpr bool GLOBAL = true;
 
@@ -89,8 +90,8 @@ struct Factor4States : Momentum4States<FactoredAdamwOfFour> {
     copy_async<16>(to + COLUMNS + 16 * lane_index(), columns + column(place));
   }
 
-  __device__ static __forceinline__ Fetched fetch(SharedAddress from) {
-    Fetched fetched{Momentum::fetch(from), 0.0f, {}};
+  __device__ static __forceinline__ Fetched fetch(SharedAddress from, int part) {
+    Fetched fetched{Momentum::fetch(from, part), 0.0f, {}};
     load_shared(from + ROW, fetched.row);
     load_shared(from + COLUMNS + 16 * lane_index(), fetched.columns);
     return fetched;

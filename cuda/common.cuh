@@ -4,19 +4,21 @@
 //   struct States {
 //     using Rule = ...;
 //     static constexpr int PARTS;       // of a unit
+//     static constexpr int SHARING;     // parts that share a scale: all of a unit, or one
+//     using OfOneBlock = ...;           // the same with units that are single blocks
 //     static constexpr int MOST_AHEAD;  // units on their way to shared memory; 0: read where they are
 //     static constexpr int TABLES;      // bytes of shared memory
 //     static constexpr bool V_SHOWS_NON_FINITE;  // the largest v is not finite where a gradient is not
 //     static constexpr bool GLOBAL;  // need statistics of the whole tensor, which is skipped as a whole
 //     static constexpr bool DRAWS;  // states are rounded at random
 //     struct Tables;   // what decodes and codes; `fill` is called by all threads
-//     struct Fetched;  // of a part, by `fetch` from memory, or after `copy` from shared memory
+//     struct Fetched;  // of a part, by `fetch` from memory, or after `copy` of a unit from shared memory
 //     void decode(const Fetched& from, float (&m)[EACH], float (&v)[EACH]) const;
-//     struct Scales;  // new ones of a unit, by `of`
-//     // Draws: gives those of four elements for a state, to all lanes together.
-//     void store<Wide>(const Place& place, const Quad& x, const Scales& scales, bool usual,
-//                      Draws draws) const;
-//     void store_scales(const Place& place, const Scales& scales) const;
+//     struct Scales;  // new ones of a block, by `of`
+//     // Of blocks that are not among those that stay. Draws: gives those of four elements of a part for
+//     // a state, to all lanes together.
+//     void store<Wide>(const Place& place, const Quad (&all)[PARTS], const Scales (&scales)[BLOCKS_OF],
+//                      Staying staying, bool usual, Draws draws) const;
 //   };
 //
 //   struct Rule {
@@ -29,13 +31,15 @@
 //     // The new moments; of g stays what `updates` needs. Returns whether the moments are in the range
 //     // of approx.cuh.
 //     static bool moments(Quad& x, const Shared& shared, int flags);
-//     // g becomes the update. Coupled: the decay was part of the gradient. Fast: all is in range.
-//     static void updates(Quad& x, bool coupled, bool fast, const Scalars& s);
+//     // g of all parts becomes the update. Coupled: the decay was part of the gradient. Fast: all is in
+//     // range.
+//     static void updates(Quad (&all)[PARTS], bool coupled, bool fast, const Scalars& s);
 //   };
 //
-// A unit of work is one block of at most PARTS x 128 elements of one row (`layout.rs`), done by one
-// warp: of each part lane l has the elements 4 l .. 4 l + 3. Full blocks of aligned tensors use wide
-// accesses.
+// A unit of work is PARTS x 128 elements, which one warp does at once: of each part lane l has the elements
+// 4 l .. 4 l + 3. A block, which has a scale (`layout.rs`), is a unit, or a part of one where warps do two
+// blocks at once, so that what a unit costs is shared by twice the elements, and one hides the other's
+// latencies. Full blocks of aligned tensors use wide accesses; all others are units by themselves.
 
 #pragma once
 
@@ -54,7 +58,7 @@ constexpr int EACH = BLOCK / LANES;  // and of a lane
 
 // The elements of one lane within one part of a unit.
 struct Place {
-  long long unit;     // also the index of its scale
+  long long block_at;  // its first block: the index of its scale
   long long element;  // first element
   long long byte;     // of its 4-bit codes
   int rest;           // elements of the row from the first one on, or less if none are missing
@@ -66,7 +70,7 @@ struct Place {
 
   // That of a part, given the first one's.
   __device__ __forceinline__ Place part(int index) const {
-    return {unit, element + index * BLOCK, byte + index * (BLOCK / 2), rest - index * BLOCK, row, block};
+    return {block_at, element + index * BLOCK, byte + index * (BLOCK / 2), rest - index * BLOCK, row, block};
   }
 };
 
@@ -230,11 +234,23 @@ struct Memory {
   }
 };
 
-// Elements of a unit.
+// Elements of a unit, and of a block; blocks of a unit.
 template <typename States>
 inline constexpr int UNIT = States::PARTS * BLOCK;
+template <typename States>
+inline constexpr int SCALED = States::SHARING * BLOCK;
+template <typename States>
+inline constexpr int BLOCKS_OF = States::PARTS / States::SHARING;
 
-// Where a warp's unit is in the grid of a tensor; unused, it takes no instructions.
+// Blocks of a unit that a gradient that is not finite leaves as they are: bits.
+struct Staying {
+  unsigned bits = 0;
+
+  __device__ __forceinline__ bool has(int block) const { return bits >> block & 1; }
+};
+
+// Where a warp's block, or the first of its unit, is in the grid of a tensor; unused, it takes no
+// instructions.
 template <typename States, bool USED>
 struct Position {
   unsigned row = 0;
@@ -242,15 +258,15 @@ struct Position {
   int left = 1;    // blocks that the row has here, from this one on
   int blocks = 1;  // and all of them
 
-  // Of a unit of a tensor whose rows are whole blocks, and may have been merged to one (`table.rs`).
-  __device__ __forceinline__ Position(const Tensor& t, long long unit) {
+  // Of a tensor whose rows are whole blocks, and may have been merged to one (`table.rs`).
+  __device__ __forceinline__ Position(const Tensor& t, long long at) {
     if (USED) {
       const long long columns = columns_of(t);
       // No device has memory for 2^31 of them.
-      blocks = columns == 0 ? 1 : static_cast<int>((columns + UNIT<States> - 1) / UNIT<States>);
-      const long long before = unit / blocks;
+      blocks = columns == 0 ? 1 : static_cast<int>((columns + SCALED<States> - 1) / SCALED<States>);
+      const long long before = at / blocks;
       row = static_cast<unsigned>(before);
-      block = static_cast<unsigned>(unit - before * blocks);
+      block = static_cast<unsigned>(at - before * blocks);
       left = blocks - static_cast<int>(block);
     }
   }
@@ -261,15 +277,15 @@ struct Position {
     Position there = *this;
     if (USED) {
       there.row += t.first_row;
-      there.block += static_cast<unsigned>(t.first_col / UNIT<States>);
+      there.block += static_cast<unsigned>(t.first_col / SCALED<States>);
     }
     return there;
   }
 
-  __device__ __forceinline__ void advance(int units) {
+  __device__ __forceinline__ void advance(int count) {
     if (USED) {
-      block += units;
-      left -= units;
+      block += count;
+      left -= count;
       if (left <= 0) {
         const int rows = 1 - left / blocks;
         row += rows;
@@ -281,9 +297,13 @@ struct Position {
 
   // All lanes of a warp call it together.
   __device__ __forceinline__ uint2 draws(const Stream& stream, unsigned purpose, int part) const {
-    const int col = part * BLOCK + EACH * lane_index();
-    const unsigned group = block * (UNIT<States> / Stream::GROUP) + col / Stream::GROUP;
-    return stream.draws_of_warp(purpose, row, group);
+    Position at = *this;
+    if (part >= States::SHARING) {
+      at.advance(part / States::SHARING);
+    }
+    const int col = part % States::SHARING * BLOCK + EACH * lane_index();
+    const unsigned group = at.block * (SCALED<States> / Stream::GROUP) + col / Stream::GROUP;
+    return stream.draws_of_warp(purpose, at.row, group);
   }
 
   __device__ static __forceinline__ long long columns_of(const Tensor& t) {
@@ -306,12 +326,16 @@ struct Fetched {
   typename States::Fetched states[States::PARTS];
 };
 
+// Zero updates for the blocks of a unit that stay as they are.
 template <typename P, typename States, typename G>
-__device__ __forceinline__ void keep_unit(const Memory<P, G>& memory, const Place& place) {
+__device__ __forceinline__ void keep_blocks(const Memory<P, G>& memory, const Place& place,
+                                            Staying staying) {
 #pragma unroll
   for (int i = 0; i < States::PARTS; ++i) {
-    const Place part = place.part(i);
-    keep<P>(memory.to, memory.updates, part.element, part.count());
+    if (staying.has(i / States::SHARING)) {
+      const Place part = place.part(i);
+      keep<P>(memory.to, memory.updates, part.element, part.count());
+    }
   }
 }
 
@@ -329,6 +353,33 @@ __device__ __forceinline__ Fetched<P, G, States> fetch_unit(const States& states
   return fetched;
 }
 
+// The blocks of a unit with a gradient that is not finite, whose squares, or v, have such maxima.
+template <typename P, typename G, typename States, bool Wide>
+__device__ __forceinline__ Staying find_non_finite(const Memory<P, G>& memory, const Place& place,
+                                                   const unsigned (&maxima)[BLOCKS_OF<States>],
+                                                   const Scalars& s) {
+  Staying staying;
+#pragma unroll
+  for (int block = 0; block < BLOCKS_OF<States>; ++block) {
+    bool bad = maxima[block] >= INF_BITS;
+    if (States::V_SHOWS_NON_FINITE && bad) {
+      // A gradient whose square is not finite makes v so, which may have been so before.
+      bad = false;
+      for (int i = 0; i < States::SHARING; ++i) {
+        const Place at = place.part(block * States::SHARING + i);
+        float g[EACH];
+        load<G, Wide>(memory.grad, at.element, at.count(), g);
+        for (int k = 0; k < EACH; ++k) {
+          bad = bad || non_finite(scale_gradient(g[k], s));
+        }
+      }
+      bad = __any_sync(ALL_LANES, bad) != 0;
+    }
+    staying.bits |= bad ? 1u << block : 0u;
+  }
+  return staying;
+}
+
 template <typename P, typename G, typename States, bool Wide>
 __device__ __forceinline__ void step_unit(const Launch& launch, const Shared& shared,
                                           const States& states, const Memory<P, G>& memory,
@@ -337,13 +388,15 @@ __device__ __forceinline__ void step_unit(const Launch& launch, const Shared& sh
                                           const Drawing<P, States>& position, bool in_range,
                                           bool skip_blocks) {
   using Rule = typename States::Rule;
+  constexpr int BLOCKS = BLOCKS_OF<States>;
   const Scalars& s = shared.scalars;
   // Coupled decay is part of the gradient, and may hide that that is not finite.
   const bool coupled = s.l2 != 0.0f;
   Quad all[States::PARTS];
-  Largest largest{0.0f, 0.0f};
-  float largest_square = 0.0f;
-  bool bad = false, usual = true;
+  Largest largest[BLOCKS] = {};
+  float largest_square[BLOCKS] = {};
+  Staying staying;
+  bool usual = true;
 #pragma unroll
   for (int part = 0; part < States::PARTS; ++part) {
     Quad& x = all[part];
@@ -352,75 +405,103 @@ __device__ __forceinline__ void step_unit(const Launch& launch, const Shared& sh
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {
       x.g[i] = scale_gradient(x.g[i], s);  // R1
-      if (!States::V_SHOWS_NON_FINITE) {
-        largest_square = max_nan(largest_square, __fmul_rn(x.g[i], x.g[i]));
-      }
     }
-    if (coupled) {
+  }
+  if (!States::V_SHOWS_NON_FINITE) {
+#pragma unroll
+    for (int part = 0; part < States::PARTS; ++part) {
+      float& most = largest_square[part / States::SHARING];
 #pragma unroll
       for (int i = 0; i < EACH; ++i) {
-        bad = bad || non_finite(x.g[i]);
+        most = max_nan(most, __fmul_rn(all[part].g[i], all[part].g[i]));
       }
-      Rule::couple(x, s);
     }
-    usual = Rule::moments(x, shared, launch.flags) && usual;
-    raise_largest<Wide>(largest, x, place.part(part).count());
   }
-  const bool fast =
-      usual && in_range && largest.m <= LARGEST_MOMENT && largest.v <= LARGEST_MOMENT;
-  unsigned v_maximum = 0;
-  if constexpr (States::V_SHOWS_NON_FINITE) {
-    v_maximum = warp_max(__float_as_uint(largest.v));
+  if (coupled) {
+#pragma unroll
+    for (int part = 0; part < States::PARTS; ++part) {
+#pragma unroll
+      for (int i = 0; i < EACH; ++i) {
+        staying.bits |= non_finite(all[part].g[i]) ? 1u << part / States::SHARING : 0u;
+      }
+      Rule::couple(all[part], s);
+    }
+  }
+#pragma unroll
+  for (int part = 0; part < States::PARTS; ++part) {
+    usual = Rule::moments(all[part], shared, launch.flags) & usual;
+    raise_largest<Wide>(largest[part / States::SHARING], all[part], place.part(part).count());
+  }
+  bool fast = usual & in_range;
+  unsigned v_maxima[BLOCKS] = {};
+#pragma unroll
+  for (int block = 0; block < BLOCKS; ++block) {
+    fast = fast & (largest[block].m <= LARGEST_MOMENT) & (largest[block].v <= LARGEST_MOMENT);
+    if constexpr (States::V_SHOWS_NON_FINITE) {
+      v_maxima[block] = warp_max(__float_as_uint(largest[block].v));
+    }
   }
   if (skip_blocks) {
-    if (!States::V_SHOWS_NON_FINITE) {
-      bad = __any_sync(ALL_LANES, magnitude(largest_square) >= INF_BITS) != 0;
-    } else if (coupled) {
-      bad = __any_sync(ALL_LANES, bad) != 0;
-    } else if (v_maximum >= INF_BITS) {
-      // A gradient whose square is not finite makes v so, which may have been so before.
-      for (int part = 0; part < States::PARTS; ++part) {
-        const Place at = place.part(part);
-        float g[EACH];
-        load<G, Wide>(memory.grad, at.element, at.count(), g);
-        for (int i = 0; i < EACH; ++i) {
-          bad = bad || non_finite(scale_gradient(g[i], s));
-        }
+    if (States::V_SHOWS_NON_FINITE && coupled) {
+      Staying of_lane = staying;
+      staying.bits = 0;
+#pragma unroll
+      for (int block = 0; block < BLOCKS; ++block) {
+        staying.bits |= __any_sync(ALL_LANES, of_lane.has(block)) != 0 ? 1u << block : 0u;
       }
-      bad = __any_sync(ALL_LANES, bad) != 0;
+    } else {
+      unsigned maxima[BLOCKS], most = 0;
+#pragma unroll
+      for (int block = 0; block < BLOCKS; ++block) {
+        maxima[block] = States::V_SHOWS_NON_FINITE
+                            ? v_maxima[block]
+                            : warp_max(magnitude(largest_square[block]));
+        most = maxima[block] > most ? maxima[block] : most;
+      }
+      staying.bits = 0;
+      if (most >= INF_BITS) {
+        staying = find_non_finite<P, G, States, Wide>(memory, place, maxima, s);
+      }
     }
-    if (bad) {
+    if (staying.bits != 0) {
       if (lane_index() == 0 && launch.skipped != nullptr) {
-        atomicAdd(launch.skipped, 1ull);
+        atomicAdd(launch.skipped, static_cast<unsigned long long>(__popc(staying.bits)));
       }
-      keep_unit<P, States>(memory, place);
-      return;
+      keep_blocks<P, States>(memory, place, staying);
     }
+  } else {
+    staying.bits = 0;
   }
-  const auto scales = States::Scales::of(largest.m, v_maximum);
+  typename States::Scales scales[BLOCKS];
+#pragma unroll
+  for (int block = 0; block < BLOCKS; ++block) {
+    scales[block] = States::Scales::of(largest[block].m, v_maxima[block]);
+  }
+  Rule::updates(all, coupled, fast, s);
+  const auto draws = [&](unsigned purpose, int part) {
+    return position.draws(stream_of(launch, shared), purpose, part);
+  };
 #pragma unroll
   for (int part = 0; part < States::PARTS; ++part) {
     Quad& x = all[part];
     const Place at = place.part(part);
-    Rule::updates(x, coupled, fast, s);
     if (!memory.updates) {
 #pragma unroll
       for (int i = 0; i < EACH; ++i) {
         x.g[i] = __fadd_rn(x.p[i], x.g[i]);  // R8
       }
     }
-    const auto draws = [&](unsigned purpose) {
-      return position.draws(stream_of(launch, shared), purpose, part);
-    };
-    memory.template store_params<Wide>(at.element, at.count(), x.g,
-                                       [&] { return draws(WEIGHT_DRAW); });
-    states.template store<Wide>(at, x, scales, usual,
-                                [&](int state) { return draws(STATE_DRAW + state); });
+    if (!staying.has(part / States::SHARING)) {
+      memory.template store_params<Wide>(at.element, at.count(), x.g,
+                                         [&] { return draws(WEIGHT_DRAW, part); });
+    }
   }
-  states.store_scales(place, scales);
+  states.template store<Wide>(place, all, scales, staying, usual, [&](int state, int part) {
+    return draws(STATE_DRAW + state, part);
+  });
 }
 
-// The units `first` .. `end` - 1 of any tensor.
+// The blocks `first` .. `end` - 1 of any tensor.
 template <typename P, typename G, typename States>
 __device__ __forceinline__ void step_ragged(const Launch& launch, const Shared& shared,
                                             const typename States::Tables& tables,
@@ -430,24 +511,24 @@ __device__ __forceinline__ void step_ragged(const Launch& launch, const Shared& 
   const Memory<P, G> memory(launch, t);
   const States states(launch, shared, tables);
 #pragma unroll 1
-  for (long long unit = first + warp_index(); unit < end; unit += WARPS) {
-    const long long row = unit / t.units, block = unit - row * t.units;
+  for (long long at = first + warp_index(); at < end; at += WARPS) {
+    const long long row = at / t.units, block = at - row * t.units;
     const long long col = block * UNIT<States> + EACH * lane_index();
     const long long rest = t.cols - col;
-    const Position<States, true> here(t, unit);
+    const Position<States, true> here(t, at);
     Place place;
-    place.unit = unit;
+    place.block_at = at;
     place.element = row * t.cols + col;
     place.byte = row * ((t.cols + 1) / 2) + col / 2;
     place.rest = rest < UNIT<States> ? static_cast<int>(rest) : UNIT<States>;
     place.row = here.row;
     place.block = here.block;
     if (shared.skip) {
-      keep_unit<P, States>(memory, place);
+      keep_blocks<P, States>(memory, place, Staying{1});
     } else {
       step_unit<P, G, States, false>(launch, shared, states, memory, place,
                                      fetch_unit<false>(states, memory, place),
-                                     Drawing<P, States>(t, unit).in_global(t), in_range,
+                                     Drawing<P, States>(t, at).in_global(t), in_range,
                                      skip_blocks);
     }
   }
@@ -460,25 +541,27 @@ __device__ constexpr int units_ahead() {
     return 0;
   } else {
     constexpr int ROOM = (SHARED_MEMORY - States::TABLES - sizeof(Shared)) / WARPS;
-    constexpr int UNITS = ROOM / (States::PARTS * (Memory<P, G>::STAGE + States::STAGE));
+    constexpr int UNITS = ROOM / (States::PARTS * Memory<P, G>::STAGE + States::STAGE);
     static_assert(UNITS > 0, "a thread block has no room for the units at hand");
     return UNITS > States::MOST_AHEAD ? States::MOST_AHEAD : UNITS - 1;
   }
 }
 
-// `count` full units, every WARPS-th from `first` on; pointers are those of the lane's first element.
+// `count` full units, every WARPS-th from that of block `first` on; pointers are those of the lane's first
+// element.
 template <typename P, typename G, typename States>
 __device__ __forceinline__ void step_full(const Launch& launch, const Shared& shared, States states,
                                           Memory<P, G> memory, long long first, int count,
                                           bool in_range, bool skip_blocks) {
+  constexpr int BLOCKS = BLOCKS_OF<States>;
   const Tensor& t = shared.tensor;
   Drawing<P, States> position = Drawing<P, States>(t, first).in_global(t);
   // The unit that is fetched next, so many units from the pointers.
   Position<States, true> next(t, first);
   const auto place_of_next = [&](int units) {
     const int elements = units * UNIT<States>;
-    const Place place{units, elements, elements / 2, UNIT<States>, next.row, next.block};
-    next.advance(WARPS);
+    const Place place{units * BLOCKS, elements, elements / 2, UNIT<States>, next.row, next.block};
+    next.advance(WARPS * BLOCKS);
     return place;
   };
   const Place at_hand{0, 0, 0, UNIT<States>, 0, 0};
@@ -486,8 +569,8 @@ __device__ __forceinline__ void step_full(const Launch& launch, const Shared& sh
     step_unit<P, G, States, true>(launch, shared, states, memory, at_hand, fetched, position,
                                   in_range, skip_blocks);
     memory.advance(WARPS * UNIT<States>);
-    states.advance(WARPS, 0);
-    position.advance(WARPS);
+    states.advance(WARPS * BLOCKS, 0);
+    position.advance(WARPS * BLOCKS);
   };
   constexpr int AHEAD = units_ahead<P, G, States>();
   if constexpr (AHEAD == 0) {
@@ -496,25 +579,24 @@ __device__ __forceinline__ void step_full(const Launch& launch, const Shared& sh
       step(fetch_unit<true>(states, memory, place_of_next(0)));
     }
   } else {
-    constexpr int NUMBERS = Memory<P, G>::STAGE, PART = NUMBERS + States::STAGE;
-    __shared__ Ring<AHEAD, States::PARTS * PART> rings[WARPS];
+    constexpr int NUMBERS = Memory<P, G>::STAGE, STATES = States::PARTS * NUMBERS;
+    __shared__ Ring<AHEAD, STATES + States::STAGE> rings[WARPS];
     pipeline(
         rings[warp_index()], count,
         [&](SharedAddress to, int ahead) {
           const Place place = place_of_next(ahead * WARPS);
 #pragma unroll
           for (int i = 0; i < States::PARTS; ++i) {
-            const Place part = place.part(i);
-            memory.copy(to + i * PART, part.element);
-            states.copy(to + i * PART + NUMBERS, part);
+            memory.copy(to + i * NUMBERS, place.part(i).element);
           }
+          states.copy(to + STATES, place);
         },
         [&](SharedAddress from) {
           Fetched<P, G, States> fetched{};
 #pragma unroll
           for (int i = 0; i < States::PARTS; ++i) {
-            fetched.numbers[i] = memory.fetch(from + i * PART);
-            fetched.states[i] = states.fetch(from + i * PART + NUMBERS);
+            fetched.numbers[i] = memory.fetch(from + i * NUMBERS);
+            fetched.states[i] = states.fetch(from + STATES, i);
           }
           step(fetched);
         });
@@ -527,9 +609,10 @@ __device__ __forceinline__ void step_tensors(const Launch& launch) {
   WalkerOf<States::Rule::scalars, States::Rule::complete> walker(launch, shared);
   typename States::Tables tables;
   bool first_task = true;
+  Share share(launch);
 #pragma unroll 1
-  for (long long task = blockIdx.x; task < launch.tasks; task += gridDim.x) {
-    const Task at = walker.enter(task);
+  while (share.begin < share.end) {
+    const Task at = walker.enter(share.begin);
     walker.count_skipped(at);
     const Tensor& t = shared.tensor;
     if (first_task) {
@@ -539,23 +622,29 @@ __device__ __forceinline__ void step_tensors(const Launch& launch) {
     }
     const bool in_range = States::Rule::in_range(shared.scalars);
     const bool skip_blocks = !States::GLOBAL && (launch.flags & SKIP_BLOCKS) != 0;
-    const int count = units_per_task(UNIT<States>);
-    const long long first = at.index * count;
+    // In blocks.
+    const int per_task = units_per_task(SCALED<States>);
+    const long long first = at.index * per_task;
     const long long left = t.rows * t.units - first;
-    const int here = left < count ? static_cast<int>(left) : count;
+    const long long most = share.take(walker.end_of_segment()) * per_task;
+    const long long here = left < most ? left : most;
     // From here on pointers are those of the lane.
     Memory<P, G> memory(launch, t);
     States states(launch, shared, tables);
     // A tensor whose rows are whole blocks is a single row here (`table.rs`).
     const bool wide = t.rows == 1 && !shared.skip && states.aligned() && memory.aligned();
-    const long long elements = t.cols - first * UNIT<States>;
-    const int full = !wide ? 0 : elements < here * UNIT<States> ? here - 1 : here;
-    memory.advance((first + warp_index()) * UNIT<States> + EACH * lane_index());
-    states.advance(first + warp_index(), lane_index());
-    const int of_warp = (full - warp_index() + WARPS - 1) / WARPS;
-    step_full(launch, shared, states, memory, first + warp_index(), of_warp, in_range, skip_blocks);
-    step_ragged<P, G, States>(launch, shared, tables, first + full, first + here, in_range,
-                              skip_blocks);
+    const long long elements = t.cols - first * SCALED<States>;
+    const long long full = !wide ? 0 : elements < here * SCALED<States> ? here - 1 : here;
+    // No device has memory for 2^31 of them.
+    const int units = static_cast<int>(full / BLOCKS_OF<States>);
+    const long long own = first + warp_index() * BLOCKS_OF<States>;
+    memory.advance(own * SCALED<States> + EACH * lane_index());
+    states.advance(own, lane_index());
+    step_full(launch, shared, states, memory, own, (units - warp_index() + WARPS - 1) / WARPS,
+              in_range, skip_blocks);
+    step_ragged<P, G, typename States::OfOneBlock>(
+        launch, shared, tables, first + units * BLOCKS_OF<States>, first + here, in_range,
+        skip_blocks);
   }
 }
 

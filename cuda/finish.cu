@@ -9,24 +9,42 @@
 
 namespace lowbit {
 
-// Brings `count` new maxima, of which the first is the statistic `word`, into a buffer.
+// Words that a thread reads before it writes any: a task is as long as it waits for them.
+constexpr int AT_ONCE = 8;
+
+// Writes `count` words that `read` gives.
+template <typename Read>
+__device__ inline void bring(unsigned* to, long long count, Read read) {
+  for (long long first = threadIdx.x; first < count; first += AT_ONCE * THREADS) {
+    unsigned words[AT_ONCE];
+#pragma unroll
+    for (int k = 0; k < AT_ONCE; ++k) {
+      words[k] = first + k * THREADS < count ? read(first + k * THREADS) : 0;
+    }
+#pragma unroll
+    for (int k = 0; k < AT_ONCE; ++k) {
+      if (first + k * THREADS < count) {
+        to[first + k * THREADS] = words[k];
+      }
+    }
+  }
+}
+
+// Brings `count` new maxima, of which each is the statistic `word` of its number, into a buffer.
 template <typename Word>
 __device__ inline void finish_maxima(const Launch& launch, unsigned* to, long long count,
                                      Word word) {
-  for (long long i = threadIdx.x; i < count; i += THREADS) {
-    to[i] = canonical_magnitude(static_cast<unsigned>(launch.statistics[word(i)]));
-  }
+  bring(to, count, [&](long long i) {
+    return canonical_magnitude(static_cast<unsigned>(launch.statistics[word(i)]));
+  });
 }
 
 __device__ inline void finish_factors(const Launch& launch, const Tensor& t, const State& state) {
   const Factor* factors = in_table<Factor>(launch, state.codebook);
   for (int f = 0; f < FACTOR_COUNT; ++f) {
-    float* to = pointer<float>(launch, t, state.buffer + f);
     const float* from = launch.fresh + factors[f].fresh;
-    const long long extent = factor_extent(t, factors[f]);
-    for (long long i = threadIdx.x; i < extent; i += THREADS) {
-      to[i] = from[i];
-    }
+    bring(pointer<unsigned>(launch, t, state.buffer + f), factor_extent(t, factors[f]),
+          [&](long long i) { return __float_as_uint(from[i]); });
   }
 }
 

@@ -48,14 +48,26 @@ struct OfFour {
   }
 
   // `moments` has put it there.
-  __device__ static __forceinline__ void updates(Quad&, bool, bool, const Scalars&) {}
+  template <int PARTS>
+  __device__ static __forceinline__ void updates(Quad (&)[PARTS], bool, bool, const Scalars&) {}
 };
 
-template <typename RuleOfFour>
+struct Momentum4Tables {
+  Nf4Table m;
+
+  __device__ __forceinline__ void fill(const Launch& launch, const Tensor& t) {
+    m.fill(*in_table<Codebook>(launch, t.state[0].codebook));
+  }
+};
+
+template <typename RuleOfFour, int BLOCKS>
 struct Momentum4States {
   using Rule = RuleOfFour;
+  using OfOneBlock = Momentum4States<Rule, 1>;
+  using Tables = Momentum4Tables;
 
-  static constexpr int PARTS = 1;
+  static constexpr int PARTS = BLOCKS;
+  static constexpr int SHARING = 1;
   // Units on their way to shared memory while one is computed.
   static constexpr int MOST_AHEAD = 3;
   static constexpr int TABLES = 0;  // bytes of shared memory
@@ -63,14 +75,6 @@ struct Momentum4States {
   static constexpr bool V_SHOWS_NON_FINITE = false;
   static constexpr bool GLOBAL = false;
   static constexpr bool DRAWS = true;
-
-  struct Tables {
-    Nf4Table m;
-
-    __device__ __forceinline__ void fill(const Launch& launch, const Tensor& t) {
-      m.fill(*in_table<Codebook>(launch, t.state[0].codebook));
-    }
-  };
 
   const Launch& launch;
   const Tensor& tensor;
@@ -86,10 +90,10 @@ struct Momentum4States {
         codes(pointer<unsigned char>(launch, tensor, tensor.state[0].buffer)),
         scales(pointer<float>(launch, tensor, tensor.state[0].buffer + 1)) {}
 
-  // Units, and lanes, of a single row on.
-  __device__ __forceinline__ void advance(long long units, int lanes) {
-    codes += units * (BLOCK / 2) + lanes * (EACH / 2);
-    scales += units;
+  // Blocks, and lanes, of a single row on.
+  __device__ __forceinline__ void advance(long long blocks, int lanes) {
+    codes += blocks * (BLOCK / 2) + lanes * (EACH / 2);
+    scales += blocks;
   }
 
   __device__ __forceinline__ bool aligned() const { return is_aligned(codes, 4); }
@@ -101,22 +105,23 @@ struct Momentum4States {
 
   template <bool Wide>
   __device__ __forceinline__ Fetched fetch(const Place& place) const {
-    return {load_nibbles<Wide>(codes + place.byte, place.count()), scales[place.unit]};
+    return {load_nibbles<Wide>(codes + place.byte, place.count()), scales[place.block_at]};
   }
 
-  // The same of a warp's block in shared memory: codes and scale.
-  static constexpr int STAGE = NIBBLES + 16;
+  // The same of a warp's unit in shared memory: codes and scales.
+  static constexpr int SCALES = PARTS * NIBBLES;
+  static constexpr int STAGE = SCALES + 16;
 
   __device__ __forceinline__ void copy(SharedAddress to, const Place& place) const {
-    copy_nibbles(to, codes + place.byte);
-    if (lane_index() == 0) {
-      copy_async<4>(to + NIBBLES, scales + place.unit);
+    copy_nibbles<PARTS>(to, codes + place.byte);
+    if (lane_index() < PARTS) {
+      copy_async<4>(to + SCALES + 4 * lane_index(), scales + place.block_at + lane_index());
     }
   }
 
-  __device__ static __forceinline__ Fetched fetch(SharedAddress from) {
-    Fetched fetched{own_nibbles(from), 0.0f};
-    load_shared(from + NIBBLES, fetched.scale);
+  __device__ static __forceinline__ Fetched fetch(SharedAddress from, int part) {
+    Fetched fetched{own_nibbles(from + part * NIBBLES), 0.0f};
+    load_shared(from + SCALES + 4 * part, fetched.scale);
     return fetched;
   }
 
@@ -138,23 +143,45 @@ struct Momentum4States {
   };
 
   template <bool Wide, typename Draws>
-  __device__ __forceinline__ void store(const Place& place, const Quad& x, const Scales& scale,
-                                        bool, Draws draws) const {
-    const unsigned code =
-        tables.m.encode(x.m, scale.m, *in_table<Codebook>(launch, tensor.state[0].codebook),
-                        [&] { return draws(0); });
-    store_nibbles<Wide>(codes + place.byte, place.count(), code);
-  }
-
-  __device__ __forceinline__ void store_scales(const Place& place, const Scales& scale) const {
-    if (lane_index() == 0) {
-      scales[place.unit] = scale.m;
+  __device__ __forceinline__ void store(const Place& place, const Quad (&all)[PARTS],
+                                        const Scales (&scale)[PARTS], Staying staying, bool,
+                                        Draws draws) const {
+    uint2 drawn[PARTS];
+    unsigned code[PARTS];
+    bool usual = true;
+#pragma unroll
+    for (int i = 0; i < PARTS; ++i) {
+      drawn[i] = draws(0, i);
+      code[i] = tables.m.encode(all[i].m, scale[i].m, drawn[i]);
+      usual = usual & is_usual_scale(scale[i].m);
+    }
+    if (!usual) {
+      const Codebook& book = *in_table<Codebook>(launch, tensor.state[0].codebook);
+#pragma unroll
+      for (int i = 0; i < PARTS; ++i) {
+        code[i] = stochastic_nibbles(all[i].m, scale[i].m, book, drawn[i]);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < PARTS; ++i) {
+      if (!staying.has(i)) {
+        const Place part = place.part(i);
+        store_nibbles<Wide>(codes + part.byte, part.count(), code[i]);
+      }
+    }
+    const int block = lane_index();
+    if (block < PARTS && !staying.has(block)) {
+      scales[place.block_at + block] = block == 0 ? scale[0].m : scale[PARTS - 1].m;
     }
   }
 };
+
+// Of a rule for one element.
+template <typename One>
+using PairsOfBlocks = Momentum4States<OfFour<One>, 2>;
 
 }  // namespace lowbit
 
 // The kernels for common tensors of an optimizer with such a state.
 #define LOWBIT_MOMENTUM4(RULE, OPTIMIZER) \
-  LOWBIT_COMMON_KERNELS(OPTIMIZER, block4, step_tensors, lowbit::Momentum4States<lowbit::OfFour<RULE>>, 3, 2)
+  LOWBIT_COMMON_KERNELS(OPTIMIZER, block4, step_tensors, lowbit::PairsOfBlocks<RULE>, 2, 2)

@@ -337,11 +337,14 @@ __device__ __forceinline__ void store_nibbles(unsigned char* at, int count, unsi
 }
 
 // The codes of a warp's block in shared memory, NIBBLES bytes of them: copied four bytes at a time, those of two
-// lanes, and a lane's own.
+// lanes, and a lane's own. Of two blocks behind each other, `own` is the lane's of the first.
 constexpr int NIBBLES = 64;
 
+template <int BLOCKS = 1>
 __device__ __forceinline__ void copy_nibbles(SharedAddress to, const unsigned char* own) {
-  if (lane_index() % 2 == 0) {
+  if constexpr (BLOCKS == 2) {
+    copy_async<4>(to + 4 * lane_index(), own + 2 * lane_index());
+  } else if (lane_index() % 2 == 0) {
     copy_async<4>(to + 2 * lane_index(), own);
   }
 }

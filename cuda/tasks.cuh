@@ -73,6 +73,26 @@ __device__ inline bool skips_all(const Launch& launch) {
   return __syncthreads_or(any) != 0;
 }
 
+// The tasks of a thread block that takes consecutive ones, so that it has those of a tensor as one piece:
+// as many as any other, give or take one.
+struct Share {
+  long long begin;  // the next
+  long long end;
+
+  __device__ __forceinline__ explicit Share(const Launch& launch) {
+    const long long each = launch.tasks / gridDim.x, more = launch.tasks - each * gridDim.x;
+    begin = blockIdx.x * each + (blockIdx.x < more ? blockIdx.x : more);
+    end = begin + each + (blockIdx.x < more ? 1 : 0);
+  }
+
+  // Takes those before task `limit`, of which there is one at least; their number.
+  __device__ __forceinline__ long long take(long long limit) {
+    const long long from = begin;
+    begin = limit < end ? limit : end;
+    return begin - from;
+  }
+};
+
 // The scalars of a group whose hyper-parameters lie in device memory.
 using ScalarsOf = Scalars(const Launch& launch, const float* hyper, int step);
 
@@ -116,6 +136,9 @@ struct WalkerOf {
     }
     return Task{segment->kind, task - segment->first};
   }
+
+  // The first task that is not of the tensor at hand.
+  __device__ __forceinline__ long long end_of_segment() const { return segment[1].first; }
 
   __device__ inline void load_tensor() {
     const Tensor* from = in_table<Tensor>(launch, launch.tensors) + segment->tensor;

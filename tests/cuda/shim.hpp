@@ -376,6 +376,7 @@ inline float __fdiv_rn(float a, float b) { return shim::as_gpu(a / b); }
 inline float __fsqrt_rn(float a) { return shim::as_gpu(std::sqrt(a)); }
 inline float __fmaf_rn(float a, float b, float c) { return shim::as_gpu(std::fma(a, b, c)); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
 // The four bytes that the nibbles of `selector` name, of x (0 to 3) and y (4 to 7).
 inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
   const uint64_t bytes = static_cast<uint64_t>(y) << 32 | x;
