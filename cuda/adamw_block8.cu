@@ -13,7 +13,6 @@
 
 #include "adamw.cuh"
 #include "bytes.cuh"
-#include "nibbles.cuh"
 
 namespace lowbit {
 
@@ -135,9 +134,9 @@ struct Block8States {
     for (int i = 0; i < PARTS; ++i) {
       const Place part = place.part(i);
       store_bytes<Wide>(m_codes + part.element, part.count(),
-                        encode(0, *tables.m, all[i].m, scale[0].m));
+                        tables.m->encode(all[i].m, scale[0].m, book(0)));
       store_bytes<Wide>(v_codes + part.element, part.count(),
-                        encode(1, *tables.v, all[i].v, scale[0].v));
+                        tables.v->encode(all[i].v, scale[0].v, book(1)));
     }
     if (lane_index() == 0) {
       m_scales[place.block_at] = scale[0].m;
@@ -145,17 +144,9 @@ struct Block8States {
     }
   }
 
-  __device__ __forceinline__ unsigned encode(int state, const ByteTable& table,
-                                             const float (&x)[EACH], float scale) const {
-    if (is_usual_scale(scale)) {
-      return table.encode(x, scale);
-    }
-    const Codebook& book = *in_table<Codebook>(launch, tensor.state[state].codebook);
-    unsigned code[EACH] = {};
-    for_each_of_four([&](int i) { return nearest_code(chosen(x, i), scale, book, 128); }, code);
-    return code[0] | code[1] << 8 | code[2] << 16 | code[3] << 24;
+  __device__ __forceinline__ const Codebook& book(int state) const {
+    return *in_table<Codebook>(launch, tensor.state[state].codebook);
   }
-
 };
 
 }  // namespace lowbit

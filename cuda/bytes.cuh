@@ -86,6 +86,17 @@ struct ByteTable {
     }
     return codes;
   }
+
+  // For any scale.
+  __device__ __forceinline__ unsigned encode(const float (&x)[4], float scale,
+                                             const Codebook& book) const {
+    if (is_usual_scale(scale)) {
+      return encode(x, scale);
+    }
+    unsigned code[4] = {};
+    for_each_of_four([&](int i) { return nearest_code(chosen(x, i), scale, book, 128); }, code);
+    return code[0] | code[1] << 8 | code[2] << 16 | code[3] << 24;
+  }
 };
 
 }  // namespace lowbit

@@ -14,6 +14,11 @@ __device__ __forceinline__ float block_scale(unsigned maximum) {
   return __uint_as_float(maximum < INF_BITS ? maximum : NAN_BITS);
 }
 
+// Scales for which nibbles.cuh and bytes.cuh find codes by an estimate and one comparison.
+__device__ __forceinline__ bool is_usual_scale(float scale) {
+  return scale >= 0x1p-100f && scale <= 0x1p100f;
+}
+
 // Binary search: the scaled midpoints do not decrease, as rounding keeps order, and those behind the
 // last are infinite. A NaN on either side makes all comparisons false: code 0. Under an infinite scale
 // (maxima keep infinity) a midpoint of 0 is NaN and out of order, so all are counted. `half` is half

@@ -2,10 +2,11 @@
 //
 //   m' = beta2 m + (1 - beta2) g        p' = p - lr sign(beta1 m + (1 - beta1) g) - lr wd p
 //
-// Bytes moved and launches: any.cuh, and momentum4.cuh for common tensors. Rounding steps: as in
+// Bytes moved and launches: any.cuh, and momentum4.cuh, momentum8.cuh for common tensors. Rounding steps: as in
 // `src/optimizer/lion.rs`.
 
 #include "momentum4.cuh"
+#include "momentum8.cuh"
 
 namespace lowbit {
 
@@ -32,3 +33,4 @@ struct Lion {
 
 LOWBIT_ELEMENT_WISE(lowbit::Lion, lowbit_k_lion, lowbit_k_lion_collect)
 LOWBIT_MOMENTUM4(lowbit::Lion, lion)
+LOWBIT_MOMENTUM8(lowbit::Lion, lion)

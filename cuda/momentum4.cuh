@@ -13,44 +13,10 @@
 
 #pragma once
 
-#include "any.cuh"
-#include "common.cuh"
+#include "momentum.cuh"
 #include "nibbles.cuh"
 
 namespace lowbit {
-
-// Four elements by the rule of one.
-template <typename One>
-struct OfFour {
-  __device__ static Scalars scalars(const Launch& launch, const float* hyper, int step) {
-    return One::scalars(launch, hyper, step);
-  }
-
-  __device__ static __forceinline__ void complete(const Launch&, const Tensor&, Shared&) {}
-
-  __device__ static __forceinline__ bool in_range(const Scalars&) { return true; }
-
-  // The rule does it.
-  __device__ static __forceinline__ void couple(Quad&, const Scalars&) {}
-
-  __device__ static __forceinline__ bool moments(Quad& x, const Shared& shared, int flags) {
-#pragma unroll
-    for (int i = 0; i < EACH; ++i) {
-      Input input{};
-      input.p = x.p[i];
-      input.g = x.g[i];
-      input.old[0] = x.m[i];
-      const Element e = One::element(input, shared, flags);
-      x.g[i] = e.update;
-      x.m[i] = e.next[0];
-    }
-    return true;
-  }
-
-  // `moments` has put it there.
-  template <int PARTS>
-  __device__ static __forceinline__ void updates(Quad (&)[PARTS], bool, bool, const Scalars&) {}
-};
 
 struct Momentum4Tables {
   Nf4Table m;
@@ -65,6 +31,7 @@ struct Momentum4States {
   using Rule = RuleOfFour;
   using OfOneBlock = Momentum4States<Rule, 1>;
   using Tables = Momentum4Tables;
+  using Scales = ScaleOfM;
 
   static constexpr int PARTS = BLOCKS;
   static constexpr int SHARING = 1;
@@ -133,14 +100,6 @@ struct Momentum4States {
       v[i] = 0.0f;
     }
   }
-
-  struct Scales {
-    float m;
-
-    __device__ static __forceinline__ Scales of(float largest, unsigned) {
-      return {block_scale(warp_max(__float_as_uint(largest)))};
-    }
-  };
 
   template <bool Wide, typename Draws>
   __device__ __forceinline__ void store(const Place& place, const Quad (&all)[PARTS],

@@ -9,12 +9,6 @@
 
 namespace lowbit {
 
-// Scales for which codes are found by estimate and one comparison; under others, all midpoints are
-// compared.
-__device__ __forceinline__ bool is_usual_scale(float scale) {
-  return scale >= 0x1p-100f && scale <= 0x1p100f;
-}
-
 // Every midpoint, for the scales that are not usual.
 __device__ inline unsigned count_midpoints(const float (&x)[4], float scale, const Codebook& book) {
   unsigned codes = 0;

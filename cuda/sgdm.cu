@@ -5,10 +5,11 @@
 // Coupled decay: g + wd p takes the place of g, and the last term is 0. Nesterov: beta1 m' + g takes
 // that of m' in the update.
 //
-// Bytes moved and launches: any.cuh, and momentum4.cuh for common tensors. Rounding steps: as in
+// Bytes moved and launches: any.cuh, and momentum4.cuh, momentum8.cuh for common tensors. Rounding steps: as in
 // `src/optimizer/sgdm.rs`.
 
 #include "momentum4.cuh"
+#include "momentum8.cuh"
 
 namespace lowbit {
 
@@ -38,3 +39,4 @@ struct Sgdm {
 
 LOWBIT_ELEMENT_WISE(lowbit::Sgdm, lowbit_k_sgdm, lowbit_k_sgdm_collect)
 LOWBIT_MOMENTUM4(lowbit::Sgdm, sgdm)
+LOWBIT_MOMENTUM8(lowbit::Sgdm, sgdm)

@@ -167,32 +167,53 @@ fn executed(function: &sass::Function) -> Option<f64> {
     // Only full blocks are stored so, and copied ahead to shared memory.
     let stores = function.find(wide("STG"));
     let copies = function.find(|body| body.starts_with("LDGSTS"));
-    let one_store = ["_block4", "_factor4"];
-    let mut groups: Vec<_> = if one_store
-        .iter()
-        .any(|states| function.name.ends_with(states))
-    {
-        // One store a turn; the compiler may have made the loop twice.
-        vec![stores.clone()]
-    } else {
-        stores.iter().map(|store| vec![*store]).collect()
-    };
+    let mut others = Vec::new();
     // Where units are not too large for it.
     if !copies.is_empty() {
-        groups.push(copies.clone());
+        others.push(copies.clone());
     }
-    let mut count = function.shortest_loop(&groups, &[]).unwrap();
+    // Bytes of a table that codes are found by: nothing of a block that stays is coded.
+    let coded = function.find(|body| body.starts_with("LDS.U8"));
+    if !coded.is_empty() {
+        others.push(coded);
+    }
+    let parts = parts(&function.name);
+    // A store of each part a turn; the compiler may have made the loop twice.
+    let turns: Vec<Vec<usize>> = match parts {
+        1 if function.name.ends_with("_factor4") => {
+            stores.iter().map(|store| vec![*store]).collect()
+        }
+        2 => pairs(&stores),
+        _ => vec![stores.clone()],
+    };
+    let loops = turns.iter().filter_map(|turn| {
+        let turn = turn.iter().map(|store| vec![*store]);
+        let groups: Vec<_> = turn.chain(others.iter().cloned()).collect();
+        function.shortest_loop(&groups, &[])
+    });
+    let mut count = loops.min().unwrap();
     if function.name.ends_with("_rank1") || function.name.ends_with("_robust") {
         // The pass that collects maxima: one of each row by REDUX.
         let maxima = function.find(|body| body.starts_with("REDUX") || body.starts_with("CREDUX"));
         count += function.shortest_loop(&[copies, maxima], &stores).unwrap();
     }
-    let parts = if function.name.ends_with("_block8") {
-        2.0
+    Some(count as f64 / (parts as f64 * EACH))
+}
+
+/// Blocks of 128 that a warp does at once.
+fn parts(kernel: &str) -> usize {
+    if kernel.ends_with("_block4") || kernel.ends_with("_block8") {
+        2
     } else {
-        1.0
-    };
-    Some(count as f64 / (parts * EACH))
+        1
+    }
+}
+
+/// Any two of them.
+fn pairs(stores: &[usize]) -> Vec<Vec<usize>> {
+    let each = stores.iter().enumerate();
+    each.flat_map(|(i, first)| stores[i + 1..].iter().map(|second| vec![*first, *second]))
+        .collect()
 }
 
 /// Bytes that a kernel for common tensors moves for an element.
@@ -225,6 +246,7 @@ impl Traffic {
             // 8 bits in blocks of 256 are twice as much.
             ("adamw", "block8") => (4.0 * (codes + scales / 4.0), 0.0),
             ("sgdm" | "lion", "block4") => (codes + scales, 0.0),
+            ("sgdm" | "lion", "block8") => (2.0 * (codes + scales / 4.0), 0.0),
             _ => return None,
         };
         Some(Self {

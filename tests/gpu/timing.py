@@ -54,6 +54,8 @@ OTHER_STEPS = (
     ("sgdm4", "bf16", "bf16"),
     ("lion4", "bf16", "bf16"),
     ("adamw8", "bf16", "bf16"),
+    ("sgdm8", "bf16", "bf16"),
+    ("lion8", "bf16", "bf16"),
     ("factor4", "bf16", "bf16"),
 )
 #: Those whose scales are of rows and columns.
@@ -66,7 +68,9 @@ KERNELS = {
     "adamw4-robust": ("adamw", "robust"),
     "adamw32": ("adamw", "f32"),
     "adamw8": ("adamw", "block8"),
+    "sgdm8": ("sgdm", "block8"),
     "sgdm4": ("sgdm", "block4"),
+    "lion8": ("lion", "block8"),
     "lion4": ("lion", "block4"),
     "factor4": ("adamw", "factor4"),
 }

@@ -732,7 +732,7 @@ fn run_all(cases: &[Case]) {
     );
 }
 
-const PRESETS: [&str; 10] = [
+const PRESETS: [&str; 12] = [
     "adamw4-block",
     "adamw4",
     "adamw4-robust",
@@ -740,6 +740,8 @@ const PRESETS: [&str; 10] = [
     "sgdm4",
     "lion4",
     "adamw8",
+    "sgdm8",
+    "lion8",
     "factor4",
     "sm3",
     "adafactor",
@@ -748,10 +750,10 @@ const PRESETS: [&str; 10] = [
 /// Parameters, weights and gradients that a preset is tried with: all where kernels are made for each.
 fn forms(preset: &str) -> &'static [(Dtype, Weights, Dtype)] {
     const ALL: &[(Dtype, Weights, Dtype)] = &FORMS;
-    if preset.starts_with("adamw") || ["factor4", "sgdm4", "lion4"].contains(&preset) {
-        ALL
-    } else {
+    if ["sm3", "adafactor"].contains(&preset) {
         &ALL[1..4]
+    } else {
+        ALL
     }
 }
 
@@ -2102,12 +2104,14 @@ fn every_preset_has_kernels() {
 
 /// Presets whose common tensors have kernels of their own: optimizer and form of the states in their
 /// names, and elements of a block.
-const COMMON: [(&str, &str, &str, i64); 8] = [
+const COMMON: [(&str, &str, &str, i64); 10] = [
     ("adamw4-block", "adamw", "block4", 128),
     ("adamw4", "adamw", "rank1", 128),
     ("adamw4-robust", "adamw", "robust", 128),
     ("adamw32", "adamw", "f32", 128),
     ("adamw8", "adamw", "block8", 256),
+    ("sgdm8", "sgdm", "block8", 256),
+    ("lion8", "lion", "block8", 256),
     ("sgdm4", "sgdm", "block4", 128),
     ("lion4", "lion", "block4", 128),
     ("factor4", "adamw", "factor4", 128),

@@ -166,12 +166,14 @@ const fn symbol(text: &str) -> &CStr {
 }
 
 /// The kernels for common tensors.
-const COMMON: [[(&str, &CStr); FORMS.len()]; 8] = [
+const COMMON: [[(&str, &CStr); FORMS.len()]; 10] = [
     common!("adamw_block4", "adamw", "block4"),
     common!("adamw_f32", "adamw", "f32"),
     common!("adamw_block8", "adamw", "block8"),
     common!("sgdm", "sgdm", "block4"),
+    common!("sgdm", "sgdm", "block8"),
     common!("lion", "lion", "block4"),
+    common!("lion", "lion", "block8"),
     common!("adamw_factor4", "adamw", "factor4"),
     common!("adamw_rank1", "adamw", "rank1"),
     common!("adamw_rank1_robust", "adamw", "robust"),
@@ -212,10 +214,12 @@ const ADAMW_BLOCK4: Kernel = Kernel(0);
 const ADAMW_F32: Kernel = Kernel(FORMS.len());
 const ADAMW_BLOCK8: Kernel = Kernel(2 * FORMS.len());
 const SGDM_BLOCK4: Kernel = Kernel(3 * FORMS.len());
-const LION_BLOCK4: Kernel = Kernel(4 * FORMS.len());
-const ADAMW_FACTOR4: Kernel = Kernel(5 * FORMS.len());
-const ADAMW_RANK1: Kernel = Kernel(6 * FORMS.len());
-const ADAMW_ROBUST: Kernel = Kernel(7 * FORMS.len());
+const SGDM_BLOCK8: Kernel = Kernel(4 * FORMS.len());
+const LION_BLOCK4: Kernel = Kernel(5 * FORMS.len());
+const LION_BLOCK8: Kernel = Kernel(6 * FORMS.len());
+const ADAMW_FACTOR4: Kernel = Kernel(7 * FORMS.len());
+const ADAMW_RANK1: Kernel = Kernel(8 * FORMS.len());
+const ADAMW_ROBUST: Kernel = Kernel(9 * FORMS.len());
 
 /// Those of [`OTHERS`].
 pub(super) const FINISH: Kernel = Kernel(OTHER);
@@ -369,7 +373,9 @@ impl Kernel {
                 ADAMW_ROBUST
             }
             Optimizer::Sgdm if drawn4(0, Mapping::Nf4) => SGDM_BLOCK4,
+            Optimizer::Sgdm if coded8(0, Mapping::De) => SGDM_BLOCK8,
             Optimizer::Lion if drawn4(0, Mapping::Nf4) => LION_BLOCK4,
+            Optimizer::Lion if coded8(0, Mapping::De) => LION_BLOCK8,
             _ => return any,
         };
         Self(first.0 + form)
