@@ -44,7 +44,7 @@ extern "C" const size_t shim_layout[] = {
     AT(Tensor, block), AT(Tensor, param_dtype), AT(Tensor, grad_dtype), AT(Tensor, weights),
     AT(Tensor, group), AT(Tensor, scalars), AT(Tensor, index), AT(Tensor, global),
     AT(Tensor, states), AT(Tensor, axes), AT(Tensor, lead), AT(Tensor, hash), AT(Tensor, words),
-    AT(Tensor, first_row), AT(Tensor, shape), AT(Tensor, offset), AT(Tensor, global_shape),
+    AT(Tensor, first_row), AT(Tensor, tile_rows), AT(Tensor, shape), AT(Tensor, offset), AT(Tensor, global_shape),
     AT(Tensor, state),
     sizeof(Segment), AT(Segment, first), AT(Segment, tensor), AT(Segment, kind),
     sizeof(Scalars), AT(Scalars, beta1), AT(Scalars, one_minus_beta1), AT(Scalars, beta2),
