@@ -38,7 +38,7 @@
 
 namespace lowbit {
 
-// Of what lanes have for a row each, that of `row`, modulo 32.
+// Of what lanes have for a row each, what belongs to this one, modulo 32.
 __device__ __forceinline__ unsigned of_row(unsigned by_lane, int row) {
   return __shfl_sync(ALL_LANES, by_lane, row);
 }
@@ -319,8 +319,7 @@ struct Applying {
   unsigned char* m_codes;
   unsigned char* v_codes;
   float* m_scale;
-  // Codes that the lane copies: of m, if it is even, or of v, those of its own and of the lane beside it.
-  const unsigned char* codes;
+  const unsigned char* codes;  // that an even lane copies of m, an odd one of v: those of both
   unsigned cols, units;
 
   struct Fetched {
@@ -414,8 +413,7 @@ __device__ __forceinline__ void apply_row(const Stream& stream, const Scalars& s
   // No scale is above the row's, nor a value, which the maxima are over, above its scale.
   static_assert(LEAST_V == 0x1p-100f, "what the values of usual scales are");
   const unsigned v_new_codes =
-      v_table.encode(x.v, scales, usual && __uint_as_float(new_row) <= 0x1p100f,
-                     v_book);
+      v_table.encode(x.v, scales, usual && __uint_as_float(new_row) <= 0x1p100f, v_book);
   const bool fast =
       usual && in_range && largest.m <= LARGEST_MOMENT && largest.v <= LARGEST_MOMENT;
   step_updates<false>(x, fast, s);
@@ -424,8 +422,10 @@ __device__ __forceinline__ void apply_row(const Stream& stream, const Scalars& s
   if (lane_index() == 0) {
     *at.m_scale = m_new;
   }
-  for (int i = 0; i < EACH; ++i) {
-    x.g[i] = __fadd_rn(at.memory.updates ? -0.0f : x.p[i], x.g[i]);  // R8
+  if (!at.memory.updates) {
+    for (int i = 0; i < EACH; ++i) {
+      x.g[i] = __fadd_rn(x.p[i], x.g[i]);  // R8
+    }
   }
   at.memory.template store_params<Wide>(0, column.count, x.g, [&] { return draws(WEIGHT_DRAW); });
 }
@@ -460,8 +460,8 @@ __device__ __forceinline__ void apply_rows(const Walker& walker, const typename 
     }
   };
   Applying<P, G> here = at.down(row);
-  const long long elements = rows.step * t.cols, bytes = rows.step * ((t.cols + 1) / 2);
-  const long long units = rows.step * t.units;
+  const unsigned elements = rows.step * at.cols, bytes = rows.step * ((at.cols + 1) / 2);
+  const unsigned units = rows.step * at.units;
   Pipeline<AHEAD, Applying<P, G>::STAGE> stages(ring, start);
 #pragma unroll 1
   for (int some = 0; some < rows.end; some += LANES) {
@@ -479,9 +479,9 @@ __device__ __forceinline__ void apply_rows(const Walker& walker, const typename 
       } else {
         fetched = here.fetch(column.count);
       }
-      apply_row<P, G, Tables, Wide>(stream, s, m_table, v_table, m_book, v_book, column, new_columns, here, fetched,
-                                    of_row(old_rows, row), of_row(new_rows, row), begin, row,
-                                    in_range);
+      apply_row<P, G, Tables, Wide>(stream, s, m_table, v_table, m_book, v_book, column,
+                                    new_columns, here, fetched, of_row(old_rows, row),
+                                    of_row(new_rows, row), begin, row, in_range);
       here.advance(elements, bytes, units);
     }
   }

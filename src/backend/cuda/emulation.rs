@@ -2130,6 +2130,15 @@ fn common_tensors_have_kernels_of_their_own() {
             assert_eq!(case.kernels(), [want.as_c_str()]);
         }
     }
+    // More columns than those of two passes count in 32 bits.
+    for name in ["adamw4", "adamw4-robust"] {
+        let case = Case {
+            shapes: vec![vec![2, 1 << 31]],
+            spec: preset(name),
+            ..Case::default()
+        };
+        assert_eq!(case.kernels(), [c"lowbit_k_adamw_any"]);
+    }
 }
 
 /// Shards whose rows follow each other in the global tensor: offset, shape, global shape.
