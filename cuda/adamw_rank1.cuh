@@ -156,8 +156,6 @@ struct Rows {
         end(t.rows - first < t.tile_rows ? static_cast<int>(t.rows - first) : t.tile_rows),
         step(WARPS >> tiles.log_group) {}
 
-  __device__ __forceinline__ int count() const { return (end - begin + step - 1) / step; }
-
   // Where the 32 rows from `some` on end.
   __device__ __forceinline__ int end_of(int some) const {
     return some + LANES < end ? some + LANES : end;
