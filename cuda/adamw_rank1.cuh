@@ -25,9 +25,9 @@
 // come a little before those that apply it (in reverse order, as the tail is still cached), and an
 // applying thread block waits for the group's last collecting one. That cannot stop: a task waits
 // for smaller numbers only, and whoever has those is running.
-// A task is 32 rows of up to 8 blocks of 128 columns; each warp keeps its columns' maxima in
-// registers while it goes down the rows, and each lane what belongs to one of the rows. What the next
-// row needs is on its way while this one is computed.
+// A task is 32 to 256 rows (`Tensor::tile_rows`) of up to 8 blocks of 128 columns; each warp keeps its
+// columns' maxima in registers while it goes down the rows, and each lane what belongs to one of 32 of
+// them. What the next rows need is on its way while this one is computed.
 //
 // Rounding steps: as in adamw_block4.cu; codes in nibbles.cuh.
 
@@ -38,24 +38,24 @@
 
 namespace lowbit {
 
-// Rows of a task (`table.rs`); lane r of a warp has what belongs to row r.
-constexpr int TILE_ROWS = LANES;
-
+// Of what lanes have for a row each, what belongs to this one, modulo 32.
 __device__ __forceinline__ unsigned of_row(unsigned by_lane, int row) {
   return __shfl_sync(ALL_LANES, by_lane, row);
 }
 
-// The tasks of a tensor: columns are shared out in groups of blocks, as many as there are warps or,
-// if a row has fewer, the power of two below.
+// The tasks of a tensor, as `Kernel::tasks` in table.rs: columns are shared out in groups of blocks, as many
+// as there are warps or, if a row has fewer, the power of two below. No device has memory for 2^31 of them.
 struct Tiles {
-  int group;
-  long long across;
-  long long count;
+  int log_group;
+  int across;
+  int count;
 
   __device__ __forceinline__ explicit Tiles(const Tensor& t)
-      : group(t.units >= 8 ? 8 : t.units >= 4 ? 4 : t.units >= 2 ? 2 : 1),
-        across((t.units + group - 1) / group),
-        count(across * ((t.rows + TILE_ROWS - 1) / TILE_ROWS)) {}
+      : log_group(t.units >= 8 ? 3 : t.units >= 4 ? 2 : t.units >= 2 ? 1 : 0),
+        across(static_cast<int>((t.units + group() - 1) >> log_group)),
+        count(across * static_cast<int>((t.rows + t.tile_rows - 1) / t.tile_rows)) {}
+
+  __device__ __forceinline__ int group() const { return 1 << log_group; }
 };
 
 // What a lane keeps while it goes down the rows of a task: its four columns.
@@ -67,8 +67,8 @@ struct Column {
   unsigned old_maxima[EACH];  // of v, stored
 
   __device__ __forceinline__ Column(const Launch& launch, const Tensor& t, const Tiles& tiles,
-                                    long long task) {
-    unit = task % tiles.across * tiles.group + warp_index() % tiles.group;
+                                    int task) {
+    unit = task % tiles.across * tiles.group() + warp_index() % tiles.group();
     col = unit * BLOCK + EACH * lane_index();
     group = static_cast<unsigned>((t.first_col + col) / Stream::GROUP);
     const long long rest = t.cols - col;
@@ -150,16 +150,16 @@ struct Rows {
   long long first;  // of the task
   int begin, end, step;
 
-  __device__ __forceinline__ Rows(const Tensor& t, const Tiles& tiles, long long task)
-      : first(task / tiles.across * TILE_ROWS),
-        begin(warp_index() / tiles.group),
-        end(t.rows - first < TILE_ROWS ? static_cast<int>(t.rows - first) : TILE_ROWS),
-        step(WARPS / tiles.group) {}
+  __device__ __forceinline__ Rows(const Tensor& t, const Tiles& tiles, int task)
+      : first(static_cast<long long>(task / tiles.across) * t.tile_rows),
+        begin(warp_index() >> tiles.log_group),
+        end(t.rows - first < t.tile_rows ? static_cast<int>(t.rows - first) : t.tile_rows),
+        step(WARPS >> tiles.log_group) {}
 
-  __device__ __forceinline__ int count() const { return (end - begin + step - 1) / step; }
-
-  // Whether there is a row for the lane.
-  __device__ __forceinline__ bool of_lane() const { return lane_index() < end; }
+  // Where the 32 rows from `some` on end.
+  __device__ __forceinline__ int end_of(int some) const {
+    return some + LANES < end ? some + LANES : end;
+  }
 };
 
 // Whether the lane's block is a full one, and each row of it as aligned as the first: codes are copied
@@ -176,6 +176,7 @@ template <typename G>
 struct Collecting {
   const typename G::Storage* grad;
   const unsigned char* v_codes;
+  unsigned cols;
 
   struct Fetched {
     Packed<G> grad;
@@ -202,93 +203,106 @@ struct Collecting {
     return fetched;
   }
 
+  __device__ __forceinline__ Collecting(const Launch& launch, const Tensor& t)
+      : grad(pointer<const typename G::Storage>(launch, t, GRAD)),
+        v_codes(pointer<const unsigned char>(launch, t, t.state[1].buffer)),
+        cols(static_cast<unsigned>(t.cols)) {}
+
   __device__ __forceinline__ void advance(long long elements, long long bytes) {
     grad += elements;
     v_codes += bytes;
+  }
+
+  __device__ __forceinline__ Collecting down(unsigned rows) const {
+    Collecting there = *this;
+    there.advance(multiply_wide(rows, cols), multiply_wide(rows, (cols + 1) / 2));
+    return there;
   }
 };
 
 template <typename G, typename V, bool Wide>
 __device__ __forceinline__ void collect_rows(const Launch& launch, const Shared& shared,
                                              const V& v_table, const Column& column,
-                                             const Rows& rows, Collecting<G> at,
+                                             const Rows& rows, const Collecting<G>& at,
                                              Ring<AHEAD, Collecting<G>::STAGE>& ring) {
   const Tensor& t = shared.tensor;
-  const Scalars& s = shared.scalars;
-  const long long elements = rows.step * t.cols, bytes = rows.step * ((t.cols + 1) / 2);
-  const unsigned old_rows =
-      rows.of_lane() ? stored_row_maximum(launch, t, rows.first + lane_index()) : 0;
-  unsigned new_row = 0;
-  unsigned maxima[EACH] = {};
-  bool bad = false;
+  const Scalars s = shared.scalars;
+  float maxima[EACH] = {};
+  unsigned largest_square = 0;  // of gradients, as bits: NaN is above infinity
   int row = rows.begin;
-  const auto collect = [&](const typename Collecting<G>::Fetched& fetched) {
-    float g[EACH], v[EACH];
-    unpack<G>(fetched.grad, g);
-    decode_v(column, fetched.v_codes, of_row(old_rows, row), v_table.level, v);
-    unsigned row_maximum = 0;
-#pragma unroll
-    for (int i = 0; i < EACH; ++i) {
-      g[i] = scale_gradient(g[i], s);  // R1
-      const bool exists = Wide || i < column.count;
-      const unsigned size = exists ? magnitude(second_moment(g[i], v[i], s)) : 0;
-      bad = bad | (exists && non_finite(g[i]));
-      maxima[i] = size > maxima[i] ? size : maxima[i];
-      row_maximum = size > row_maximum ? size : row_maximum;
+  // What is ahead of the last row is that once more, and not used.
+  const auto start = [&](SharedAddress to, int ahead) {
+    if constexpr (Wide) {
+      const int there = row + ahead * rows.step;
+      at.down(there < rows.end ? there : rows.end - 1).copy(to);
     }
-    row_maximum = warp_max(row_maximum);
-    new_row = lane_index() == row ? row_maximum : new_row;
-    row += rows.step;
   };
-  if constexpr (Wide) {
-    pipeline(
-        ring, rows.count(),
-        [&](SharedAddress to, int) {
-          at.copy(to);
-          at.advance(elements, bytes);
-        },
-        [&](SharedAddress from) { collect(at.fetch(from)); });
-  } else {
+  Pipeline<AHEAD, Collecting<G>::STAGE> stages(ring, start);
 #pragma unroll 1
-    for (int left = rows.count(); left > 0; --left) {
-      collect(at.fetch(column.count));
-      at.advance(elements, bytes);
+  for (int some = 0; some < rows.end; some += LANES) {
+    const int end = rows.end_of(some), of_lane = some + lane_index();
+    const unsigned old_rows =
+        of_lane < end ? stored_row_maximum(launch, t, rows.first + of_lane) : 0;
+    unsigned new_row = 0;
+#pragma unroll 1
+    for (; row < end; row += rows.step) {
+      typename Collecting<G>::Fetched fetched;
+      if constexpr (Wide) {
+        fetched = at.fetch(stages.next(start));
+      } else {
+        fetched = at.down(row).fetch(column.count);
+      }
+      float g[EACH], v[EACH];
+      unpack<G>(fetched.grad, g);
+      decode_v(column, fetched.v_codes, of_row(old_rows, row), v_table.level, v);
+      float largest = 0.0f;
+#pragma unroll
+      for (int i = 0; i < EACH; ++i) {
+        g[i] = scale_gradient(g[i], s);  // R1
+        if (Wide || i < column.count) {
+          const unsigned square = __float_as_uint(__fmul_rn(g[i], g[i]));
+          largest_square = square > largest_square ? square : largest_square;
+          const float size = fabsf(second_moment(g[i], v[i], s));
+          maxima[i] = max_nan(maxima[i], size);
+          largest = max_nan(largest, size);
+        }
+      }
+      const unsigned row_maximum = warp_max(__float_as_uint(largest));
+      new_row = of_lane == row ? row_maximum : new_row;
+    }
+    if (of_lane < end) {
+      each_lead(t, rows.first + of_lane, [&](int, long long, long long word) {
+        raise(launch.statistics + word, new_row);
+      });
     }
   }
-  if (rows.of_lane()) {
-    each_lead(t, rows.first + lane_index(), [&](int, long long, long long word) {
-      raise(launch.statistics + word, new_row);
-    });
-  }
+  stages.end();
   int* words = column_words(launch, t) + column.col;
 #pragma unroll
   for (int i = 0; i < EACH; ++i) {
     if (i < column.count) {
-      raise(words + i, maxima[i]);
+      raise(words + i, __float_as_uint(maxima[i]));
     }
   }
-  if (__any_sync(ALL_LANES, bad) != 0 && lane_index() == 0) {
+  if (__any_sync(ALL_LANES, largest_square >= INF_BITS) != 0 && lane_index() == 0) {
     atomicMax(launch.statistics + t.index, 1);
   }
 }
 
 template <typename G, typename V>
 __device__ __forceinline__ void collect_tile(const Launch& launch, const Shared& shared,
-                                             const V& v_table, long long task,
+                                             const V& v_table, const Tiles& tiles, int task,
                                              Ring<AHEAD, Collecting<G>::STAGE>& ring) {
   const Tensor& t = shared.tensor;
-  const Tiles tiles(t);
   const Column column(launch, t, tiles, task);
   const Rows rows(t, tiles, task);
   if (column.unit >= t.units || rows.begin >= rows.end) {
     return;
   }
-  Collecting<G> at{pointer<const typename G::Storage>(launch, t, GRAD),
-                   pointer<const unsigned char>(launch, t, t.state[1].buffer)};
+  Collecting<G> at(launch, t);
   const bool wide = is_wide(t, column) && is_aligned(at.grad, EACH * sizeof(*at.grad)) &&
                     is_aligned(at.v_codes, 4);
-  const long long row = rows.first + rows.begin;
-  at.advance(row * t.cols + column.col, row * ((t.cols + 1) / 2) + column.col / 2);
+  at.advance(rows.first * t.cols + column.col, rows.first * ((t.cols + 1) / 2) + column.col / 2);
   if (wide) {
     collect_rows<G, V, true>(launch, shared, v_table, column, rows, at, ring);
   } else {
@@ -303,6 +317,8 @@ struct Applying {
   unsigned char* m_codes;
   unsigned char* v_codes;
   float* m_scale;
+  const unsigned char* codes;  // that an even lane copies of m, an odd one of v: those of both
+  unsigned cols, units;
 
   struct Fetched {
     typename Memory<P, G>::Fetched numbers;
@@ -314,7 +330,10 @@ struct Applying {
       : memory(launch, t),
         m_codes(pointer<unsigned char>(launch, t, t.state[0].buffer)),
         v_codes(pointer<unsigned char>(launch, t, t.state[1].buffer)),
-        m_scale(pointer<float>(launch, t, t.state[0].buffer + 1)) {}
+        m_scale(pointer<float>(launch, t, t.state[0].buffer + 1)),
+        codes(lane_index() % 2 == 0 ? m_codes : v_codes - 2),
+        cols(static_cast<unsigned>(t.cols)),
+        units(static_cast<unsigned>(t.units)) {}
 
   __device__ __forceinline__ Fetched fetch(int count) const {
     return {memory.template fetch<false>(0, count), load_nibbles<false>(m_codes, count),
@@ -329,8 +348,7 @@ struct Applying {
 
   __device__ __forceinline__ void copy(SharedAddress to) const {
     memory.copy(to, 0);
-    copy_nibbles(to + M_CODES, m_codes);
-    copy_nibbles(to + V_CODES, v_codes);
+    copy_async<4>(to + 2 * lane_index() + (lane_index() % 2 == 0 ? M_CODES : V_CODES - 2), codes);
     if (lane_index() == 0) {
       copy_async<4>(to + SCALE, m_scale);
     }
@@ -347,21 +365,29 @@ struct Applying {
     memory.advance(elements);
     m_codes += bytes;
     v_codes += bytes;
+    codes += bytes;
     m_scale += units;
+  }
+
+  __device__ __forceinline__ Applying down(unsigned rows) const {
+    Applying there = *this;
+    there.advance(multiply_wide(rows, cols), multiply_wide(rows, (cols + 1) / 2),
+                  multiply_wide(rows, units));
+    return there;
   }
 };
 
 template <typename P, typename G, typename Tables, bool Wide>
-__device__ __forceinline__ void apply_row(const Walker& walker, const typename Tables::M& m_table,
-                                          const typename Tables::V& v_table, const Column& column,
+__device__ __forceinline__ void apply_row(const Stream& stream, const Scalars& s,
+                                          const typename Tables::M& m_table,
+                                          const typename Tables::V& v_table,
+                                          const Codebook& m_book, const Codebook& v_book,
+                                          const Column& column,
                                           const unsigned (&new_columns)[EACH],
                                           const Applying<P, G>& at,
                                           const typename Applying<P, G>::Fetched& fetched,
                                           unsigned old_row, unsigned new_row,
                                           const Stream::Begin& begin, unsigned row, bool in_range) {
-  const Launch& launch = walker.launch;
-  const Tensor& t = walker.shared.tensor;
-  const Scalars& s = walker.shared.scalars;
   Quad x;
   at.memory.decode(fetched.numbers, x.p, x.g);
   decode_nibbles(fetched.m_codes, m_table.scaled_levels(fetched.m_scale), x.m);
@@ -374,11 +400,10 @@ __device__ __forceinline__ void apply_row(const Walker& walker, const typename T
   raise_largest<Wide>(largest, x, column.count);
   const float m_new = block_scale(warp_max(__float_as_uint(largest.m)));
   const auto draws = [&](unsigned purpose) {
-    return walker.stream().draws_of_warp(purpose, begin, row);
+    return stream.draws_of_warp(purpose, begin, row);
   };
   const unsigned m_new_codes =
-      m_table.encode(x.m, m_new, *in_table<Codebook>(launch, t.state[0].codebook),
-                     [&] { return draws(STATE_DRAW); });
+      m_table.encode(x.m, m_new, m_book, [&] { return draws(STATE_DRAW); });
   unsigned scales[EACH];
   for (int i = 0; i < EACH; ++i) {
     scales[i] = new_columns[i] < new_row ? new_columns[i] : new_row;
@@ -386,8 +411,7 @@ __device__ __forceinline__ void apply_row(const Walker& walker, const typename T
   // No scale is above the row's, nor a value, which the maxima are over, above its scale.
   static_assert(LEAST_V == 0x1p-100f, "what the values of usual scales are");
   const unsigned v_new_codes =
-      v_table.encode(x.v, scales, usual && __uint_as_float(new_row) <= 0x1p100f,
-                     *in_table<Codebook>(launch, t.state[1].codebook));
+      v_table.encode(x.v, scales, usual && __uint_as_float(new_row) <= 0x1p100f, v_book);
   const bool fast =
       usual && in_range && largest.m <= LARGEST_MOMENT && largest.v <= LARGEST_MOMENT;
   step_updates<false>(x, fast, s);
@@ -407,18 +431,14 @@ __device__ __forceinline__ void apply_row(const Walker& walker, const typename T
 template <typename P, typename G, typename Tables, bool Wide>
 __device__ __forceinline__ void apply_rows(const Walker& walker, const typename Tables::M& m_table,
                                            const typename Tables::V& v_table, const Column& column,
-                                           const Rows& rows, Applying<P, G> at,
+                                           const Rows& rows, const Applying<P, G>& at,
                                            Ring<AHEAD, Applying<P, G>::STAGE>& ring) {
   const Launch& launch = walker.launch;
   const Tensor& t = walker.shared.tensor;
-  const long long elements = rows.step * t.cols, bytes = rows.step * ((t.cols + 1) / 2);
-  const long long units = rows.step * t.units;
-  const bool in_range = scalars_in_range(walker.shared.scalars);
-  unsigned old_rows = 0, new_rows = 0;
-  if (rows.of_lane()) {
-    old_rows = stored_row_maximum(launch, t, rows.first + lane_index());
-    new_rows = collected_row_maximum(launch, t, rows.first + lane_index());
-  }
+  const Scalars& s = walker.shared.scalars;
+  const bool in_range = scalars_in_range(s);
+  const Codebook& m_book = *in_table<Codebook>(launch, t.state[0].codebook);
+  const Codebook& v_book = *in_table<Codebook>(launch, t.state[1].codebook);
   unsigned new_columns[EACH];
   const int* words = column_words(launch, t) + column.col;
   for (int i = 0; i < EACH; ++i) {
@@ -426,40 +446,53 @@ __device__ __forceinline__ void apply_rows(const Walker& walker, const typename 
         i < column.count ? canonical_magnitude(static_cast<unsigned>(__ldcg(words + i))) : 0;
   }
   // Where random numbers are drawn, rows here are consecutive ones of the global tensor (`Kernel::of`).
+  const Stream stream = walker.stream();
   const Stream::Begin begin =
-      walker.stream().begin_at(t.first_row + static_cast<unsigned>(rows.first), column.group);
+      stream.begin_at(t.first_row + static_cast<unsigned>(rows.first), column.group);
   int row = rows.begin;
-  const auto apply = [&](const typename Applying<P, G>::Fetched& fetched) {
-    apply_row<P, G, Tables, Wide>(walker, m_table, v_table, column, new_columns, at, fetched,
-                                  of_row(old_rows, row), of_row(new_rows, row), begin, row,
-                                  in_range);
-    at.advance(elements, bytes, units);
-    row += rows.step;
+  // What is ahead of the last row is that once more, and not used.
+  const auto start = [&](SharedAddress to, int ahead) {
+    if constexpr (Wide) {
+      const int there = row + ahead * rows.step;
+      at.down(there < rows.end ? there : rows.end - 1).copy(to);
+    }
   };
-  if constexpr (Wide) {
-    Applying<P, G> ahead = at;
-    pipeline(
-        ring, rows.count(),
-        [&](SharedAddress to, int) {
-          ahead.copy(to);
-          ahead.advance(elements, bytes, units);
-        },
-        [&](SharedAddress from) { apply(at.fetch(from)); });
-  } else {
+  Applying<P, G> here = at.down(row);
+  const unsigned elements = rows.step * at.cols, bytes = rows.step * ((at.cols + 1) / 2);
+  const unsigned units = rows.step * at.units;
+  Pipeline<AHEAD, Applying<P, G>::STAGE> stages(ring, start);
 #pragma unroll 1
-    for (int left = rows.count(); left > 0; --left) {
-      apply(at.fetch(column.count));
+  for (int some = 0; some < rows.end; some += LANES) {
+    const int end = rows.end_of(some), of_lane = some + lane_index();
+    unsigned old_rows = 0, new_rows = 0;
+    if (of_lane < end) {
+      old_rows = stored_row_maximum(launch, t, rows.first + of_lane);
+      new_rows = collected_row_maximum(launch, t, rows.first + of_lane);
+    }
+#pragma unroll 1
+    for (; row < end; row += rows.step) {
+      typename Applying<P, G>::Fetched fetched;
+      if constexpr (Wide) {
+        fetched = at.fetch(stages.next(start));
+      } else {
+        fetched = here.fetch(column.count);
+      }
+      apply_row<P, G, Tables, Wide>(stream, s, m_table, v_table, m_book, v_book, column,
+                                    new_columns, here, fetched, of_row(old_rows, row),
+                                    of_row(new_rows, row), begin, row, in_range);
+      here.advance(elements, bytes, units);
     }
   }
+  stages.end();
 }
 
 template <typename P, typename G, typename Tables>
 __device__ __forceinline__ void apply_tile(const Walker& walker, const typename Tables::M& m_table,
-                                           const typename Tables::V& v_table, long long task,
+                                           const typename Tables::V& v_table, const Tiles& tiles,
+                                           int task,
                                            Ring<AHEAD, Applying<P, G>::STAGE>& ring) {
   const Launch& launch = walker.launch;
   const Tensor& t = walker.shared.tensor;
-  const Tiles tiles(t);
   const Column column(launch, t, tiles, task);
   const Rows rows(t, tiles, task);
   if (column.unit >= t.units || rows.begin >= rows.end) {
@@ -468,13 +501,11 @@ __device__ __forceinline__ void apply_tile(const Walker& walker, const typename 
   Applying<P, G> at(launch, t);
   const bool wide = is_wide(t, column) && at.memory.aligned() && is_aligned(at.m_codes, 4) &&
                     is_aligned(at.v_codes, 4);
-  const long long row = rows.first + rows.begin;
-  at.advance(row * t.cols + column.col, row * ((t.cols + 1) / 2) + column.col / 2,
-             row * t.units + column.unit);
+  at.advance(rows.first * t.cols + column.col, rows.first * ((t.cols + 1) / 2) + column.col / 2,
+             rows.first * t.units + column.unit);
   if (walker.shared.skip) {
-    for (int kept = rows.begin; kept < rows.end; kept += rows.step) {
-      keep<P>(at.memory.to, at.memory.updates, 0, column.count);
-      at.memory.advance(rows.step * t.cols);
+    for (int row = rows.begin; row < rows.end; row += rows.step) {
+      keep<P>(at.down(row).memory.to, at.memory.updates, 0, column.count);
     }
   } else if (wide) {
     apply_rows<P, G, Tables, true>(walker, m_table, v_table, column, rows, at, ring);
@@ -495,12 +526,11 @@ __device__ __forceinline__ long long next_ticket(const Launch& launch, Shared& s
 
 // Waits until all tasks that collect the statistics of the tensor at hand are done, and decides
 // whether it is skipped.
-__device__ __forceinline__ void await_statistics(const Launch& launch, Shared& shared,
+__device__ __forceinline__ void await_statistics(const Launch& launch, Shared& shared, int tasks,
                                                  bool skip_all) {
   const Tensor& t = shared.tensor;
   if (threadIdx.x == 0) {
-    const long long count = Tiles(t).count;
-    while (__ldcg(launch.done + t.index) < count) {
+    while (__ldcg(launch.done + t.index) < tasks) {
       __nanosleep(100);
     }
     __threadfence();
@@ -536,10 +566,11 @@ __device__ __forceinline__ void step_tiles(const Launch& launch) {
       v_table.fill(*in_table<Codebook>(launch, t.state[1].codebook));
       first_task = false;
     }
-    const long long tiles = Tiles(t).count;
+    const Tiles tiles(t);
+    const int index = static_cast<int>(at.index);
     if (at.kind == COLLECT) {
-      if (at.index < tiles) {
-        collect_tile<G>(launch, shared, v_table, at.index, rings[warp_index()].collecting);
+      if (index < tiles.count) {
+        collect_tile<G>(launch, shared, v_table, tiles, index, rings[warp_index()].collecting);
       }
       if (fused) {
         __threadfence();
@@ -550,11 +581,12 @@ __device__ __forceinline__ void step_tiles(const Launch& launch) {
       }
     } else {
       if (fused) {
-        await_statistics(launch, shared, walker.skip_all);
+        await_statistics(launch, shared, tiles.count, walker.skip_all);
       }
       walker.count_skipped(at);
-      if (at.index < tiles) {
-        apply_tile<P, G, Tables>(walker, m_table, v_table, fused ? tiles - 1 - at.index : at.index,
+      if (index < tiles.count) {
+        apply_tile<P, G, Tables>(walker, m_table, v_table, tiles,
+                                 fused ? tiles.count - 1 - index : index,
                                  rings[warp_index()].applying);
       }
     }

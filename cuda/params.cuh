@@ -105,6 +105,8 @@ struct Tensor {
   unsigned hash;  // of its name, for random numbers
   int words;      // its first pointer among the launch's words
   unsigned first_row;  // number of the first row in the global tensor, modulo 2^32
+  int tile_rows;       // of a task of the fused kernels
+  int reserved;
   long long shape[MAX_AXES];
   long long offset[MAX_AXES];
   long long global_shape[MAX_AXES];
@@ -198,7 +200,7 @@ struct Launch {
 static_assert(sizeof(Scalars) == 48, "differs from params.rs");
 static_assert(sizeof(State) == 48, "differs from params.rs");
 static_assert(sizeof(Factor) == 40, "differs from params.rs");
-static_assert(sizeof(Tensor) == 648, "differs from params.rs");
+static_assert(sizeof(Tensor) == 656, "differs from params.rs");
 static_assert(sizeof(Launch) <= 32764, "more than a kernel may be given");
 
 }  // namespace lowbit

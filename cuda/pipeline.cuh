@@ -15,32 +15,59 @@ struct Ring {
   uint4 words[(AHEAD + 1) * STAGE / 16];
 };
 
-// Calls `use` with the stages of `count` items, in their order, each filled by a call of `start`, which
-// starts copies (`copy_async`) for the item that is `ahead` behind the one at hand. All lanes of a warp
-// call it together.
-template <int AHEAD, int STAGE, typename Start, typename Use>
-__device__ __forceinline__ void pipeline(Ring<AHEAD, STAGE>& ring, int count, Start start, Use use) {
-  const SharedAddress first = shared_address(&ring), last = first + AHEAD * STAGE;
+// The stages of items one after the other, each filled by a call of `start`, which starts copies
+// (`copy_async`) for the item that is `ahead` behind the one at hand. All lanes of a warp call these
+// functions together.
+template <int AHEAD, int STAGE>
+struct Pipeline {
+  SharedAddress first;
+  SharedAddress at_hand;  // when it has come
+  SharedAddress before;   // to be filled again
+
+  template <typename Start>
+  __device__ __forceinline__ Pipeline(Ring<AHEAD, STAGE>& ring, Start start)
+      : first(shared_address(&ring)), at_hand(first), before(first + AHEAD * STAGE) {
 #pragma unroll
-  for (int item = 0; item < AHEAD; ++item) {
-    if (item < count) {
+    for (int item = 0; item < AHEAD; ++item) {
       start(first + item * STAGE, item);
+      commit_copies();
     }
-    commit_copies();
   }
-  SharedAddress at_hand = first;
-#pragma unroll 1
-  for (int left = count; left > 0; --left) {
+
+  // The next item's stage.
+  template <typename Start>
+  __device__ __forceinline__ SharedAddress next(Start start) {
     await_copies<AHEAD - 1>();
     __syncwarp();  // all lanes' copies have come, and nobody reads the last item's stage any more
-    if (left > AHEAD) {
-      start(at_hand == first ? last : at_hand - STAGE, AHEAD);
-    }
+    start(before, AHEAD);
     commit_copies();
-    use(at_hand);
-    at_hand = at_hand == last ? first : at_hand + STAGE;
+    before = at_hand;
+    at_hand = before == first + AHEAD * STAGE ? first : before + STAGE;
+    return before;
   }
-  __syncwarp();  // the ring may be used again
+
+  // The ring may be used again.
+  __device__ __forceinline__ void end() const {
+    await_copies<0>();
+    __syncwarp();
+  }
+};
+
+// Calls `use` with the stages of `count` items, in their order; nothing is started for others.
+template <int AHEAD, int STAGE, typename Start, typename Use>
+__device__ __forceinline__ void pipeline(Ring<AHEAD, STAGE>& ring, int count, Start start, Use use) {
+  int left = count;
+  const auto start_more = [&](SharedAddress to, int ahead) {
+    if (ahead < left) {
+      start(to, ahead);
+    }
+  };
+  Pipeline<AHEAD, STAGE> stages(ring, start_more);
+#pragma unroll 1
+  for (; left > 0; --left) {
+    use(stages.next(start_more));
+  }
+  stages.end();
 }
 
 }  // namespace lowbit

@@ -17,6 +17,7 @@ use crate::backend::{Call, Codec, Context, CpuContext, Variant};
 use crate::codec::EmaArgs;
 use crate::dtype::Dtype;
 use crate::error::Result;
+use crate::layout::div_ceil;
 use crate::norm::{self, NormArgs};
 use crate::numerics::{self, Hyper};
 use crate::plan::{Pass, Plan, TensorInfo, TensorPlan};
@@ -795,7 +796,7 @@ fn layouts_are_those_of_the_kernels() {
         &layout!(State: kind per_byte scaling block rounding option spacing buffer codebook word),
         &layout!(Factor: word sum fresh count axes),
         &layout!(Tensor: rows cols units first_col param_max param_sum update_max update_sum block param_dtype grad_dtype weights group
-            scalars index global states axes lead hash words first_row shape offset global_shape state),
+            scalars index global states axes lead hash words first_row tile_rows shape offset global_shape state),
         &layout!(Segment: first tensor kind),
         &[size_of::<Scalars>()],
         &layout!(numerics::Scalars: beta1 one_minus_beta1 beta2 one_minus_beta2 eps lr_bc1 lr_wd
@@ -2133,6 +2134,15 @@ fn common_tensors_have_kernels_of_their_own() {
             assert_eq!(case.kernels(), [want.as_c_str()]);
         }
     }
+    // More columns than those of two passes count in 32 bits.
+    for name in ["adamw4", "adamw4-robust"] {
+        let case = Case {
+            shapes: vec![vec![2, 1 << 31]],
+            spec: preset(name),
+            ..Case::default()
+        };
+        assert_eq!(case.kernels(), [c"lowbit_k_adamw_any"]);
+    }
 }
 
 /// Shards whose rows follow each other in the global tensor: offset, shape, global shape.
@@ -2284,6 +2294,60 @@ fn shards_that_are_moved_equal_the_reference() {
         assert_eq!(shards, case.shapes.len() - whole, "{case:?}");
     }
     run_all(&cases);
+}
+
+/// Tasks of two passes of 256, 64 and 32 rows, the last ones short, whose warps have a row each or share them.
+#[test]
+fn tall_tasks_of_two_passes_equal_the_reference() {
+    let boxes = [
+        [vec![7, 0], vec![300, 257], vec![400, 257]],
+        [vec![0, 128], vec![531, 128], vec![531, 384]],
+        [vec![0, 0], vec![270, 1152], vec![270, 1152]],
+        [vec![1, 0, 0], vec![3, 107, 520], vec![5, 107, 520]],
+    ];
+    let mut cases = Vec::new();
+    for name in ["adamw4", "adamw4-robust"] {
+        for (resident, rows) in [(1, 256), (9, 64), (100, 32)] {
+            let case = Case {
+                shapes: boxes.iter().map(|[_, shape, _]| shape.clone()).collect(),
+                boxes: (boxes.iter())
+                    .map(|[offset, _, global]| [offset.clone(), global.clone()])
+                    .collect(),
+                param: Dtype::Bf16,
+                grad: Dtype::Bf16,
+                weights: Weights::Stochastic,
+                spec: preset(name),
+                staged: resident == 9,
+                resident,
+                ..Case::default()
+            };
+            let host = Host::new(&case.plan(), resident).unwrap();
+            let tasks = [(300, 2), (531, 1), (270, 2), (321, 2)]
+                .map(|(all, across)| div_ceil(all, rows) * across);
+            assert_eq!(
+                host.lists.collect_fusible[0].tasks,
+                tasks.iter().sum::<i64>()
+            );
+            cases.push(case);
+        }
+    }
+    run_all(&cases);
+}
+
+#[test]
+fn tasks_of_two_passes_are_as_tall_as_leaves_one_for_each_thread_block() {
+    for (shape, tasks) in [
+        ([8192, 8192], 32 * 8),
+        ([4096, 4096], 64 * 4),
+        ([4096, 11_008], 32 * 11),
+        ([1 << 20, 128], 1 << 12),
+        ([1024, 1024], 32),
+    ] {
+        let plan = plan(&preset("adamw4"), &shape);
+        let (_, lists) = table::build(plan.spec(), plan.tensors(), &|_| Ok(264)).unwrap();
+        assert_eq!(lists.collect_fusible[0].tasks, tasks, "{shape:?}");
+        assert_eq!(lists.fused[0].tasks, 2 * tasks);
+    }
 }
 
 #[test]

@@ -342,6 +342,8 @@ impl Kernel {
             matches!(&state.format, Format::Codes(codes) if matches!(codes.scales, Scales::Maxima(_)))
                 && state.quantizer == Quantizer::rank1(mapping)
                 && tensor.grid.lead.len() + 1 == info.shape.len()
+                // Columns are counted in 32 bits.
+                && tensor.grid.cols < 1 << 31
         };
         // Rows and columns of the means are those of the grid.
         let factored = |state: usize| {

@@ -85,6 +85,8 @@ pub(super) struct Tensor {
     pub(super) hash: u32,
     pub(super) words: i32,
     pub(super) first_row: u32,
+    pub(super) tile_rows: i32,
+    pub(super) reserved: i32,
     pub(super) shape: [i64; MAX_AXES],
     pub(super) offset: [i64; MAX_AXES],
     pub(super) global_shape: [i64; MAX_AXES],
@@ -114,7 +116,7 @@ pub(super) unsafe trait Plain: Copy {}
 unsafe impl Plain for Codebook {}
 // SAFETY: 4 fields of 8 bytes, then 2 of 4.
 unsafe impl Plain for Factor {}
-// SAFETY: 8-byte fields, 14 fields of 4 bytes, 8-byte fields, then states of 8 and 2 of those.
+// SAFETY: 8-byte fields, 16 fields of 4 bytes, 8-byte fields, then states of 8 and 2 of those.
 unsafe impl Plain for Tensor {}
 // SAFETY: 16 bytes of fields.
 unsafe impl Plain for Segment {}

@@ -22,8 +22,9 @@ const WARPS: i64 = THREADS as i64 / 32;
 /// Elements of a task, but at least a unit for every warp (`units_per_task` in tasks.cuh).
 const TASK_ELEMENTS: i64 = 8192;
 
-/// Rows of a task of the fused kernels (`TILE_ROWS` in adamw_rank1.cuh).
-const TILE_ROWS: i64 = 32;
+/// Most and fewest rows of a task of the fused kernels: a lane has what belongs to one of 32.
+const TILE_ROWS: i64 = 8 * LEAST_TILE_ROWS;
+const LEAST_TILE_ROWS: i64 = 32;
 
 /// Rows and columns of a warp's part of a tile (`WARP_ROWS` in tiles.cuh, `CHUNK` in wide.cuh).
 const WARP_ROWS: i64 = 32;
@@ -258,12 +259,13 @@ impl Builder<'_> {
         kinds: &[i32],
     ) -> Result<List> {
         self.longest = self.longest.max(members.len());
+        let resident = i64::from((self.resident)(kernel)?).max(1);
         let mut entries = Vec::with_capacity(members.len());
         for &(i, words) in &members {
             let group = self.tensors[i].info.group;
             let scalars = groups.iter().find(|(known, _)| *known == group);
             let scalars = scalars.map_or(0, |(_, word)| *word);
-            entries.push(self.entry(kernel, i, words, scalars)?);
+            entries.push(self.entry(kernel, i, words, scalars, resident)?);
         }
         let mut segments = Vec::new();
         let mut tasks = 0;
@@ -273,15 +275,15 @@ impl Builder<'_> {
                 tensor: narrow(number)?,
                 kind,
             });
-            tasks += kernel.tasks(&self.tensors[members[number].0]);
+            tasks += kernel.tasks(&self.tensors[members[number].0], resident);
         }
         segments.push(Segment {
             first: tasks,
             tensor: -1,
             kind: -1,
         });
-        let most = i64::from((self.resident)(kernel)?).max(1);
-        let grid = u32::try_from(tasks.min(most)).map_err(|_| internal("a grid is too large"))?;
+        let grid =
+            u32::try_from(tasks.min(resident)).map_err(|_| internal("a grid is too large"))?;
         Ok(List {
             kernel,
             grid,
@@ -327,7 +329,14 @@ impl Builder<'_> {
         order
     }
 
-    fn entry(&mut self, kernel: Kernel, i: usize, words: usize, scalars: usize) -> Result<Tensor> {
+    fn entry(
+        &mut self,
+        kernel: Kernel,
+        i: usize,
+        words: usize,
+        scalars: usize,
+        resident: i64,
+    ) -> Result<Tensor> {
         let tensor = &self.tensors[i];
         let grid = &tensor.grid;
         let mut state = [State::default(); MAX_STATES];
@@ -363,6 +372,8 @@ impl Builder<'_> {
             hash: tensor.hash,
             words: narrow(words)?,
             first_row: first_row as u32,
+            tile_rows: narrow(tile_rows(tensor, resident))?,
+            reserved: 0,
             shape: axes(&tensor.info.shape),
             offset: axes(&tensor.offset),
             global_shape: axes(&tensor.global_shape),
@@ -465,9 +476,32 @@ pub(super) fn codebook(table: &quant::Table) -> Codebook {
     book
 }
 
+/// Tasks of the fused kernels on a tensor, of so many rows each (`Tiles` in adamw_rank1.cuh).
+fn tiles(tensor: &TensorPlan, rows: i64) -> i64 {
+    let units = tensor.grid.blocks;
+    // As many blocks side by side as there are warps, or the power of two below.
+    let group = WARPS.min(power_below(units));
+    div_ceil(units, group) * div_ceil(tensor.grid.rows, rows)
+}
+
+/// Rows of such a task: as many as leave the tensor a task for each thread block that is resident, or
+/// for the power of two below.
+fn tile_rows(tensor: &TensorPlan, resident: i64) -> i64 {
+    let mut rows = TILE_ROWS;
+    while rows > LEAST_TILE_ROWS && tiles(tensor, rows) < power_below(resident) {
+        rows /= 2;
+    }
+    rows
+}
+
+/// The largest power of two that is not above `x`, or 1.
+fn power_below(x: i64) -> i64 {
+    1 << (63 - x.max(1).leading_zeros())
+}
+
 impl Kernel {
     /// Tasks of one tensor: at least one, which counts it if it is skipped.
-    fn tasks(self, tensor: &TensorPlan) -> i64 {
+    fn tasks(self, tensor: &TensorPlan, resident: i64) -> i64 {
         if [kernels::FINISH, kernels::CLEAR_MAXIMA].contains(&self) {
             return 1;
         }
@@ -484,15 +518,12 @@ impl Kernel {
             return tasks.sum::<i64>().max(1);
         }
         if self.is_fused() {
-            let units = tensor.grid.blocks;
-            // As many blocks side by side as there are warps, or the power of two below.
-            let group = WARPS.min(1 << (63 - units.max(1).leading_zeros()));
-            return (div_ceil(units, group) * div_ceil(tensor.grid.rows, TILE_ROWS)).max(1);
+            return tiles(tensor, tile_rows(tensor, resident)).max(1);
         }
         if self.takes_tiles() {
             // As `Tiling` in tiles.cuh.
             let parts = div_ceil(tensor.grid.rows, WARP_ROWS);
-            let down = WARPS.min(1 << (63 - parts.max(1).leading_zeros()));
+            let down = WARPS.min(power_below(parts));
             let across = div_ceil(tensor.grid.cols, WARP_COLUMNS * (WARPS / down));
             return (across * div_ceil(parts, down)).max(1);
         }
