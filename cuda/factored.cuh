@@ -3,7 +3,7 @@
 // in any.cuh, with
 //
 //   // R2, the square that v averages; of x it looks at p and g.
-//   static float square(const Input& x, const Shared& shared);
+//   static float square(const Input& x, const Scalars& s);
 //
 // and is given v made of the new factors.
 //
@@ -41,7 +41,7 @@ __device__ __forceinline__ float square_of(const Unit& unit, int at) {
   Input x{};
   x.p = unit.parameter(at);
   x.g = unit.gradient(at);
-  return Rule::square(x, unit.shared);
+  return Rule::square(x, unit.shared.scalars);
 }
 
 template <typename Rule>
@@ -74,111 +74,175 @@ struct Roles {
     regular = count == 1 && shared.wide;
   }
 
-  __device__ __forceinline__ int other(int i) const { return i < column ? i : i + 1; }
+  // The last factor keeps the axes that both others do, so it never is the only one.
+  __device__ __forceinline__ int row() const { return 1 - column; }
+  static constexpr int MEAN = 2;
 };
 
-constexpr int OTHERS = FACTOR_COUNT - 1;
+// Where a unit's first column is in a factor of the global tensor; mostly it takes no divisions.
+__device__ __forceinline__ long long place_of(const Unit& unit, const Factor& factor) {
+  const unsigned lead = (1u << unit.shared.tensor.lead) - 1;
+  return factor.axes == 0      ? 0
+         : factor.axes == lead ? unit.global_row
+                               : unit.template factor_position<true>(factor, 0);
+}
 
-// Where the rows of a tile are in a factor of the global tensor: lane r knows it of row r.
-struct Places {
-  const Factor& factor;
-  long long place;  // of the row's first column here
-  unsigned ends;    // bits: rows behind which comes another place, or none
-
-  __device__ __forceinline__ Places(const Tile& tile, const Factor& factor)
-      : factor(factor), place(-1) {
-    const int row = lane_index();
-    if (row < tile.rows) {
-      place = tile.unit(row).factor_position<true>(factor, 0);
-    }
-    const long long next = value_of_lane(place, (row + 1) % LANES);
-    ends = __ballot_sync(ALL_LANES, row < tile.rows && (row + 1 == tile.rows || next != place));
+// Calls `body` with the parts of a tile whose rows have the same means over columns, and so the same mean of
+// all; where a tensor's last axis alone is kept that is all of it.
+template <typename Body>
+__device__ __forceinline__ void each_part(const Tile& tile, const Factor& column, Body body) {
+  const int lane = lane_index();
+  unsigned ends = 1u << (tile.rows - 1) % LANES;  // bits: rows behind which comes another part, or none
+  if (column.axes != 1u << (tile.shared.tensor.axes - 1)) {
+    const long long place = lane < tile.rows ? place_of(tile.unit(lane), column) : -1;
+    const long long next = value_of_lane(place, (lane + 1) % LANES);
+    ends |= __ballot_sync(ALL_LANES, lane < tile.rows && next != place);
   }
+  for (int first = 0; first < tile.rows;) {
+    const int count = __ffs(static_cast<int>(ends >> first));
+    body(tile.part(first, count));
+    first += count;
+  }
+}
 
-  __device__ __forceinline__ bool ends_at(int row) const { return ends >> row & 1; }
-  __device__ __forceinline__ long long of_row(int row) const { return value_of_lane(place, row); }
-};
-
-// Calls `use` with every row of a tile, and of the lane's elements the scaled gradients and the squares.
-template <typename Rule, typename Use>
-__device__ __forceinline__ void each_row_of_squares(const Tile& tile, RowRing& ring, Use use) {
-  const Shared& shared = tile.shared;
-  const Scalars scalars = shared.scalars;
-  tile.each_row(ring, GRAD, shared.tensor.grad_dtype, [&](int row, const float (&loaded)[FOUR]) {
-    float p[FOUR] = {}, g[FOUR], squares[FOUR];
+// The squares of the lane's elements of a row, and the largest magnitude of their gradients; 0 for those that
+// do not exist.
+template <typename Rule>
+__device__ __forceinline__ unsigned squares_of_row(const Tile& tile, int row,
+                                                   float (&squares)[FOUR]) {
+  const Scalars scalars = tile.shared.scalars;
+  const WideUnit unit(tile.unit(row));
+  const int at = FOUR * lane_index();
+  unsigned gradient = 0;
+#pragma unroll
+  for (int i = 0; i < FOUR; ++i) {
+    squares[i] = 0.0f;
+  }
+  if (tile.has_fours()) {
+    float p[FOUR] = {}, g[FOUR];
     if (scalars.l2 != 0.0f) {
-      WideUnit(tile.unit(row)).parameters(tile.lane_column(), p);
+      unit.parameters(at, p);
     }
+    unit.gradients(at, g);
 #pragma unroll
     for (int i = 0; i < FOUR; ++i) {
-      g[i] = scale_gradient(loaded[i], scalars);  // R1
       Input x{};
       x.p = p[i];
       x.g = g[i];
-      squares[i] = Rule::square(x, shared);
+      squares[i] = Rule::square(x, scalars);
+      gradient = magnitude(g[i]) > gradient ? magnitude(g[i]) : gradient;
     }
-    use(row, g, squares);
-  });
+  }
+  __syncwarp();
+  return gradient;
+}
+
+// Whether squares are of gradients alone.
+__device__ __forceinline__ bool uncoupled(const Tile& tile) {
+  return tile.shared.scalars.l2 == 0.0f;
+}
+
+// Calls `use` with the number of the first of every four rows of a tile, and the squares of the lane's
+// elements, which are of gradients alone; 0 for those that do not exist.
+template <typename Rule, typename Use>
+__device__ __forceinline__ void each_rows_of_squares(const Tile& tile, RowRing& ring, Use use) {
+  Scalars scalars = tile.shared.scalars;
+  scalars.l2 = 0.0f;
+  const float eps = scalars.eps;
+  const int rows = tile.has_fours() ? tile.rows : 0;
+  const auto square = [&](int row, const float (&loaded)[ROWS][FOUR]) {
+    float squares[ROWS][FOUR];
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) {
+      scalars.eps = row + r < rows ? eps : 0.0f;
+#pragma unroll
+      for (int i = 0; i < FOUR; ++i) {
+        Input x{};
+        x.g = scale_gradient(loaded[r][i], scalars);  // R1
+        squares[r][i] = Rule::square(x, scalars);
+      }
+    }
+    use(row, squares);
+  };
+  tile.each_rows(ring, GRAD, tile.shared.tensor.grad_dtype, square);
 }
 
 // Raises the largest squares by those of a tile, and flags gradients that are not finite.
 template <typename Rule>
 __device__ __forceinline__ void collect_tile(const Tile& tile, const Factor* factors,
                                              const Roles& roles, RowRing& ring) {
-  const Launch& launch = tile.launch;
+  int* const statistics = tile.launch.statistics;
+  const Factor &column = factors[roles.column], &row = factors[roles.row()],
+               &mean = factors[Roles::MEAN];
   const int lane = lane_index();
-  const Places column(tile, factors[roles.column]);
-  const Places others[OTHERS] = {Places(tile, factors[roles.other(0)]),
-                                 Places(tile, factors[roles.other(1)])};
-  // In most tensors the first of them has a place for every row, the rest one for all.
-  const unsigned rarely = column.ends | others[1].ends;
-  unsigned columns[FOUR] = {}, largest[OTHERS] = {}, of_rows[OTHERS] = {}, gradient = 0;
-  const auto end = [&](int o, int row) {
-    if (others[o].ends_at(row)) {
-      const unsigned of_warp = warp_max(largest[o]);
-      of_rows[o] = lane == row ? of_warp : of_rows[o];
-      largest[o] = 0;
-    }
-  };
-  each_row_of_squares<Rule>(
-      tile, ring, [&](int row, const float (&g)[FOUR], const float (&squares)[FOUR]) {
-        unsigned in_row = 0;
+  unsigned gradient = 0;
+  each_part(tile, column, [&](const Tile& part) {
+    unsigned columns[FOUR] = {}, of_row = 0;  // lane r has that of row r
+    // Squares have no sign, unless they are NaN: as integers the largest of all.
+    const auto raise = [&](int at, const float (&squares)[FOUR]) {
+      unsigned in_row = 0;
 #pragma unroll
-        for (int i = 0; i < FOUR; ++i) {
-          const unsigned of_g = magnitude(g[i]), size = magnitude(squares[i]);
-          gradient = of_g > gradient ? of_g : gradient;
-          columns[i] = size > columns[i] ? size : columns[i];
-          in_row = size > in_row ? size : in_row;
-        }
+      for (int i = 0; i < FOUR; ++i) {
+        const unsigned size = __float_as_uint(squares[i]);
+        columns[i] = size > columns[i] ? size : columns[i];
+        in_row = size > in_row ? size : in_row;
+      }
+      const unsigned of_warp = warp_max(in_row);
+      of_row = lane == at ? of_warp : of_row;
+    };
+    const auto raise_one = [&](int at) {
+      float squares[FOUR];
+      const unsigned largest = squares_of_row<Rule>(part, at, squares);
+      gradient = largest > gradient ? largest : gradient;
+      raise(at, squares);
+    };
+    if (uncoupled(part)) {
+      each_rows_of_squares<Rule>(part, ring, [&](int at, const float (&squares)[ROWS][FOUR]) {
 #pragma unroll
-        for (int o = 0; o < OTHERS; ++o) {
-          largest[o] = in_row > largest[o] ? in_row : largest[o];
-        }
-        end(0, row);
-        if (rarely >> row & 1) {
-          end(1, row);
-          if (column.ends_at(row)) {
-            int* words =
-                launch.statistics + column.factor.word + column.of_row(row) + tile.lane_column();
-#pragma unroll
-            for (int i = 0; i < FOUR; ++i) {
-              raise_maximum(words + i, static_cast<int>(canonical_magnitude(columns[i])));
-              columns[i] = 0;
-            }
-          }
+        for (int r = 0; r < ROWS; ++r) {
+          raise(at + r, squares[r]);
         }
       });
-#pragma unroll
-  for (int o = 0; o < OTHERS; ++o) {
-    if (others[o].ends_at(lane)) {
-      raise_maximum(launch.statistics + others[o].factor.word + others[o].place,
-                    static_cast<int>(canonical_magnitude(of_rows[o])));
     }
-  }
+    // Without a parameter in it, a square that is finite is of a gradient that is.
+    if (!uncoupled(part) || __any_sync(ALL_LANES, of_row >= INF_BITS)) {
+#pragma unroll 1
+      for (int at = 0; at < part.rows; ++at) {
+        raise_one(at);
+      }
+    }
+    const Unit first = part.unit(0);
+    if (part.has_fours()) {
+      int* words = statistics + column.word + place_of(first, column) + FOUR * lane;
+      int before[FOUR];  // most values are no new maximum
+#pragma unroll
+      for (int i = 0; i < FOUR; ++i) {
+        before[i] = words[i];
+      }
+#pragma unroll
+      for (int i = 0; i < FOUR; ++i) {
+        const int value = static_cast<int>(canonical_magnitude(columns[i]));
+        if (value > before[i]) {
+          atomicMax(words + i, value);
+        }
+      }
+    }
+    of_row = canonical_magnitude(of_row);
+    if (lane < part.rows) {
+      raise_maximum(statistics + row.word + place_of(part.unit(lane), row),
+                    static_cast<int>(of_row));
+    }
+    __syncwarp();
+    const unsigned of_all = warp_max(of_row);
+    if (lane == 0) {
+      raise_maximum(statistics + mean.word + place_of(first, mean), static_cast<int>(of_all));
+    }
+    __syncwarp();
+  });
   // If any is not, the largest is not.
   const bool bad = non_finite(__uint_as_float(gradient));
   if (__any_sync(ALL_LANES, bad) != 0 && lane == 0) {
-    launch.statistics[tile.shared.tensor.index] = 1;
+    statistics[tile.shared.tensor.index] = 1;
   }
 }
 
@@ -216,113 +280,169 @@ __device__ __forceinline__ void add_columns(const Tile& tile, const Factor& fact
   __syncthreads();  // the rings may be used again
 }
 
+// The sums of a warp's part of a tile. While no term takes rounding to whole units of the sum of all, which
+// are the largest, what a row or a column adds up to in them is exact, and needs only to move up to its own
+// units at the end.
+struct TileSums {
+  Words columns[FOUR];  // in units of columns
+  WarpSum of_row{};     // lane r has that of row r, in units of the row if it is apart, else of all
+  Words all;            // of rows that are apart
+  unsigned apart = 0;   // bits: rows with terms that take rounding, or all
+};
+
+// What terms move up by, in a part of a tile.
+struct PlacesBelow {
+  int column[FOUR];  // 0 where there is none
+  int row;           // lane r has that of row r
+  int all;
+};
+
+// Adds the squares of a part of a tile to nothing yet, but leaves rows apart that have terms which take
+// rounding.
+template <typename Rule>
+__device__ __forceinline__ void sum_whole_rows(const Tile& part, const PlacesBelow& below,
+                                               RowRing& ring, TileSums& sums) {
+  const int lane = lane_index();
+  // The least normal number that takes no rounding. What is not normal has the exponent 0, which moves it
+  // down: it adds nothing, and 0 is right to.
+  const unsigned least_whole = static_cast<unsigned>(-below.all) << 23;
+  const auto sum = [&](int row, const float (&squares)[ROWS][FOUR]) {
+    unsigned bits[ROWS][FOUR], least = INF_BITS;
+#pragma unroll
+    for (int i = 0; i < ROWS * FOUR; ++i) {
+      const unsigned x = __float_as_uint(squares[i / FOUR][i % FOUR]);
+      bits[i / FOUR][i % FOUR] = x;
+      least = x < least ? x : least;
+    }
+    if (__any_sync(ALL_LANES, least < least_whole)) {
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r) {
+        bool rounds = false;
+#pragma unroll
+        for (int i = 0; i < FOUR; ++i) {
+          rounds = rounds || (bits[r][i] != 0 && bits[r][i] < least_whole);
+        }
+        if (__any_sync(ALL_LANES, rounds)) {
+          sums.apart |= 1u << (row + r);
+#pragma unroll
+          for (int i = 0; i < FOUR; ++i) {
+            bits[r][i] = 0;
+          }
+        }
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) {
+      unsigned long long in_row = 0;  // four terms below 2^61
+#pragma unroll
+      for (int i = 0; i < FOUR; ++i) {
+        const unsigned x = bits[r][i];
+        const unsigned long long units =
+            shift_left(significand_of(x), static_cast<int>(x >> 23) + below.all);
+        add(sums.columns[i], words_of(units));
+        in_row += units;
+      }
+      const WarpSum of_row = warp_sum(words_of(in_row));
+      if (lane == row + r) {
+        sums.of_row = of_row;
+      }
+    }
+  };
+  each_rows_of_squares<Rule>(part, ring, sum);
+#pragma unroll
+  for (int i = 0; i < FOUR; ++i) {
+    sums.columns[i] = moved_up(sums.columns[i], below.column[i] - below.all);
+  }
+}
+
+// Adds the squares of rows that are apart.
+template <typename Rule>
+__device__ inline void sum_rows_apart(const Tile& part, const PlacesBelow& below, TileSums& sums) {
+  const auto add_term = [](Words& sum, const Term& term, int places) {
+    add(sum, term, places);
+    add_rounded(sum, term, places);
+  };
+#pragma unroll 1
+  for (unsigned rest = sums.apart; rest != 0; rest &= rest - 1) {
+    const int row = __ffs(static_cast<int>(rest)) - 1, lane = lane_index();
+    const int of_row_below = __shfl_sync(ALL_LANES, below.row, row);
+    float squares[FOUR];
+    squares_of_row<Rule>(part, row, squares);
+    Words in_row;
+#pragma unroll
+    for (int i = 0; i < FOUR; ++i) {
+      const Term term = term_of(squares[i]);
+      add_term(sums.columns[i], term, term.exponent + below.column[i]);
+      add_term(in_row, term, term.exponent + of_row_below);
+      add_term(sums.all, term, term.exponent + below.all);
+    }
+    const WarpSum of_row = warp_sum(in_row);
+    if (lane == row) {
+      sums.of_row = of_row;
+    }
+  }
+}
+
 // Adds the squares of a tile to the sums.
 template <typename Rule>
 __device__ __forceinline__ void sum_tile(const Tile& tile, const Factor* factors,
                                          const Roles& roles, RowRing* rings) {
   const Launch& launch = tile.launch;
-  const Tensor& t = tile.shared.tensor;
+  const Factor &column = factors[roles.column], &row = factors[roles.row()],
+               &mean = factors[Roles::MEAN];
   const int lane = lane_index();
-  const bool here = tile.has_fours();
-  const Places column(tile, factors[roles.column]);
-  const Places others[OTHERS] = {Places(tile, factors[roles.other(0)]),
-                                 Places(tile, factors[roles.other(1)])};
   // All rows of the tensor have the same columns, whose sums are added at the end of the tile.
-  const bool common = column.factor.axes == 1u << (t.axes - 1);
-  // In most tensors the first of the others has a place for every row, the second one for all.
-  const unsigned rarely = (common ? 0 : column.ends) | others[1].ends;
-  int by_row[OTHERS];  // places that terms move up by: lane r has those of row r
-  bool all_zero = false;
-#pragma unroll
-  for (int o = 0; o < OTHERS; ++o) {
-    const int largest =
-        lane < tile.rows ? launch.statistics[others[o].factor.word + others[o].place] : 0;
-    by_row[o] = places_below(largest);
-    all_zero = all_zero || largest == 0;
-  }
-  const unsigned zero_rows = __ballot_sync(ALL_LANES, all_zero);
-  int by_column[FOUR];
-  const auto begin = [&](int row) {
-    const int* largest =
-        launch.statistics + column.factor.word + column.of_row(row) + tile.lane_column();
+  const bool common = column.axes == 1u << (tile.shared.tensor.axes - 1);
+  TileSums sums;
+  each_part(tile, column, [&](const Tile& part) {
+    const long long of_columns = place_of(part.unit(0), column) + FOUR * lane;
+    const long long of_row = lane < part.rows ? place_of(part.unit(lane), row) : 0;
+    const long long of_all = place_of(part.unit(0), mean);
+    PlacesBelow below{};
 #pragma unroll
     for (int i = 0; i < FOUR; ++i) {
-      by_column[i] = row < tile.rows ? places_below(largest[i]) : 0;
-    }
-  };
-  Words columns[FOUR], rows[OTHERS];
-  WarpSum of_rows[OTHERS] = {};
-  const auto end = [&](int o, int row) {
-    if (others[o].ends_at(row)) {
-      const WarpSum sum = warp_sum(rows[o]);
-      if (lane == row) {
-        of_rows[o] = sum;
+      if (part.has_fours()) {
+        below.column[i] = places_below(launch.statistics[column.word + of_columns + i]);
       }
-      rows[o] = Words{};
     }
-  };
-  begin(0);
-  each_row_of_squares<Rule>(
-      tile, rings[warp_index()], [&](int row, const float (&)[FOUR], const float (&squares)[FOUR]) {
-        Term terms[FOUR];
-        int places[OTHERS];
-#pragma unroll
-        for (int o = 0; o < OTHERS; ++o) {
-          const int of_row = __shfl_sync(ALL_LANES, by_row[o], row);
-          places[o] = here ? of_row : NO_PLACES;
-        }
-        int lowest = 0;  // negative if any term moves down
-#pragma unroll
-        for (int i = 0; i < FOUR; ++i) {
-          terms[i] = term_of(squares[i]);
-          const int exponent = terms[i].exponent;
-          lowest |= exponent + by_column[i];
-          add(columns[i], terms[i], exponent + by_column[i]);
-#pragma unroll
-          for (int o = 0; o < OTHERS; ++o) {
-            lowest |= exponent + places[o];
-            add(rows[o], terms[i], exponent + places[o]);
-          }
-        }
-        // Zeros do, to no effect.
-        if (lowest < 0 && (zero_rows >> row & 1) == 0) {
-#pragma unroll
-          for (int i = 0; i < FOUR; ++i) {
-            const int exponent = terms[i].exponent;
-            add_rounded(columns[i], terms[i], exponent + by_column[i]);
-#pragma unroll
-            for (int o = 0; o < OTHERS; ++o) {
-              add_rounded(rows[o], terms[i], exponent + places[o]);
-            }
-          }
-        }
-        end(0, row);
-        if (rarely >> row & 1) {
-          end(1, row);
-          if (!common && column.ends_at(row)) {
-            unsigned long long* sums =
-                launch.sums + column.factor.sum + 2 * (column.of_row(row) + FOUR * lane);
-#pragma unroll
-            for (int i = 0; i < FOUR; ++i) {
-              if (here) {
-                add_limbs(sums + 2 * i, limbs_of(columns[i]));
-              }
-              columns[i] = Words{};
-            }
-            begin(row + 1);
-          }
-        }
-      });
-#pragma unroll
-  for (int o = 0; o < OTHERS; ++o) {
-    if (others[o].ends_at(lane)) {
-      add_limbs(launch.sums + others[o].factor.sum + 2 * others[o].place,
-                limbs_of(words_of(of_rows[o])));
+    if (lane < part.rows) {
+      below.row = places_below(launch.statistics[row.word + of_row]);
     }
-  }
-  __syncwarp();
+    below.all = places_below(launch.statistics[mean.word + of_all]);
+    sums.all = Words{};
+    sums.apart = 0;
+    if (uncoupled(part) && below.all < 0 && below.all != NO_PLACES) {
+      sum_whole_rows<Rule>(part, below, rings[warp_index()], sums);
+    } else {
+      sums.apart = ALL_LANES >> (LANES - part.rows);
+    }
+    sum_rows_apart<Rule>(part, below, sums);
+    if (lane < part.rows) {
+      Words whole = words_of(sums.of_row);
+      if ((sums.apart >> lane & 1) == 0) {
+        add(sums.all, whole);
+        whole = moved_up(whole, below.row - below.all);
+      }
+      add_limbs(launch.sums + row.sum + 2 * of_row, limbs_of(whole));
+    }
+    __syncwarp();
+    const Words all = words_of(warp_sum(sums.all));
+    if (lane == 0) {
+      add_limbs(launch.sums + mean.sum + 2 * of_all, limbs_of(all));
+    }
+    if (!common) {
+#pragma unroll
+      for (int i = 0; i < FOUR; ++i) {
+        if (part.has_fours()) {
+          add_limbs(launch.sums + column.sum + 2 * (of_columns + i), limbs_of(sums.columns[i]));
+        }
+        sums.columns[i] = Words{};
+      }
+    }
+    __syncwarp();
+  });
   if (common) {
-    add_columns(tile, column.factor, columns, rings);
+    add_columns(tile, column, sums.columns, rings);
   }
 }
 

@@ -31,10 +31,13 @@ struct Tiling {
   }
 };
 
-// Rows of a warp on their way to shared memory while one is at hand: of the 16 warps that a multiprocessor
-// has at least, 28 kB of 16-bit elements.
-constexpr int ROWS_AHEAD = 7;
-using RowRing = Ring<ROWS_AHEAD, CHUNK * sizeof(float)>;
+// Rows that a warp has at hand at once, and the shared memory that it has for them and for those on their way:
+// once as many of f32, three times as many of 16 bits. Of the 16 warps that a multiprocessor has at least
+// that is 32 kB or 48 kB on their way.
+constexpr int ROWS = 4;
+template <int ROW_BYTES>
+using RingOf = Ring<4096 / (ROWS * ROW_BYTES) - 1, ROWS * ROW_BYTES>;
+using RowRing = RingOf<CHUNK * sizeof(float)>;
 
 // What a warp does of a tile.
 struct Tile {
@@ -56,6 +59,14 @@ struct Tile {
     const long long columns = t.cols - col, left = t.rows - row;
     cols = columns >= CHUNK ? CHUNK : columns > 0 ? static_cast<int>(columns) : 0;
     rows = cols == 0 || left <= 0 ? 0 : left >= WARP_ROWS ? WARP_ROWS : static_cast<int>(left);
+  }
+
+  // Some of its rows.
+  __device__ __forceinline__ Tile part(int first, int count) const {
+    Tile tile = *this;
+    tile.row += first;
+    tile.rows = count;
+    return tile;
   }
 
   // A row.
@@ -82,42 +93,51 @@ struct Tile {
     return has_fours() ? FOUR * lane_index() : 0;
   }
 
-  // Calls `use` with every row's number and the lane's four elements of it, of the tensor's pointer
-  // `which`. Rows are on their way to shared memory before they are used.
+  // Calls `use` with the number of the first of every four rows and the lane's four elements of each, of the
+  // tensor's pointer `which`; elements that do not exist are 0. Rows are on their way to shared memory
+  // before they are used.
   template <typename Dtype, typename Use>
-  __device__ __forceinline__ void each_row(RowRing& ring, int which, Use use) const {
-    constexpr int BYTES = FOUR * sizeof(typename Dtype::Storage);
+  __device__ __forceinline__ void each_rows(RowRing& ring, int which, Use use) const {
+    constexpr int BYTES = FOUR * sizeof(typename Dtype::Storage), ROW = LANES * BYTES;
     const long long step = shared.tensor.cols;
     const typename Dtype::Storage* ahead =
         pointer<const typename Dtype::Storage>(launch, shared.tensor, which) + row * step + col +
         lane_column();
     const int own = BYTES * lane_index();
+    int left = has_fours() ? rows : 0;  // of those to start
     int i = 0;
     pipeline(
-        ring, rows,
+        reinterpret_cast<RingOf<ROW>&>(ring), (rows + ROWS - 1) / ROWS,
         [&](SharedAddress to, int) {
-          copy_async<BYTES>(to + own, ahead);
-          ahead += step;
+#pragma unroll
+          for (int r = 0; r < ROWS; ++r) {
+            copy_or_zero_async<BYTES>(to + own + r * ROW, ahead, r < left);
+            ahead += step;
+          }
+          left -= ROWS;
         },
         [&](SharedAddress from) {
-          Packed<Dtype> packed;
-          load_shared(from + own, packed);
-          float x[FOUR];
-          unpack<Dtype>(packed, x);
+          float x[ROWS][FOUR];
+#pragma unroll
+          for (int r = 0; r < ROWS; ++r) {
+            Packed<Dtype> packed;
+            load_shared(from + own + r * ROW, packed);
+            unpack<Dtype>(packed, x[r]);
+          }
           use(i, x);
-          ++i;
+          i += ROWS;
         });
   }
 
   // The same with a dtype that is known when the kernel runs.
   template <typename Use>
-  __device__ __forceinline__ void each_row(RowRing& ring, int which, int dtype, Use use) const {
+  __device__ __forceinline__ void each_rows(RowRing& ring, int which, int dtype, Use use) const {
     if (dtype == DTYPE_F32) {
-      each_row<F32>(ring, which, use);
+      each_rows<F32>(ring, which, use);
     } else if (dtype == DTYPE_BF16) {
-      each_row<Bf16>(ring, which, use);
+      each_rows<Bf16>(ring, which, use);
     } else {
-      each_row<F16>(ring, which, use);
+      each_rows<F16>(ring, which, use);
     }
   }
 };
