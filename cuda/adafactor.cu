@@ -12,7 +12,7 @@
 //
 // Launch: as factored.cuh; before the step come two more kernels that take tiles, the largest d and the sum
 // of its squares. What the step makes of both RMS is computed where a thread block comes to a tensor. Maxima
-// and sums of whole tensors take one access of a warp for its part of a tile, up to 4096 elements.
+// and sums of whole tensors take one access of a warp for its part of a tile, up to 16384 elements.
 //
 // Rounding steps: R2 to R7 as in `src/optimizer/adafactor.rs`.
 

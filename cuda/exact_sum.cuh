@@ -109,7 +109,7 @@ __device__ __forceinline__ Words moved_up(const Words& x, int places) {
   return Words{places < 96 ? (high << 32 | low) << (places - 32) : 0, 0};
 }
 
-// The sum of the words of a warp's lanes, at most 4096 terms in all, in three 32-bit sums.
+// The sum of the words of a warp's lanes, which have at most 128 terms each, in three 32-bit sums.
 struct WarpSum {
   unsigned high;   // the lowest 32 bits
   unsigned low;    // likewise

@@ -19,9 +19,14 @@
 // and one factor changes along them and the other two do not (with few choices of axes all do), a warp goes
 // down its part of a tile with the largest squares or the sums of its columns in registers. Those of rows
 // are found by one or three operations of the warp for each, and kept by lane, so that accesses are of 32
-// rows; what all rows share is kept to the end. The column sums of a thread block's warps meet in shared
+// rows; what all rows share is found of them. The column sums of a thread block's warps meet in shared
 // memory. Thus 256 rows of 128 columns take two atomics for each row and column, 0.023 an element. Other
 // tensors take one element a lane, and two atomics of each for the sum of its column.
+//
+// Sums of rows, of columns and of all have units of their own, but most terms are whole in the largest, that
+// of all: rows of such terms are added in it alone, and what they add up to is brought to other units once, by
+// a shift. Rows with other terms (of 67 million normal numbers one in 900), and gradients with coupled decay,
+// are added term by term in each sum's unit, one row after the other.
 //
 // Rounding steps: R2 in the rule; the mean of squares once, to f32, and R4 in `fresh_mean`.
 
@@ -87,22 +92,42 @@ __device__ __forceinline__ long long place_of(const Unit& unit, const Factor& fa
                                : unit.template factor_position<true>(factor, 0);
 }
 
-// Calls `body` with the parts of a tile whose rows have the same means over columns, and so the same mean of
-// all; where a tensor's last axis alone is kept that is all of it.
-template <typename Body>
-__device__ __forceinline__ void each_part(const Tile& tile, const Factor& column, Body body) {
-  const int lane = lane_index();
-  unsigned ends = 1u << (tile.rows - 1) % LANES;  // bits: rows behind which comes another part, or none
-  if (column.axes != 1u << (tile.shared.tensor.axes - 1)) {
-    const long long place = lane < tile.rows ? place_of(tile.unit(lane), column) : -1;
-    const long long next = value_of_lane(place, (lane + 1) % LANES);
-    ends |= __ballot_sync(ALL_LANES, lane < tile.rows && next != place);
+// Whether all rows of a tensor have the same means over columns, and so the same mean of all, and follow each
+// other among the means over rows.
+__device__ __forceinline__ bool is_whole(const Tensor& t, const Factor& column) {
+  bool whole = column.axes == 1u << (t.axes - 1);
+  for (int axis = 1; axis < t.lead; ++axis) {
+    whole = whole && t.shape[axis] == t.global_shape[axis];
   }
+  return whole;
+}
+
+// Calls `body` with the parts of a tile that are whole as above, up to 32 rows if not all of it is.
+template <typename Body>
+__device__ __forceinline__ void each_part(const Tile& tile, bool whole, const Factor& column,
+                                          const Factor& row, Body body) {
   for (int first = 0; first < tile.rows;) {
-    const int count = __ffs(static_cast<int>(ends >> first));
+    int count = tile.rows;
+    if (!whole) {
+      const int own = first + lane_index(), next = (lane_index() + 1) % LANES;
+      long long of_column = -1, of_row = 0;
+      if (own < tile.rows) {
+        of_column = place_of(tile.unit(own), column);
+        of_row = place_of(tile.unit(own), row);
+      }
+      __syncwarp();
+      const bool same = value_of_lane(of_column, next) == of_column &&
+                        value_of_lane(of_row, next) == of_row + 1;
+      count = __ffs(static_cast<int>(__ballot_sync(ALL_LANES, lane_index() == LANES - 1 || !same)));
+    }
     body(tile.part(first, count));
     first += count;
   }
+}
+
+// Whether the rows from one on, four of them at most, are the last of 32, or of the tile.
+__device__ __forceinline__ bool ends_band(const Tile& tile, int row) {
+  return (row + ROWS) % LANES == 0 || row + ROWS >= tile.rows;
 }
 
 // The squares of the lane's elements of a row, and the largest magnitude of their gradients; 0 for those that
@@ -176,8 +201,12 @@ __device__ __forceinline__ void collect_tile(const Tile& tile, const Factor* fac
                &mean = factors[Roles::MEAN];
   const int lane = lane_index();
   unsigned gradient = 0;
-  each_part(tile, column, [&](const Tile& part) {
-    unsigned columns[FOUR] = {}, of_row = 0;  // lane r has that of row r
+  const bool whole = is_whole(tile.shared.tensor, column);
+  each_part(tile, whole, column, row, [&](const Tile& part) {
+    const Unit first = part.unit(0);
+    int* const of_rows = statistics + row.word + place_of(first, row);
+    unsigned columns[FOUR] = {}, of_all = 0;
+    unsigned of_row = 0;  // of 32 rows, lane r has that of row r
     // Squares have no sign, unless they are NaN: as integers the largest of all.
     const auto raise = [&](int at, const float (&squares)[FOUR]) {
       unsigned in_row = 0;
@@ -188,13 +217,16 @@ __device__ __forceinline__ void collect_tile(const Tile& tile, const Factor* fac
         in_row = size > in_row ? size : in_row;
       }
       const unsigned of_warp = warp_max(in_row);
-      of_row = lane == at ? of_warp : of_row;
+      of_row = lane == at % LANES ? of_warp : of_row;
     };
-    const auto raise_one = [&](int at) {
-      float squares[FOUR];
-      const unsigned largest = squares_of_row<Rule>(part, at, squares);
-      gradient = largest > gradient ? largest : gradient;
-      raise(at, squares);
+    const auto raise_rows = [&](int band) {
+      of_row = canonical_magnitude(of_row);
+      of_all = of_row > of_all ? of_row : of_all;
+      if (band + lane < part.rows) {
+        raise_maximum(of_rows + band + lane, static_cast<int>(of_row));
+      }
+      of_row = 0;
+      __syncwarp();
     };
     if (uncoupled(part)) {
       each_rows_of_squares<Rule>(part, ring, [&](int at, const float (&squares)[ROWS][FOUR]) {
@@ -202,16 +234,24 @@ __device__ __forceinline__ void collect_tile(const Tile& tile, const Factor* fac
         for (int r = 0; r < ROWS; ++r) {
           raise(at + r, squares[r]);
         }
+        if (ends_band(part, at)) {
+          raise_rows(at / LANES * LANES);
+        }
       });
     }
     // Without a parameter in it, a square that is finite is of a gradient that is.
-    if (!uncoupled(part) || __any_sync(ALL_LANES, of_row >= INF_BITS)) {
+    if (!uncoupled(part) || __any_sync(ALL_LANES, of_all >= INF_BITS)) {
 #pragma unroll 1
       for (int at = 0; at < part.rows; ++at) {
-        raise_one(at);
+        float squares[FOUR];
+        const unsigned largest = squares_of_row<Rule>(part, at, squares);
+        gradient = largest > gradient ? largest : gradient;
+        raise(at, squares);
+        if (at % LANES == LANES - 1 || at + 1 == part.rows) {
+          raise_rows(at / LANES * LANES);
+        }
       }
     }
-    const Unit first = part.unit(0);
     if (part.has_fours()) {
       int* words = statistics + column.word + place_of(first, column) + FOUR * lane;
       int before[FOUR];  // most values are no new maximum
@@ -227,13 +267,8 @@ __device__ __forceinline__ void collect_tile(const Tile& tile, const Factor* fac
         }
       }
     }
-    of_row = canonical_magnitude(of_row);
-    if (lane < part.rows) {
-      raise_maximum(statistics + row.word + place_of(part.unit(lane), row),
-                    static_cast<int>(of_row));
-    }
     __syncwarp();
-    const unsigned of_all = warp_max(of_row);
+    of_all = warp_max(of_all);
     if (lane == 0) {
       raise_maximum(statistics + mean.word + place_of(first, mean), static_cast<int>(of_all));
     }
@@ -280,33 +315,33 @@ __device__ __forceinline__ void add_columns(const Tile& tile, const Factor& fact
   __syncthreads();  // the rings may be used again
 }
 
-// The sums of a warp's part of a tile. While no term takes rounding to whole units of the sum of all, which
-// are the largest, what a row or a column adds up to in them is exact, and needs only to move up to its own
-// units at the end.
-struct TileSums {
-  Words columns[FOUR];  // in units of columns
-  WarpSum of_row{};     // lane r has that of row r, in units of the row if it is apart, else of all
-  Words all;            // of rows that are apart
-  unsigned apart = 0;   // bits: rows with terms that take rounding, or all
+// The sums of a part of a tile. A row's terms that are whole units of the sum of all, the largest units, need
+// no rounding in any: what a row or a column adds up to in them is exact, needs only to move up to its own
+// units at the end, and rows add up to their share of all. Rows with other terms are left apart, to be added
+// term by term in the units of each sum.
+struct PartSums {
+  Words columns[FOUR];  // first in units of all, then in their own
+  Limbs all{0, 0};      // the lane's share
+  unsigned apart = 0;   // bits, lane b has those of the rows from 32 b on: those left apart
 };
 
-// What terms move up by, in a part of a tile.
-struct PlacesBelow {
-  int column[FOUR];  // 0 where there is none
-  int row;           // lane r has that of row r
-  int all;
+// What means over rows are made of, of a part's rows.
+struct OfRows {
+  const int* largest;
+  unsigned long long* sums;
 };
 
-// Adds the squares of a part of a tile to nothing yet, but leaves rows apart that have terms which take
-// rounding.
+// Adds the squares of rows of whole units; terms move up by `below_all`.
 template <typename Rule>
-__device__ __forceinline__ void sum_whole_rows(const Tile& part, const PlacesBelow& below,
-                                               RowRing& ring, TileSums& sums) {
+__device__ __forceinline__ void sum_whole_rows(const Tile& part, const OfRows& rows, int below_all,
+                                               RowRing& ring, PartSums& sums) {
   const int lane = lane_index();
-  // The least normal number that takes no rounding. What is not normal has the exponent 0, which moves it
-  // down: it adds nothing, and 0 is right to.
-  const unsigned least_whole = static_cast<unsigned>(-below.all) << 23;
-  const auto sum = [&](int row, const float (&squares)[ROWS][FOUR]) {
+  // The least normal number that is whole. What is not normal has the exponent 0, which moves it down: it adds
+  // nothing, as 0 should, and the others leave their row apart.
+  const unsigned least_whole = static_cast<unsigned>(-below_all) << 23;
+  unsigned apart = 0;  // of 32 rows
+  WarpSum of_row{};    // lane r has that of row r
+  const auto sum = [&](int at, const float (&squares)[ROWS][FOUR]) {
     unsigned bits[ROWS][FOUR], least = INF_BITS;
 #pragma unroll
     for (int i = 0; i < ROWS * FOUR; ++i) {
@@ -323,7 +358,7 @@ __device__ __forceinline__ void sum_whole_rows(const Tile& part, const PlacesBel
           rounds = rounds || (bits[r][i] != 0 && bits[r][i] < least_whole);
         }
         if (__any_sync(ALL_LANES, rounds)) {
-          sums.apart |= 1u << (row + r);
+          apart |= 1u << (at + r) % LANES;
 #pragma unroll
           for (int i = 0; i < FOUR; ++i) {
             bits[r][i] = 0;
@@ -338,49 +373,57 @@ __device__ __forceinline__ void sum_whole_rows(const Tile& part, const PlacesBel
       for (int i = 0; i < FOUR; ++i) {
         const unsigned x = bits[r][i];
         const unsigned long long units =
-            shift_left(significand_of(x), static_cast<int>(x >> 23) + below.all);
+            shift_left(significand_of(x), static_cast<int>(x >> 23) + below_all);
         add(sums.columns[i], words_of(units));
         in_row += units;
       }
-      const WarpSum of_row = warp_sum(words_of(in_row));
-      if (lane == row + r) {
-        sums.of_row = of_row;
+      const WarpSum of_warp = warp_sum(words_of(in_row));
+      if (lane == (at + r) % LANES) {
+        of_row = of_warp;
       }
+    }
+    if (ends_band(part, at)) {
+      const int band = at / LANES, own = band * LANES + lane;
+      if (own < part.rows) {
+        const Words whole = words_of(of_row);
+        add(sums.all, limbs_of(whole));
+        const int places = places_below(rows.largest[own]) - below_all;
+        add_limbs(rows.sums + 2 * own, limbs_of(moved_up(whole, places)));
+      }
+      sums.apart = lane == band ? apart : sums.apart;
+      apart = 0;
+      __syncwarp();
     }
   };
   each_rows_of_squares<Rule>(part, ring, sum);
-#pragma unroll
-  for (int i = 0; i < FOUR; ++i) {
-    sums.columns[i] = moved_up(sums.columns[i], below.column[i] - below.all);
-  }
 }
 
-// Adds the squares of rows that are apart.
+// Adds the squares of a row that is left apart.
 template <typename Rule>
-__device__ inline void sum_rows_apart(const Tile& part, const PlacesBelow& below, TileSums& sums) {
+__device__ __forceinline__ void sum_row_apart(const Tile& part, int at, const OfRows& rows,
+                                              int below_all, const int (&below_column)[FOUR],
+                                              PartSums& sums) {
   const auto add_term = [](Words& sum, const Term& term, int places) {
     add(sum, term, places);
     add_rounded(sum, term, places);
   };
-#pragma unroll 1
-  for (unsigned rest = sums.apart; rest != 0; rest &= rest - 1) {
-    const int row = __ffs(static_cast<int>(rest)) - 1, lane = lane_index();
-    const int of_row_below = __shfl_sync(ALL_LANES, below.row, row);
-    float squares[FOUR];
-    squares_of_row<Rule>(part, row, squares);
-    Words in_row;
+  const int below_row = places_below(rows.largest[at]);
+  float squares[FOUR];
+  squares_of_row<Rule>(part, at, squares);
+  Words in_row, all;
 #pragma unroll
-    for (int i = 0; i < FOUR; ++i) {
-      const Term term = term_of(squares[i]);
-      add_term(sums.columns[i], term, term.exponent + below.column[i]);
-      add_term(in_row, term, term.exponent + of_row_below);
-      add_term(sums.all, term, term.exponent + below.all);
-    }
-    const WarpSum of_row = warp_sum(in_row);
-    if (lane == row) {
-      sums.of_row = of_row;
-    }
+  for (int i = 0; i < FOUR; ++i) {
+    const Term term = term_of(squares[i]);
+    add_term(sums.columns[i], term, term.exponent + below_column[i]);
+    add_term(in_row, term, term.exponent + below_row);
+    add_term(all, term, term.exponent + below_all);
   }
+  add(sums.all, limbs_of(all));
+  const Words of_row = words_of(warp_sum(in_row));
+  if (lane_index() == 0) {
+    add_limbs(rows.sums + 2 * at, limbs_of(of_row));
+  }
+  __syncwarp();
 }
 
 // Adds the squares of a tile to the sums.
@@ -391,46 +434,47 @@ __device__ __forceinline__ void sum_tile(const Tile& tile, const Factor* factors
   const Factor &column = factors[roles.column], &row = factors[roles.row()],
                &mean = factors[Roles::MEAN];
   const int lane = lane_index();
-  // All rows of the tensor have the same columns, whose sums are added at the end of the tile.
-  const bool common = column.axes == 1u << (tile.shared.tensor.axes - 1);
-  TileSums sums;
-  each_part(tile, column, [&](const Tile& part) {
-    const long long of_columns = place_of(part.unit(0), column) + FOUR * lane;
-    const long long of_row = lane < part.rows ? place_of(part.unit(lane), row) : 0;
-    const long long of_all = place_of(part.unit(0), mean);
-    PlacesBelow below{};
+  // Then sums of columns are added at the end of the tile, by the thread block.
+  const bool whole = is_whole(tile.shared.tensor, column);
+  PartSums sums;
+  each_part(tile, whole, column, row, [&](const Tile& part) {
+    const Unit first = part.unit(0);
+    const long long of_columns = place_of(first, column) + FOUR * lane;
+    const long long of_rows = place_of(first, row), of_all = place_of(first, mean);
+    const OfRows rows{launch.statistics + row.word + of_rows, launch.sums + row.sum + 2 * of_rows};
+    const int below_all = places_below(launch.statistics[mean.word + of_all]);
+    sums.all = Limbs{0, 0};
+    sums.apart = ALL_LANES;
+    const bool quick = uncoupled(part) && below_all < 0 && below_all != NO_PLACES;
+    if (quick) {
+      sum_whole_rows<Rule>(part, rows, below_all, rings[warp_index()], sums);
+    }
+    int below_column[FOUR] = {};
 #pragma unroll
     for (int i = 0; i < FOUR; ++i) {
       if (part.has_fours()) {
-        below.column[i] = places_below(launch.statistics[column.word + of_columns + i]);
+        below_column[i] = places_below(launch.statistics[column.word + of_columns + i]);
+      }
+      if (quick) {
+        sums.columns[i] = moved_up(sums.columns[i], below_column[i] - below_all);
       }
     }
-    if (lane < part.rows) {
-      below.row = places_below(launch.statistics[row.word + of_row]);
-    }
-    below.all = places_below(launch.statistics[mean.word + of_all]);
-    sums.all = Words{};
-    sums.apart = 0;
-    if (uncoupled(part) && below.all < 0 && below.all != NO_PLACES) {
-      sum_whole_rows<Rule>(part, below, rings[warp_index()], sums);
-    } else {
-      sums.apart = ALL_LANES >> (LANES - part.rows);
-    }
-    sum_rows_apart<Rule>(part, below, sums);
-    if (lane < part.rows) {
-      Words whole = words_of(sums.of_row);
-      if ((sums.apart >> lane & 1) == 0) {
-        add(sums.all, whole);
-        whole = moved_up(whole, below.row - below.all);
+#pragma unroll 1
+    for (int begin = 0; begin < part.rows; begin += LANES) {
+      unsigned apart = __shfl_sync(ALL_LANES, sums.apart, begin / LANES);
+#pragma unroll 1
+      for (; apart != 0; apart &= apart - 1) {
+        const int at = begin + __ffs(static_cast<int>(apart)) - 1;
+        if (at < part.rows) {
+          sum_row_apart<Rule>(part, at, rows, below_all, below_column, sums);
+        }
       }
-      add_limbs(launch.sums + row.sum + 2 * of_row, limbs_of(whole));
     }
-    __syncwarp();
-    const Words all = words_of(warp_sum(sums.all));
+    const Limbs all{warp_sum(sums.all.high), warp_sum(sums.all.low)};
     if (lane == 0) {
-      add_limbs(launch.sums + mean.sum + 2 * of_all, limbs_of(all));
+      add_limbs(launch.sums + mean.sum + 2 * of_all, all);
     }
-    if (!common) {
+    if (!whole) {
 #pragma unroll
       for (int i = 0; i < FOUR; ++i) {
         if (part.has_fours()) {
@@ -441,7 +485,7 @@ __device__ __forceinline__ void sum_tile(const Tile& tile, const Factor* factors
     }
     __syncwarp();
   });
-  if (common) {
+  if (whole) {
     add_columns(tile, column, sums.columns, rings);
   }
 }

@@ -1,5 +1,6 @@
-// Tasks that are tiles of a tensor: a warp goes down up to 32 rows of 128 columns, and where the tensor has
-// accesses of four elements (`is_wide`) keeps what a column's elements have in common in registers.
+// Tasks that are tiles of a tensor: a warp goes down up to 32 rows of 128 columns, of large tensors 64 or 128,
+// and where the tensor has accesses of four elements (`is_wide`) keeps what a column's elements have in common
+// in registers.
 //
 // The 8 warps of a thread block are below each other, 256 rows of 128 columns, or for tensors of fewer rows
 // side by side as well: 128 rows of 256 columns, 64 of 512, 32 of 1024.
@@ -11,13 +12,21 @@
 
 namespace lowbit {
 
-// Rows of a warp; lane r has what belongs to row r.
+// Rows of a warp in the shortest tiles.
 constexpr int WARP_ROWS = LANES;
+// With as many tiles they are twice as tall if rows fill them, with four times as many four times; sooner in the
+// emulation, which has no large tensors.
+#ifdef LOWBIT_SHIM
+constexpr int TALL_TILES = 3;
+#else
+constexpr int TALL_TILES = 512;
+#endif
 
 // The tiles of a tensor (`Kernel::tasks` in table.rs).
 struct Tiling {
   int down;    // warps below each other
   int beside;  // and side by side
+  int height;  // rows of a warp
   long long across;  // tiles side by side
   long long count;
 
@@ -27,7 +36,12 @@ struct Tiling {
     beside = WARPS / down;
     const int width = beside * CHUNK;
     across = (t.cols + width - 1) / width;
-    count = across * ((parts + down - 1) / down);
+    const long long tiles = across * ((parts + down - 1) / down);
+    const auto fills = [&](int times) {
+      return parts >= times * WARPS && tiles >= times * times / 4 * TALL_TILES;
+    };
+    height = WARP_ROWS * (fills(4) ? 4 : fills(2) ? 2 : 1);
+    count = across * ((t.rows + down * height - 1) / (down * height));
   }
 };
 
@@ -54,11 +68,11 @@ struct Tile {
       : launch(launch), shared(shared), tiling(tiling) {
     const Tensor& t = shared.tensor;
     const long long below = quotient(task, tiling.across);
-    row = (below * tiling.down + warp_index() / tiling.beside) * WARP_ROWS;
+    row = (below * tiling.down + warp_index() / tiling.beside) * tiling.height;
     col = ((task - below * tiling.across) * tiling.beside + warp_index() % tiling.beside) * CHUNK;
     const long long columns = t.cols - col, left = t.rows - row;
     cols = columns >= CHUNK ? CHUNK : columns > 0 ? static_cast<int>(columns) : 0;
-    rows = cols == 0 || left <= 0 ? 0 : left >= WARP_ROWS ? WARP_ROWS : static_cast<int>(left);
+    rows = cols == 0 || left <= 0 ? 0 : left >= tiling.height ? tiling.height : static_cast<int>(left);
   }
 
   // Some of its rows.
