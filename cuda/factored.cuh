@@ -116,9 +116,11 @@ __device__ __forceinline__ void each_part(const Tile& tile, bool whole, const Fa
         of_row = place_of(tile.unit(own), row);
       }
       __syncwarp();
-      const bool same = value_of_lane(of_column, next) == of_column &&
-                        value_of_lane(of_row, next) == of_row + 1;
-      count = __ffs(static_cast<int>(__ballot_sync(ALL_LANES, lane_index() == LANES - 1 || !same)));
+      const long long next_column = value_of_lane(of_column, next);
+      const long long next_row = value_of_lane(of_row, next);
+      const bool ends =
+          lane_index() == LANES - 1 || next_column != of_column || next_row != of_row + 1;
+      count = __ffs(static_cast<int>(__ballot_sync(ALL_LANES, ends)));
     }
     body(tile.part(first, count));
     first += count;
