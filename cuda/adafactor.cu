@@ -12,7 +12,7 @@
 //
 // Launch: as factored.cuh; before the step come two more kernels that take tiles, the largest d and the sum
 // of its squares. What the step makes of both RMS is computed where a thread block comes to a tensor. Maxima
-// and sums of whole tensors take one access of a warp for its part of a tile, up to 4096 elements.
+// and sums of whole tensors take one access of a warp for its part of a tile, up to 16384 elements.
 //
 // Rounding steps: R2 to R7 as in `src/optimizer/adafactor.rs`.
 
@@ -76,8 +76,8 @@ struct Adafactor {
     return s;
   }
 
-  __device__ static float square(const Input& x, const Shared& shared) {
-    return __fmaf_rn(x.g, x.g, shared.scalars.eps);  // R2
+  __device__ static float square(const Input& x, const Scalars& s) {
+    return __fmaf_rn(x.g, x.g, s.eps);  // R2
   }
 
   // v' and d.
@@ -85,7 +85,7 @@ struct Adafactor {
     const Scalars& s = shared.scalars;
     v = shared.tensor.state[0].kind == FACTORS
             ? x.old[0]
-            : __fmaf_rn(s.beta2, x.old[0], __fmul_rn(s.one_minus_beta2, square(x, shared)));  // R4
+            : __fmaf_rn(s.beta2, x.old[0], __fmul_rn(s.one_minus_beta2, square(x, s)));  // R4
     return __fdiv_rn(x.g, __fsqrt_rn(v));  // R5, R6
   }
 
@@ -171,11 +171,10 @@ template <typename Use>
 __device__ __forceinline__ void each_parameter(const Tile& tile, RowRing* rings, Use use) {
   const Tensor& t = tile.shared.tensor;
   if (tile.shared.wide && beside_bytes(t.weights) == 0) {
-    const bool here = tile.has_fours();
-    tile.each_row(rings[warp_index()], PARAM, t.param_dtype, [&](int, const float (&p)[FOUR]) {
+    tile.each_rows(rings[warp_index()], PARAM, t.param_dtype, [&](int, const float (&p)[ROWS][FOUR]) {
 #pragma unroll
-      for (int i = 0; i < FOUR; ++i) {
-        use(here ? p[i] : 0.0f);
+      for (int i = 0; i < ROWS * FOUR; ++i) {
+        use(p[i / FOUR][i % FOUR]);
       }
     });
     return;

@@ -17,8 +17,8 @@ struct AdamwFactored {
     return adamw_scalars(launch, hyper, step);
   }
 
-  __device__ static float square(const Input& x, const Shared& shared) {
-    const float g = coupled_gradient(x, shared.scalars);
+  __device__ static float square(const Input& x, const Scalars& s) {
+    const float g = coupled_gradient(x, s);
     return __fmul_rn(g, g);
   }
 

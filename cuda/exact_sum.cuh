@@ -38,13 +38,13 @@ __device__ __forceinline__ Limbs limbs_of(double term, double units) {
 
 // ---- the same without arithmetic in f64, of which some architectures have little ----------------
 
-// A term, or a sum of terms, in halves of a unit: high 2^32 + low, so that the limbs are two words.
+// A term, or a sum of terms: high 2^32 + low units.
 struct Words {
   unsigned long long high = 0;
   unsigned long long low = 0;
 };
 
-// significand 2^(exponent - 151): a finite f32 that is not negative.
+// significand 2^(exponent - 150): a finite f32 that is not negative.
 struct Term {
   unsigned significand;
   int exponent;
@@ -53,15 +53,15 @@ struct Term {
 __device__ __forceinline__ Term term_of(float x) {
   const unsigned bits = __float_as_uint(x), biased = bits >> 23;
   const unsigned exponent = biased > 1 ? biased : 1;  // subnormals have that of the smallest others
-  return Term{2 * bits - ((exponent - 1) << 24), static_cast<int>(exponent)};
+  return Term{bits - ((exponent - 1) << 23), static_cast<int>(exponent)};
 }
 
 // Places that are so far below that nothing of a term is left.
 constexpr int NO_PLACES = -1000;
 
-// What is added to a term's exponent to get the places that its significand moves up to be in halves of a
-// unit, where the largest term has these bits; 0 or more if that takes no rounding. Where a term is not
-// finite nothing is added.
+// What is added to a term's exponent to get the places that its significand moves up to be in units, where
+// the largest term has these bits; 0 or more if that takes no rounding. Where a term is not finite nothing
+// is added.
 __device__ __forceinline__ int places_below(int largest) {
   return largest < static_cast<int>(INF_BITS) ? 37 - (largest >> 23) : NO_PLACES;
 }
@@ -77,15 +77,36 @@ __device__ __forceinline__ void add(Words& sum, const Term& term, int places) {
 __device__ __forceinline__ void add_rounded(Words& sum, const Term& term, int places) {
   if (places < 0) {
     // 25 places are as good as more: less than half a unit is left.
-    const unsigned exponent = static_cast<unsigned>(126 + (places > -25 ? places : -25));
-    const float factor = __uint_as_float(exponent << 23);  // 2^(places - 1)
+    const unsigned exponent = static_cast<unsigned>(127 + (places > -25 ? places : -25));
+    const float factor = __uint_as_float(exponent << 23);  // 2^places
     const float units = __fmul_rn(static_cast<float>(term.significand), factor);
-    sum.low += 2 * static_cast<unsigned>(__float2int_rn(units));
+    sum.low += static_cast<unsigned>(__float2int_rn(units));
   }
 }
 
 __device__ __forceinline__ Limbs limbs_of(const Words& sum) {
-  return Limbs{static_cast<long long>(sum.high), static_cast<long long>(sum.low >> 1)};
+  return Limbs{static_cast<long long>(2 * sum.high + (sum.low >> LOW_BITS)),
+               static_cast<long long>(sum.low & ((1u << LOW_BITS) - 1))};
+}
+
+__device__ __forceinline__ void add(Words& sum, const Words& more) {
+  sum.high += more.high;
+  sum.low += more.low;
+}
+
+// The words of one number of 64 bits.
+__device__ __forceinline__ Words words_of(unsigned long long x) {
+  return Words{x >> 32, x & 0xffffffff};
+}
+
+// x 2^places, for a result below 2^96.
+__device__ __forceinline__ Words moved_up(const Words& x, int places) {
+  const unsigned long long high = x.high + (x.low >> 32), low = x.low & 0xffffffff;
+  if (places < 32) {
+    return Words{high << places, low << places};
+  }
+  // It is below 2^64 before, and 0 if it moves by more.
+  return Words{places < 96 ? (high << 32 | low) << (places - 32) : 0, 0};
 }
 
 // The sum of the words of a warp's lanes, which have at most 128 terms each, in three 32-bit sums.

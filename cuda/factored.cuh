@@ -3,7 +3,7 @@
 // in any.cuh, with
 //
 //   // R2, the square that v averages; of x it looks at p and g.
-//   static float square(const Input& x, const Shared& shared);
+//   static float square(const Input& x, const Scalars& s);
 //
 // and is given v made of the new factors.
 //
@@ -19,9 +19,14 @@
 // and one factor changes along them and the other two do not (with few choices of axes all do), a warp goes
 // down its part of a tile with the largest squares or the sums of its columns in registers. Those of rows
 // are found by one or three operations of the warp for each, and kept by lane, so that accesses are of 32
-// rows; what all rows share is kept to the end. The column sums of a thread block's warps meet in shared
+// rows; what all rows share is found of them. The column sums of a thread block's warps meet in shared
 // memory. Thus 256 rows of 128 columns take two atomics for each row and column, 0.023 an element. Other
 // tensors take one element a lane, and two atomics of each for the sum of its column.
+//
+// Sums of rows, of columns and of all have units of their own, but most terms are whole in the largest, that
+// of all: rows of such terms are added in it alone, and what they add up to is brought to other units once, by
+// a shift. Rows with other terms (of 67 million normal numbers one in 900), and gradients with coupled decay,
+// are added term by term in each sum's unit, one row after the other.
 //
 // Rounding steps: R2 in the rule; the mean of squares once, to f32, and R4 in `fresh_mean`.
 
@@ -41,7 +46,7 @@ __device__ __forceinline__ float square_of(const Unit& unit, int at) {
   Input x{};
   x.p = unit.parameter(at);
   x.g = unit.gradient(at);
-  return Rule::square(x, unit.shared);
+  return Rule::square(x, unit.shared.scalars);
 }
 
 template <typename Rule>
@@ -74,111 +79,207 @@ struct Roles {
     regular = count == 1 && shared.wide;
   }
 
-  __device__ __forceinline__ int other(int i) const { return i < column ? i : i + 1; }
+  // The last factor keeps the axes that both others do, so it never is the only one.
+  __device__ __forceinline__ int row() const { return 1 - column; }
+  static constexpr int MEAN = 2;
 };
 
-constexpr int OTHERS = FACTOR_COUNT - 1;
+// Where a unit's first column is in a factor of the global tensor; mostly it takes no divisions.
+__device__ __forceinline__ long long place_of(const Unit& unit, const Factor& factor) {
+  const unsigned lead = (1u << unit.shared.tensor.lead) - 1;
+  return factor.axes == 0      ? 0
+         : factor.axes == lead ? unit.global_row
+                               : unit.template factor_position<true>(factor, 0);
+}
 
-// Where the rows of a tile are in a factor of the global tensor: lane r knows it of row r.
-struct Places {
-  const Factor& factor;
-  long long place;  // of the row's first column here
-  unsigned ends;    // bits: rows behind which comes another place, or none
-
-  __device__ __forceinline__ Places(const Tile& tile, const Factor& factor)
-      : factor(factor), place(-1) {
-    const int row = lane_index();
-    if (row < tile.rows) {
-      place = tile.unit(row).factor_position<true>(factor, 0);
-    }
-    const long long next = value_of_lane(place, (row + 1) % LANES);
-    ends = __ballot_sync(ALL_LANES, row < tile.rows && (row + 1 == tile.rows || next != place));
+// Whether all rows of a tensor have the same means over columns, and so the same mean of all, and follow each
+// other among the means over rows.
+__device__ __forceinline__ bool is_whole(const Tensor& t, const Factor& column) {
+  bool whole = column.axes == 1u << (t.axes - 1);
+  for (int axis = 1; axis < t.lead; ++axis) {
+    whole = whole && t.shape[axis] == t.global_shape[axis];
   }
+  return whole;
+}
 
-  __device__ __forceinline__ bool ends_at(int row) const { return ends >> row & 1; }
-  __device__ __forceinline__ long long of_row(int row) const { return value_of_lane(place, row); }
-};
-
-// Calls `use` with every row of a tile, and of the lane's elements the scaled gradients and the squares.
-template <typename Rule, typename Use>
-__device__ __forceinline__ void each_row_of_squares(const Tile& tile, RowRing& ring, Use use) {
-  const Shared& shared = tile.shared;
-  const Scalars scalars = shared.scalars;
-  tile.each_row(ring, GRAD, shared.tensor.grad_dtype, [&](int row, const float (&loaded)[FOUR]) {
-    float p[FOUR] = {}, g[FOUR], squares[FOUR];
-    if (scalars.l2 != 0.0f) {
-      WideUnit(tile.unit(row)).parameters(tile.lane_column(), p);
+// Calls `body` with the parts of a tile that are whole as above, up to 32 rows if not all of it is.
+template <typename Body>
+__device__ __forceinline__ void each_part(const Tile& tile, bool whole, const Factor& column,
+                                          const Factor& row, Body body) {
+  for (int first = 0; first < tile.rows;) {
+    int count = tile.rows;
+    if (!whole) {
+      const int own = first + lane_index(), next = (lane_index() + 1) % LANES;
+      long long of_column = -1, of_row = 0;
+      if (own < tile.rows) {
+        of_column = place_of(tile.unit(own), column);
+        of_row = place_of(tile.unit(own), row);
+      }
+      __syncwarp();
+      const long long next_column = value_of_lane(of_column, next);
+      const long long next_row = value_of_lane(of_row, next);
+      const bool ends =
+          lane_index() == LANES - 1 || next_column != of_column || next_row != of_row + 1;
+      count = __ffs(static_cast<int>(__ballot_sync(ALL_LANES, ends)));
     }
+    body(tile.part(first, count));
+    first += count;
+  }
+}
+
+// Whether the rows from one on, four of them at most, are the last of 32, or of the tile.
+__device__ __forceinline__ bool ends_band(const Tile& tile, int row) {
+  return (row + ROWS) % LANES == 0 || row + ROWS >= tile.rows;
+}
+
+// The squares of the lane's elements of a row, and the largest magnitude of their gradients; 0 for those that
+// do not exist.
+template <typename Rule>
+__device__ __forceinline__ unsigned squares_of_row(const Tile& tile, int row,
+                                                   float (&squares)[FOUR]) {
+  const Scalars scalars = tile.shared.scalars;
+  const WideUnit unit(tile.unit(row));
+  const int at = FOUR * lane_index();
+  unsigned gradient = 0;
+#pragma unroll
+  for (int i = 0; i < FOUR; ++i) {
+    squares[i] = 0.0f;
+  }
+  if (tile.has_fours()) {
+    float p[FOUR] = {}, g[FOUR];
+    if (scalars.l2 != 0.0f) {
+      unit.parameters(at, p);
+    }
+    unit.gradients(at, g);
 #pragma unroll
     for (int i = 0; i < FOUR; ++i) {
-      g[i] = scale_gradient(loaded[i], scalars);  // R1
       Input x{};
       x.p = p[i];
       x.g = g[i];
-      squares[i] = Rule::square(x, shared);
+      squares[i] = Rule::square(x, scalars);
+      gradient = magnitude(g[i]) > gradient ? magnitude(g[i]) : gradient;
     }
-    use(row, g, squares);
-  });
+  }
+  __syncwarp();
+  return gradient;
+}
+
+// Whether squares are of gradients alone.
+__device__ __forceinline__ bool uncoupled(const Tile& tile) {
+  return tile.shared.scalars.l2 == 0.0f;
+}
+
+// Calls `use` with the number of the first of every four rows of a tile, and the squares of the lane's
+// elements, which are of gradients alone; 0 for those that do not exist.
+template <typename Rule, typename Use>
+__device__ __forceinline__ void each_rows_of_squares(const Tile& tile, RowRing& ring, Use use) {
+  Scalars scalars = tile.shared.scalars;
+  scalars.l2 = 0.0f;
+  const float eps = scalars.eps;
+  const int rows = tile.has_fours() ? tile.rows : 0;
+  const auto square = [&](int row, const float (&loaded)[ROWS][FOUR]) {
+    float squares[ROWS][FOUR];
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) {
+      scalars.eps = row + r < rows ? eps : 0.0f;
+#pragma unroll
+      for (int i = 0; i < FOUR; ++i) {
+        Input x{};
+        x.g = scale_gradient(loaded[r][i], scalars);  // R1
+        squares[r][i] = Rule::square(x, scalars);
+      }
+    }
+    use(row, squares);
+  };
+  tile.each_rows(ring, GRAD, tile.shared.tensor.grad_dtype, square);
 }
 
 // Raises the largest squares by those of a tile, and flags gradients that are not finite.
 template <typename Rule>
 __device__ __forceinline__ void collect_tile(const Tile& tile, const Factor* factors,
                                              const Roles& roles, RowRing& ring) {
-  const Launch& launch = tile.launch;
+  int* const statistics = tile.launch.statistics;
+  const Factor &column = factors[roles.column], &row = factors[roles.row()],
+               &mean = factors[Roles::MEAN];
   const int lane = lane_index();
-  const Places column(tile, factors[roles.column]);
-  const Places others[OTHERS] = {Places(tile, factors[roles.other(0)]),
-                                 Places(tile, factors[roles.other(1)])};
-  // In most tensors the first of them has a place for every row, the rest one for all.
-  const unsigned rarely = column.ends | others[1].ends;
-  unsigned columns[FOUR] = {}, largest[OTHERS] = {}, of_rows[OTHERS] = {}, gradient = 0;
-  const auto end = [&](int o, int row) {
-    if (others[o].ends_at(row)) {
-      const unsigned of_warp = warp_max(largest[o]);
-      of_rows[o] = lane == row ? of_warp : of_rows[o];
-      largest[o] = 0;
-    }
-  };
-  each_row_of_squares<Rule>(
-      tile, ring, [&](int row, const float (&g)[FOUR], const float (&squares)[FOUR]) {
-        unsigned in_row = 0;
+  unsigned gradient = 0;
+  const bool whole = is_whole(tile.shared.tensor, column);
+  each_part(tile, whole, column, row, [&](const Tile& part) {
+    const Unit first = part.unit(0);
+    int* const of_rows = statistics + row.word + place_of(first, row);
+    unsigned columns[FOUR] = {}, of_all = 0;
+    unsigned of_row = 0;  // of 32 rows, lane r has that of row r
+    // Squares have no sign, unless they are NaN: as integers the largest of all.
+    const auto raise = [&](int at, const float (&squares)[FOUR]) {
+      unsigned in_row = 0;
 #pragma unroll
-        for (int i = 0; i < FOUR; ++i) {
-          const unsigned of_g = magnitude(g[i]), size = magnitude(squares[i]);
-          gradient = of_g > gradient ? of_g : gradient;
-          columns[i] = size > columns[i] ? size : columns[i];
-          in_row = size > in_row ? size : in_row;
+      for (int i = 0; i < FOUR; ++i) {
+        const unsigned size = __float_as_uint(squares[i]);
+        columns[i] = size > columns[i] ? size : columns[i];
+        in_row = size > in_row ? size : in_row;
+      }
+      const unsigned of_warp = warp_max(in_row);
+      of_row = lane == at % LANES ? of_warp : of_row;
+    };
+    const auto raise_rows = [&](int band) {
+      of_row = canonical_magnitude(of_row);
+      of_all = of_row > of_all ? of_row : of_all;
+      if (band + lane < part.rows) {
+        raise_maximum(of_rows + band + lane, static_cast<int>(of_row));
+      }
+      of_row = 0;
+      __syncwarp();
+    };
+    if (uncoupled(part)) {
+      each_rows_of_squares<Rule>(part, ring, [&](int at, const float (&squares)[ROWS][FOUR]) {
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) {
+          raise(at + r, squares[r]);
         }
-#pragma unroll
-        for (int o = 0; o < OTHERS; ++o) {
-          largest[o] = in_row > largest[o] ? in_row : largest[o];
-        }
-        end(0, row);
-        if (rarely >> row & 1) {
-          end(1, row);
-          if (column.ends_at(row)) {
-            int* words =
-                launch.statistics + column.factor.word + column.of_row(row) + tile.lane_column();
-#pragma unroll
-            for (int i = 0; i < FOUR; ++i) {
-              raise_maximum(words + i, static_cast<int>(canonical_magnitude(columns[i])));
-              columns[i] = 0;
-            }
-          }
+        if (ends_band(part, at)) {
+          raise_rows(at / LANES * LANES);
         }
       });
-#pragma unroll
-  for (int o = 0; o < OTHERS; ++o) {
-    if (others[o].ends_at(lane)) {
-      raise_maximum(launch.statistics + others[o].factor.word + others[o].place,
-                    static_cast<int>(canonical_magnitude(of_rows[o])));
     }
-  }
+    // Without a parameter in it, a square that is finite is of a gradient that is.
+    if (!uncoupled(part) || __any_sync(ALL_LANES, of_all >= INF_BITS)) {
+#pragma unroll 1
+      for (int at = 0; at < part.rows; ++at) {
+        float squares[FOUR];
+        const unsigned largest = squares_of_row<Rule>(part, at, squares);
+        gradient = largest > gradient ? largest : gradient;
+        raise(at, squares);
+        if (at % LANES == LANES - 1 || at + 1 == part.rows) {
+          raise_rows(at / LANES * LANES);
+        }
+      }
+    }
+    if (part.has_fours()) {
+      int* words = statistics + column.word + place_of(first, column) + FOUR * lane;
+      int before[FOUR];  // most values are no new maximum
+#pragma unroll
+      for (int i = 0; i < FOUR; ++i) {
+        before[i] = words[i];
+      }
+#pragma unroll
+      for (int i = 0; i < FOUR; ++i) {
+        const int value = static_cast<int>(canonical_magnitude(columns[i]));
+        if (value > before[i]) {
+          atomicMax(words + i, value);
+        }
+      }
+    }
+    __syncwarp();
+    of_all = warp_max(of_all);
+    if (lane == 0) {
+      raise_maximum(statistics + mean.word + place_of(first, mean), static_cast<int>(of_all));
+    }
+    __syncwarp();
+  });
   // If any is not, the largest is not.
   const bool bad = non_finite(__uint_as_float(gradient));
   if (__any_sync(ALL_LANES, bad) != 0 && lane == 0) {
-    launch.statistics[tile.shared.tensor.index] = 1;
+    statistics[tile.shared.tensor.index] = 1;
   }
 }
 
@@ -216,113 +317,178 @@ __device__ __forceinline__ void add_columns(const Tile& tile, const Factor& fact
   __syncthreads();  // the rings may be used again
 }
 
+// The sums of a part of a tile. A row's terms that are whole units of the sum of all, the largest units, need
+// no rounding in any: what a row or a column adds up to in them is exact, needs only to move up to its own
+// units at the end, and rows add up to their share of all. Rows with other terms are left apart, to be added
+// term by term in the units of each sum.
+struct PartSums {
+  Words columns[FOUR];  // first in units of all, then in their own
+  Limbs all{0, 0};      // the lane's share
+  unsigned apart = 0;   // bits, lane b has those of the rows from 32 b on: those left apart
+};
+
+// What means over rows are made of, of a part's rows.
+struct OfRows {
+  const int* largest;
+  unsigned long long* sums;
+};
+
+// Adds the squares of rows of whole units; terms move up by `below_all`.
+template <typename Rule>
+__device__ __forceinline__ void sum_whole_rows(const Tile& part, const OfRows& rows, int below_all,
+                                               RowRing& ring, PartSums& sums) {
+  const int lane = lane_index();
+  // The least normal number that is whole. What is not normal has the exponent 0, which moves it down: it adds
+  // nothing, as 0 should, and the others leave their row apart.
+  const unsigned least_whole = static_cast<unsigned>(-below_all) << 23;
+  unsigned apart = 0;  // of 32 rows
+  WarpSum of_row{};    // lane r has that of row r
+  const auto sum = [&](int at, const float (&squares)[ROWS][FOUR]) {
+    unsigned bits[ROWS][FOUR], least = INF_BITS;
+#pragma unroll
+    for (int i = 0; i < ROWS * FOUR; ++i) {
+      const unsigned x = __float_as_uint(squares[i / FOUR][i % FOUR]);
+      bits[i / FOUR][i % FOUR] = x;
+      least = x < least ? x : least;
+    }
+    if (__any_sync(ALL_LANES, least < least_whole)) {
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r) {
+        bool rounds = false;
+#pragma unroll
+        for (int i = 0; i < FOUR; ++i) {
+          rounds = rounds || (bits[r][i] != 0 && bits[r][i] < least_whole);
+        }
+        if (__any_sync(ALL_LANES, rounds)) {
+          apart |= 1u << (at + r) % LANES;
+#pragma unroll
+          for (int i = 0; i < FOUR; ++i) {
+            bits[r][i] = 0;
+          }
+        }
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) {
+      unsigned long long in_row = 0;  // four terms below 2^61
+#pragma unroll
+      for (int i = 0; i < FOUR; ++i) {
+        const unsigned x = bits[r][i];
+        const unsigned long long units =
+            shift_left(significand_of(x), static_cast<int>(x >> 23) + below_all);
+        add(sums.columns[i], words_of(units));
+        in_row += units;
+      }
+      const WarpSum of_warp = warp_sum(words_of(in_row));
+      if (lane == (at + r) % LANES) {
+        of_row = of_warp;
+      }
+    }
+    if (ends_band(part, at)) {
+      const int band = at / LANES, own = band * LANES + lane;
+      if (own < part.rows) {
+        const Words whole = words_of(of_row);
+        add(sums.all, limbs_of(whole));
+        const int places = places_below(rows.largest[own]) - below_all;
+        add_limbs(rows.sums + 2 * own, limbs_of(moved_up(whole, places)));
+      }
+      sums.apart = lane == band ? apart : sums.apart;
+      apart = 0;
+      __syncwarp();
+    }
+  };
+  each_rows_of_squares<Rule>(part, ring, sum);
+}
+
+// Adds the squares of a row that is left apart.
+template <typename Rule>
+__device__ __forceinline__ void sum_row_apart(const Tile& part, int at, const OfRows& rows,
+                                              int below_all, const int (&below_column)[FOUR],
+                                              PartSums& sums) {
+  const auto add_term = [](Words& sum, const Term& term, int places) {
+    add(sum, term, places);
+    add_rounded(sum, term, places);
+  };
+  const int below_row = places_below(rows.largest[at]);
+  float squares[FOUR];
+  squares_of_row<Rule>(part, at, squares);
+  Words in_row, all;
+#pragma unroll
+  for (int i = 0; i < FOUR; ++i) {
+    const Term term = term_of(squares[i]);
+    add_term(sums.columns[i], term, term.exponent + below_column[i]);
+    add_term(in_row, term, term.exponent + below_row);
+    add_term(all, term, term.exponent + below_all);
+  }
+  add(sums.all, limbs_of(all));
+  const Words of_row = words_of(warp_sum(in_row));
+  if (lane_index() == 0) {
+    add_limbs(rows.sums + 2 * at, limbs_of(of_row));
+  }
+  __syncwarp();
+}
+
 // Adds the squares of a tile to the sums.
 template <typename Rule>
 __device__ __forceinline__ void sum_tile(const Tile& tile, const Factor* factors,
                                          const Roles& roles, RowRing* rings) {
   const Launch& launch = tile.launch;
-  const Tensor& t = tile.shared.tensor;
+  const Factor &column = factors[roles.column], &row = factors[roles.row()],
+               &mean = factors[Roles::MEAN];
   const int lane = lane_index();
-  const bool here = tile.has_fours();
-  const Places column(tile, factors[roles.column]);
-  const Places others[OTHERS] = {Places(tile, factors[roles.other(0)]),
-                                 Places(tile, factors[roles.other(1)])};
-  // All rows of the tensor have the same columns, whose sums are added at the end of the tile.
-  const bool common = column.factor.axes == 1u << (t.axes - 1);
-  // In most tensors the first of the others has a place for every row, the second one for all.
-  const unsigned rarely = (common ? 0 : column.ends) | others[1].ends;
-  int by_row[OTHERS];  // places that terms move up by: lane r has those of row r
-  bool all_zero = false;
-#pragma unroll
-  for (int o = 0; o < OTHERS; ++o) {
-    const int largest =
-        lane < tile.rows ? launch.statistics[others[o].factor.word + others[o].place] : 0;
-    by_row[o] = places_below(largest);
-    all_zero = all_zero || largest == 0;
-  }
-  const unsigned zero_rows = __ballot_sync(ALL_LANES, all_zero);
-  int by_column[FOUR];
-  const auto begin = [&](int row) {
-    const int* largest =
-        launch.statistics + column.factor.word + column.of_row(row) + tile.lane_column();
+  // Then sums of columns are added at the end of the tile, by the thread block.
+  const bool whole = is_whole(tile.shared.tensor, column);
+  PartSums sums;
+  each_part(tile, whole, column, row, [&](const Tile& part) {
+    const Unit first = part.unit(0);
+    const long long of_columns = place_of(first, column) + FOUR * lane;
+    const long long of_rows = place_of(first, row), of_all = place_of(first, mean);
+    const OfRows rows{launch.statistics + row.word + of_rows, launch.sums + row.sum + 2 * of_rows};
+    const int below_all = places_below(launch.statistics[mean.word + of_all]);
+    sums.all = Limbs{0, 0};
+    sums.apart = ALL_LANES;
+    const bool quick = uncoupled(part) && below_all < 0 && below_all != NO_PLACES;
+    if (quick) {
+      sum_whole_rows<Rule>(part, rows, below_all, rings[warp_index()], sums);
+    }
+    int below_column[FOUR] = {};
 #pragma unroll
     for (int i = 0; i < FOUR; ++i) {
-      by_column[i] = row < tile.rows ? places_below(largest[i]) : 0;
-    }
-  };
-  Words columns[FOUR], rows[OTHERS];
-  WarpSum of_rows[OTHERS] = {};
-  const auto end = [&](int o, int row) {
-    if (others[o].ends_at(row)) {
-      const WarpSum sum = warp_sum(rows[o]);
-      if (lane == row) {
-        of_rows[o] = sum;
+      if (part.has_fours()) {
+        below_column[i] = places_below(launch.statistics[column.word + of_columns + i]);
       }
-      rows[o] = Words{};
+      if (quick) {
+        sums.columns[i] = moved_up(sums.columns[i], below_column[i] - below_all);
+      }
     }
-  };
-  begin(0);
-  each_row_of_squares<Rule>(
-      tile, rings[warp_index()], [&](int row, const float (&)[FOUR], const float (&squares)[FOUR]) {
-        Term terms[FOUR];
-        int places[OTHERS];
-#pragma unroll
-        for (int o = 0; o < OTHERS; ++o) {
-          const int of_row = __shfl_sync(ALL_LANES, by_row[o], row);
-          places[o] = here ? of_row : NO_PLACES;
+#pragma unroll 1
+    for (int begin = 0; begin < part.rows; begin += LANES) {
+      unsigned apart = __shfl_sync(ALL_LANES, sums.apart, begin / LANES);
+#pragma unroll 1
+      for (; apart != 0; apart &= apart - 1) {
+        const int at = begin + __ffs(static_cast<int>(apart)) - 1;
+        if (at < part.rows) {
+          sum_row_apart<Rule>(part, at, rows, below_all, below_column, sums);
         }
-        int lowest = 0;  // negative if any term moves down
-#pragma unroll
-        for (int i = 0; i < FOUR; ++i) {
-          terms[i] = term_of(squares[i]);
-          const int exponent = terms[i].exponent;
-          lowest |= exponent + by_column[i];
-          add(columns[i], terms[i], exponent + by_column[i]);
-#pragma unroll
-          for (int o = 0; o < OTHERS; ++o) {
-            lowest |= exponent + places[o];
-            add(rows[o], terms[i], exponent + places[o]);
-          }
-        }
-        // Zeros do, to no effect.
-        if (lowest < 0 && (zero_rows >> row & 1) == 0) {
-#pragma unroll
-          for (int i = 0; i < FOUR; ++i) {
-            const int exponent = terms[i].exponent;
-            add_rounded(columns[i], terms[i], exponent + by_column[i]);
-#pragma unroll
-            for (int o = 0; o < OTHERS; ++o) {
-              add_rounded(rows[o], terms[i], exponent + places[o]);
-            }
-          }
-        }
-        end(0, row);
-        if (rarely >> row & 1) {
-          end(1, row);
-          if (!common && column.ends_at(row)) {
-            unsigned long long* sums =
-                launch.sums + column.factor.sum + 2 * (column.of_row(row) + FOUR * lane);
-#pragma unroll
-            for (int i = 0; i < FOUR; ++i) {
-              if (here) {
-                add_limbs(sums + 2 * i, limbs_of(columns[i]));
-              }
-              columns[i] = Words{};
-            }
-            begin(row + 1);
-          }
-        }
-      });
-#pragma unroll
-  for (int o = 0; o < OTHERS; ++o) {
-    if (others[o].ends_at(lane)) {
-      add_limbs(launch.sums + others[o].factor.sum + 2 * others[o].place,
-                limbs_of(words_of(of_rows[o])));
+      }
     }
-  }
-  __syncwarp();
-  if (common) {
-    add_columns(tile, column.factor, columns, rings);
+    const Limbs all{warp_sum(sums.all.high), warp_sum(sums.all.low)};
+    if (lane == 0) {
+      add_limbs(launch.sums + mean.sum + 2 * of_all, all);
+    }
+    if (!whole) {
+#pragma unroll
+      for (int i = 0; i < FOUR; ++i) {
+        if (part.has_fours()) {
+          add_limbs(launch.sums + column.sum + 2 * (of_columns + i), limbs_of(sums.columns[i]));
+        }
+        sums.columns[i] = Words{};
+      }
+    }
+    __syncwarp();
+  });
+  if (whole) {
+    add_columns(tile, column, sums.columns, rings);
   }
 }
 

@@ -49,6 +49,13 @@ __device__ __forceinline__ unsigned long long multiply_wide(unsigned x, unsigned
   return z;
 }
 
+// The significand of a normal number that is not negative, as an integer of 24 bits: one operation.
+__device__ __forceinline__ unsigned significand_of(unsigned bits) {
+  unsigned y;
+  asm("lop3.b32 %0, %1, 0x7fffff, %2, 0xf8;" : "=r"(y) : "r"(bits), "r"(0x800000));
+  return y;
+}
+
 // x 2^places, 0 for 64 places or more and for fewer than none.
 __device__ __forceinline__ unsigned long long shift_left(unsigned x, int places) {
   unsigned long long y;
@@ -98,6 +105,20 @@ __device__ __forceinline__ void copy_async(SharedAddress to, const void* from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
   } else {
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(BYTES)
+                 : "memory");
+  }
+}
+
+// The same, or zeros from nowhere.
+template <int BYTES>
+__device__ __forceinline__ void copy_or_zero_async(SharedAddress to, const void* from, bool there) {
+  const int bytes = there ? BYTES : 0;
+  if constexpr (BYTES == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(BYTES),
+                 "r"(bytes)
                  : "memory");
   }
 }

@@ -1,5 +1,6 @@
-// Tasks that are tiles of a tensor: a warp goes down up to 32 rows of 128 columns, and where the tensor has
-// accesses of four elements (`is_wide`) keeps what a column's elements have in common in registers.
+// Tasks that are tiles of a tensor: a warp goes down up to 32 rows of 128 columns, of large tensors 64 or 128,
+// and where the tensor has accesses of four elements (`is_wide`) keeps what a column's elements have in common
+// in registers.
 //
 // The 8 warps of a thread block are below each other, 256 rows of 128 columns, or for tensors of fewer rows
 // side by side as well: 128 rows of 256 columns, 64 of 512, 32 of 1024.
@@ -11,13 +12,21 @@
 
 namespace lowbit {
 
-// Rows of a warp; lane r has what belongs to row r.
+// Rows of a warp in the shortest tiles.
 constexpr int WARP_ROWS = LANES;
+// With as many tiles they are twice as tall if rows fill them, with four times as many four times; sooner in the
+// emulation, which has no large tensors.
+#ifdef LOWBIT_SHIM
+constexpr int TALL_TILES = 3;
+#else
+constexpr int TALL_TILES = 512;
+#endif
 
 // The tiles of a tensor (`Kernel::tasks` in table.rs).
 struct Tiling {
   int down;    // warps below each other
   int beside;  // and side by side
+  int height;  // rows of a warp
   long long across;  // tiles side by side
   long long count;
 
@@ -27,14 +36,22 @@ struct Tiling {
     beside = WARPS / down;
     const int width = beside * CHUNK;
     across = (t.cols + width - 1) / width;
-    count = across * ((parts + down - 1) / down);
+    const long long tiles = across * ((parts + down - 1) / down);
+    const auto fills = [&](int times) {
+      return parts >= times * WARPS && tiles >= times * times / 4 * TALL_TILES;
+    };
+    height = WARP_ROWS * (fills(4) ? 4 : fills(2) ? 2 : 1);
+    count = across * ((t.rows + down * height - 1) / (down * height));
   }
 };
 
-// Rows of a warp on their way to shared memory while one is at hand: of the 16 warps that a multiprocessor
-// has at least, 28 kB of 16-bit elements.
-constexpr int ROWS_AHEAD = 7;
-using RowRing = Ring<ROWS_AHEAD, CHUNK * sizeof(float)>;
+// Rows that a warp has at hand at once, and the shared memory that it has for them and for those on their way:
+// once as many of f32, three times as many of 16 bits. Of the 16 warps that a multiprocessor has at least
+// that is 32 kB or 48 kB on their way.
+constexpr int ROWS = 4;
+template <int ROW_BYTES>
+using RingOf = Ring<4096 / (ROWS * ROW_BYTES) - 1, ROWS * ROW_BYTES>;
+using RowRing = RingOf<CHUNK * sizeof(float)>;
 
 // What a warp does of a tile.
 struct Tile {
@@ -51,11 +68,19 @@ struct Tile {
       : launch(launch), shared(shared), tiling(tiling) {
     const Tensor& t = shared.tensor;
     const long long below = quotient(task, tiling.across);
-    row = (below * tiling.down + warp_index() / tiling.beside) * WARP_ROWS;
+    row = (below * tiling.down + warp_index() / tiling.beside) * tiling.height;
     col = ((task - below * tiling.across) * tiling.beside + warp_index() % tiling.beside) * CHUNK;
     const long long columns = t.cols - col, left = t.rows - row;
     cols = columns >= CHUNK ? CHUNK : columns > 0 ? static_cast<int>(columns) : 0;
-    rows = cols == 0 || left <= 0 ? 0 : left >= WARP_ROWS ? WARP_ROWS : static_cast<int>(left);
+    rows = cols == 0 || left <= 0 ? 0 : left >= tiling.height ? tiling.height : static_cast<int>(left);
+  }
+
+  // Some of its rows.
+  __device__ __forceinline__ Tile part(int first, int count) const {
+    Tile tile = *this;
+    tile.row += first;
+    tile.rows = count;
+    return tile;
   }
 
   // A row.
@@ -82,42 +107,51 @@ struct Tile {
     return has_fours() ? FOUR * lane_index() : 0;
   }
 
-  // Calls `use` with every row's number and the lane's four elements of it, of the tensor's pointer
-  // `which`. Rows are on their way to shared memory before they are used.
+  // Calls `use` with the number of the first of every four rows and the lane's four elements of each, of the
+  // tensor's pointer `which`; elements that do not exist are 0. Rows are on their way to shared memory
+  // before they are used.
   template <typename Dtype, typename Use>
-  __device__ __forceinline__ void each_row(RowRing& ring, int which, Use use) const {
-    constexpr int BYTES = FOUR * sizeof(typename Dtype::Storage);
+  __device__ __forceinline__ void each_rows(RowRing& ring, int which, Use use) const {
+    constexpr int BYTES = FOUR * sizeof(typename Dtype::Storage), ROW = LANES * BYTES;
     const long long step = shared.tensor.cols;
     const typename Dtype::Storage* ahead =
         pointer<const typename Dtype::Storage>(launch, shared.tensor, which) + row * step + col +
         lane_column();
     const int own = BYTES * lane_index();
+    int left = has_fours() ? rows : 0;  // of those to start
     int i = 0;
     pipeline(
-        ring, rows,
+        reinterpret_cast<RingOf<ROW>&>(ring), (rows + ROWS - 1) / ROWS,
         [&](SharedAddress to, int) {
-          copy_async<BYTES>(to + own, ahead);
-          ahead += step;
+#pragma unroll
+          for (int r = 0; r < ROWS; ++r) {
+            copy_or_zero_async<BYTES>(to + own + r * ROW, ahead, r < left);
+            ahead += step;
+          }
+          left -= ROWS;
         },
         [&](SharedAddress from) {
-          Packed<Dtype> packed;
-          load_shared(from + own, packed);
-          float x[FOUR];
-          unpack<Dtype>(packed, x);
+          float x[ROWS][FOUR];
+#pragma unroll
+          for (int r = 0; r < ROWS; ++r) {
+            Packed<Dtype> packed;
+            load_shared(from + own + r * ROW, packed);
+            unpack<Dtype>(packed, x[r]);
+          }
           use(i, x);
-          ++i;
+          i += ROWS;
         });
   }
 
   // The same with a dtype that is known when the kernel runs.
   template <typename Use>
-  __device__ __forceinline__ void each_row(RowRing& ring, int which, int dtype, Use use) const {
+  __device__ __forceinline__ void each_rows(RowRing& ring, int which, int dtype, Use use) const {
     if (dtype == DTYPE_F32) {
-      each_row<F32>(ring, which, use);
+      each_rows<F32>(ring, which, use);
     } else if (dtype == DTYPE_BF16) {
-      each_row<Bf16>(ring, which, use);
+      each_rows<Bf16>(ring, which, use);
     } else {
-      each_row<F16>(ring, which, use);
+      each_rows<F16>(ring, which, use);
     }
   }
 };

@@ -375,6 +375,7 @@ inline float __fmul_rn(float a, float b) { return shim::as_gpu(a * b); }
 inline float __fdiv_rn(float a, float b) { return shim::as_gpu(a / b); }
 inline float __fsqrt_rn(float a) { return shim::as_gpu(std::sqrt(a)); }
 inline float __fmaf_rn(float a, float b, float c) { return shim::as_gpu(std::fma(a, b, c)); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 // The four bytes that the nibbles of `selector` name, of x (0 to 3) and y (4 to 7).
@@ -452,6 +453,11 @@ void copy_async(SharedAddress to, const void* from) {
   shim::Fiber& thread = *shim::block().current;
   thread.copies.push_back({reinterpret_cast<void*>(to), from, BYTES, thread.groups});
 }
+template <int BYTES>
+void copy_or_zero_async(SharedAddress to, const void* from, bool there) {
+  static const unsigned char zeros alignas(BYTES)[BYTES] = {};
+  copy_async<BYTES>(to, there ? from : zeros);
+}
 template <typename T>
 void load_shared(SharedAddress from, T& to) {
   to = *reinterpret_cast<const T*>(from);
@@ -469,6 +475,7 @@ void await_copies() {
   auto& copies = thread.copies;
   copies.erase(std::remove_if(copies.begin(), copies.end(), waits), copies.end());
 }
+inline unsigned significand_of(unsigned bits) { return (bits & 0x7fffff) | 0x800000; }
 inline unsigned long long shift_left(unsigned x, int places) {
   return places < 0 || places > 63 ? 0 : static_cast<unsigned long long>(x) << places;
 }

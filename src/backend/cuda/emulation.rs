@@ -1376,6 +1376,21 @@ fn factors_of_any_axes_equal_the_reference_in_tiles() {
             ..Case::default()
         });
     }
+    // Tiles of 64 and of 128 rows for a warp, with rows and columns that do not fill them.
+    for (shape, paint, grad) in [
+        (vec![530, 500], Paint::Plain, Dtype::Bf16),
+        (vec![1100, 396], Paint::Outlier, Dtype::F32),
+        (vec![1030, 644], Paint::Scales, Dtype::Bf16),
+        (vec![520, 900], Paint::NonFinite, Dtype::F16),
+    ] {
+        cases.push(Case {
+            shapes: vec![shape],
+            spec: preset("factor4"),
+            paint,
+            grad,
+            ..Case::default()
+        });
+    }
     // Adam's gradient has its parameter in it; m's scales are statistics beside the factors.
     for normalization in [Normalization::Block, Normalization::Rank1] {
         let mut spec = preset("factor4");
@@ -2359,9 +2374,13 @@ fn launches_of_huge_tensors_do_not_wrap() {
 }
 
 #[test]
-fn tiles_have_256_rows_or_more_columns() {
+fn tiles_have_256_rows_or_more_columns_and_many_are_taller() {
     for (shape, tasks) in [
-        ([70_000, 70_001], 274 * 547),
+        ([70_000, 70_001], 69 * 547),
+        ([256, 256], 2),
+        ([256, 384], 3),
+        ([513, 384], 6),
+        ([2048, 256], 4),
         ([255, 4096], 32),
         ([64, 4096], 8),
         ([2, 4097], 5),

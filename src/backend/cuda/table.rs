@@ -26,8 +26,10 @@ const TASK_ELEMENTS: i64 = 8192;
 const TILE_ROWS: i64 = 8 * LEAST_TILE_ROWS;
 const LEAST_TILE_ROWS: i64 = 32;
 
-/// Rows and columns of a warp's part of a tile (`WARP_ROWS` in tiles.cuh, `CHUNK` in wide.cuh).
+/// Rows and columns of a warp's part of a tile, and how many tiles make them taller (`WARP_ROWS` and
+/// `TALL_TILES` in tiles.cuh, `CHUNK` in wide.cuh).
 const WARP_ROWS: i64 = 32;
+const TALL_TILES: i64 = if cfg!(test) { 3 } else { 512 };
 const WARP_COLUMNS: i64 = 128;
 
 /// Means of a task of the kernels that make new ones (`REFRESHED` in factored.cuh).
@@ -525,7 +527,11 @@ impl Kernel {
             let parts = div_ceil(tensor.grid.rows, WARP_ROWS);
             let down = WARPS.min(power_below(parts));
             let across = div_ceil(tensor.grid.cols, WARP_COLUMNS * (WARPS / down));
-            return (across * div_ceil(parts, down)).max(1);
+            let tiles = across * div_ceil(parts, down);
+            let fills =
+                |times: i64| parts >= times * WARPS && tiles >= times * times / 4 * TALL_TILES;
+            let height = [4, 2].into_iter().find(|times| fills(*times)).unwrap_or(1);
+            return (across * div_ceil(tensor.grid.rows, down * height * WARP_ROWS)).max(1);
         }
         let each = (TASK_ELEMENTS / tensor.grid.block).max(WARPS);
         div_ceil(tensor.grid.units(), each).max(1)
