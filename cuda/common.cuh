@@ -573,6 +573,7 @@ __device__ __forceinline__ void step_full(const Launch& launch, const Shared& sh
     position.advance(WARPS * BLOCKS);
   };
   constexpr int AHEAD = units_ahead<P, G, States>();
+  static_assert(AHEAD > 0 || BLOCKS == 1, "`fetch` from memory knows one scale");
   if constexpr (AHEAD == 0) {
 #pragma unroll 1
     for (int left = count; left > 0; --left) {

@@ -4,6 +4,7 @@ tests/bench/results/gpu.json, a table in tests/gpu/README.md and the picture gpu
 RESULTS is the run's results.json. Needs matplotlib, and no GPU.
 """
 
+import collections
 import json
 import pathlib
 import re
@@ -56,7 +57,12 @@ def main(results):
 def tables(results):
     parts = results["parts"]
     checks = [(name, check) for name, part in parts.items() for check in part["checks"]]
-    failed = [f"{name}, {check['name']}" for name, check in checks if not check["passed"]]
+    failed = [(name, check["name"]) for name, check in checks if not check["passed"]]
+    if len(failed) > 5:
+        by_part = collections.Counter(name for name, _ in failed)
+        named = [f"{count} of `{name}`" for name, count in by_part.items()]
+    else:
+        named = [f"{name}, {check}" for name, check in failed]
     some = next(part for part in parts.values() if "gpu" in part["environment"])
     commits = {name: part["library"].get("commit", "unknown")[:12] for name, part in parts.items()}
     commit = commits[some["part"]]
@@ -64,7 +70,7 @@ def tables(results):
     lines = [
         f"{some['environment']['gpu']}, torch {some['environment']['torch']}, commit"
         f" {commit}{''.join(f', {other}' for other in others)}: {len(checks)} checks in"
-        f" {len(parts)} parts, {len(failed)} failed{': ' if failed else ''}{'; '.join(failed)}.",
+        f" {len(parts)} parts, {len(failed)} failed{': ' if failed else ''}{'; '.join(named)}.",
         "",
     ]
     for name, title in PARTS.items():
