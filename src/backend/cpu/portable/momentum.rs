@@ -93,11 +93,10 @@ impl Step for Lion {
     unsafe fn step<V: Vector>(&self, p: V, g: V, m: V) -> (V, V) {
         // SAFETY: the caller's promise.
         unsafe {
-            let splat = |x| V::splat(x);
-            let c = splat(self.beta1).mul_add(m, splat(self.one_minus_beta1).mul(g));
-            let m = splat(self.beta2).mul_add(m, splat(self.one_minus_beta2).mul(g)); // R3
-            let decay = splat(self.lr_wd).mul(p);
-            (m, splat(self.lr).mul_add(c.sign(), decay)) // R6, R7
+            let c = V::splat(self.beta1).mul_add(m, V::splat(self.one_minus_beta1).mul(g));
+            let m = V::splat(self.beta2).mul_add(m, V::splat(self.one_minus_beta2).mul(g)); // R3
+            let decay = V::splat(self.lr_wd).mul(p);
+            (m, V::splat(self.lr).mul_add(c.sign(), decay)) // R6, R7
         }
     }
 }
