@@ -168,4 +168,4 @@ struct Block4States {
 
 }  // namespace lowbit
 
-LOWBIT_COMMON_KERNELS(adamw, block4, step_tensors, lowbit::Block4States<2>, 2, 2)
+LOWBIT_COMMON_KERNELS(adamw, block4, step_tensors, lowbit::Block4States<2>, 2)

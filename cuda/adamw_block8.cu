@@ -151,4 +151,4 @@ struct Block8States {
 
 }  // namespace lowbit
 
-LOWBIT_COMMON_KERNELS(adamw, block8, step_tensors, lowbit::Block8States, 2, 2)
+LOWBIT_COMMON_KERNELS(adamw, block8, step_tensors, lowbit::Block8States, 2)

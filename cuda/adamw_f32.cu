@@ -81,4 +81,4 @@ struct F32States {
 
 }  // namespace lowbit
 
-LOWBIT_COMMON_KERNELS(adamw, f32, step_tensors, lowbit::F32States, 3, 3)
+LOWBIT_COMMON_KERNELS(adamw, f32, step_tensors, lowbit::F32States, 3)

@@ -127,4 +127,4 @@ struct Factor4States : Momentum4States<FactoredAdamwOfFour, 1> {
 
 }  // namespace lowbit
 
-LOWBIT_COMMON_KERNELS(adamw, factor4, step_tensors, lowbit::Factor4States, 2, 2)
+LOWBIT_COMMON_KERNELS(adamw, factor4, step_tensors, lowbit::Factor4States, 2)

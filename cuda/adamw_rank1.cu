@@ -14,4 +14,4 @@ struct Rank1 {
 
 }  // namespace lowbit
 
-LOWBIT_COMMON_KERNELS(adamw, rank1, step_tiles, lowbit::Rank1, 2, 2)
+LOWBIT_COMMON_KERNELS(adamw, rank1, step_tiles, lowbit::Rank1, 2)

@@ -15,4 +15,4 @@ struct Rank1Robust {
 
 }  // namespace lowbit
 
-LOWBIT_COMMON_KERNELS(adamw, robust, step_tiles, lowbit::Rank1Robust, 2, 2)
+LOWBIT_COMMON_KERNELS(adamw, robust, step_tiles, lowbit::Rank1Robust, 2)

@@ -652,11 +652,9 @@ __device__ __forceinline__ void step_tensors(const Launch& launch) {
 }  // namespace lowbit
 
 // The kernels of an optimizer and one form of its states, by parameter and gradient, in the order of
-// `FORMS`; RESIDENT thread blocks are to fit a multiprocessor, FEWER with weights that are not plain,
-// which take more registers.
-#define LOWBIT_COMMON_KERNEL(OPTIMIZER, SUFFIX, STEP, STATES, RESIDENT, FEWER, NAMES, P, G)      \
-  extern "C" __global__ void __launch_bounds__(                                                  \
-      lowbit::THREADS, lowbit::P::FORM == lowbit::PLAIN ? RESIDENT : FEWER)                      \
+// `FORMS`; RESIDENT thread blocks are to fit a multiprocessor.
+#define LOWBIT_COMMON_KERNEL(OPTIMIZER, SUFFIX, STEP, STATES, RESIDENT, NAMES, P, G)             \
+  extern "C" __global__ void __launch_bounds__(lowbit::THREADS, RESIDENT)                        \
       lowbit_k_##OPTIMIZER##_##NAMES##_##SUFFIX(const lowbit::Launch __grid_constant__ launch) { \
     lowbit::STEP<lowbit::P, lowbit::G, STATES>(launch);                                          \
   }

@@ -41,6 +41,27 @@ struct OfFour {
   __device__ static __forceinline__ void updates(Quad (&)[PARTS], bool, bool, const Scalars&) {}
 };
 
+// Where codes and scales of m are; Tables: what decodes and codes.
+template <typename Tables, typename Code>
+struct CodedM {
+  const Launch& launch;
+  const Tensor& tensor;
+  const Tables& tables;
+  Code* codes;
+  float* scales;
+
+  __device__ __forceinline__ CodedM(const Launch& launch, const Shared& shared, const Tables& tables)
+      : launch(launch),
+        tensor(shared.tensor),
+        tables(tables),
+        codes(pointer<Code>(launch, tensor, tensor.state[0].buffer)),
+        scales(pointer<float>(launch, tensor, tensor.state[0].buffer + 1)) {}
+
+  __device__ __forceinline__ const Codebook& book() const {
+    return *in_table<Codebook>(launch, tensor.state[0].codebook);
+  }
+};
+
 // The new scale of a block, of its largest m in each lane.
 struct ScaleOfM {
   float m;

@@ -27,7 +27,7 @@ struct Momentum4Tables {
 };
 
 template <typename RuleOfFour, int BLOCKS>
-struct Momentum4States {
+struct Momentum4States : CodedM<Momentum4Tables, unsigned char> {
   using Rule = RuleOfFour;
   using OfOneBlock = Momentum4States<Rule, 1>;
   using Tables = Momentum4Tables;
@@ -43,19 +43,7 @@ struct Momentum4States {
   static constexpr bool GLOBAL = false;
   static constexpr bool DRAWS = true;
 
-  const Launch& launch;
-  const Tensor& tensor;
-  const Tables& tables;
-  unsigned char* codes;
-  float* scales;
-
-  __device__ __forceinline__ Momentum4States(const Launch& launch, const Shared& shared,
-                                             const Tables& tables)
-      : launch(launch),
-        tensor(shared.tensor),
-        tables(tables),
-        codes(pointer<unsigned char>(launch, tensor, tensor.state[0].buffer)),
-        scales(pointer<float>(launch, tensor, tensor.state[0].buffer + 1)) {}
+  using CodedM<Tables, unsigned char>::CodedM;
 
   // Blocks, and lanes, of a single row on.
   __device__ __forceinline__ void advance(long long blocks, int lanes) {
@@ -115,10 +103,9 @@ struct Momentum4States {
       usual = usual & is_usual_scale(scale[i].m);
     }
     if (!usual) {
-      const Codebook& book = *in_table<Codebook>(launch, tensor.state[0].codebook);
 #pragma unroll
       for (int i = 0; i < PARTS; ++i) {
-        code[i] = stochastic_nibbles(all[i].m, scale[i].m, book, drawn[i]);
+        code[i] = stochastic_nibbles(all[i].m, scale[i].m, book(), drawn[i]);
       }
     }
 #pragma unroll
@@ -143,4 +130,4 @@ using PairsOfBlocks = Momentum4States<OfFour<One>, 2>;
 
 // The kernels for common tensors of an optimizer with such a state.
 #define LOWBIT_MOMENTUM4(RULE, OPTIMIZER) \
-  LOWBIT_COMMON_KERNELS(OPTIMIZER, block4, step_tensors, lowbit::PairsOfBlocks<RULE>, 2, 2)
+  LOWBIT_COMMON_KERNELS(OPTIMIZER, block4, step_tensors, lowbit::PairsOfBlocks<RULE>, 2)

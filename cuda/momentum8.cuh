@@ -18,10 +18,21 @@
 
 namespace lowbit {
 
+struct Momentum8Tables {
+  const ByteTable* m;
+
+  __device__ __forceinline__ void fill(const Launch& launch, const Tensor& t) {
+    __shared__ ByteTable table;
+    table.fill(*in_table<Codebook>(launch, t.state[0].codebook));
+    m = &table;
+  }
+};
+
 template <typename RuleOfFour>
-struct Momentum8States {
+struct Momentum8States : CodedM<Momentum8Tables, signed char> {
   using Rule = RuleOfFour;
   using OfOneBlock = Momentum8States;
+  using Tables = Momentum8Tables;
   using Scales = ScaleOfM;
 
   static constexpr int PARTS = 2;
@@ -34,29 +45,7 @@ struct Momentum8States {
   static constexpr bool GLOBAL = false;
   static constexpr bool DRAWS = false;
 
-  struct Tables {
-    const ByteTable* m;
-
-    __device__ __forceinline__ void fill(const Launch& launch, const Tensor& t) {
-      __shared__ ByteTable table;
-      table.fill(*in_table<Codebook>(launch, t.state[0].codebook));
-      m = &table;
-    }
-  };
-
-  const Launch& launch;
-  const Tensor& tensor;
-  const Tables& tables;
-  signed char* codes;
-  float* scales;
-
-  __device__ __forceinline__ Momentum8States(const Launch& launch, const Shared& shared,
-                                             const Tables& tables)
-      : launch(launch),
-        tensor(shared.tensor),
-        tables(tables),
-        codes(pointer<signed char>(launch, tensor, tensor.state[0].buffer)),
-        scales(pointer<float>(launch, tensor, tensor.state[0].buffer + 1)) {}
+  using CodedM<Tables, signed char>::CodedM;
 
   // Blocks, and lanes, of a single row on.
   __device__ __forceinline__ void advance(long long blocks, int lanes) {
@@ -113,12 +102,12 @@ struct Momentum8States {
     if (staying.has(0)) {
       return;
     }
-    const Codebook& book = *in_table<Codebook>(launch, tensor.state[0].codebook);
+    const Codebook& of_m = book();
 #pragma unroll
     for (int i = 0; i < PARTS; ++i) {
       const Place part = place.part(i);
       store_bytes<Wide>(codes + part.element, part.count(),
-                        tables.m->encode(all[i].m, scale[0].m, book));
+                        tables.m->encode(all[i].m, scale[0].m, of_m));
     }
     if (lane_index() == 0) {
       scales[place.block_at] = scale[0].m;
@@ -130,4 +119,4 @@ struct Momentum8States {
 
 // The kernels for common tensors of an optimizer with such a state.
 #define LOWBIT_MOMENTUM8(RULE, OPTIMIZER) \
-  LOWBIT_COMMON_KERNELS(OPTIMIZER, block8, step_tensors, lowbit::Momentum8States<lowbit::OfFour<RULE>>, 2, 2)
+  LOWBIT_COMMON_KERNELS(OPTIMIZER, block8, step_tensors, lowbit::Momentum8States<lowbit::OfFour<RULE>>, 2)
