@@ -52,11 +52,8 @@ __device__ __forceinline__ unsigned long long multiply_wide(unsigned x, unsigned
 // The significand of a normal number that is not negative, as an integer of 24 bits: one operation.
 __device__ __forceinline__ unsigned significand_of(unsigned bits) {
   unsigned y;
-  // The operation on the three operands, by what it makes of these three constants.
-  constexpr int FIRST_AND_SECOND_OR_THIRD = (0xf0 & 0xcc) | 0xaa;
-  asm("lop3.b32 %0, %1, 0x7fffff, %2, %3;"
-      : "=r"(y)
-      : "r"(bits), "r"(0x800000), "n"(FIRST_AND_SECOND_OR_THIRD));
+  // 0xea is (a & b) | c: a bit of it for each three bits of a, b and c.
+  asm("lop3.b32 %0, %1, 0x7fffff, %2, 0xea;" : "=r"(y) : "r"(bits), "r"(0x800000));
   return y;
 }
 

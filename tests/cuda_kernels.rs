@@ -9,6 +9,8 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+#[path = "cuda/inline_ptx.rs"]
+mod inline_ptx;
 #[path = "cuda/sass.rs"]
 mod sass;
 
@@ -364,4 +366,102 @@ fn kernels_use_no_local_memory() {
     println!("{tools}\n\n{table}");
     let counts = serde_json::to_string_pretty(&counts).unwrap() + "\n";
     compare(&tools, &table, &counts);
+}
+
+/// The arithmetic that `cuda/ptx.cuh` writes in PTX, beside what its comments say.
+#[test]
+fn inline_ptx_computes_what_it_says() {
+    /// Approximations, whose results no definition gives.
+    const APPROXIMATE: [&str; 2] = ["approximate_reciprocal", "approximate_reciprocal_root"];
+    /// An address.
+    const NO_ARITHMETIC: [&str; 1] = ["shared_address"];
+
+    let float = |bits: u64| f32::from_bits(bits as u32);
+    let nan = |bits: u64| (bits as u32) & 0x7fff_ffff > 0x7f80_0000;
+    let bf16 = |bits| u64::from(half::bf16::from_f32(float(bits)).to_bits());
+    let f16 = |bits| u64::from(half::f16::from_f32(float(bits)).to_bits());
+    let add_if = |condition: bool, a: &[u64]| {
+        u64::from((a[0] as u32).wrapping_add(if condition { a[1] as u32 } else { 0 }))
+    };
+    let expected = |name: &str, a: &[u64]| match name {
+        "max_nan" if nan(a[0]) || nan(a[1]) => 0x7fff_ffff,
+        // The same, or zeros of either sign.
+        "max_nan" if float(a[0]) == float(a[1]) => a[0] & a[1],
+        "max_nan" => u64::from(float(a[0]).max(float(a[1])).to_bits()),
+        "add_if_greater" => add_if(float(a[2]) > float(a[3]), a),
+        "add_unless_less" => add_if(float(a[2]) >= float(a[3]), a),
+        "multiply_wide" => a[0] * a[1],
+        "significand_of" => a[0] & 0x7f_ffff | 1 << 23,
+        "shift_left" if a[1] < 64 => a[0] << a[1],
+        "shift_left" => 0,
+        "pack_bf16" => bf16(a[1]) << 16 | bf16(a[0]),
+        "pack_f16" => f16(a[1]) << 16 | f16(a[0]),
+        "f16_to_f32" => u64::from(half::f16::from_bits(a[0] as u16).to_f32().to_bits()),
+        _ => panic!("{name}: what it computes is not written here"),
+    };
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda/ptx.cuh");
+    let functions = inline_ptx::functions(&std::fs::read_to_string(path).unwrap());
+    let mut compared = 0;
+    for function in &functions {
+        let name = function.name.as_str();
+        if APPROXIMATE.contains(&name) || NO_ARITHMETIC.contains(&name) {
+            continue;
+        }
+        for arguments in operands(function.arity()) {
+            assert_eq!(
+                function.call(&arguments),
+                expected(name, &arguments),
+                "{name} of {arguments:x?}"
+            );
+        }
+        compared += 1;
+    }
+    println!("{compared} functions compared");
+    assert_eq!(compared, 9, "functions of ptx.cuh were not found");
+}
+
+/// Bit patterns for so many arguments: zeros, ones, infinities, NaN, small integers and what is
+/// between.
+fn operands(arity: usize) -> Vec<Vec<u64>> {
+    const EDGES: [u32; 16] = [
+        0,
+        1,
+        31,
+        63,
+        64,
+        0x3f80_0000,
+        0x3f80_8000,
+        0x3fff_ffff,
+        0x4049_0fdb,
+        0x477f_f000,
+        0x7f80_0000,
+        0x7fc0_0000,
+        0x8000_0000,
+        0xbf80_0000,
+        0xff80_0000,
+        0xffff_ffff,
+    ];
+    let mut random = 1u32;
+    let mut drawn = || {
+        // Marsaglia's xorshift.
+        random ^= random << 13;
+        random ^= random >> 17;
+        random ^= random << 5;
+        random
+    };
+    let mut all = Vec::new();
+    for first in EDGES {
+        for second in EDGES {
+            let mut arguments: Vec<u32> = (0..arity).map(|_| drawn()).collect();
+            // The last ones, which are compared, shifted or rounded.
+            arguments[arity - 1] = second;
+            if arity > 1 {
+                arguments[arity - 2] = first;
+            }
+            all.push(arguments);
+        }
+    }
+    all.extend((0..4096).map(|_| (0..arity).map(|_| drawn()).collect()));
+    let wide = |arguments: Vec<u32>| arguments.into_iter().map(u64::from).collect();
+    all.into_iter().map(wide).collect()
 }
