@@ -13,7 +13,7 @@ use common::{Memory, Model, bytes, variants};
 use lowbit::dtype::Dtype;
 use lowbit::plan::TensorInfo;
 use lowbit::quant::{Mapping, Rounding};
-use lowbit::spec::{Normalization, Optimizer, Quantizer, SgdmOptions, Spec};
+use lowbit::spec::{FactorAxes, Normalization, Optimizer, Quantizer, SgdmOptions, Spec};
 use lowbit::step::NonFinite;
 use lowbit::{Hyper, Variant};
 use proptest::prelude::*;
@@ -67,6 +67,9 @@ fn specs() -> Vec<Spec> {
             Quantizer::rank1(Mapping::Power2),
         ),
         spec(de(128), at_random(Quantizer::rank1(Mapping::Power2))),
+        factored(FactorAxes::Merged),
+        factored(FactorAxes::LastTwo),
+        factored(FactorAxes::LargestTwo),
         of_m(Optimizer::Sgdm, Quantizer::f32()),
         of_m(
             Optimizer::Sgdm,
@@ -97,6 +100,16 @@ fn specs() -> Vec<Spec> {
     ]
 }
 
+/// A factored v, likewise.
+fn factored(factor_axes: FactorAxes) -> Spec {
+    let factor4 = Spec::preset("factor4").unwrap();
+    Spec {
+        threshold: 0,
+        v: factor4.v.map(|v| Quantizer { factor_axes, ..v }),
+        ..factor4
+    }
+}
+
 /// An optimizer of m alone, likewise.
 fn of_m(optimizer: Optimizer, m: Quantizer) -> Spec {
     Spec {
@@ -122,6 +135,16 @@ fn shapes() -> Vec<Vec<i64>> {
         &[40, 5000],
         &[2, 9000],
         &[700, 3],
+        // Rows of several axes: of 768 and 297 elements, each the period of rank-1 scales, ...
+        &[20, 12, 64],
+        &[40, 33, 3, 3],
+        // ... in rows of 9900, 4550 and 90 elements, periods of 9, 35 and 3, ...
+        &[2, 1100, 3, 3],
+        &[130, 7, 5],
+        &[5, 6, 3],
+        // ... and one row of a short axis.
+        &[300, 16],
+        &[90, 100],
     ]
     .into_iter()
     .map(<[i64]>::to_vec)

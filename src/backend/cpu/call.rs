@@ -59,8 +59,9 @@ impl TensorCall<'_> {
         self.tensor.rms.is_some() || self.rule.gradient_has_param()
     }
 
-    /// The position of a column in the global form of a projection that keeps the last axis alone.
-    pub(super) fn on_last_axis(&self, projection: &Projection, column: usize) -> usize {
+    /// The position of a column in the global form of a projection that keeps the last axis alone, or all
+    /// axes of the grid's rows.
+    pub(super) fn on_columns(&self, projection: &Projection, column: usize) -> usize {
         projection.globalize(column as i64, self.offset)
     }
 

@@ -1,5 +1,5 @@
 //! AdamW without options on units of a chunk, in registers from load to store, for the states of
-//! `registers.rs` and `factored.rs`. What else there is takes the way of [`super::apply_unit`], to the same bits.
+//! `registers.rs`, `rank1.rs` and `factored.rs`. What else there is takes the way of [`super::apply_unit`], to the same bits.
 //!
 //! Rounding steps are numbered as in `optimizer/adamw.rs`.
 
@@ -8,9 +8,10 @@
 use std::ops::Range;
 
 use super::factored::Factored;
+use super::rank1::{Period, RankOne};
 use super::registers::{
-    Blocks, Kernel, Moment, Plain, RankOne, Work, any_square_not_finite, clear_behind, gradient,
-    parameters, step, store_result,
+    Blocks, Kernel, Moment, Plain, Work, any_square_not_finite, clear_behind, gradient, parameters,
+    step, store_result,
 };
 use super::run::Run;
 use super::skip;
@@ -18,7 +19,7 @@ use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{CHUNK, Lanes, Vector, registers};
 use crate::numerics::Scalars;
 use crate::optimizer::Adamw;
-use crate::plan::Format;
+use crate::plan::{Format, Pass};
 
 /// Updates units of at most a chunk; returns how many were skipped, or `None` for a tensor that this is
 /// not for.
@@ -47,7 +48,8 @@ pub(super) unsafe fn in_registers<L: Lanes>(
                 if let Some(v) = Blocks::of(call, 1, v) {
                     return Some(step::<L, _>(call, units, Moments { scalars, m, v }));
                 }
-                let v = RankOne::of(call, 1, v)?;
+                let mut period = Period::MEMORY;
+                let v = RankOne::of(call, 1, v, Pass::Apply, &mut period)?;
                 Some(step::<L, _>(call, units, Moments { scalars, m, v }))
             }
             (Format::Codes(m), Format::Factored(factors)) => {

@@ -88,6 +88,13 @@ impl Part {
         })
     }
 
+    /// Its first column, and how many it has.
+    #[inline(always)]
+    pub(super) fn columns(&self) -> (usize, usize) {
+        let (start, end) = (index(self.columns.start), index(self.columns.end));
+        (start, end - start)
+    }
+
     /// Whether no other part has the same columns.
     #[inline(always)]
     pub(super) fn has_all_rows(&self, tensor: &TensorPlan) -> bool {

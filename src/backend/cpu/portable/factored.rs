@@ -3,22 +3,23 @@
 #![expect(unsafe_code, reason = "reads the caller's raw buffers")]
 
 use super::collect::fresh_values;
-use super::registers::{Moment, Room, first_of_row, has_rows_of_last_axis};
+use super::registers::{Moment, Room};
 use super::rows::Slices;
-use super::run::Run;
+use super::run::{Run, first_of_row, is_before_row, is_of_columns};
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{Lanes, Vector};
 use crate::plan::{Factor, Maxima};
 
-/// The factor that keeps the last axis alone and the two that do not depend on it, rows' first, where rows
-/// of the grid are rows of the last axis.
+/// The factors, rows' first, columns' next, where these are the columns of the grid.
 #[inline(always)]
-fn by_last_axis<'a>(call: &TensorCall<'_>, factors: &'a [Factor; 3]) -> Option<[&'a Factor; 3]> {
+pub(super) fn by_row<'a>(
+    call: &TensorCall<'_>,
+    factors: &'a [Factor; 3],
+) -> Option<[&'a Factor; 3]> {
     let [rows, columns, means] = factors;
-    let fits = has_rows_of_last_axis(call.tensor)
-        && columns.maxima.projection.is_last_axis()
-        && !rows.maxima.projection.varies()
-        && !means.maxima.projection.varies();
+    let fits = is_of_columns(call.tensor, &columns.maxima)
+        && is_before_row(call.tensor, &rows.maxima)
+        && is_before_row(call.tensor, &means.maxima);
     fits.then_some([rows, columns, means])
 }
 
@@ -34,7 +35,7 @@ impl<'a> Factored<'a> {
     #[inline(always)]
     pub(super) fn of(call: &TensorCall<'_>, factors: &'a [Factor; 3]) -> Option<Self> {
         Some(Self {
-            factors: by_last_axis(call, factors)?,
+            factors: by_row(call, factors)?,
             quotient: None,
             columns: std::ptr::null_mut(),
         })
@@ -101,7 +102,7 @@ pub(super) struct Squares<'a>([&'a Factor; 3]);
 impl<'a> Squares<'a> {
     #[inline(always)]
     pub(super) fn of(call: &TensorCall<'_>, factors: &'a [Factor; 3]) -> Option<Self> {
-        by_last_axis(call, factors).map(Self)
+        by_row(call, factors).map(Self)
     }
 }
 

@@ -40,30 +40,30 @@ impl Segment {
 pub(super) unsafe fn collect_maxima<L: Lanes>(call: &TensorCall<'_>, of: &Part) {
     let tensor = call.tensor;
     let wanted = Wanted::of(call);
-    let last_axis = of.last_axis(tensor);
-    let width = index(last_axis.end - last_axis.start);
     let mut memory = Columns::MEMORY;
-    let mut columns = Columns::new(&mut memory, index(last_axis.start), width);
     // SAFETY: the caller's promise; the runs lie in the tensor.
     let all_finite = unsafe {
         let registers = if wanted.of_squares() {
-            maxima_in_registers::<L>(call, of, &mut columns)
+            maxima_in_registers::<L>(call, of, &mut memory)
         } else {
             None
         };
         match registers {
             Some(finite) => finite,
             None => {
+                let last_axis = of.last_axis(tensor);
+                let width = index(last_axis.end - last_axis.start);
+                let mut columns = Columns::new(&mut memory, index(last_axis.start), width);
                 let mut segment = Segment::ZERO;
                 let mut all_finite = true;
                 for run in of.segments(tensor) {
                     all_finite &= collect_run::<L>(call, wanted, run, &mut segment, &mut columns);
                 }
+                columns.flush(call, of.has_all_rows(tensor));
                 all_finite
             }
         }
     };
-    columns.flush(call, of.has_all_rows(tensor));
     if !all_finite {
         call.flag().store(1, Ordering::Relaxed);
     }
@@ -249,27 +249,27 @@ fn raise(
     }
 }
 
-/// Maxima of the columns of a box, for the projections that keep the last axis alone: raised here
-/// row by row, and in the shared statistics once.
+/// Maxima of the columns of a box, for the projections that keep the last axis alone, or of the elements
+/// of a row: raised here row by row, and in the shared statistics once.
 pub(super) struct Columns<'a> {
     /// Of each array as much is set as the chunks of `width` columns need. Borrowed, as to move them takes
     /// longer than to collect a small tensor.
     maxima: &'a mut [ColumnMaxima; 2],
-    /// The index along the last axis that comes first.
+    /// The index, along the last axis or the row's, that comes first.
     start: usize,
     width: usize,
     used: usize,
 }
 
 /// A maximum for each column of a box.
-type ColumnMaxima = MaybeUninit<[i32; MAXIMA_COLUMNS as usize]>;
+pub(super) type ColumnMaxima = MaybeUninit<[i32; MAXIMA_COLUMNS as usize]>;
 
 impl<'a> Columns<'a> {
     /// Arrays for as many projections as v and m under rank-1 have.
     const MEMORY: [ColumnMaxima; 2] = [const { MaybeUninit::uninit() }; 2];
 
     #[inline(always)]
-    fn new(maxima: &'a mut [ColumnMaxima; 2], start: usize, width: usize) -> Self {
+    pub(super) fn new(maxima: &'a mut [ColumnMaxima; 2], start: usize, width: usize) -> Self {
         for array in &mut *maxima {
             let len = width.next_multiple_of(CHUNK);
             assert!(len <= MAXIMA_COLUMNS as usize);
@@ -310,6 +310,47 @@ impl<'a> Columns<'a> {
         slots.map(|slots| &mut slots[column - start..])
     }
 
+    /// Brings what was collected in the first array, of elements of a tensor's axes from `first` on, to the
+    /// shared statistics: of all these axes together, and of each. `alone` as in [`Columns::flush`].
+    #[inline(always)]
+    pub(super) fn flush_axes<'m>(
+        &mut self,
+        call: &TensorCall<'_>,
+        maxima: impl Iterator<Item = &'m Maxima>,
+        first: usize,
+        alone: bool,
+    ) {
+        let (start, width) = (self.start, self.width);
+        let shape = &call.tensor.info.shape;
+        let values = &self.first()[..width];
+        let raise = |word, largest| {
+            if alone {
+                call.raise_alone(word, largest);
+            } else {
+                call.raise(word, largest);
+            }
+        };
+        for maxima in maxima {
+            let axes = maxima.projection.axes();
+            let word = |position| maxima.word + maxima.projection.globalize(position, call.offset);
+            if axes.iter().copied().eq(first..shape.len()) {
+                let word = word(start as i64);
+                for (i, largest) in values.iter().enumerate() {
+                    raise(word + i, *largest);
+                }
+            } else if let [axis] = *axes
+                && axis >= first
+            {
+                let word = word(0);
+                let each = index(shape[axis + 1..].iter().product());
+                for i in 0..index(shape[axis]) {
+                    let slices = values[i * each..].chunks(each).step_by(index(shape[axis]));
+                    raise(word + i, slices.flatten().copied().max().unwrap_or(0));
+                }
+            }
+        }
+    }
+
     /// Brings what was collected to the shared statistics; `alone` says that there is no other box
     /// with these columns.
     #[inline(always)]
@@ -320,7 +361,7 @@ impl<'a> Columns<'a> {
             if maxima.projection.is_last_axis()
                 && let Some(slots) = self.next(start)
             {
-                let first = maxima.word + call.on_last_axis(&maxima.projection, start);
+                let first = maxima.word + call.on_columns(&maxima.projection, start);
                 for (i, largest) in slots[..width].iter().enumerate() {
                     if alone {
                         call.raise_alone(first + i, *largest);

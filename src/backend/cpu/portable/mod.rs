@@ -18,6 +18,7 @@ mod factored;
 mod maxima;
 mod momentum;
 mod momentum8;
+mod rank1;
 mod registers;
 mod rows;
 mod run;

@@ -1,13 +1,10 @@
 //! What the kernels have in common that keep a chunk in registers from load to store: parameters and
-//! gradients, and states in f32, or in 4 bits, rounded to nearest or at random, in blocks of a chunk or under
-//! rank-1 scales.
+//! gradients, and states in f32, or in 4 bits in blocks of a chunk, rounded to nearest or at random.
 
 #![expect(unsafe_code, reason = "reads and writes the caller's raw buffers")]
 
 use std::ops::Range;
 
-use super::decode::Source;
-use super::encode::encode_unit;
 use super::run::{Run, draws, load_run, store_run};
 use super::weights::{load_weights, store_weights};
 use super::{AHEAD, prefetch};
@@ -18,7 +15,7 @@ use crate::backend::cpu::lanes::{
 use crate::backend::cpu::reference::block_scale;
 use crate::dtype::Dtype;
 use crate::layout::{div_ceil, index};
-use crate::plan::{Codes, MAX_AXES, Maxima, Scales, TensorPlan};
+use crate::plan::{Codes, Scales, TensorPlan};
 use crate::quant::{Cells, Rounding};
 use crate::rng::Purpose;
 use crate::step::Buffer;
@@ -46,16 +43,20 @@ impl Work {
 /// The end of a row of a state.
 pub(super) struct Room {
     values: Chunk,
-    codes: [u8; CHUNK / 2],
+    pub(super) codes: [u8; CHUNK / 2],
     /// Scales of the columns, old and new.
-    columns: [Chunk; 2],
+    pub(super) columns: [Wide; 2],
 }
+
+/// A chunk and one more register.
+#[repr(align(64))]
+pub(super) struct Wide(pub(super) [f32; CHUNK + 16]);
 
 impl Room {
     pub(super) const EMPTY: Self = Self {
         values: Chunk::ZERO,
         codes: [0; CHUNK / 2],
-        columns: [Chunk::ZERO; 2],
+        columns: [const { Wide([0.0; CHUNK + 16]) }; 2],
     };
 
     /// The values of a run, for a whole chunk.
@@ -243,9 +244,6 @@ pub(super) unsafe fn clear_behind<V: Vector>(values: &mut V::Registers, len: usi
     }
 }
 
-/// 2^125.
-const HUGE: f32 = (1_u128 << 125) as f32;
-
 /// A state of the tensor as a kernel sees it.
 ///
 /// # Safety
@@ -338,22 +336,22 @@ impl<L: Lanes> Moment<L> for Plain {
 
 /// The codes of a row, and what they stand for.
 #[derive(Clone, Copy)]
-struct Row<V: Vector> {
+pub(super) struct Row<V: Vector> {
     /// Of the tensor's first row.
     first: *mut u8,
     bytes: usize,
     codes: *mut u8,
-    levels: V::Table,
+    pub(super) levels: V::Table,
     midpoints: V::Table,
     /// The midpoint below each code, and one below everything.
-    below: V::Table,
+    pub(super) below: V::Table,
     cells: Option<V::Cells>,
 }
 
 impl<V: Vector> Row<V> {
     /// `None` unless the codes are of four bits and rounded to nearest or at random without more.
     #[inline(always)]
-    unsafe fn of(tensor: &TensorPlan, codes: &Codes, buffer: Buffer) -> Option<Self> {
+    pub(super) unsafe fn of(tensor: &TensorPlan, codes: &Codes, buffer: Buffer) -> Option<Self> {
         if codes.per_byte != 2
             || !matches!(codes.rounding, Rounding::Nearest | Rounding::Stochastic)
             || codes.scale_correction
@@ -383,13 +381,13 @@ impl<V: Vector> Row<V> {
     }
 
     #[inline(always)]
-    fn enter(&mut self, row: usize) {
+    pub(super) fn enter(&mut self, row: usize) {
         self.codes = self.first.wrapping_add(row * self.bytes);
     }
 
     /// Where the codes of a run can be read and written, for a whole chunk.
     #[inline(always)]
-    unsafe fn open(&self, run: Run, room: &mut [u8; CHUNK / 2]) -> *mut u8 {
+    pub(super) unsafe fn open(&self, run: Run, room: &mut [u8; CHUNK / 2]) -> *mut u8 {
         // SAFETY: the caller's run lies in the row.
         unsafe {
             let codes = self.codes.add(run.col / 2);
@@ -403,7 +401,7 @@ impl<V: Vector> Row<V> {
 
     /// Brings the codes of a run to where they belong.
     #[inline(always)]
-    unsafe fn close(&self, run: Run, codes: *mut u8) {
+    pub(super) unsafe fn close(&self, run: Run, codes: *mut u8) {
         // SAFETY: as above; the room has a chunk's codes.
         unsafe {
             if run.len < CHUNK {
@@ -567,214 +565,5 @@ impl<L: Lanes> Moment<L> for Blocks<'_, L::Vector> {
             }
             self.row.close(run, codes);
         }
-    }
-}
-
-/// A state of four bits under a linear table or its squares and the maxima of the slices along every axis,
-/// where rows of the grid are rows of the last axis.
-#[derive(Clone, Copy)]
-pub(super) struct RankOne<'a, V: Vector> {
-    codes: &'a Codes,
-    pub(super) maxima: &'a [Maxima],
-    state: usize,
-    row: Row<V>,
-    /// Whether levels are squares.
-    squares: bool,
-    /// The smallest of the other axes' maxima, in the state and in the statistics.
-    rest: [f32; 2],
-    /// The last axis's.
-    columns: [*const f32; 2],
-}
-
-impl<'a, V: Vector> RankOne<'a, V> {
-    #[inline(always)]
-    pub(super) unsafe fn of(call: &TensorCall<'_>, state: usize, codes: &'a Codes) -> Option<Self> {
-        let tensor = call.tensor;
-        let Scales::Maxima(maxima) = &codes.scales else {
-            return None;
-        };
-        let (last, others) = maxima.split_last()?;
-        let rows = has_rows_of_last_axis(tensor)
-            && last.projection.is_last_axis()
-            && others.iter().all(|maxima| !maxima.projection.varies());
-        let squares = codes.table.square == Some(16.0) && codes.rounding == Rounding::Nearest;
-        let computed = squares || codes.table.linear == Some(16.0);
-        if !rows || others.is_empty() || !computed {
-            return None;
-        }
-        Some(Self {
-            codes,
-            maxima,
-            state,
-            // SAFETY: the caller's promise.
-            row: unsafe { Row::of(tensor, codes, call.state_buffers(state)[0]) }?,
-            squares,
-            rest: [0.0; 2],
-            columns: [std::ptr::null(); 2],
-        })
-    }
-}
-
-/// Whether rows of the grid are rows of the last axis.
-pub(super) fn has_rows_of_last_axis(tensor: &TensorPlan) -> bool {
-    tensor.info.shape.last() == Some(&tensor.grid.cols)
-}
-
-/// Index of the first element of a row of the last axis.
-#[inline(always)]
-pub(super) fn first_of_row(call: &TensorCall<'_>, run: Run) -> [i64; MAX_AXES] {
-    let mut position = [0; MAX_AXES];
-    let mut row = run.row as i64;
-    let shape = &call.tensor.info.shape;
-    for axis in (1..shape.len() - 1).rev() {
-        position[axis] = row % shape[axis];
-        row /= shape[axis];
-    }
-    position[0] = row;
-    position
-}
-
-/// Where the codes of a run are, and the scales of its columns, old and new.
-#[derive(Clone, Copy)]
-pub(super) struct Place {
-    codes: *mut u8,
-    columns: [*const f32; 2],
-}
-
-impl Place {
-    pub(super) const NOWHERE: Self = Self {
-        codes: std::ptr::null_mut(),
-        columns: [std::ptr::null(); 2],
-    };
-}
-
-impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
-    type Open = Place;
-    type Scale = ();
-
-    #[inline(always)]
-    unsafe fn enter(&mut self, call: &TensorCall<'_>, run: Run) {
-        let position = first_of_row(call, run);
-        let position = &position[..call.tensor.info.shape.len()];
-        let buffers = call.state_buffers(self.state);
-        // As integers, so that NaN is the largest.
-        let mut rest = [i32::MAX; 2];
-        // SAFETY: the caller's run lies in the tensor; positions lie in buffers and statistics, which
-        // no one writes now.
-        unsafe {
-            self.row.enter(run.row);
-            for (maxima, buffer) in self.maxima.iter().zip(&buffers[1..]) {
-                let places = places(call, maxima, *buffer, position);
-                if maxima.projection.is_last_axis() {
-                    self.columns = places.map(<*const i32>::cast);
-                } else {
-                    rest[0] = rest[0].min(*places[0]);
-                    rest[1] = rest[1].min(*places[1]);
-                }
-            }
-        }
-        self.rest = rest.map(|bits| f32::from_bits(bits.cast_unsigned()));
-    }
-
-    #[inline(always)]
-    unsafe fn open(&self, run: Run, room: &mut Room) -> Place {
-        // SAFETY: the caller's run lies in the row.
-        unsafe {
-            let [old, new] = self.columns;
-            let mut columns = [old.add(run.col), new.add(run.col)];
-            if run.len < CHUNK {
-                for (columns, room) in columns.iter_mut().zip(&mut room.columns) {
-                    let scales = std::slice::from_raw_parts(*columns, run.len);
-                    room[..run.len].copy_from_slice(scales);
-                    *columns = room.as_ptr();
-                }
-            }
-            let codes = self.row.open(run, &mut room.codes);
-            Place { codes, columns }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn decode(&self, place: Place, at: usize) -> L::Vector {
-        // SAFETY: as above.
-        unsafe {
-            let columns = L::Vector::load(place.columns[0].add(at));
-            let scale = L::Vector::splat(self.rest[0]).smallest(columns);
-            L::Vector::decode(self.row.levels, place.codes.add(at / 2)).mul(scale)
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn rescale(&self, _: Run, _: L::Vector) {}
-
-    #[inline(always)]
-    unsafe fn close(
-        &self,
-        call: &TensorCall<'_>,
-        run: Run,
-        Place { codes, columns }: Place,
-        values: &<L::Vector as Vector>::Registers,
-        (): (),
-        usual: bool,
-    ) {
-        // SAFETY: as above.
-        unsafe {
-            let rest = L::Vector::splat(self.rest[1]);
-            let factor = L::Vector::splat(SHORT_OF_16);
-            // Beyond, reciprocals may be flushed to zero.
-            let mut usual = usual && self.rest[1] < HUGE;
-            if self.codes.rounding == Rounding::Stochastic {
-                let mut scales = Chunk::ZERO;
-                for at in (0..CHUNK).step_by(L::Vector::WIDTH) {
-                    let scale = rest.smallest(L::Vector::load(columns[1].add(at)));
-                    usual &= !scale.any_subnormal();
-                    scale.store(scales.as_mut_ptr().add(at));
-                }
-                if usual {
-                    let chunk = store::<L::Vector>(values);
-                    let draws = draws(call, Purpose::State(self.state), run);
-                    L::round_linear(&chunk, &scales, &self.codes.table, &draws, codes);
-                }
-            } else {
-                for (i, values) in values.as_ref().chunks_exact(PACKED).enumerate() {
-                    let mut packed = L::Vector::unpacked();
-                    for (j, x) in values.iter().enumerate() {
-                        let at = (i * PACKED + j) * L::Vector::WIDTH;
-                        let scale = rest.smallest(L::Vector::load(columns[1].add(at)));
-                        usual &= !scale.any_subnormal();
-                        let q = x.mul(scale.reciprocal());
-                        let q = if self.squares { q.sqrt() } else { q };
-                        let code = x.decide::<false>(q, factor, self.row.below, Some(scale));
-                        packed = L::Vector::pack(packed, code);
-                    }
-                    let to = codes.add(i * PACKED * L::Vector::WIDTH / 2);
-                    L::Vector::store_packed(packed, to);
-                }
-            }
-            if usual {
-                self.row.close(run, codes);
-            } else {
-                let chunk = [store::<L::Vector>(values)];
-                encode_unit::<L>(call, self.state, run, &chunk, Source::Statistics);
-            }
-        }
-    }
-}
-
-/// Where the maximum of a position is in the state and in the statistics.
-#[inline(always)]
-unsafe fn places(
-    call: &TensorCall<'_>,
-    maxima: &Maxima,
-    buffer: Buffer,
-    position: &[i64],
-) -> [*const i32; 2] {
-    let projection = &maxima.projection;
-    let new = maxima.word + projection.global_position(position, call.offset);
-    // SAFETY: the caller's position lies in both.
-    unsafe {
-        let stored = buffer.data.cast_const().cast::<i32>();
-        let words = call.scratch[0].cast_const().cast::<i32>();
-        [stored.add(projection.position(position)), words.add(new)]
     }
 }

@@ -1,26 +1,28 @@
-//! The maxima of a matrix's rows and columns, several rows at a time: the maxima of their columns are
+//! The maxima of the grid's rows and columns, several rows at a time: the maxima of their columns are
 //! loaded and stored once, and as many streams of memory are read.
 
 #![expect(unsafe_code, reason = "reads the caller's raw buffers")]
 
 use super::collect::Part;
 use super::factored::Squares;
-use super::maxima::Columns;
-use super::registers::{Moment, Place, RankOne, Room, first_of_row};
-use super::run::{Run, load_run};
+use super::maxima::{ColumnMaxima, Columns};
+use super::rank1::{Period, Place, RankOne};
+use super::registers::{Moment, Room};
+use super::run::{Run, first_of_row, is_before_row, load_run};
 use super::{AHEAD, prefetch};
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, Vector};
 use crate::dtype::Dtype;
 use crate::layout::index;
+use crate::numerics::magnitude;
 use crate::optimizer::{Adamw, Update};
-use crate::plan::{Format, Maxima};
+use crate::plan::{Format, Maxima, Pass};
 
 /// Rows that are collected together.
 const ROWS: usize = 4;
 
-/// What has maxima along the slices of a tensor whose rows of the grid are rows of the last axis, computed
-/// from the squares of the gradients.
+/// What has maxima of the grid's rows and columns, or of the axes that they are made of, computed from the
+/// squares of the gradients.
 ///
 /// # Safety
 /// Runs are of at most a chunk and lie in the tensor.
@@ -42,7 +44,7 @@ pub(super) trait Slices<L: Lanes>: Copy {
         w: L::Vector,
         decay: [L::Vector; 2],
     ) -> L::Vector;
-    /// Of the last axis, and of others.
+    /// Of all axes.
     fn maxima(&self) -> impl Iterator<Item = &Maxima>;
 }
 
@@ -84,9 +86,9 @@ impl<L: Lanes> Slices<L> for RankOne<'_, L::Vector> {
     }
 }
 
-/// Raises the maxima of v's slices, or of the squares' under a factored v, by a part of the grid: those of
-/// the last axis in `columns`, the others in the statistics. Returns whether all gradients are finite, or
-/// `None` for a tensor that this is not for.
+/// Raises the maxima of v's slices, or of the squares' under a factored v, by a part of the grid. Returns
+/// whether all gradients are finite, or `None` for a tensor that this is not for. The memory is for the
+/// maxima of columns.
 ///
 /// # Safety
 /// As for [`super::collect()`]; no other state has maxima.
@@ -94,7 +96,7 @@ impl<L: Lanes> Slices<L> for RankOne<'_, L::Vector> {
 pub(super) unsafe fn maxima_in_registers<L: Lanes>(
     call: &TensorCall<'_>,
     of: &Part,
-    columns: &mut Columns<'_>,
+    memory: &mut [ColumnMaxima; 2],
 ) -> Option<bool> {
     let Update::Adamw(rule) = &call.rule else {
         return None;
@@ -106,12 +108,16 @@ pub(super) unsafe fn maxima_in_registers<L: Lanes>(
     unsafe {
         match &v.format {
             Format::Codes(codes) => {
-                let v = RankOne::<L::Vector>::of(call, 1, codes)?;
-                raise_part::<L, _>(call, rule, v, of, columns)
+                let mut period = Period::MEMORY;
+                let v = RankOne::<L::Vector>::of(call, 1, codes, Pass::Maxima, &mut period)?;
+                match v.period {
+                    Some(period) => raise_slices::<L>(call, rule, v, period, of, memory),
+                    None => raise_part::<L, _>(call, rule, v, of, memory),
+                }
             }
             Format::Factored(factors) => {
                 let squares = Squares::of(call, factors)?;
-                raise_part::<L, _>(call, rule, squares, of, columns)
+                raise_part::<L, _>(call, rule, squares, of, memory)
             }
             _ => None,
         }
@@ -124,9 +130,11 @@ unsafe fn raise_part<L: Lanes, S: Slices<L>>(
     rule: &Adamw,
     slices: S,
     of: &Part,
-    columns: &mut Columns<'_>,
+    memory: &mut [ColumnMaxima; 2],
 ) -> Option<bool> {
     let scalars = rule.scalars()?;
+    let (start, width) = of.columns();
+    let mut columns = Columns::new(memory, start, width);
     let mut finite = true;
     let mut rooms = [const { (Chunk::ZERO, Room::EMPTY) }; ROWS];
     // SAFETY: the rows are the part's.
@@ -134,15 +142,75 @@ unsafe fn raise_part<L: Lanes, S: Slices<L>>(
         let decay = [scalars.beta2, scalars.one_minus_beta2].map(|x| L::Vector::splat(x));
         for (rows, count) in of.groups::<ROWS>(call.tensor) {
             if count == ROWS {
-                finite &= raise_rows::<L, S, ROWS>(call, decay, slices, rows, &mut rooms, columns);
+                finite &=
+                    raise_rows::<L, S, ROWS>(call, decay, slices, rows, &mut rooms, &mut columns);
                 continue;
             }
             for row in &rows[..count] {
-                finite &= raise_rows::<L, S, 1>(call, decay, slices, [*row], &mut rooms, columns);
+                finite &=
+                    raise_rows::<L, S, 1>(call, decay, slices, [*row], &mut rooms, &mut columns);
             }
         }
     }
+    let first = call.tensor.grid.lead.len();
+    columns.flush_axes(call, slices.maxima(), first, of.has_all_rows(call.tensor));
     Some(finite)
+}
+
+/// [`raise_part`] for rows that have several periods.
+#[inline(always)]
+unsafe fn raise_slices<L: Lanes>(
+    call: &TensorCall<'_>,
+    rule: &Adamw,
+    mut v: RankOne<'_, L::Vector>,
+    period: &Period,
+    of: &Part,
+    memory: &mut [ColumnMaxima; 2],
+) -> Option<bool> {
+    let scalars = rule.scalars()?;
+    let mut columns = Columns::new(memory, 0, period.len);
+    let (mut g, mut values, mut room) = (Chunk::ZERO, Chunk::ZERO, Room::EMPTY);
+    let dtype = call.tensor.info.grad_dtype;
+    // SAFETY: the runs lie in the tensor, slices in the period.
+    unsafe {
+        let splat = |x| L::Vector::splat(x);
+        let decay = [scalars.beta2, scalars.one_minus_beta2].map(splat);
+        let (grad_scale, zero) = (splat(call.grad_scale), splat(0.0));
+        let mut finite = zero;
+        for segment in of.segments(call.tensor) {
+            Moment::<L>::enter(&mut v, call, segment);
+            let mut largest_of_row = 0;
+            for run in segment.parts(CHUNK) {
+                prefetch::<L>(call.grad, dtype.size(), run, AHEAD);
+                load_run::<L>(call.grad, dtype, run, &mut g);
+                let open = Moment::<L>::open(&v, run, &mut room);
+                for at in (0..CHUNK).step_by(L::Vector::WIDTH) {
+                    let g = L::Vector::load(g.as_ptr().add(at)).mul(grad_scale); // R1
+                    let w = g.mul(g); // R2
+                    finite = w.mul_add(zero, finite);
+                    let new = Slices::<L>::value(&v, open, at, w, decay);
+                    new.store(values.as_mut_ptr().add(at));
+                }
+                for slice in period.slices(run) {
+                    let values = &values[slice.at..][..slice.len];
+                    let slots = &mut columns.first()[slice.phase..];
+                    let mut largest = 0;
+                    for (slot, value) in slots.iter_mut().zip(values) {
+                        let value = magnitude(*value);
+                        *slot = value.max(*slot);
+                        largest = value.max(largest);
+                    }
+                    for word in period.words(slice.number) {
+                        call.raise(word, largest);
+                    }
+                    largest_of_row = largest.max(largest_of_row);
+                }
+            }
+            raise(call, v.maxima.iter(), segment, largest_of_row, false);
+        }
+        columns.flush_axes(call, v.maxima.iter(), period.axis, false);
+        Some(!finite.any_nan())
+    }
 }
 
 /// Raises the maxima by rows; returns whether their gradients are finite.
@@ -187,8 +255,8 @@ unsafe fn raise_rows<L: Lanes, S: Slices<L>, const N: usize>(
                 group.raise_chunk(call, decay, runs, ahead, rooms, columns);
             }
         }
-        // Nothing else is in the slice that is a matrix's row.
-        let alone = call.tensor.info.shape.len() == 2 && len == index(call.tensor.grid.cols);
+        // Nothing else is in the slice that is a row.
+        let alone = call.tensor.grid.lead.len() == 1 && len == index(call.tensor.grid.cols);
         for ((slices, row), largest) in group.slices.iter().zip(rows).zip(group.largest) {
             raise(call, slices.maxima(), row, largest.reduce_largest(), alone);
         }
@@ -208,7 +276,7 @@ pub(super) fn ahead(call: &TensorCall<'_>, len: usize, at: usize, rows: usize) -
 }
 
 /// Raises the statistics of a row by the bits of its largest value; `alone` says that no one else
-/// works on what is in its slice of a matrix.
+/// works on what is in its slice of the first axis.
 #[inline(always)]
 fn raise<'a>(
     call: &TensorCall<'_>,
@@ -220,7 +288,7 @@ fn raise<'a>(
     let position = first_of_row(call, row);
     let position = &position[..call.tensor.info.shape.len()];
     for maxima in maxima {
-        if !maxima.projection.is_last_axis() {
+        if is_before_row(call.tensor, maxima) {
             let at = maxima.projection.global_position(position, call.offset);
             if alone && maxima.projection.axes() == [0] {
                 call.raise_alone(maxima.word + at, largest);

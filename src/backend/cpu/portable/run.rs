@@ -11,7 +11,7 @@ use super::super::lanes::{CHUNK, Chunk, Lanes};
 use crate::dtype::Dtype;
 use crate::layout::{Grid, div_ceil, index};
 use crate::numerics::{INF_BITS, canonical, magnitude};
-use crate::plan::{Codes, MAX_AXES, TensorPlan};
+use crate::plan::{Codes, MAX_AXES, Maxima, TensorPlan};
 use crate::rng::{Draws, Purpose};
 use crate::step::Buffer;
 use crate::weights::narrow_bf16;
@@ -165,6 +165,34 @@ pub(super) fn draws<'a>(call: &'a TensorCall<'_>, purpose: Purpose, run: Run) ->
         row,
         group: col / 8,
     }
+}
+
+/// Index of the first element of a row of the grid.
+#[inline(always)]
+pub(super) fn first_of_row(call: &TensorCall<'_>, run: Run) -> [i64; MAX_AXES] {
+    let mut position = [0; MAX_AXES];
+    let mut row = run.row as i64;
+    let lead = &call.tensor.grid.lead;
+    for axis in (1..lead.len()).rev() {
+        position[axis] = row % lead[axis];
+        row /= lead[axis];
+    }
+    position[0] = row;
+    position
+}
+
+/// Whether a row of the grid has one of these maxima.
+#[inline(always)]
+pub(super) fn is_before_row(tensor: &TensorPlan, maxima: &Maxima) -> bool {
+    let axes = maxima.projection.axes();
+    axes.iter().all(|axis| *axis < tensor.grid.lead.len())
+}
+
+/// Whether these are the maxima of the grid's columns.
+#[inline(always)]
+pub(super) fn is_of_columns(tensor: &TensorPlan, maxima: &Maxima) -> bool {
+    let axes = maxima.projection.axes().iter().copied();
+    axes.eq(tensor.grid.lead.len()..tensor.info.shape.len())
 }
 
 /// Row and column, in the grid of the global tensor, of a run's first element.

@@ -3,9 +3,9 @@
 #![expect(unsafe_code, reason = "reads the caller's raw buffers")]
 
 use super::collect::{Part, SUMS_COLUMNS, flat};
-use super::registers::{first_of_row, has_rows_of_last_axis};
+use super::factored::by_row;
 use super::rows::ahead;
-use super::run::{Run, Stretch, Stretches};
+use super::run::{Run, Stretch, Stretches, first_of_row, is_of_columns};
 use super::weights::load_weights;
 use super::{load_gradient, prefetch};
 use crate::backend::cpu::call::TensorCall;
@@ -41,19 +41,20 @@ pub(super) unsafe fn collect_sums<L: Lanes>(call: &TensorCall<'_>, of: &Part) {
             if tensor.factored().is_none() {
                 continue;
             }
-            if has_rows_of_last_axis(tensor) {
+            if sums.columns.of_grid {
                 let (mut terms, mut positions) = ([&[][..]; ROWS], [[0; MAX_AXES]; ROWS]);
                 for (r, run) in runs.iter().enumerate() {
                     terms[r] = &flat(&squares[r])[..len];
                     positions[r] = first_of_row(call, *run);
-                    positions[r][shape.len() - 1] = run.col as i64;
                 }
-                sums.add::<L>(call, &terms[..count], &positions);
+                sums.add::<L>(call, runs[0].col, &terms[..count], &positions);
                 continue;
             }
             for (run, squares) in runs.iter().zip(&squares) {
                 for Stretch { at, len, position } in Stretches::of(shape, *run) {
-                    sums.add::<L>(call, &[&flat(squares)[at..at + len]], &[position]);
+                    let column = index(position[shape.len() - 1]);
+                    let terms = &flat(squares)[at..at + len];
+                    sums.add::<L>(call, column, &[terms], &[position]);
                 }
             }
         }
@@ -113,7 +114,7 @@ struct Sums {
     rms: Limbs,
 }
 
-/// A sum of a factor that is the same along the last axis.
+/// A sum of a factor that is the same for all columns.
 #[derive(Clone, Copy)]
 struct Sum {
     /// Its place in the factor, if it has one.
@@ -130,20 +131,20 @@ impl Sums {
             unit: Unit::NONE,
             sum: Limbs::ZERO,
         };
-        let last_axis = of.last_axis(call.tensor);
-        let width = index(last_axis.end - last_axis.start);
         Self {
-            columns: Columns::new(call, index(last_axis.start), width),
+            columns: Columns::new(call, of),
             rows: [[NOWHERE; ROWS]; 3],
             rms: Limbs::ZERO,
         }
     }
 
-    /// Adds stretches of the last axis, which have one length and begin in one column.
+    /// Adds parts of rows of the grid, or of the last axis, which have one length and begin in one column, at
+    /// these positions but for that.
     #[inline(always)]
     fn add<L: Lanes>(
         &mut self,
         call: &TensorCall<'_>,
+        column: usize,
         terms: &[&[f32]],
         positions: &[[i64; MAX_AXES]],
     ) {
@@ -153,8 +154,8 @@ impl Sums {
         let axes = call.tensor.info.shape.len();
         for (factor, sums) in factors.iter().zip(&mut self.rows) {
             let projection = &factor.maxima.projection;
-            if projection.is_last_axis() {
-                self.columns.add::<L>(index(positions[0][axes - 1]), terms);
+            if self.columns.are_of(call, factor) {
+                self.columns.add::<L>(column, terms);
                 continue;
             }
             for ((terms, position), sum) in terms.iter().zip(positions).zip(sums) {
@@ -207,27 +208,39 @@ impl Sum {
     }
 }
 
-/// Sums of the columns of a part, for a factor that keeps the last axis alone.
+/// Sums of the columns of a part, for the factor of the grid's columns, or one that keeps the last axis
+/// alone.
 struct Columns {
+    of_grid: bool,
     units: [Unit; SUMS_COLUMNS as usize],
     high: [i64; SUMS_COLUMNS as usize],
     low: [i64; SUMS_COLUMNS as usize],
-    /// The index along the last axis that comes first.
+    /// The column that comes first.
     start: usize,
     width: usize,
 }
 
 impl Columns {
     #[inline(always)]
-    fn new(call: &TensorCall<'_>, start: usize, width: usize) -> Self {
+    fn new(call: &TensorCall<'_>, of: &Part) -> Self {
+        let factored = call.tensor.factored();
+        let of_grid = factored.is_some_and(|(_, factors)| by_row(call, factors).is_some());
+        let (start, width) = if of_grid {
+            of.columns()
+        } else {
+            let last_axis = of.last_axis(call.tensor);
+            let width = index(last_axis.end - last_axis.start);
+            (index(last_axis.start), width)
+        };
         let mut columns = Self {
+            of_grid,
             units: [Unit::NONE; SUMS_COLUMNS as usize],
             high: [0; SUMS_COLUMNS as usize],
             low: [0; SUMS_COLUMNS as usize],
             start,
             width,
         };
-        if let Some((word, _)) = on_last_axis(call, start) {
+        if let Some((word, _)) = columns.first(call) {
             for (i, unit) in columns.units[..width].iter_mut().enumerate() {
                 let exponent = call.exponent(word + i);
                 *unit = exponent.map_or(Unit::NONE, Exponent::unit);
@@ -251,21 +264,29 @@ impl Columns {
 
     #[inline(always)]
     fn flush(&self, call: &TensorCall<'_>) {
-        if let Some((_, first)) = on_last_axis(call, self.start) {
+        if let Some((_, first)) = self.first(call) {
             for i in 0..self.width {
                 let (high, low) = (self.high[i], self.low[i]);
                 call.add(first + 2 * i, Limbs { high, low });
             }
         }
     }
-}
+    /// Whether they are a factor's.
+    #[inline(always)]
+    fn are_of(&self, call: &TensorCall<'_>, factor: &Factor) -> bool {
+        if self.of_grid {
+            is_of_columns(call.tensor, &factor.maxima)
+        } else {
+            factor.maxima.projection.is_last_axis()
+        }
+    }
 
-/// The first word and the first sum, for a column, of the factor that keeps the last axis alone.
-#[inline(always)]
-fn on_last_axis(call: &TensorCall<'_>, column: usize) -> Option<(usize, usize)> {
-    let (_, factors) = call.tensor.factored()?;
-    let mut factors = factors.iter();
-    let factor = factors.find(|factor| factor.maxima.projection.is_last_axis())?;
-    let first = call.on_last_axis(&factor.maxima.projection, column);
-    Some((factor.maxima.word + first, factor.sum + 2 * first))
+    /// The word and the sum of the first one.
+    #[inline(always)]
+    fn first(&self, call: &TensorCall<'_>) -> Option<(usize, usize)> {
+        let (_, factors) = call.tensor.factored()?;
+        let factor = factors.iter().find(|factor| self.are_of(call, factor))?;
+        let first = call.on_columns(&factor.maxima.projection, self.start);
+        Some((factor.maxima.word + first, factor.sum + 2 * first))
+    }
 }

@@ -1,0 +1,474 @@
+//! Rank-1 scales in registers: the maxima of the slices along every axis, an element's scale the smallest
+//! of those that it is in.
+//!
+//! Where rows of the grid have several axes, as the last one is shorter than a block, scales along the
+//! trailing axes are brought into one array, which those of a row repeat: once, or as often as it has
+//! slices of these axes ([`Period`]).
+
+#![expect(unsafe_code, reason = "reads and writes the caller's raw buffers")]
+
+use std::mem::MaybeUninit;
+use std::ptr::addr_of_mut;
+
+use super::decode::Source;
+use super::encode::encode_unit;
+use super::registers::{Moment, Room, Row};
+use super::run::{Run, draws, first_of_row, is_before_row};
+use crate::backend::cpu::call::TensorCall;
+use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, PACKED, SHORT_OF_16, Vector, store};
+use crate::layout::index;
+use crate::plan::{Codes, MAX_AXES, Maxima, Pass, Scales, TensorPlan};
+use crate::quant::Rounding;
+use crate::rng::Purpose;
+use crate::step::Buffer;
+
+/// The most elements of a period.
+pub(super) const LONGEST: usize = 8192;
+
+/// A period has to repeat so often in a tensor that is not one.
+const REPEATED: i64 = 8;
+
+/// What a register reads behind a period's end.
+const BEHIND: usize = 16;
+
+/// 2^125.
+const HUGE: f32 = (1_u128 << 125) as f32;
+
+/// The smallest of no scales, as an integer.
+const NO_SCALE: i32 = i32::MAX;
+
+/// A state of four bits under a linear table or its squares and the maxima of the slices along every axis.
+#[derive(Clone, Copy)]
+pub(super) struct RankOne<'a, V: Vector> {
+    codes: &'a Codes,
+    pub(super) maxima: &'a [Maxima],
+    state: usize,
+    row: Row<V>,
+    /// Whether levels are squares.
+    squares: bool,
+    /// Whether the statistics are read: they are complete.
+    complete: bool,
+    /// The smallest maximum of the axes before the row, in the state and in the statistics.
+    rest: [f32; 2],
+    /// The scales along the row's axes: a row's, or a period's.
+    columns: [*const f32; 2],
+    /// For rows that have several.
+    pub(super) period: Option<&'a Period>,
+}
+
+impl<'a, V: Vector> RankOne<'a, V> {
+    /// `None` for a state that this is not for. The memory is for a period.
+    #[inline(always)]
+    pub(super) unsafe fn of(
+        call: &TensorCall<'_>,
+        state: usize,
+        codes: &'a Codes,
+        pass: Pass,
+        memory: &'a mut MaybeUninit<Period>,
+    ) -> Option<Self> {
+        let tensor = call.tensor;
+        let Scales::Maxima(maxima) = &codes.scales else {
+            return None;
+        };
+        let axes = tensor.info.shape.len();
+        let mut each = maxima.iter().enumerate();
+        let of_each = each.all(|(axis, maxima)| maxima.projection.axes() == [axis]);
+        if !of_each || maxima.len() != axes || axes < 2 {
+            return None;
+        }
+        let squares = codes.table.square == Some(16.0) && codes.rounding == Rounding::Nearest;
+        let computed = squares || codes.table.linear == Some(16.0);
+        if !computed {
+            return None;
+        }
+        let complete = pass == Pass::Apply;
+        let buffers = call.state_buffers(state);
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut rank_one = Self {
+                codes,
+                maxima,
+                state,
+                row: Row::of(tensor, codes, buffers[0])?,
+                squares,
+                complete,
+                rest: [0.0; 2],
+                columns: [std::ptr::null(); 2],
+                period: None,
+            };
+            if tensor.info.shape.last() == Some(&tensor.grid.cols) {
+                let first = [0; MAX_AXES];
+                let last = places(call, &maxima[axes - 1], buffers[axes], &first[..axes]);
+                rank_one.columns = last.map(<*const i32>::cast);
+            } else {
+                let period = Period::new(call, maxima, &buffers[1..], complete, memory);
+                rank_one.columns = [period.columns(0), period.columns(1)];
+                if period.len < index(tensor.grid.cols) {
+                    rank_one.period = Some(period);
+                }
+            }
+            Some(rank_one)
+        }
+    }
+}
+
+/// Where the codes of a run are, and the scales of its columns, old and new.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    codes: *mut u8,
+    columns: [*const f32; 2],
+}
+
+impl Place {
+    pub(super) const NOWHERE: Self = Self {
+        codes: std::ptr::null_mut(),
+        columns: [std::ptr::null(); 2],
+    };
+}
+
+impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
+    type Open = Place;
+    type Scale = ();
+
+    #[inline(always)]
+    unsafe fn enter(&mut self, call: &TensorCall<'_>, run: Run) {
+        let position = first_of_row(call, run);
+        let position = &position[..call.tensor.info.shape.len()];
+        let buffers = call.state_buffers(self.state);
+        // As integers, so that NaN is the largest.
+        let mut rest = [NO_SCALE; 2];
+        // SAFETY: the caller's run lies in the tensor; positions lie in buffers and statistics.
+        unsafe {
+            self.row.enter(run.row);
+            for (maxima, buffer) in self.maxima.iter().zip(&buffers[1..]) {
+                if is_before_row(call.tensor, maxima) {
+                    let [old, new] = places(call, maxima, *buffer, position);
+                    rest[0] = rest[0].min(*old);
+                    if self.complete {
+                        rest[1] = rest[1].min(*new);
+                    }
+                }
+            }
+        }
+        self.rest = rest.map(|bits| f32::from_bits(bits.cast_unsigned()));
+    }
+
+    #[inline(always)]
+    unsafe fn open(&self, run: Run, room: &mut Room) -> Place {
+        // SAFETY: the caller's run lies in the row.
+        unsafe {
+            let columns = match self.period {
+                Some(period) => period.spread::<L::Vector>(run, self.complete, room),
+                None if run.len < CHUNK => {
+                    for (columns, room) in self.columns.iter().zip(&mut room.columns) {
+                        let scales = std::slice::from_raw_parts(columns.add(run.col), run.len);
+                        room.0[..run.len].copy_from_slice(scales);
+                    }
+                    room.columns.each_ref().map(|room| room.0.as_ptr())
+                }
+                None => self.columns.map(|columns| columns.add(run.col)),
+            };
+            let codes = self.row.open(run, &mut room.codes);
+            Place { codes, columns }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn decode(&self, place: Place, at: usize) -> L::Vector {
+        // SAFETY: as above.
+        unsafe {
+            let columns = L::Vector::load(place.columns[0].add(at));
+            let scale = L::Vector::splat(self.rest[0]).smallest(columns);
+            L::Vector::decode(self.row.levels, place.codes.add(at / 2)).mul(scale)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn rescale(&self, _: Run, _: L::Vector) {}
+
+    #[inline(always)]
+    unsafe fn close(
+        &self,
+        call: &TensorCall<'_>,
+        run: Run,
+        Place { codes, columns }: Place,
+        values: &<L::Vector as Vector>::Registers,
+        (): (),
+        usual: bool,
+    ) {
+        // SAFETY: as above.
+        unsafe {
+            let rest = L::Vector::splat(self.rest[1]);
+            let factor = L::Vector::splat(SHORT_OF_16);
+            // Beyond, reciprocals may be flushed to zero.
+            let mut usual = usual && self.rest[1] < HUGE;
+            if self.codes.rounding == Rounding::Stochastic {
+                let mut scales = Chunk::ZERO;
+                for at in (0..CHUNK).step_by(L::Vector::WIDTH) {
+                    let scale = rest.smallest(L::Vector::load(columns[1].add(at)));
+                    usual &= !scale.any_subnormal();
+                    scale.store(scales.as_mut_ptr().add(at));
+                }
+                if usual {
+                    let chunk = store::<L::Vector>(values);
+                    let draws = draws(call, Purpose::State(self.state), run);
+                    L::round_linear(&chunk, &scales, &self.codes.table, &draws, codes);
+                }
+            } else {
+                for (i, values) in values.as_ref().chunks_exact(PACKED).enumerate() {
+                    let mut packed = L::Vector::unpacked();
+                    for (j, x) in values.iter().enumerate() {
+                        let at = (i * PACKED + j) * L::Vector::WIDTH;
+                        let scale = rest.smallest(L::Vector::load(columns[1].add(at)));
+                        usual &= !scale.any_subnormal();
+                        let q = x.mul(scale.reciprocal());
+                        let q = if self.squares { q.sqrt() } else { q };
+                        let code = x.decide::<false>(q, factor, self.row.below, Some(scale));
+                        packed = L::Vector::pack(packed, code);
+                    }
+                    let to = codes.add(i * PACKED * L::Vector::WIDTH / 2);
+                    L::Vector::store_packed(packed, to);
+                }
+            }
+            if usual {
+                self.row.close(run, codes);
+            } else {
+                let chunk = [store::<L::Vector>(values)];
+                encode_unit::<L>(call, self.state, run, &chunk, Source::Statistics);
+            }
+        }
+    }
+}
+
+/// The scales along the trailing axes of a tensor, in the order of its elements: those of a row have them
+/// again and again, each time under the maxima of other slices of the row's first axes.
+pub(super) struct Period {
+    pub(super) len: usize,
+    /// The first of its axes.
+    pub(super) axis: usize,
+    /// The row's axes before it.
+    outer: [Outer; MAX_AXES],
+    outer_count: usize,
+    /// In the state and in the statistics.
+    scales: [[MaybeUninit<i32>; LONGEST + BEHIND]; 2],
+}
+
+/// An axis of a row, before those of a period.
+#[derive(Clone, Copy)]
+struct Outer {
+    extent: usize,
+    /// Its maxima in the state and in the statistics.
+    maxima: [*const i32; 2],
+    /// The first one's number among the statistics.
+    word: usize,
+}
+
+/// A part of a run that lies in one slice of the period's axes.
+pub(super) struct Slice {
+    /// Where it begins in the run, and in the period.
+    pub(super) at: usize,
+    pub(super) phase: usize,
+    pub(super) len: usize,
+    /// Its number in the row.
+    pub(super) number: usize,
+}
+
+impl Period {
+    pub(super) const MEMORY: MaybeUninit<Self> = MaybeUninit::uninit();
+
+    /// The first axis of a tensor's period, and its length.
+    #[inline(always)]
+    pub(super) fn axes(tensor: &TensorPlan) -> (usize, usize) {
+        let (shape, lead) = (&tensor.info.shape, tensor.grid.lead.len());
+        let mut axis = shape.len() - 1;
+        let mut len = shape[axis];
+        while axis > lead {
+            let longer = len * shape[axis - 1];
+            if longer > LONGEST as i64 || longer * REPEATED > tensor.numel {
+                break;
+            }
+            axis -= 1;
+            len = longer;
+        }
+        (axis, index(len))
+    }
+
+    /// # Safety
+    /// No one writes the state, nor the statistics if they are `complete`; others are not read.
+    #[inline(always)]
+    unsafe fn new<'a>(
+        call: &TensorCall<'_>,
+        maxima: &[Maxima],
+        buffers: &[Buffer],
+        complete: bool,
+        memory: &'a mut MaybeUninit<Self>,
+    ) -> &'a Self {
+        let (axis, len) = Self::axes(call.tensor);
+        let (shape, lead) = (&call.tensor.info.shape, call.tensor.grid.lead.len());
+        let period = memory.as_mut_ptr();
+        // SAFETY: everything but the scales is set, which may be unset; a period has at most so many.
+        unsafe {
+            addr_of_mut!((*period).len).write(len);
+            addr_of_mut!((*period).axis).write(axis);
+            addr_of_mut!((*period).outer_count).write(axis - lead);
+            addr_of_mut!((*period).outer).write([Outer::NONE; MAX_AXES]);
+            let period = memory.assume_init_mut();
+            let mut set = [0; 2];
+            let first = [0; MAX_AXES];
+            for at in (lead..shape.len()).rev() {
+                let extent = index(shape[at]);
+                let (maxima, first) = (&maxima[at], &first[..shape.len()]);
+                let found = places(call, maxima, buffers[at], first);
+                if at < axis {
+                    let word = maxima.projection.global_position(first, call.offset);
+                    period.outer[at - lead] = Outer {
+                        extent,
+                        maxima: found,
+                        word: maxima.word + word,
+                    };
+                    continue;
+                }
+                for s in 0..1 + usize::from(complete) {
+                    set[s] = expand(&mut period.scales[s], set[s], found[s], extent);
+                }
+            }
+            for (scales, set) in period.scales.iter_mut().zip(set) {
+                scales[set..][..BEHIND].fill(MaybeUninit::new(0));
+            }
+            period
+        }
+    }
+
+    fn columns(&self, array: usize) -> *const f32 {
+        self.scales[array].as_ptr().cast()
+    }
+
+    /// The slices of a run of a row.
+    #[inline(always)]
+    pub(super) fn slices(&self, run: Run) -> impl Iterator<Item = Slice> {
+        let (mut number, mut phase, mut at) = (run.col / self.len, run.col % self.len, 0);
+        let period = self.len;
+        std::iter::from_fn(move || {
+            let len = (period - phase).min(run.len - at);
+            let slice = Slice {
+                at,
+                phase,
+                len,
+                number,
+            };
+            (at, phase, number) = (at + len, 0, number + 1);
+            (len > 0).then_some(slice)
+        })
+    }
+
+    /// The row's axes before the period's, the last one first, each with a slice's index.
+    #[inline(always)]
+    fn outer(&self, slice: usize) -> impl Iterator<Item = (&Outer, usize)> {
+        let mut rest = slice;
+        let outer = self.outer[..self.outer_count].iter().enumerate().rev();
+        outer.map(move |(axis, outer)| {
+            // The first axis has what is left.
+            let at = if axis == 0 { rest } else { rest % outer.extent };
+            rest = if axis == 0 { 0 } else { rest / outer.extent };
+            (outer, at)
+        })
+    }
+
+    /// The statistics of the row's axes before the period's that a slice is part of.
+    #[inline(always)]
+    pub(super) fn words(&self, slice: usize) -> impl Iterator<Item = usize> {
+        self.outer(slice).map(|(outer, at)| outer.word + at)
+    }
+
+    /// The scales of a run, in the room.
+    #[inline(always)]
+    unsafe fn spread<V: Vector>(
+        &self,
+        run: Run,
+        complete: bool,
+        room: &mut Room,
+    ) -> [*const f32; 2] {
+        let mut columns = room
+            .columns
+            .each_mut()
+            .map(|columns| columns.0.as_mut_ptr());
+        // SAFETY: slices lie in rows, and their parts in the period; what is written behind a slice is
+        // written again by the next one, or lies behind the run, where the room has a register more.
+        unsafe {
+            for slice in self.slices(run) {
+                for (s, columns) in columns
+                    .iter_mut()
+                    .enumerate()
+                    .take(1 + usize::from(complete))
+                {
+                    let mut rest = NO_SCALE;
+                    for (outer, at) in self.outer(slice.number) {
+                        rest = rest.min(*outer.maxima[s].add(at));
+                    }
+                    let rest = V::splat(f32::from_bits(rest.cast_unsigned()));
+                    let from = self.columns(s).add(slice.phase);
+                    for at in (0..slice.len).step_by(V::WIDTH) {
+                        let scales = rest.smallest(V::load(from.add(at)));
+                        scales.store(columns.add(slice.at + at));
+                    }
+                }
+            }
+        }
+        columns.map(<*mut f32>::cast_const)
+    }
+}
+
+impl Outer {
+    const NONE: Self = Self {
+        extent: 1,
+        maxima: [std::ptr::null(); 2],
+        word: 0,
+    };
+}
+
+/// Scales of `set` elements become those of as many for each slice along one more axis before theirs, none
+/// of which are the scales of no axis; returns how many.
+#[inline(always)]
+unsafe fn expand(
+    scales: &mut [MaybeUninit<i32>],
+    set: usize,
+    maxima: *const i32,
+    extent: usize,
+) -> usize {
+    // SAFETY: the axis has so many maxima; from the last slice on, the first one is read before it is
+    // written.
+    unsafe {
+        if set == 0 {
+            for (i, scale) in scales[..extent].iter_mut().enumerate() {
+                scale.write(*maxima.add(i));
+            }
+            return extent;
+        }
+        for slice in (0..extent).rev() {
+            let largest = *maxima.add(slice);
+            for i in 0..set {
+                let scale = scales[i].assume_init().min(largest);
+                scales[slice * set + i].write(scale);
+            }
+        }
+    }
+    set * extent
+}
+
+/// Where the maximum of a position is in the state and in the statistics.
+#[inline(always)]
+unsafe fn places(
+    call: &TensorCall<'_>,
+    maxima: &Maxima,
+    buffer: Buffer,
+    position: &[i64],
+) -> [*const i32; 2] {
+    let projection = &maxima.projection;
+    let new = maxima.word + projection.global_position(position, call.offset);
+    // SAFETY: the caller's position lies in both.
+    unsafe {
+        let stored = buffer.data.cast_const().cast::<i32>();
+        let words = call.scratch[0].cast_const().cast::<i32>();
+        [stored.add(projection.position(position)), words.add(new)]
+    }
+}
