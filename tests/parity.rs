@@ -67,6 +67,13 @@ fn specs() -> Vec<Spec> {
             Quantizer::rank1(Mapping::Power2),
         ),
         spec(de(128), at_random(Quantizer::rank1(Mapping::Power2))),
+        adam(spec(de(128), linear(128))),
+        adam(spec(de(128), Quantizer::rank1(Mapping::Linear))),
+        adam(factored(FactorAxes::Merged)),
+        Spec {
+            m: Some(Quantizer::f32()),
+            ..factored(FactorAxes::Merged)
+        },
         factored(FactorAxes::Merged),
         factored(FactorAxes::LastTwo),
         factored(FactorAxes::LargestTwo),
@@ -98,6 +105,14 @@ fn specs() -> Vec<Spec> {
             at_random(Quantizer::block(128, Mapping::Nf4)),
         ),
     ]
+}
+
+/// With the decay added to the gradients.
+fn adam(spec: Spec) -> Spec {
+    Spec {
+        optimizer: Optimizer::Adam,
+        ..spec
+    }
 }
 
 /// A factored v, likewise.

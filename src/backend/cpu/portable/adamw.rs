@@ -43,6 +43,10 @@ pub(super) unsafe fn in_registers<L: Lanes>(
                 let (m, v) = (Plain::of(call, 0), Plain::of(call, 1));
                 Some(step::<L, _>(call, units, Moments { scalars, m, v }))
             }
+            (Format::F32, Format::Factored(factors)) => {
+                let (m, v) = (Plain::of(call, 0), Factored::of(call, factors)?);
+                Some(step::<L, _>(call, units, Moments { scalars, m, v }))
+            }
             (Format::Codes(m), Format::Codes(v)) => {
                 let m = Blocks::<L::Vector>::of(call, 0, m)?;
                 if let Some(v) = Blocks::of(call, 1, v) {

@@ -28,9 +28,6 @@ pub(super) const LONGEST: usize = 8192;
 /// A period has to repeat so often in a tensor that is not one.
 const REPEATED: i64 = 8;
 
-/// What a register reads behind a period's end.
-const BEHIND: usize = 16;
-
 /// 2^125.
 const HUGE: f32 = (1_u128 << 125) as f32;
 
@@ -158,13 +155,13 @@ impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
         // SAFETY: the caller's run lies in the row.
         unsafe {
             let columns = match self.period {
-                Some(period) => period.spread::<L::Vector>(run, self.complete, room),
+                Some(period) => period.spread(run, self.complete, room),
                 None if run.len < CHUNK => {
                     for (columns, room) in self.columns.iter().zip(&mut room.columns) {
                         let scales = std::slice::from_raw_parts(columns.add(run.col), run.len);
-                        room.0[..run.len].copy_from_slice(scales);
+                        room[..run.len].copy_from_slice(scales);
                     }
-                    room.columns.each_ref().map(|room| room.0.as_ptr())
+                    room.columns.each_ref().map(|room| room.as_ptr())
                 }
                 None => self.columns.map(|columns| columns.add(run.col)),
             };
@@ -250,7 +247,7 @@ pub(super) struct Period {
     outer: [Outer; MAX_AXES],
     outer_count: usize,
     /// In the state and in the statistics.
-    scales: [[MaybeUninit<i32>; LONGEST + BEHIND]; 2],
+    scales: [[MaybeUninit<i32>; LONGEST]; 2],
 }
 
 /// An axis of a row, before those of a period.
@@ -295,7 +292,7 @@ impl Period {
 
     /// # Safety
     /// No one writes the state, nor the statistics if they are `complete`; others are not read.
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn new<'a>(
         call: &TensorCall<'_>,
         maxima: &[Maxima],
@@ -331,9 +328,6 @@ impl Period {
                 for s in 0..1 + usize::from(complete) {
                     set[s] = expand(&mut period.scales[s], set[s], found[s], extent);
                 }
-            }
-            for (scales, set) in period.scales.iter_mut().zip(set) {
-                scales[set..][..BEHIND].fill(MaybeUninit::new(0));
             }
             period
         }
@@ -380,41 +374,27 @@ impl Period {
         self.outer(slice).map(|(outer, at)| outer.word + at)
     }
 
-    /// The scales of a run, in the room.
-    #[inline(always)]
-    unsafe fn spread<V: Vector>(
-        &self,
-        run: Run,
-        complete: bool,
-        room: &mut Room,
-    ) -> [*const f32; 2] {
-        let mut columns = room
-            .columns
-            .each_mut()
-            .map(|columns| columns.0.as_mut_ptr());
-        // SAFETY: slices lie in rows, and their parts in the period; what is written behind a slice is
-        // written again by the next one, or lies behind the run, where the room has a register more.
-        unsafe {
-            for slice in self.slices(run) {
-                for (s, columns) in columns
-                    .iter_mut()
-                    .enumerate()
-                    .take(1 + usize::from(complete))
-                {
-                    let mut rest = NO_SCALE;
-                    for (outer, at) in self.outer(slice.number) {
-                        rest = rest.min(*outer.maxima[s].add(at));
-                    }
-                    let rest = V::splat(f32::from_bits(rest.cast_unsigned()));
-                    let from = self.columns(s).add(slice.phase);
-                    for at in (0..slice.len).step_by(V::WIDTH) {
-                        let scales = rest.smallest(V::load(from.add(at)));
-                        scales.store(columns.add(slice.at + at));
-                    }
+    /// The scales of a run, in the room. Not inlined, nor are those that make a period: beside them the
+    /// loops of rows that have one axis take a twentieth longer.
+    #[inline(never)]
+    unsafe fn spread(&self, run: Run, complete: bool, room: &mut Room) -> [*const f32; 2] {
+        for slice in self.slices(run) {
+            let columns = room.columns.iter_mut().zip(&self.scales).enumerate();
+            for (s, (columns, scales)) in columns.take(1 + usize::from(complete)) {
+                let mut rest = NO_SCALE;
+                for (outer, at) in self.outer(slice.number) {
+                    // SAFETY: a slice's index along an axis of the row.
+                    rest = rest.min(unsafe { *outer.maxima[s].add(at) });
+                }
+                let columns = &mut columns[slice.at..][..slice.len];
+                for (column, scale) in columns.iter_mut().zip(&scales[slice.phase..]) {
+                    // SAFETY: the period's scales are set.
+                    let scale = unsafe { scale.assume_init() }.min(rest);
+                    *column = f32::from_bits(scale.cast_unsigned());
                 }
             }
         }
-        columns.map(<*mut f32>::cast_const)
+        room.columns.each_ref().map(|columns| columns.as_ptr())
     }
 }
 

@@ -45,18 +45,14 @@ pub(super) struct Room {
     values: Chunk,
     pub(super) codes: [u8; CHUNK / 2],
     /// Scales of the columns, old and new.
-    pub(super) columns: [Wide; 2],
+    pub(super) columns: [Chunk; 2],
 }
-
-/// A chunk and one more register.
-#[repr(align(64))]
-pub(super) struct Wide(pub(super) [f32; CHUNK + 16]);
 
 impl Room {
     pub(super) const EMPTY: Self = Self {
         values: Chunk::ZERO,
         codes: [0; CHUNK / 2],
-        columns: [const { Wide([0.0; CHUNK + 16]) }; 2],
+        columns: [Chunk::ZERO; 2],
     };
 
     /// The values of a run, for a whole chunk.
