@@ -2,7 +2,12 @@
 //! `cuda/README.md`, and the instructions that steps execute, which `tests/gpu` compares times with
 //! (`cuda/instructions.json`). Needs no GPU.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test"
+)]
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
