@@ -22,8 +22,8 @@ use crate::quant::Rounding;
 use crate::rng::Purpose;
 use crate::step::Buffer;
 
-/// The most elements of a period.
-pub(super) const LONGEST: usize = 8192;
+/// The most elements of a period: 512 channels of 3 x 3. They are on the stack.
+const LONGEST: usize = 4608;
 
 /// A period has to repeat so often in a tensor that is not one.
 const REPEATED: i64 = 8;
@@ -157,7 +157,8 @@ impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
             let columns = match self.period {
                 Some(period) => period.spread(run, self.complete, room),
                 None if run.len < CHUNK => {
-                    for (columns, room) in self.columns.iter().zip(&mut room.columns) {
+                    let read = self.columns.iter().take(1 + usize::from(self.complete));
+                    for (columns, room) in read.zip(&mut room.columns) {
                         let scales = std::slice::from_raw_parts(columns.add(run.col), run.len);
                         room[..run.len].copy_from_slice(scales);
                     }
@@ -237,8 +238,8 @@ impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
     }
 }
 
-/// The scales along the trailing axes of a tensor, in the order of its elements: those of a row have them
-/// again and again, each time under the maxima of other slices of the row's first axes.
+/// The scales along the trailing axes of a tensor, in the order of its elements. A row has them again and
+/// again, each time under the maxima of other slices of its axes before them.
 pub(super) struct Period {
     pub(super) len: usize,
     /// The first of its axes.
@@ -406,8 +407,8 @@ impl Outer {
     };
 }
 
-/// Scales of `set` elements become those of as many for each slice along one more axis before theirs, none
-/// of which are the scales of no axis; returns how many.
+/// Makes the scales of `set` elements those of all slices along one more axis, before theirs; of no elements,
+/// the axis's own. Returns how many there are.
 #[inline(always)]
 unsafe fn expand(
     scales: &mut [MaybeUninit<i32>],
