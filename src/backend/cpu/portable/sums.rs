@@ -271,6 +271,7 @@ impl Columns {
             }
         }
     }
+
     /// Whether they are a factor's.
     #[inline(always)]
     fn are_of(&self, call: &TensorCall<'_>, factor: &Factor) -> bool {
