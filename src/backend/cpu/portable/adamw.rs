@@ -1,5 +1,6 @@
 //! AdamW without options on units of a chunk, in registers from load to store, for the states of
-//! `registers.rs`, `rank1.rs` and `factored.rs`. What else there is takes the way of [`super::apply_unit`], to the same bits.
+//! `registers.rs`, `rank1.rs` and `factored.rs`. What else there is takes the way of
+//! [`super::apply_unit`], to the same bits.
 //!
 //! Rounding steps are numbered as in `optimizer/adamw.rs`.
 

@@ -95,10 +95,12 @@ impl Part {
         (start, end - start)
     }
 
-    /// Whether no other part has the same columns.
+    /// Whether no other part has the same columns, nor, in rows of several axes, the same indices along any.
     #[inline(always)]
-    pub(super) fn has_all_rows(&self, tensor: &TensorPlan) -> bool {
-        self.rows == (0..tensor.grid.rows)
+    pub(super) fn is_alone(&self, tensor: &TensorPlan) -> bool {
+        let cols = tensor.grid.cols;
+        let apart = tensor.info.shape.last() == Some(&cols) || self.columns == (0..cols);
+        apart && self.rows == (0..tensor.grid.rows)
     }
 
     /// The part of the last axis that its elements lie in. Rows of several axes have whole ones,

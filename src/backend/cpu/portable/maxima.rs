@@ -59,7 +59,7 @@ pub(super) unsafe fn collect_maxima<L: Lanes>(call: &TensorCall<'_>, of: &Part) 
                 for run in of.segments(tensor) {
                     all_finite &= collect_run::<L>(call, wanted, run, &mut segment, &mut columns);
                 }
-                columns.flush(call, of.has_all_rows(tensor));
+                columns.flush(call, of.is_alone(tensor));
                 all_finite
             }
         }
@@ -249,6 +249,18 @@ fn raise(
     }
 }
 
+/// Raises statistics from a word on; `alone` says that no other thread does.
+#[inline(always)]
+fn raise_all(call: &TensorCall<'_>, word: usize, values: &[i32], alone: bool) {
+    for (i, largest) in values.iter().enumerate() {
+        if alone {
+            call.raise_alone(word + i, *largest);
+        } else {
+            call.raise(word + i, *largest);
+        }
+    }
+}
+
 /// Maxima of the columns of a box, for the projections that keep the last axis alone, or of the elements
 /// of a row: raised here row by row, and in the shared statistics once.
 pub(super) struct Columns<'a> {
@@ -323,21 +335,12 @@ impl<'a> Columns<'a> {
         let (start, width) = (self.start, self.width);
         let shape = &call.tensor.info.shape;
         let values = &self.first()[..width];
-        let raise = |word, largest| {
-            if alone {
-                call.raise_alone(word, largest);
-            } else {
-                call.raise(word, largest);
-            }
-        };
         for maxima in maxima {
             let axes = maxima.projection.axes();
             let word = |position| maxima.word + maxima.projection.globalize(position, call.offset);
             if axes.iter().copied().eq(first..shape.len()) {
                 let word = word(start as i64);
-                for (i, largest) in values.iter().enumerate() {
-                    raise(word + i, *largest);
-                }
+                raise_all(call, word, values, alone);
             } else if let [axis] = *axes
                 && axis >= first
             {
@@ -345,7 +348,8 @@ impl<'a> Columns<'a> {
                 let each = index(shape[axis + 1..].iter().product());
                 for i in 0..index(shape[axis]) {
                     let slices = values[i * each..].chunks(each).step_by(index(shape[axis]));
-                    raise(word + i, slices.flatten().copied().max().unwrap_or(0));
+                    let largest = slices.flatten().copied().max().unwrap_or(0);
+                    raise_all(call, word + i, &[largest], alone);
                 }
             }
         }
@@ -362,13 +366,7 @@ impl<'a> Columns<'a> {
                 && let Some(slots) = self.next(start)
             {
                 let first = maxima.word + call.on_columns(&maxima.projection, start);
-                for (i, largest) in slots[..width].iter().enumerate() {
-                    if alone {
-                        call.raise_alone(first + i, *largest);
-                    } else {
-                        call.raise(first + i, *largest);
-                    }
-                }
+                raise_all(call, first, &slots[..width], alone);
             }
         }
     }

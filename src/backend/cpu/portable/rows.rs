@@ -14,7 +14,6 @@ use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, Vector};
 use crate::dtype::Dtype;
 use crate::layout::index;
-use crate::numerics::magnitude;
 use crate::optimizer::{Adamw, Update};
 use crate::plan::{Format, Maxima, Pass};
 
@@ -153,7 +152,7 @@ unsafe fn raise_part<L: Lanes, S: Slices<L>>(
         }
     }
     let first = call.tensor.grid.lead.len();
-    columns.flush_axes(call, slices.maxima(), first, of.has_all_rows(call.tensor));
+    columns.flush_axes(call, slices.maxima(), first, of.is_alone(call.tensor));
     Some(finite)
 }
 
@@ -162,43 +161,32 @@ unsafe fn raise_part<L: Lanes, S: Slices<L>>(
 unsafe fn raise_slices<L: Lanes>(
     call: &TensorCall<'_>,
     rule: &Adamw,
-    mut v: RankOne<'_, L::Vector>,
+    v: RankOne<'_, L::Vector>,
     period: &Period,
     of: &Part,
     memory: &mut [ColumnMaxima; 2],
 ) -> Option<bool> {
     let scalars = rule.scalars()?;
     let mut columns = Columns::new(memory, 0, period.len);
-    let (mut g, mut values, mut room) = (Chunk::ZERO, Chunk::ZERO, Room::EMPTY);
-    let dtype = call.tensor.info.grad_dtype;
+    let mut rooms = [const { (Chunk::ZERO, Room::EMPTY) }; ROWS];
     // SAFETY: the runs lie in the tensor, slices in the period.
     unsafe {
-        let splat = |x| L::Vector::splat(x);
-        let decay = [scalars.beta2, scalars.one_minus_beta2].map(splat);
-        let (grad_scale, zero) = (splat(call.grad_scale), splat(0.0));
-        let mut finite = zero;
+        let decay = [scalars.beta2, scalars.one_minus_beta2].map(|x| L::Vector::splat(x));
+        let mut group = Group::<_, _, 1>::of(v);
         for segment in of.segments(call.tensor) {
-            Moment::<L>::enter(&mut v, call, segment);
+            Slices::<L>::enter(&mut group.slices[0], call, segment);
             let mut largest_of_row = 0;
             for run in segment.parts(CHUNK) {
-                prefetch::<L>(call.grad, dtype.size(), run, AHEAD);
-                load_run::<L>(call.grad, dtype, run, &mut g);
-                let open = Moment::<L>::open(&v, run, &mut room);
-                for at in (0..CHUNK).step_by(L::Vector::WIDTH) {
-                    let g = L::Vector::load(g.as_ptr().add(at)).mul(grad_scale); // R1
-                    let w = g.mul(g); // R2
-                    finite = w.mul_add(zero, finite);
-                    let new = Slices::<L>::value(&v, open, at, w, decay);
-                    new.store(values.as_mut_ptr().add(at));
-                }
+                // The largest magnitudes so far are none, so that these become the run's.
+                let mut sizes = [0; CHUNK];
+                group.raise_chunk::<L>(call, decay, [run], AHEAD, &mut rooms, &mut sizes);
                 for slice in period.slices(run) {
-                    let values = &values[slice.at..][..slice.len];
+                    let sizes = &sizes[slice.at..][..slice.len];
                     let slots = &mut columns.first()[slice.phase..];
                     let mut largest = 0;
-                    for (slot, value) in slots.iter_mut().zip(values) {
-                        let value = magnitude(*value);
-                        *slot = value.max(*slot);
-                        largest = value.max(largest);
+                    for (slot, size) in slots.iter_mut().zip(sizes) {
+                        *slot = (*size).max(*slot);
+                        largest = largest.max(*size);
                     }
                     for word in period.words(slice.number) {
                         call.raise(word, largest);
@@ -209,7 +197,7 @@ unsafe fn raise_slices<L: Lanes>(
             raise(call, v.maxima.iter(), segment, largest_of_row, false);
         }
         columns.flush_axes(call, v.maxima.iter(), period.axis, false);
-        Some(!finite.any_nan())
+        Some(!group.finite.any_nan())
     }
 }
 
@@ -226,12 +214,7 @@ unsafe fn raise_rows<L: Lanes, S: Slices<L>, const N: usize>(
     let len = rows[0].len;
     // SAFETY: the rows lie in the tensor.
     unsafe {
-        let zero = L::Vector::splat(0.0);
-        let mut group = Group {
-            slices: [slices; N],
-            largest: [zero; N],
-            finite: zero,
-        };
+        let mut group = Group::<_, L::Vector, N>::of(slices);
         for (slices, row) in group.slices.iter_mut().zip(rows) {
             slices.enter(call, row);
         }
@@ -309,6 +292,20 @@ struct Group<S, V: Vector, const N: usize> {
 }
 
 impl<S, V: Vector, const N: usize> Group<S, V, N> {
+    #[inline(always)]
+    unsafe fn of(slices: S) -> Self
+    where
+        S: Copy,
+    {
+        // SAFETY: the kernels are used on processors that have the instructions.
+        let zero = unsafe { V::splat(0.0) };
+        Self {
+            slices: [slices; N],
+            largest: [zero; N],
+            finite: zero,
+        }
+    }
+
     /// Raises the maxima by a run of at most a chunk of each row, in the same columns.
     #[inline(always)]
     unsafe fn raise_chunk<L: Lanes<Vector = V>>(
