@@ -111,14 +111,30 @@ impl<L: Lanes> Slices<L> for Squares<'_> {
     const NOWHERE: () = ();
 
     #[inline(always)]
-    unsafe fn enter(&mut self, _: &TensorCall<'_>, _: Run) {}
+    unsafe fn open(&self, _: Run, _: &mut Room) {}
 
     #[inline(always)]
-    unsafe fn open(&self, _: Run, _: &mut Room) {}
+    fn prefetch(&self, (): (), _: usize) {}
 
     #[inline(always)]
     unsafe fn value(&self, (): (), _: usize, w: L::Vector, _: [L::Vector; 2]) -> L::Vector {
         w
+    }
+
+    #[inline(always)]
+    fn raise(&self, call: &TensorCall<'_>, row: Run, largest: i32, alone: bool) {
+        let position = first_of_row(call, row);
+        let position = &position[..call.tensor.grid.lead.len()];
+        let [rows, _, means] = self.0.map(|factor| &factor.maxima);
+        let word = |maxima: &Maxima| {
+            maxima.word + maxima.projection.global_position(position, call.offset)
+        };
+        if alone {
+            call.raise_alone(word(rows), largest);
+        } else {
+            call.raise(word(rows), largest);
+        }
+        call.raise(word(means), largest);
     }
 
     #[inline(always)]

@@ -8,12 +8,13 @@
 #![expect(unsafe_code, reason = "reads and writes the caller's raw buffers")]
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::ptr::addr_of_mut;
 
 use super::decode::Source;
 use super::encode::encode_unit;
-use super::registers::{Moment, Room, Row};
-use super::run::{Run, draws, first_of_row, is_before_row};
+use super::registers::{Moment, Room, Rows, close_codes};
+use super::run::{Run, draws};
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, PACKED, SHORT_OF_16, Vector, store};
 use crate::layout::index;
@@ -40,17 +41,35 @@ pub(super) struct RankOne<'a, V: Vector> {
     codes: &'a Codes,
     pub(super) maxima: &'a [Maxima],
     state: usize,
-    row: Row<V>,
+    rows: Rows<V>,
     /// Whether levels are squares.
     squares: bool,
     /// Whether the statistics are read: they are complete.
     complete: bool,
-    /// The smallest maximum of the axes before the row, in the state and in the statistics.
-    rest: [f32; 2],
-    /// The scales along the row's axes: a row's, or a period's.
+    /// The axes before the grid's rows.
+    lead: Axes,
+    /// The scales along the row's axes, in the state and in the statistics: a row's, or a period's.
     columns: [*const f32; 2],
+    /// No new one of them is larger, as an integer.
+    bound: i32,
     /// For rows that have several.
     pub(super) period: Option<&'a Period>,
+    row: InRow,
+}
+
+/// What is the same in all of a row.
+#[derive(Clone, Copy)]
+pub(super) struct InRow {
+    codes: *mut u8,
+    /// The smallest maximum of the axes before it, in the state and in the statistics.
+    rest: [f32; 2],
+}
+
+impl InRow {
+    pub(super) const NONE: Self = Self {
+        codes: std::ptr::null_mut(),
+        rest: [0.0; 2],
+    };
 }
 
 impl<'a, V: Vector> RankOne<'a, V> {
@@ -86,20 +105,22 @@ impl<'a, V: Vector> RankOne<'a, V> {
                 codes,
                 maxima,
                 state,
-                row: Row::of(tensor, codes, buffers[0])?,
+                rows: Rows::of(tensor, codes, buffers[0])?,
                 squares,
                 complete,
-                rest: [0.0; 2],
+                lead: Axes::of(call, maxima, &buffers[1..], 0..tensor.grid.lead.len()),
                 columns: [std::ptr::null(); 2],
+                bound: NO_SCALE,
                 period: None,
+                row: InRow::NONE,
             };
             if tensor.info.shape.last() == Some(&tensor.grid.cols) {
-                let first = [0; MAX_AXES];
-                let last = places(call, &maxima[axes - 1], buffers[axes], &first[..axes]);
-                rank_one.columns = last.map(<*const i32>::cast);
+                let last = Axis::of(call, maxima, &buffers[1..], axes - 1);
+                rank_one.columns = last.maxima.map(<*const i32>::cast);
             } else {
                 let period = Period::new(call, maxima, &buffers[1..], complete, memory);
                 rank_one.columns = [period.columns(0), period.columns(1)];
+                rank_one.bound = period.bound;
                 if period.len < index(tensor.grid.cols) {
                     rank_one.period = Some(period);
                 }
@@ -107,19 +128,99 @@ impl<'a, V: Vector> RankOne<'a, V> {
             Some(rank_one)
         }
     }
+
+    /// # Safety
+    /// It is a row of the grid.
+    #[inline(always)]
+    pub(super) unsafe fn in_row(&self, row: usize) -> InRow {
+        // As integers, so that NaN is the largest.
+        let mut rest = [NO_SCALE; 2];
+        for (axis, at) in self.lead.at(row) {
+            // SAFETY: a slice's index along an axis.
+            unsafe {
+                rest[0] = rest[0].min(*axis.maxima[0].add(at));
+                if self.complete {
+                    rest[1] = rest[1].min(*axis.maxima[1].add(at));
+                }
+            }
+        }
+        InRow {
+            codes: self.rows.at(row),
+            rest: rest.map(|bits| f32::from_bits(bits.cast_unsigned())),
+        }
+    }
+
+    /// Where the codes of a run are, and the scales of its columns, for whole chunks.
+    ///
+    /// # Safety
+    /// The run lies in the row; where that has several periods, it is of at most a chunk.
+    #[inline(always)]
+    pub(super) unsafe fn place(&self, row: InRow, run: Run, room: &mut Room) -> Place {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut columns = self.columns.map(|columns| columns.wrapping_add(run.col));
+            if let Some(period) = self.period {
+                period.spread(run, self.complete, &mut room.columns);
+                columns = room.columns.each_ref().map(|columns| columns.as_ptr());
+            } else if !run.len.is_multiple_of(CHUNK) {
+                let read = columns.iter().take(1 + usize::from(self.complete));
+                for (columns, room) in read.zip(&mut room.columns) {
+                    let scales = std::slice::from_raw_parts(*columns, run.len);
+                    room[..run.len].copy_from_slice(scales);
+                }
+                columns = room.columns.each_ref().map(|columns| columns.as_ptr());
+            }
+            Place {
+                codes: room.codes(row.codes, run),
+                columns,
+                rest: row.rest,
+            }
+        }
+    }
+
+    /// The old values of a register from element `at` of a place on.
+    ///
+    /// # Safety
+    /// They lie there.
+    #[inline(always)]
+    pub(super) unsafe fn old(&self, place: Place, at: usize) -> V {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let columns = V::load(place.columns[0].add(at));
+            let scale = V::splat(place.rest[0]).smallest(columns);
+            V::decode(self.rows.levels, place.codes.add(at / 2)).mul(scale)
+        }
+    }
+
+    /// Raises the maxima of a row's slices along the axes before it; `alone` says that no other thread
+    /// does.
+    #[inline(always)]
+    pub(super) fn raise(&self, call: &TensorCall<'_>, row: usize, largest: i32, alone: bool) {
+        for (axis, at) in self.lead.at(row) {
+            if alone {
+                call.raise_alone(axis.word + at, largest);
+            } else {
+                call.raise(axis.word + at, largest);
+            }
+        }
+    }
 }
 
-/// Where the codes of a run are, and the scales of its columns, old and new.
+/// A run's codes and scales.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
-    codes: *mut u8,
+    pub(super) codes: *mut u8,
+    /// Of the columns, old and new.
     columns: [*const f32; 2],
+    /// [`InRow::rest`].
+    rest: [f32; 2],
 }
 
 impl Place {
     pub(super) const NOWHERE: Self = Self {
         codes: std::ptr::null_mut(),
         columns: [std::ptr::null(); 2],
+        rest: [0.0; 2],
     };
 }
 
@@ -128,57 +229,21 @@ impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
     type Scale = ();
 
     #[inline(always)]
-    unsafe fn enter(&mut self, call: &TensorCall<'_>, run: Run) {
-        let position = first_of_row(call, run);
-        let position = &position[..call.tensor.info.shape.len()];
-        let buffers = call.state_buffers(self.state);
-        // As integers, so that NaN is the largest.
-        let mut rest = [NO_SCALE; 2];
-        // SAFETY: the caller's run lies in the tensor; positions lie in buffers and statistics.
-        unsafe {
-            self.row.enter(run.row);
-            for (maxima, buffer) in self.maxima.iter().zip(&buffers[1..]) {
-                if is_before_row(call.tensor, maxima) {
-                    let [old, new] = places(call, maxima, *buffer, position);
-                    rest[0] = rest[0].min(*old);
-                    if self.complete {
-                        rest[1] = rest[1].min(*new);
-                    }
-                }
-            }
-        }
-        self.rest = rest.map(|bits| f32::from_bits(bits.cast_unsigned()));
+    unsafe fn enter(&mut self, _: &TensorCall<'_>, run: Run) {
+        // SAFETY: the caller's run lies in the tensor.
+        self.row = unsafe { self.in_row(run.row) };
     }
 
     #[inline(always)]
     unsafe fn open(&self, run: Run, room: &mut Room) -> Place {
         // SAFETY: the caller's run lies in the row.
-        unsafe {
-            let columns = match self.period {
-                Some(period) => period.spread(run, self.complete, room),
-                None if run.len < CHUNK => {
-                    let read = self.columns.iter().take(1 + usize::from(self.complete));
-                    for (columns, room) in read.zip(&mut room.columns) {
-                        let scales = std::slice::from_raw_parts(columns.add(run.col), run.len);
-                        room[..run.len].copy_from_slice(scales);
-                    }
-                    room.columns.each_ref().map(|room| room.as_ptr())
-                }
-                None => self.columns.map(|columns| columns.add(run.col)),
-            };
-            let codes = self.row.open(run, &mut room.codes);
-            Place { codes, columns }
-        }
+        unsafe { self.place(self.row, run, room) }
     }
 
     #[inline(always)]
     unsafe fn decode(&self, place: Place, at: usize) -> L::Vector {
         // SAFETY: as above.
-        unsafe {
-            let columns = L::Vector::load(place.columns[0].add(at));
-            let scale = L::Vector::splat(self.rest[0]).smallest(columns);
-            L::Vector::decode(self.row.levels, place.codes.add(at / 2)).mul(scale)
-        }
+        unsafe { self.old(place, at) }
     }
 
     #[inline(always)]
@@ -189,17 +254,19 @@ impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
         &self,
         call: &TensorCall<'_>,
         run: Run,
-        Place { codes, columns }: Place,
+        place: Place,
         values: &<L::Vector as Vector>::Registers,
         (): (),
         usual: bool,
     ) {
         // SAFETY: as above.
         unsafe {
-            let rest = L::Vector::splat(self.rest[1]);
+            let Place { codes, columns, rest } = place;
             let factor = L::Vector::splat(SHORT_OF_16);
             // Beyond, reciprocals may be flushed to zero.
-            let mut usual = usual && self.rest[1] < HUGE;
+            let bound = self.bound.min(rest[1].to_bits().cast_signed());
+            let mut usual = usual && f32::from_bits(bound.cast_unsigned()) < HUGE;
+            let rest = L::Vector::splat(rest[1]);
             if self.codes.rounding == Rounding::Stochastic {
                 let mut scales = Chunk::ZERO;
                 for at in (0..CHUNK).step_by(L::Vector::WIDTH) {
@@ -221,7 +288,7 @@ impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
                         usual &= !scale.any_subnormal();
                         let q = x.mul(scale.reciprocal());
                         let q = if self.squares { q.sqrt() } else { q };
-                        let code = x.decide::<false>(q, factor, self.row.below, Some(scale));
+                        let code = x.decide::<false>(q, factor, self.rows.below, Some(scale));
                         packed = L::Vector::pack(packed, code);
                     }
                     let to = codes.add(i * PACKED * L::Vector::WIDTH / 2);
@@ -229,7 +296,7 @@ impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
                 }
             }
             if usual {
-                self.row.close(run, codes);
+                close_codes(self.row.codes, run, codes);
             } else {
                 let chunk = [store::<L::Vector>(values)];
                 encode_unit::<L>(call, self.state, run, &chunk, Source::Statistics);
@@ -245,20 +312,88 @@ pub(super) struct Period {
     /// The first of its axes.
     pub(super) axis: usize,
     /// The row's axes before it.
-    outer: [Outer; MAX_AXES],
-    outer_count: usize,
+    outer: Axes,
+    /// The largest new scale, as an integer.
+    bound: i32,
     /// In the state and in the statistics.
     scales: [[MaybeUninit<i32>; LONGEST]; 2],
 }
 
-/// An axis of a row, before those of a period.
+/// Consecutive axes of a tensor, before a row's or a period's.
 #[derive(Clone, Copy)]
-struct Outer {
+struct Axes {
+    each: [Axis; MAX_AXES],
+    count: usize,
+}
+
+#[derive(Clone, Copy)]
+struct Axis {
     extent: usize,
     /// Its maxima in the state and in the statistics.
     maxima: [*const i32; 2],
     /// The first one's number among the statistics.
     word: usize,
+}
+
+impl Axes {
+    /// Of the maxima and buffers of all axes. Nothing is read.
+    #[inline(always)]
+    unsafe fn of(
+        call: &TensorCall<'_>,
+        maxima: &[Maxima],
+        buffers: &[Buffer],
+        axes: Range<usize>,
+    ) -> Self {
+        let mut each = [Axis::NONE; MAX_AXES];
+        let count = axes.len();
+        for (each, axis) in each.iter_mut().zip(axes) {
+            // SAFETY: the caller's promise.
+            *each = unsafe { Axis::of(call, maxima, buffers, axis) };
+        }
+        Self { each, count }
+    }
+
+    /// The axes, the last one first, each with the index of a slice of all of them.
+    #[inline(always)]
+    fn at(&self, slice: usize) -> impl Iterator<Item = (&Axis, usize)> {
+        let mut rest = slice;
+        let each = self.each[..self.count].iter().enumerate().rev();
+        each.map(move |(number, axis)| {
+            // The first axis has what is left.
+            let at = if number == 0 { rest } else { rest % axis.extent };
+            rest = if number == 0 { 0 } else { rest / axis.extent };
+            (axis, at)
+        })
+    }
+}
+
+impl Axis {
+    const NONE: Self = Self {
+        extent: 1,
+        maxima: [std::ptr::null(); 2],
+        word: 0,
+    };
+
+    #[inline(always)]
+    unsafe fn of(
+        call: &TensorCall<'_>,
+        maxima: &[Maxima],
+        buffers: &[Buffer],
+        axis: usize,
+    ) -> Self {
+        let first = [0; MAX_AXES];
+        let axes = call.tensor.info.shape.len();
+        let of_axis = &maxima[axis];
+        let word = of_axis.projection.global_position(&first[..axes], call.offset);
+        let word = of_axis.word + word;
+        // SAFETY: the statistics have the word.
+        let new = unsafe { call.scratch[0].cast_const().cast::<i32>().add(word) };
+        Self {
+            extent: index(call.tensor.info.shape[axis]),
+            maxima: [buffers[axis].data.cast_const().cast(), new],
+            word,
+        }
+    }
 }
 
 /// A part of a run that lies in one slice of the period's axes.
@@ -308,27 +443,20 @@ impl Period {
         unsafe {
             addr_of_mut!((*period).len).write(len);
             addr_of_mut!((*period).axis).write(axis);
-            addr_of_mut!((*period).outer_count).write(axis - lead);
-            addr_of_mut!((*period).outer).write([Outer::NONE; MAX_AXES]);
+            let outer = Axes::of(call, maxima, buffers, lead..axis);
+            addr_of_mut!((*period).outer).write(outer);
+            addr_of_mut!((*period).bound).write(NO_SCALE);
             let period = memory.assume_init_mut();
             let mut set = [0; 2];
-            let first = [0; MAX_AXES];
-            for at in (lead..shape.len()).rev() {
-                let extent = index(shape[at]);
-                let (maxima, first) = (&maxima[at], &first[..shape.len()]);
-                let found = places(call, maxima, buffers[at], first);
-                if at < axis {
-                    let word = maxima.projection.global_position(first, call.offset);
-                    period.outer[at - lead] = Outer {
-                        extent,
-                        maxima: found,
-                        word: maxima.word + word,
-                    };
-                    continue;
-                }
+            for at in (axis..shape.len()).rev() {
+                let Axis { extent, maxima, .. } = Axis::of(call, maxima, buffers, at);
                 for s in 0..1 + usize::from(complete) {
-                    set[s] = expand(&mut period.scales[s], set[s], found[s], extent);
+                    set[s] = expand(&mut period.scales[s], set[s], maxima[s], extent);
                 }
+            }
+            if complete {
+                let new = period.scales[1][..len].iter();
+                period.bound = new.fold(0, |bound, scale| bound.max(scale.assume_init()));
             }
             period
         }
@@ -356,36 +484,23 @@ impl Period {
         })
     }
 
-    /// The row's axes before the period's, the last one first, each with a slice's index.
-    #[inline(always)]
-    fn outer(&self, slice: usize) -> impl Iterator<Item = (&Outer, usize)> {
-        let mut rest = slice;
-        let outer = self.outer[..self.outer_count].iter().enumerate().rev();
-        outer.map(move |(axis, outer)| {
-            // The first axis has what is left.
-            let at = if axis == 0 { rest } else { rest % outer.extent };
-            rest = if axis == 0 { 0 } else { rest / outer.extent };
-            (outer, at)
-        })
-    }
-
     /// The statistics of the row's axes before the period's that a slice is part of.
     #[inline(always)]
     pub(super) fn words(&self, slice: usize) -> impl Iterator<Item = usize> {
-        self.outer(slice).map(|(outer, at)| outer.word + at)
+        self.outer.at(slice).map(|(axis, at)| axis.word + at)
     }
 
-    /// The scales of a run, in the room. Not inlined, nor are those that make a period: beside them the
+    /// The scales of a run of at most a chunk. Not inlined, nor are those that make a period: beside them the
     /// loops of rows that have one axis take a twentieth longer.
     #[inline(never)]
-    unsafe fn spread(&self, run: Run, complete: bool, room: &mut Room) -> [*const f32; 2] {
+    unsafe fn spread(&self, run: Run, complete: bool, columns: &mut [Chunk; 2]) {
         for slice in self.slices(run) {
-            let columns = room.columns.iter_mut().zip(&self.scales).enumerate();
+            let columns = columns.iter_mut().zip(&self.scales).enumerate();
             for (s, (columns, scales)) in columns.take(1 + usize::from(complete)) {
                 let mut rest = NO_SCALE;
-                for (outer, at) in self.outer(slice.number) {
+                for (axis, at) in self.outer.at(slice.number) {
                     // SAFETY: a slice's index along an axis of the row.
-                    rest = rest.min(unsafe { *outer.maxima[s].add(at) });
+                    rest = rest.min(unsafe { *axis.maxima[s].add(at) });
                 }
                 let columns = &mut columns[slice.at..][..slice.len];
                 for (column, scale) in columns.iter_mut().zip(&scales[slice.phase..]) {
@@ -395,16 +510,7 @@ impl Period {
                 }
             }
         }
-        room.columns.each_ref().map(|columns| columns.as_ptr())
     }
-}
-
-impl Outer {
-    const NONE: Self = Self {
-        extent: 1,
-        maxima: [std::ptr::null(); 2],
-        word: 0,
-    };
 }
 
 /// Makes the scales of `set` elements those of all slices along one more axis, before theirs; of no elements,
@@ -434,22 +540,4 @@ unsafe fn expand(
         }
     }
     set * extent
-}
-
-/// Where the maximum of a position is in the state and in the statistics.
-#[inline(always)]
-unsafe fn places(
-    call: &TensorCall<'_>,
-    maxima: &Maxima,
-    buffer: Buffer,
-    position: &[i64],
-) -> [*const i32; 2] {
-    let projection = &maxima.projection;
-    let new = maxima.word + projection.global_position(position, call.offset);
-    // SAFETY: the caller's position lies in both.
-    unsafe {
-        let stored = buffer.data.cast_const().cast::<i32>();
-        let words = call.scratch[0].cast_const().cast::<i32>();
-        [stored.add(projection.position(position)), words.add(new)]
-    }
 }

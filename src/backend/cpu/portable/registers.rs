@@ -43,7 +43,7 @@ impl Work {
 /// The end of a row of a state.
 pub(super) struct Room {
     values: Chunk,
-    pub(super) codes: [u8; CHUNK / 2],
+    codes: [u8; CHUNK / 2],
     /// Scales of the columns, old and new.
     pub(super) columns: [Chunk; 2],
 }
@@ -68,6 +68,41 @@ impl Room {
         let values = unsafe { std::slice::from_raw_parts(values, run.len) };
         self.values[..run.len].copy_from_slice(values);
         self.values.as_mut_ptr()
+    }
+
+    /// Where codes of four bits of a run can be read and written, for whole chunks, given those of its row.
+    ///
+    /// # Safety
+    /// The run lies in the row.
+    #[inline(always)]
+    pub(super) unsafe fn codes(&mut self, row: *mut u8, run: Run) -> *mut u8 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let codes = row.add(run.col / 2);
+            if run.len.is_multiple_of(CHUNK) {
+                return codes;
+            }
+            std::ptr::copy_nonoverlapping(codes, self.codes.as_mut_ptr(), run.len.div_ceil(2));
+        }
+        self.codes.as_mut_ptr()
+    }
+}
+
+/// Brings codes of four bits of a run of at most a chunk to where they belong.
+///
+/// # Safety
+/// The run lies in the row; the codes are [`Room::codes`].
+#[inline(always)]
+pub(super) unsafe fn close_codes(row: *mut u8, run: Run, codes: *mut u8) {
+    // SAFETY: the caller's promise; the room has a chunk's codes.
+    unsafe {
+        if run.len < CHUNK {
+            if run.len % 2 == 1 {
+                // Behind a row's end codes are 0.
+                *codes.add(run.len / 2) &= 0xf;
+            }
+            std::ptr::copy_nonoverlapping(codes, row.add(run.col / 2), run.len.div_ceil(2));
+        }
     }
 }
 
@@ -330,13 +365,12 @@ impl<L: Lanes> Moment<L> for Plain {
     }
 }
 
-/// The codes of a row, and what they stand for.
+/// The codes of a tensor's rows, and what they stand for.
 #[derive(Clone, Copy)]
-pub(super) struct Row<V: Vector> {
+pub(super) struct Rows<V: Vector> {
     /// Of the tensor's first row.
     first: *mut u8,
     bytes: usize,
-    codes: *mut u8,
     pub(super) levels: V::Table,
     midpoints: V::Table,
     /// The midpoint below each code, and one below everything.
@@ -344,7 +378,7 @@ pub(super) struct Row<V: Vector> {
     cells: Option<V::Cells>,
 }
 
-impl<V: Vector> Row<V> {
+impl<V: Vector> Rows<V> {
     /// `None` unless the codes are of four bits and rounded to nearest or at random without more.
     #[inline(always)]
     pub(super) unsafe fn of(tensor: &TensorPlan, codes: &Codes, buffer: Buffer) -> Option<Self> {
@@ -364,7 +398,6 @@ impl<V: Vector> Row<V> {
             Some(Self {
                 first: buffer.data.cast(),
                 bytes: index(tensor.grid.code_bytes(codes.per_byte)),
-                codes: std::ptr::null_mut(),
                 levels: V::table(&codes.table.first()),
                 midpoints: V::table(&midpoints),
                 below: V::table(&below),
@@ -376,39 +409,10 @@ impl<V: Vector> Row<V> {
         }
     }
 
+    /// The codes of a row.
     #[inline(always)]
-    pub(super) fn enter(&mut self, row: usize) {
-        self.codes = self.first.wrapping_add(row * self.bytes);
-    }
-
-    /// Where the codes of a run can be read and written, for a whole chunk.
-    #[inline(always)]
-    pub(super) unsafe fn open(&self, run: Run, room: &mut [u8; CHUNK / 2]) -> *mut u8 {
-        // SAFETY: the caller's run lies in the row.
-        unsafe {
-            let codes = self.codes.add(run.col / 2);
-            if run.len == CHUNK {
-                return codes;
-            }
-            std::ptr::copy_nonoverlapping(codes, room.as_mut_ptr(), run.len.div_ceil(2));
-        }
-        room.as_mut_ptr()
-    }
-
-    /// Brings the codes of a run to where they belong.
-    #[inline(always)]
-    pub(super) unsafe fn close(&self, run: Run, codes: *mut u8) {
-        // SAFETY: as above; the room has a chunk's codes.
-        unsafe {
-            if run.len < CHUNK {
-                if run.len % 2 == 1 {
-                    // Behind a row's end codes are 0.
-                    *codes.add(run.len / 2) &= 0xf;
-                }
-                let to = self.codes.add(run.col / 2);
-                std::ptr::copy_nonoverlapping(codes, to, run.len.div_ceil(2));
-            }
-        }
+    pub(super) fn at(&self, row: usize) -> *mut u8 {
+        self.first.wrapping_add(row * self.bytes)
     }
 
     /// Stores the codes of a chunk by cells.
@@ -446,10 +450,12 @@ impl<V: Vector> Row<V> {
 pub(super) struct Blocks<'a, V: Vector> {
     codes: &'a Codes,
     state: usize,
-    row: Row<V>,
-    /// Of the tensor's first row.
+    rows: Rows<V>,
+    /// The scales of the tensor's first row, and how many a row has.
     first: *mut f32,
     in_row: usize,
+    /// Codes and scales of the row.
+    row: *mut u8,
     scales: *mut f32,
 }
 
@@ -464,9 +470,10 @@ impl<'a, V: Vector> Blocks<'a, V> {
             codes,
             state,
             // SAFETY: the caller's promise.
-            row: unsafe { Row::of(call.tensor, codes, buffers[0]) }?,
+            rows: unsafe { Rows::of(call.tensor, codes, buffers[0]) }?,
             first: buffers[1].data.cast(),
             in_row: index(div_ceil(call.tensor.grid.cols, CHUNK as i64)),
+            row: std::ptr::null_mut(),
             scales: std::ptr::null_mut(),
         })
     }
@@ -481,7 +488,7 @@ impl<L: Lanes> Moment<L> for Blocks<'_, L::Vector> {
 
     #[inline(always)]
     unsafe fn enter(&mut self, _: &TensorCall<'_>, run: Run) {
-        self.row.enter(run.row);
+        self.row = self.rows.at(run.row);
         self.scales = self.first.wrapping_add(run.row * self.in_row);
     }
 
@@ -490,8 +497,8 @@ impl<L: Lanes> Moment<L> for Blocks<'_, L::Vector> {
         // SAFETY: the caller's run lies in the row.
         unsafe {
             let scale = L::Vector::splat(*self.scales.add(run.col / CHUNK));
-            let levels = L::Vector::scale(self.row.levels, scale);
-            (self.row.open(run, &mut room.codes), levels)
+            let levels = L::Vector::scale(self.rows.levels, scale);
+            (room.codes(self.row, run), levels)
         }
     }
 
@@ -529,7 +536,7 @@ impl<L: Lanes> Moment<L> for Blocks<'_, L::Vector> {
                 let draws = draws(call, Purpose::State(self.state), run);
                 let values = store::<L::Vector>(values);
                 L::round_block(&values, scale, usual, &self.codes.table, &draws, codes);
-                return self.row.close(run, codes);
+                return close_codes(self.row, run, codes);
             }
             let scale_all = L::Vector::splat(scale);
             let factor = SHORT_OF_16 * inverse;
@@ -537,7 +544,7 @@ impl<L: Lanes> Moment<L> for Blocks<'_, L::Vector> {
                 // As in `RankOne`; a finite factor means a scale that is not subnormal. Where all values are 0,
                 // so are their codes.
                 let factor = L::Vector::splat(factor);
-                let below = L::Vector::scale(self.row.below, scale_all);
+                let below = L::Vector::scale(self.rows.below, scale_all);
                 for (i, values) in values.as_ref().chunks_exact(PACKED).enumerate() {
                     let mut packed = L::Vector::unpacked();
                     for x in values {
@@ -547,19 +554,19 @@ impl<L: Lanes> Moment<L> for Blocks<'_, L::Vector> {
                     let to = codes.add(i * PACKED * L::Vector::WIDTH / 2);
                     L::Vector::store_packed(packed, to);
                 }
-            } else if let Some(cells) = self.row.cells
+            } else if let Some(cells) = self.rows.cells
                 && inverse > 0.0
                 && factor.is_finite()
             {
                 let cells = cells.scale(scale_all);
                 let factor = L::Vector::splat(Cells::FACTOR * inverse);
-                Row::<L::Vector>::pick(values, factor, cells, codes);
+                Rows::<L::Vector>::pick(values, factor, cells, codes);
             } else {
-                let scaled = L::Vector::scale(self.row.midpoints, scale_all);
+                let scaled = L::Vector::scale(self.rows.midpoints, scale_all);
                 let thresholds = L::Vector::thresholds(scaled);
-                Row::<L::Vector>::search(values, &thresholds, codes);
+                Rows::<L::Vector>::search(values, &thresholds, codes);
             }
-            self.row.close(run, codes);
+            close_codes(self.row, run, codes);
         }
     }
 }

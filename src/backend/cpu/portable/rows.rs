@@ -7,8 +7,8 @@ use super::collect::Part;
 use super::factored::Squares;
 use super::maxima::{ColumnMaxima, Columns};
 use super::rank1::{Period, Place, RankOne};
-use super::registers::{Moment, Room};
-use super::run::{Run, first_of_row, is_before_row, load_run};
+use super::registers::Room;
+use super::run::{Run, load_run};
 use super::{AHEAD, prefetch};
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, Vector};
@@ -24,16 +24,17 @@ const ROWS: usize = 4;
 /// squares of the gradients.
 ///
 /// # Safety
-/// Runs are of at most a chunk and lie in the tensor.
+/// Runs lie in the tensor.
 pub(super) trait Slices<L: Lanes>: Copy {
     /// What the values of a run need.
     type Open: Copy;
     /// Of no run.
     const NOWHERE: Self::Open;
 
-    /// Called for each row.
-    unsafe fn enter(&mut self, call: &TensorCall<'_>, row: Run);
+    /// Of a run of whole chunks, or of less than one.
     unsafe fn open(&self, run: Run, room: &mut Room) -> Self::Open;
+    /// Asks for what the values of a chunk from element `at` of the run on need.
+    fn prefetch(&self, open: Self::Open, at: usize);
     /// The values of a register from element `at` of the run on, given the squares there, beta2 and
     /// 1 - beta2.
     unsafe fn value(
@@ -43,6 +44,9 @@ pub(super) trait Slices<L: Lanes>: Copy {
         w: L::Vector,
         decay: [L::Vector; 2],
     ) -> L::Vector;
+    /// Raises the maxima of the axes before a row by its largest value, as an integer; `alone` says that no
+    /// one else works on what is in its slice of the first axis.
+    fn raise(&self, call: &TensorCall<'_>, row: Run, largest: i32, alone: bool);
     /// Of all axes.
     fn maxima(&self) -> impl Iterator<Item = &Maxima>;
 }
@@ -53,15 +57,14 @@ impl<L: Lanes> Slices<L> for RankOne<'_, L::Vector> {
     const NOWHERE: Place = Place::NOWHERE;
 
     #[inline(always)]
-    unsafe fn enter(&mut self, call: &TensorCall<'_>, row: Run) {
+    unsafe fn open(&self, run: Run, room: &mut Room) -> Place {
         // SAFETY: the caller's promise.
-        unsafe { Moment::<L>::enter(self, call, row) };
+        unsafe { self.place(self.in_row(run.row), run, room) }
     }
 
     #[inline(always)]
-    unsafe fn open(&self, run: Run, room: &mut Room) -> Place {
-        // SAFETY: the caller's promise.
-        unsafe { Moment::<L>::open(self, run, room) }
+    fn prefetch(&self, place: Place, at: usize) {
+        L::prefetch(place.codes.wrapping_add(at / 2));
     }
 
     #[inline(always)]
@@ -73,10 +76,12 @@ impl<L: Lanes> Slices<L> for RankOne<'_, L::Vector> {
         [beta2, one_minus_beta2]: [L::Vector; 2],
     ) -> L::Vector {
         // SAFETY: the caller's promise.
-        unsafe {
-            let old = Moment::<L>::decode(self, place, at);
-            beta2.mul_add(old, one_minus_beta2.mul(w)) // R4
-        }
+        unsafe { beta2.mul_add(self.old(place, at), one_minus_beta2.mul(w)) } // R4
+    }
+
+    #[inline(always)]
+    fn raise(&self, call: &TensorCall<'_>, row: Run, largest: i32, alone: bool) {
+        RankOne::raise(self, call, row.row, largest, alone);
     }
 
     #[inline(always)]
@@ -134,23 +139,21 @@ unsafe fn raise_part<L: Lanes, S: Slices<L>>(
     let scalars = rule.scalars()?;
     let (start, width) = of.columns();
     let mut columns = Columns::new(memory, start, width);
-    let mut finite = true;
-    let mut rooms = [const { (Chunk::ZERO, Room::EMPTY) }; ROWS];
     // SAFETY: the rows are the part's.
-    unsafe {
+    let finite = unsafe {
         let decay = [scalars.beta2, scalars.one_minus_beta2].map(|x| L::Vector::splat(x));
+        let mut collector = Collector::of(call, slices, decay);
         for (rows, count) in of.groups::<ROWS>(call.tensor) {
             if count == ROWS {
-                finite &=
-                    raise_rows::<L, S, ROWS>(call, decay, slices, rows, &mut rooms, &mut columns);
+                collector.raise_rows::<L, ROWS>(rows, &mut columns);
                 continue;
             }
             for row in &rows[..count] {
-                finite &=
-                    raise_rows::<L, S, 1>(call, decay, slices, [*row], &mut rooms, &mut columns);
+                collector.raise_rows::<L, 1>([*row], &mut columns);
             }
         }
-    }
+        !collector.finite.any_nan()
+    };
     let first = call.tensor.grid.lead.len();
     columns.flush_axes(call, slices.maxima(), first, of.is_alone(call.tensor));
     Some(finite)
@@ -168,18 +171,16 @@ unsafe fn raise_slices<L: Lanes>(
 ) -> Option<bool> {
     let scalars = rule.scalars()?;
     let mut columns = Columns::new(memory, 0, period.len);
-    let mut rooms = [const { (Chunk::ZERO, Room::EMPTY) }; ROWS];
     // SAFETY: the runs lie in the tensor, slices in the period.
     unsafe {
         let decay = [scalars.beta2, scalars.one_minus_beta2].map(|x| L::Vector::splat(x));
-        let mut group = Group::<_, _, 1>::of(v);
+        let mut collector = Collector::of(call, v, decay);
         for segment in of.segments(call.tensor) {
-            Slices::<L>::enter(&mut group.slices[0], call, segment);
             let mut largest_of_row = 0;
             for run in segment.parts(CHUNK) {
                 // The largest magnitudes so far are none, so that these become the run's.
                 let mut sizes = [0; CHUNK];
-                group.raise_chunk::<L>(call, decay, [run], AHEAD, &mut rooms, &mut sizes);
+                collector.raise_chunks::<L, 1>([run], AHEAD, &mut sizes);
                 for slice in period.slices(run) {
                     let sizes = &sizes[slice.at..][..slice.len];
                     let slots = &mut columns.first()[slice.phase..];
@@ -194,56 +195,10 @@ unsafe fn raise_slices<L: Lanes>(
                     largest_of_row = largest.max(largest_of_row);
                 }
             }
-            raise(call, v.maxima.iter(), segment, largest_of_row, false);
+            v.raise(call, segment.row, largest_of_row, false);
         }
         columns.flush_axes(call, v.maxima.iter(), period.axis, false);
-        Some(!group.finite.any_nan())
-    }
-}
-
-/// Raises the maxima by rows; returns whether their gradients are finite.
-#[inline(always)]
-unsafe fn raise_rows<L: Lanes, S: Slices<L>, const N: usize>(
-    call: &TensorCall<'_>,
-    decay: [L::Vector; 2],
-    slices: S,
-    rows: [Run; N],
-    rooms: &mut [(Chunk, Room); ROWS],
-    columns: &mut Columns<'_>,
-) -> bool {
-    let len = rows[0].len;
-    // SAFETY: the rows lie in the tensor.
-    unsafe {
-        let mut group = Group::<_, L::Vector, N>::of(slices);
-        for (slices, row) in group.slices.iter_mut().zip(rows) {
-            slices.enter(call, row);
-        }
-        for at in (0..len).step_by(CHUNK) {
-            let ahead = ahead(call, len, at, N);
-            let columns = &mut columns.first()[at..];
-            let mut runs = rows;
-            if len - at < CHUNK {
-                for (run, row) in runs.iter_mut().zip(rows) {
-                    *run = row.part(at, CHUNK);
-                }
-                group.raise_chunk(call, decay, runs, ahead, rooms, columns);
-            } else {
-                for (run, row) in runs.iter_mut().zip(rows) {
-                    // So that the compiler knows the length.
-                    *run = Run {
-                        len: CHUNK,
-                        ..row.part(at, CHUNK)
-                    };
-                }
-                group.raise_chunk(call, decay, runs, ahead, rooms, columns);
-            }
-        }
-        // Nothing else is in the slice that is a row.
-        let alone = call.tensor.grid.lead.len() == 1 && len == index(call.tensor.grid.cols);
-        for ((slices, row), largest) in group.slices.iter().zip(rows).zip(group.largest) {
-            raise(call, slices.maxima(), row, largest.reduce_largest(), alone);
-        }
-        !group.finite.any_nan()
+        Some(!collector.finite.any_nan())
     }
 }
 
@@ -258,99 +213,123 @@ pub(super) fn ahead(call: &TensorCall<'_>, len: usize, at: usize, rows: usize) -
     }
 }
 
-/// Raises the statistics of a row by the bits of its largest value; `alone` says that no one else
-/// works on what is in its slice of the first axis.
-#[inline(always)]
-fn raise<'a>(
-    call: &TensorCall<'_>,
-    maxima: impl Iterator<Item = &'a Maxima>,
-    row: Run,
-    largest: i32,
-    alone: bool,
-) {
-    let position = first_of_row(call, row);
-    let position = &position[..call.tensor.info.shape.len()];
-    for maxima in maxima {
-        if is_before_row(call.tensor, maxima) {
-            let at = maxima.projection.global_position(position, call.offset);
-            if alone && maxima.projection.axes() == [0] {
-                call.raise_alone(maxima.word + at, largest);
-            } else {
-                call.raise(maxima.word + at, largest);
-            }
-        }
-    }
-}
-
-/// Rows that are collected together.
-struct Group<S, V: Vector, const N: usize> {
-    slices: [S; N],
-    /// The largest values of each row.
-    largest: [V; N],
+/// Collects maxima of a part.
+struct Collector<'c, S, V: Vector> {
+    call: &'c TensorCall<'c>,
+    slices: S,
+    /// beta2 and 1 - beta2.
+    decay: [V; 2],
     /// Zero, or NaN where a gradient was not finite.
     finite: V,
+    /// For each of the rows that are collected together.
+    rooms: [(Chunk, Room); ROWS],
 }
 
-impl<S, V: Vector, const N: usize> Group<S, V, N> {
+impl<'c, S, V: Vector> Collector<'c, S, V> {
     #[inline(always)]
-    unsafe fn of(slices: S) -> Self
-    where
-        S: Copy,
-    {
-        // SAFETY: the kernels are used on processors that have the instructions.
-        let zero = unsafe { V::splat(0.0) };
+    unsafe fn of(call: &'c TensorCall<'c>, slices: S, decay: [V; 2]) -> Self {
         Self {
-            slices: [slices; N],
-            largest: [zero; N],
-            finite: zero,
+            call,
+            slices,
+            decay,
+            // SAFETY: the kernels are used on processors that have the instructions.
+            finite: unsafe { V::splat(0.0) },
+            rooms: [const { (Chunk::ZERO, Room::EMPTY) }; ROWS],
         }
     }
 
-    /// Raises the maxima by a run of at most a chunk of each row, in the same columns.
+    /// Raises the maxima by rows.
     #[inline(always)]
-    unsafe fn raise_chunk<L: Lanes<Vector = V>>(
+    unsafe fn raise_rows<L: Lanes<Vector = V>, const N: usize>(
         &mut self,
-        call: &TensorCall<'_>,
-        decay: [V; 2],
-        runs: [Run; N],
-        ahead: usize,
-        rooms: &mut [(Chunk, Room); ROWS],
-        columns: &mut [i32],
+        rows: [Run; N],
+        columns: &mut Columns<'_>,
     ) where
         S: Slices<L>,
     {
+        let (call, len) = (self.call, rows[0].len);
+        let whole = len - len % CHUNK;
+        let columns = columns.first();
+        // SAFETY: the rows lie in the tensor.
+        unsafe {
+            let mut largest = [V::splat(0.0); N];
+            let ahead = ahead(call, len, len, N);
+            for (from, to) in [(0, whole), (whole, len)] {
+                if from < to {
+                    let mut runs = rows;
+                    for run in &mut runs {
+                        *run = run.part(from, to - from);
+                    }
+                    let found = self.raise_chunks::<L, N>(runs, ahead, &mut columns[from..]);
+                    for (largest, found) in largest.iter_mut().zip(found) {
+                        *largest = largest.largest(found);
+                    }
+                }
+            }
+            // Nothing else is in the slice that is a row.
+            let alone = call.tensor.grid.lead.len() == 1 && len == index(call.tensor.grid.cols);
+            for (row, largest) in rows.into_iter().zip(largest) {
+                let largest = largest.reduce_largest();
+                self.slices.raise(call, row, largest, alone);
+            }
+        }
+    }
+
+    /// Raises the maxima of columns by runs of one length in them, of whole chunks or of less than one;
+    /// returns the largest values of each run. What follows their last chunks is `ahead` of them.
+    #[inline(always)]
+    unsafe fn raise_chunks<L: Lanes<Vector = V>, const N: usize>(
+        &mut self,
+        runs: [Run; N],
+        ahead: usize,
+        columns: &mut [i32],
+    ) -> [V; N]
+    where
+        S: Slices<L>,
+    {
+        let (call, decay, len) = (self.call, self.decay, runs[0].len);
         let dtype = call.tensor.info.grad_dtype;
-        // SAFETY: the runs lie in the tensor; there are slots for a chunk's columns.
+        // SAFETY: the runs lie in the tensor; there are slots for their chunks' columns.
         unsafe {
             let (grad_scale, zero) = (V::splat(call.grad_scale), V::splat(0.0));
-            let mut gradients = [std::ptr::null(); N];
             let mut open = [S::NOWHERE; N];
-            for (r, (copy, room)) in rooms[..N].iter_mut().enumerate() {
-                prefetch::<L>(call.grad, dtype.size(), runs[r], ahead);
-                gradients[r] = if dtype == Dtype::F32 && runs[r].len == CHUNK {
-                    call.grad.cast::<f32>().add(runs[r].first)
-                } else {
-                    load_run::<L>(call.grad, dtype, runs[r], copy);
-                    copy.as_ptr()
-                };
-                open[r] = self.slices[r].open(runs[r], room);
+            for (r, open) in open.iter_mut().enumerate() {
+                *open = self.slices.open(runs[r], &mut self.rooms[r].1);
             }
-            let columns = columns[..CHUNK].as_mut_ptr().cast::<f32>();
-            // Of their own, to stay in registers.
-            let (mut largest, mut finite) = (self.largest, self.finite);
-            for at in (0..CHUNK).step_by(V::WIDTH) {
-                let mut column = V::load(columns.add(at));
-                for r in 0..N {
-                    let g = V::load(gradients[r].add(at)).mul(grad_scale); // R1
-                    let w = g.mul(g); // R2
-                    let new = self.slices[r].value(open[r], at, w, decay);
-                    finite = w.mul_add(zero, finite);
-                    largest[r] = largest[r].largest(new);
-                    column = column.largest(new);
+            let (mut largest, mut finite) = ([zero; N], self.finite);
+            for at in (0..len).step_by(CHUNK) {
+                let ahead = if at + AHEAD < len { AHEAD } else { ahead };
+                let mut gradients = [std::ptr::null(); N];
+                for (r, gradient) in gradients.iter_mut().enumerate() {
+                    let run = runs[r].part(at, CHUNK);
+                    self.slices.prefetch(open[r], at + ahead);
+                    *gradient = if dtype == Dtype::F32 && run.len == CHUNK {
+                        let run = Run { len: CHUNK, ..run };
+                        prefetch::<L>(call.grad, size_of::<f32>(), run, ahead);
+                        call.grad.cast::<f32>().add(run.first)
+                    } else {
+                        let copy = &mut self.rooms[r].0;
+                        prefetch::<L>(call.grad, dtype.size(), run, ahead);
+                        load_run::<L>(call.grad, dtype, run, copy);
+                        copy.as_ptr()
+                    };
                 }
-                column.store(columns.add(at));
+                let columns = columns[at..][..CHUNK].as_mut_ptr().cast::<f32>();
+                for i in (0..CHUNK).step_by(V::WIDTH) {
+                    let mut column = V::load(columns.add(i));
+                    for r in 0..N {
+                        let g = V::load(gradients[r].add(i)).mul(grad_scale); // R1
+                        let w = g.mul(g); // R2
+                        let new = self.slices.value(open[r], at + i, w, decay);
+                        finite = w.mul_add(zero, finite);
+                        largest[r] = largest[r].largest(new);
+                        column = column.largest(new);
+                    }
+                    column.store(columns.add(i));
+                }
             }
-            (self.largest, self.finite) = (largest, finite);
+            self.finite = finite;
+            largest
         }
     }
 }
