@@ -113,9 +113,9 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn sum(terms: &[f32], unit: Unit) -> Limbs {
+    unsafe fn sum<const SQUARES: bool>(terms: &[f32], unit: Unit) -> Limbs {
         // SAFETY: the caller's promise.
-        unsafe { sum(terms, unit) }
+        unsafe { sum::<SQUARES>(terms, unit) }
     }
 
     #[inline(always)]
@@ -157,12 +157,15 @@ fn store(values: __m512, out: &mut [f32; 16]) {
     unsafe { _mm512_storeu_ps(out.as_mut_ptr(), values) };
 }
 
-/// Eight terms in units, as integers: numbers are rounded to nearest, ties to even, as set for all kernels.
+/// Eight terms, or their squares, in units, as integers: numbers are rounded to nearest, ties to even, as set for all kernels.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
-fn units(terms: &[f32; 8], unit: __m512d) -> __m512i {
+fn units<const SQUARES: bool>(terms: &[f32; 8], unit: __m512d) -> __m512i {
     // SAFETY: 8 floats.
-    let terms = unsafe { _mm512_cvtps_pd(_mm256_loadu_ps(terms.as_ptr())) };
+    let mut terms = unsafe { _mm512_cvtps_pd(_mm256_loadu_ps(terms.as_ptr())) };
+    if SQUARES {
+        terms = _mm512_mul_pd(terms, terms);
+    }
     _mm512_cvtpd_epi64(_mm512_mul_pd(terms, unit))
 }
 
@@ -179,21 +182,21 @@ fn limbs(units: __m512i) -> [__m512i; 2] {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
-unsafe fn sum(terms: &[f32], unit: Unit) -> Limbs {
+unsafe fn sum<const SQUARES: bool>(terms: &[f32], unit: Unit) -> Limbs {
     let factor = _mm512_set1_pd(unit.factor());
     let (groups, rest) = terms.as_chunks::<{ 8 * Limbs::TERMS }>();
     let [mut high, mut low] = [_mm512_setzero_si512(); 2];
     for group in groups {
         let mut sums = _mm512_setzero_si512();
         for terms in group.as_chunks::<8>().0 {
-            sums = _mm512_add_epi64(sums, units(terms, factor));
+            sums = _mm512_add_epi64(sums, units::<SQUARES>(terms, factor));
         }
         let more = limbs(sums);
         high = _mm512_add_epi64(high, more[0]);
         low = _mm512_add_epi64(low, more[1]);
     }
     // SAFETY: the caller's promise.
-    let mut sum = unsafe { Portable::sum(rest, unit) };
+    let mut sum = unsafe { Portable::sum::<SQUARES>(rest, unit) };
     sum.add(Limbs {
         high: _mm512_reduce_add_epi64(high),
         low: _mm512_reduce_add_epi64(low),
@@ -212,7 +215,7 @@ unsafe fn add_rows(rows: &[&[f32]], columns: &[Unit], high: &mut [i64], low: &mu
             let mut sums = _mm512_setzero_si512();
             for row in rows {
                 let terms = &*row.as_ptr().add(at).cast();
-                sums = _mm512_add_epi64(sums, units(terms, factors));
+                sums = _mm512_add_epi64(sums, units::<false>(terms, factors));
             }
             let to = [high.as_mut_ptr().add(at), low.as_mut_ptr().add(at)];
             for (to, more) in to.into_iter().zip(limbs(sums)) {

@@ -180,12 +180,14 @@ pub(super) trait Lanes {
         codes: *mut u8,
     );
 
-    /// The sum of terms, which may be any number and are not negative, in limbs of [`Unit::limbs`].
+    /// The sum of terms, which may be any number and are not negative, or of the squares of any numbers, in
+    /// limbs of [`Unit::limbs`].
     #[inline(always)]
-    unsafe fn sum(terms: &[f32], unit: Unit) -> Limbs {
+    unsafe fn sum<const SQUARES: bool>(terms: &[f32], unit: Unit) -> Limbs {
         let mut sum = Limbs::ZERO;
         for x in terms {
-            sum.add(unit.limbs(f64::from(*x)));
+            let x = f64::from(*x);
+            sum.add(unit.limbs(if SQUARES { x * x } else { x }));
         }
         sum
     }

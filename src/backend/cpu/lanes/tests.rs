@@ -151,11 +151,17 @@ fn check_sums<L: Lanes>(name: &str) {
                 let (mut high, mut low) = (vec![5; len], vec![-7; len]);
                 // SAFETY: the caller's processor has the instructions.
                 unsafe {
-                    assert_eq!(
-                        whole(L::sum(rows[0], exponent.unit())),
-                        want(rows[0]),
-                        "{name}"
-                    );
+                    let sum = whole(L::sum::<false>(rows[0], exponent.unit()));
+                    assert_eq!(sum, want(rows[0]), "{name}");
+                    let signed: Vec<f32> = (1..)
+                        .zip(rows[0])
+                        .map(|(i, x)| if i % 3 == 0 { -x } else { *x })
+                        .collect();
+                    let squares = signed
+                        .iter()
+                        .map(|x| exponent.squared().limbs(f64::from(*x) * f64::from(*x)));
+                    let sum = whole(L::sum::<true>(&signed, exponent.squared().unit()));
+                    assert_eq!(sum, squares.map(whole).sum::<i128>(), "{name}");
                     L::add_rows(&rows, &vec![exponent.unit(); len], &mut high, &mut low);
                 }
                 for (i, (high, low)) in high.into_iter().zip(low).enumerate() {

@@ -5,14 +5,14 @@
 use std::ops::Range;
 
 use super::decode::{Factors, decode_run};
-use super::load_gradient;
 use super::maxima::collect_maxima;
 use super::run::{Run, largest};
-use super::sums::{collect_sums, sum_of_squares};
+use super::sums::collect_sums;
+use super::{AHEAD, load_gradient, prefetch};
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes};
 use crate::layout::index;
-use crate::numerics::canonical_magnitude;
+use crate::numerics::{Limbs, canonical_magnitude};
 use crate::optimizer::Update;
 use crate::plan::{Format, Pass, TensorPlan};
 
@@ -135,11 +135,17 @@ unsafe fn collect_updates<L: Lanes>(call: &TensorCall<'_>, pass: Pass, of: &Part
     if !rule.needs_rms().1 {
         return;
     }
+    let exponent = match pass {
+        Pass::UpdateSums => call.update_exponent(rms.update_max),
+        _ => None,
+    };
+    let (mut highest, mut sum) = (0, Limbs::ZERO);
     let (mut g, mut v) = (Chunk::ZERO, Chunk::ZERO);
     for segment in of.segments(call.tensor) {
         for run in segment.parts(CHUNK) {
             // SAFETY: the run lies in the tensor.
             unsafe {
+                prefetch::<L>(call.grad, call.tensor.info.grad_dtype.size(), run, AHEAD);
                 load_gradient::<L>(call, run, &mut g);
                 decode_run::<L>(call, 0, run, Factors::Fresh, &mut v);
             }
@@ -148,11 +154,17 @@ unsafe fn collect_updates<L: Lanes>(call: &TensorCall<'_>, pass: Pass, of: &Part
             }
             let updates = &g[..run.len];
             if pass == Pass::UpdateMaxima {
-                call.raise_update(rms.update_max, largest(updates));
-            } else if let Some(exponent) = call.update_exponent(rms.update_max) {
-                call.add_update(rms.update_sum, sum_of_squares(exponent, updates));
+                highest = largest(updates).max(highest);
+            } else if let Some(exponent) = exponent {
+                // SAFETY: the kernels are used on processors that have the instructions.
+                sum.add(unsafe { L::sum::<true>(updates, exponent.squared().unit()) });
             }
         }
+    }
+    if pass == Pass::UpdateMaxima {
+        call.raise_update(rms.update_max, highest);
+    } else {
+        call.add_update(rms.update_sum, sum);
     }
 }
 

@@ -10,7 +10,7 @@ use super::decode::{Factors, decode_run};
 use super::rows::maxima_in_registers;
 use super::run::{Run, Stretch, Stretches, any_non_finite, largest};
 use super::weights::load_weights;
-use super::{load_gradient, update};
+use super::{AHEAD, load_gradient, prefetch, update};
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes};
 use crate::layout::index;
@@ -81,14 +81,17 @@ unsafe fn collect_run<L: Lanes>(
     segment: &mut Segment,
     columns: &mut Columns<'_>,
 ) -> bool {
+    let info = &call.tensor.info;
     let mut g = Chunk::ZERO;
     let mut all_finite = true;
     for (c, part) in run.parts(CHUNK).enumerate() {
         // SAFETY: the run lies in the tensor.
         unsafe {
+            prefetch::<L>(call.grad, info.grad_dtype.size(), part, AHEAD);
             load_gradient::<L>(call, part, &mut g);
             all_finite &= !any_non_finite(&*g);
             if wanted.weights {
+                prefetch::<L>(call.weight.data, info.param_dtype.size(), part, AHEAD);
                 load_weights::<L>(call, part, &mut segment.p[c]);
             }
             new_states::<L>(call, wanted, part, c, &mut g, segment);

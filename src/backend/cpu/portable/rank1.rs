@@ -261,7 +261,11 @@ impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
     ) {
         // SAFETY: as above.
         unsafe {
-            let Place { codes, columns, rest } = place;
+            let Place {
+                codes,
+                columns,
+                rest,
+            } = place;
             let factor = L::Vector::splat(SHORT_OF_16);
             // Beyond, reciprocals may be flushed to zero.
             let bound = self.bound.min(rest[1].to_bits().cast_signed());
@@ -360,7 +364,11 @@ impl Axes {
         let each = self.each[..self.count].iter().enumerate().rev();
         each.map(move |(number, axis)| {
             // The first axis has what is left.
-            let at = if number == 0 { rest } else { rest % axis.extent };
+            let at = if number == 0 {
+                rest
+            } else {
+                rest % axis.extent
+            };
             rest = if number == 0 { 0 } else { rest / axis.extent };
             (axis, at)
         })
@@ -384,7 +392,9 @@ impl Axis {
         let first = [0; MAX_AXES];
         let axes = call.tensor.info.shape.len();
         let of_axis = &maxima[axis];
-        let word = of_axis.projection.global_position(&first[..axes], call.offset);
+        let word = of_axis
+            .projection
+            .global_position(&first[..axes], call.offset);
         let word = of_axis.word + word;
         // SAFETY: the statistics have the word.
         let new = unsafe { call.scratch[0].cast_const().cast::<i32>().add(word) };

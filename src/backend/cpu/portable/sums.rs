@@ -26,6 +26,7 @@ const SEGMENT: usize = 4;
 pub(super) unsafe fn collect_sums<L: Lanes>(call: &TensorCall<'_>, of: &Part) {
     let tensor = call.tensor;
     let shape = &tensor.info.shape;
+    let weights = call.needs_weights();
     let mut squares = [[Chunk::ZERO; SEGMENT]; ROWS];
     let mut sums = Sums::new(call, of);
     for (rows, count) in of.groups::<ROWS>(tensor) {
@@ -35,8 +36,12 @@ pub(super) unsafe fn collect_sums<L: Lanes>(call: &TensorCall<'_>, of: &Part) {
             let ahead = ahead(call, rows[0].len, at, count);
             for (run, squares) in runs.iter().zip(&mut squares) {
                 prefetch::<L>(call.grad, tensor.info.grad_dtype.size(), *run, ahead);
+                if weights {
+                    let size = tensor.info.param_dtype.size();
+                    prefetch::<L>(call.weight.data, size, *run, ahead);
+                }
                 // SAFETY: the run lies in the tensor.
-                unsafe { load_squares::<L>(call, *run, squares, &mut sums.rms) };
+                unsafe { load_squares::<L>(call, *run, weights, squares, &mut sums.rms) };
             }
             if tensor.factored().is_none() {
                 continue;
@@ -70,10 +75,10 @@ pub(super) unsafe fn collect_sums<L: Lanes>(call: &TensorCall<'_>, of: &Part) {
 unsafe fn load_squares<L: Lanes>(
     call: &TensorCall<'_>,
     run: Run,
+    weights: bool,
     squares: &mut [Chunk; SEGMENT],
     rms: &mut Limbs,
 ) {
-    let weights = call.needs_weights();
     let (mut g, mut p) = (Chunk::ZERO, Chunk::ZERO);
     for (run, squares) in run.parts(CHUNK).zip(squares) {
         // SAFETY: the run lies in the tensor.
@@ -89,20 +94,10 @@ unsafe fn load_squares<L: Lanes>(
         if let Some(plan) = call.tensor.rms
             && let Some(exponent) = call.exponent(plan.param_max)
         {
-            rms.add(sum_of_squares(exponent, &p[..run.len]));
+            // SAFETY: the kernels are used on processors that have the instructions.
+            rms.add(unsafe { L::sum::<true>(&p[..run.len], exponent.squared().unit()) });
         }
     }
-}
-
-/// [`Exponent::sum_of_squares`] in loops of vectors.
-#[inline(always)]
-pub(super) fn sum_of_squares(exponent: Exponent, values: &[f32]) -> Limbs {
-    let unit = exponent.squared().unit();
-    let mut sum = Limbs::ZERO;
-    for x in values {
-        sum.add(unit.limbs(f64::from(*x) * f64::from(*x)));
-    }
-    sum
 }
 
 /// Sums of a part, brought to the shared statistics as late as possible.
@@ -177,7 +172,7 @@ impl Sums {
                         };
                     }
                     // SAFETY: the kernels are used on processors that have the instructions.
-                    sum.sum.add(unsafe { L::sum(terms, sum.unit) });
+                    sum.sum.add(unsafe { L::sum::<false>(terms, sum.unit) });
                 }
             }
         }
