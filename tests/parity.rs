@@ -104,7 +104,25 @@ fn specs() -> Vec<Spec> {
             Optimizer::Lion,
             at_random(Quantizer::block(128, Mapping::Nf4)),
         ),
+        with_m("adafactor", None),
+        with_m("adafactor", Some(Quantizer::f32())),
+        with_m("adafactor", Some(at_random(de(128)))),
+        with_m("sm3", None),
+        with_m("sm3", Some(Quantizer::f32())),
+        Spec {
+            amsgrad: true,
+            ..spec(de(128), linear(128))
+        },
     ]
+}
+
+/// A preset with another m, likewise.
+fn with_m(preset: &str, m: Option<Quantizer>) -> Spec {
+    Spec {
+        threshold: 0,
+        m,
+        ..Spec::preset(preset).unwrap()
+    }
 }
 
 /// With the decay added to the gradients.
@@ -255,9 +273,9 @@ fn hostile(model: &mut Model, t: u64) {
 
 #[test]
 fn non_finite_gradients_under_every_policy() {
-    for spec in [1, 3, 4, 8, 9].map(|i| specs().swap_remove(i)) {
+    for spec in [1, 3, 4, 8, 9, 28, 30].map(|i| specs().swap_remove(i)) {
         let normalization = spec.v.as_ref().and_then(|v| v.normalization);
-        let rank1 = normalization == Some(Normalization::Rank1);
+        let of_slices = normalization != Some(Normalization::Block);
         for policy in [
             NonFinite::Default,
             NonFinite::SkipBlock,
@@ -265,7 +283,7 @@ fn non_finite_gradients_under_every_policy() {
             NonFinite::SkipStep,
             NonFinite::Propagate,
         ] {
-            if rank1 && policy == NonFinite::SkipBlock {
+            if of_slices && policy == NonFinite::SkipBlock {
                 continue;
             }
             for dtype in [Dtype::F32, Dtype::Bf16] {

@@ -23,17 +23,17 @@ use crate::spec::{AdafactorOptions, Spec};
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Adafactor {
     options: AdafactorOptions,
-    eps: f32,
-    beta1: f32,
-    one_minus_beta1: f32,
+    pub(crate) eps: f32,
+    pub(crate) beta1: f32,
+    pub(crate) one_minus_beta1: f32,
     beta2: f32,
     one_minus_beta2: f32,
     rho: f32,
-    alpha: f32,
+    pub(crate) alpha: f32,
     /// `RN(1 / max(1, RMS(g / d) / clip_threshold))`.
-    clip: f32,
-    rho_wd: f32,
-    momentum: bool,
+    pub(crate) clip: f32,
+    pub(crate) rho_wd: f32,
+    pub(crate) momentum: bool,
     factored: bool,
 }
 

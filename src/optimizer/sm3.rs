@@ -34,12 +34,20 @@ impl Sm3 {
     }
 }
 
+impl Sm3 {
+    /// R4.
+    #[inline(always)]
+    pub(crate) fn second_moment(&self, g: f32, v: f32) -> f32 {
+        v + g * g
+    }
+}
+
 impl Rule for Sm3 {
     const STATES: usize = 2;
 
     #[inline(always)]
     fn element(&self, x: Input) -> Element {
-        let v = x.old[0] + x.g * x.g; // R4
+        let v = self.second_moment(x.g, x.old[0]); // R4
         let q = if v == 0.0 { 0.0 } else { x.g / v.sqrt() }; // R6
         let m = self.beta1.mul_add(x.old[1], self.one_minus_beta1 * q); // R3
         let q = if self.momentum { m } else { q };

@@ -8,7 +8,7 @@ use std::convert::Infallible;
 use half::f16;
 
 use super::vector::ONE_AND_HALF_A_DRAW;
-use super::{CHUNK, Chunk, Lanes, Vector, random};
+use super::{CHUNK, Chunk, Lanes, Vector, random, repeat};
 use crate::numerics::{INF_BITS, NAN_BITS};
 use crate::quant::Table;
 use crate::rng::Draws;
@@ -52,6 +52,12 @@ impl Lanes for Avx2 {
     ) {
         // SAFETY: the caller's promise.
         unsafe { random::round_linear::<Self, Self::Vector>(values, scales, table, draws, codes) }
+    }
+
+    #[inline(never)]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn repeat(numbers: &[i32], phase: usize, bounds: &[i32], out: &mut [f32]) {
+        repeat(numbers, phase, bounds, out);
     }
 
     #[inline(always)]

@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 use half::f16;
 
 use super::vector::{CellTable, ONE_AND_HALF_A_DRAW};
-use super::{Avx2, CHUNK, Chunk, Lanes, Portable, Vector, random};
+use super::{Avx2, CHUNK, Chunk, Lanes, Portable, Vector, random, repeat};
 use crate::numerics::{INF_BITS, Limbs, NAN_BITS, Unit};
 use crate::quant::{self, Cells};
 use crate::rng::{self, Draws};
@@ -51,6 +51,12 @@ impl Lanes for Avx512 {
     ) {
         // SAFETY: the caller's promise.
         unsafe { random::round_linear::<Self, Self::Vector>(values, scales, table, draws, codes) }
+    }
+
+    #[inline(never)]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+    unsafe fn repeat(numbers: &[i32], phase: usize, bounds: &[i32], out: &mut [f32]) {
+        repeat(numbers, phase, bounds, out);
     }
 
     #[inline(always)]

@@ -4,7 +4,7 @@
 
 use std::convert::Infallible;
 
-use super::{CHUNK, Chunk, Lanes, PACKED, Vector, random};
+use super::{CHUNK, Chunk, Lanes, PACKED, Vector, random, repeat};
 use crate::numerics::{INF_BITS, canonical, magnitude};
 use crate::quant::{Table, uniform};
 use crate::rng::Draws;
@@ -45,6 +45,11 @@ impl Lanes for Portable {
     ) {
         // SAFETY: the caller's promise.
         unsafe { random::round_linear::<Self, Self::Vector>(values, scales, table, draws, codes) }
+    }
+
+    #[inline(never)]
+    unsafe fn repeat(numbers: &[i32], phase: usize, bounds: &[i32], out: &mut [f32]) {
+        repeat(numbers, phase, bounds, out);
     }
 
     #[inline(always)]

@@ -174,6 +174,31 @@ fn check_sums<L: Lanes>(name: &str) {
     }
 }
 
+/// Numbers that repeat against one at a time.
+fn check_repeat<L: Lanes>(name: &str) {
+    let bounds: [i32; 128] = std::array::from_fn(|i| (i as i32 * 7919) % 101);
+    for len in [1, 2, 3, 15, 16, 17, 64, 127, 128, 500] {
+        let numbers: Vec<i32> = (0..len).map(|i| (i * 31 + 5) % 97).collect();
+        let len = numbers.len();
+        for phase in [0, 1, len / 2, len - 1].map(|phase| phase.min(len - 1)) {
+            for count in [1, 2, 100, 128] {
+                let mut out = vec![0.0; count];
+                let bounds = &bounds[..(phase + count).div_ceil(len)];
+                // SAFETY: the caller's processor has the instructions.
+                unsafe { L::repeat(&numbers, phase, bounds, &mut out) };
+                for (i, out) in (phase..).zip(out) {
+                    let want = numbers[i % len].min(bounds[i / len]);
+                    assert_eq!(
+                        out.to_bits().cast_signed(),
+                        want,
+                        "{name} {len} {phase} {i}"
+                    );
+                }
+            }
+        }
+    }
+}
+
 fn check_tables<L: Lanes>(name: &str) {
     let bytes: Vec<u8> = (0..=255).map(|i: u8| i.wrapping_mul(37)).collect();
     let levels: [f32; 16] = std::array::from_fn(|i| i as f32 * 1.5 - 3.0);
@@ -591,6 +616,7 @@ fn check<L: Lanes>(name: &str) {
     check_counts::<L>(name);
     check_linear_everywhere::<L>(name);
     check_sums::<L>(name);
+    check_repeat::<L>(name);
     check_tables::<L>(name);
     check_bytes::<L>(name);
     check_f16::<L>(name);

@@ -4,8 +4,11 @@
 
 use std::ops::Range;
 
+use super::adafactor::unclipped;
 use super::decode::{Factors, decode_run};
+use super::factored::Factored;
 use super::maxima::collect_maxima;
+use super::registers::{Moment, Room};
 use super::run::{Run, largest};
 use super::sums::collect_sums;
 use super::{AHEAD, load_gradient, prefetch};
@@ -139,18 +142,29 @@ unsafe fn collect_updates<L: Lanes>(call: &TensorCall<'_>, pass: Pass, of: &Part
         Pass::UpdateSums => call.update_exponent(rms.update_max),
         _ => None,
     };
+    let factors = call.tensor.factored();
+    let mut factored = factors.and_then(|(_, factors)| Factored::of(call, factors));
+    let mut room = Room::EMPTY;
     let (mut highest, mut sum) = (0, Limbs::ZERO);
     let (mut g, mut v) = (Chunk::ZERO, Chunk::ZERO);
     for segment in of.segments(call.tensor) {
+        if let Some(factored) = &mut factored {
+            // SAFETY: the run lies in the tensor.
+            unsafe { Moment::<L>::enter(factored, call, segment) };
+        }
         for run in segment.parts(CHUNK) {
             // SAFETY: the run lies in the tensor.
             unsafe {
                 prefetch::<L>(call.grad, call.tensor.info.grad_dtype.size(), run, AHEAD);
-                load_gradient::<L>(call, run, &mut g);
-                decode_run::<L>(call, 0, run, Factors::Fresh, &mut v);
-            }
-            for (g, v) in g.iter_mut().zip(&*v) {
-                *g = rule.unclipped(*g, *v).1;
+                if let Some(factored) = &factored {
+                    unclipped::<L>(call, factored, run, &mut room, &mut g);
+                } else {
+                    load_gradient::<L>(call, run, &mut g);
+                    decode_run::<L>(call, 0, run, Factors::Fresh, &mut v);
+                    for (g, v) in g.iter_mut().zip(&*v) {
+                        *g = rule.unclipped(*g, *v).1;
+                    }
+                }
             }
             let updates = &g[..run.len];
             if pass == Pass::UpdateMaxima {

@@ -8,6 +8,7 @@ use super::rows::Slices;
 use super::run::{Run, first_of_row, is_before_row, is_of_columns};
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{Lanes, Vector};
+use crate::optimizer::Update;
 use crate::plan::{Factor, Maxima};
 
 /// The factors, rows' first, columns' next, where these are the columns of the grid.
@@ -95,14 +96,24 @@ impl<L: Lanes> Moment<L> for Factored<'_> {
     }
 }
 
-/// The squares of the gradients.
+/// The squares of the gradients, and what Adafactor adds to them.
 #[derive(Clone, Copy)]
-pub(super) struct Squares<'a>([&'a Factor; 3]);
+pub(super) struct Squares<'a> {
+    factors: [&'a Factor; 3],
+    eps: f32,
+}
 
 impl<'a> Squares<'a> {
     #[inline(always)]
     pub(super) fn of(call: &TensorCall<'_>, factors: &'a [Factor; 3]) -> Option<Self> {
-        by_row(call, factors).map(Self)
+        let eps = match &call.rule {
+            Update::Adamw(_) => 0.0,
+            // A square of more than 2^127 is a multiple of 2^80: that of no gradient becomes infinite by this.
+            Update::Adafactor(rule) if rule.eps < 1.0 => rule.eps,
+            _ => return None,
+        };
+        let factors = by_row(call, factors)?;
+        Some(Self { factors, eps })
     }
 }
 
@@ -117,7 +128,13 @@ impl<L: Lanes> Slices<L> for Squares<'_> {
     fn prefetch(&self, (): (), _: usize) {}
 
     #[inline(always)]
-    unsafe fn value(&self, (): (), _: usize, w: L::Vector, _: [L::Vector; 2]) -> L::Vector {
+    unsafe fn square(&self, g: L::Vector) -> L::Vector {
+        // SAFETY: the caller's promise. Without eps it is the product, rounded.
+        unsafe { g.mul_add(g, L::Vector::splat(self.eps)) } // R2
+    }
+
+    #[inline(always)]
+    unsafe fn value(&self, (): (), _: usize, w: L::Vector) -> L::Vector {
         w
     }
 
@@ -125,7 +142,7 @@ impl<L: Lanes> Slices<L> for Squares<'_> {
     fn raise(&self, call: &TensorCall<'_>, row: Run, largest: i32, alone: bool) {
         let position = first_of_row(call, row);
         let position = &position[..call.tensor.grid.lead.len()];
-        let [rows, _, means] = self.0.map(|factor| &factor.maxima);
+        let [rows, _, means] = self.factors.map(|factor| &factor.maxima);
         let word = |maxima: &Maxima| {
             maxima.word + maxima.projection.global_position(position, call.offset)
         };
@@ -139,6 +156,6 @@ impl<L: Lanes> Slices<L> for Squares<'_> {
 
     #[inline(always)]
     fn maxima(&self) -> impl Iterator<Item = &Maxima> {
-        self.0.iter().map(|factor| &factor.maxima)
+        self.factors.iter().map(|factor| &factor.maxima)
     }
 }

@@ -43,13 +43,18 @@ pub(super) unsafe fn collect_maxima<L: Lanes>(call: &TensorCall<'_>, of: &Part) 
     let mut memory = Columns::MEMORY;
     // SAFETY: the caller's promise; the runs lie in the tensor.
     let all_finite = unsafe {
-        let registers = if wanted.of_squares() {
+        let registers = if wanted.of_squares(call) {
             maxima_in_registers::<L>(call, of, &mut memory)
         } else {
             None
         };
         match registers {
-            Some(finite) => finite,
+            Some(finite) => {
+                if let Some(rms) = call.tensor.rms {
+                    call.raise(rms.param_max, largest_weight::<L>(call, of));
+                }
+                finite
+            }
             None => {
                 let last_axis = of.last_axis(tensor);
                 let width = index(last_axis.end - last_axis.start);
@@ -67,6 +72,25 @@ pub(super) unsafe fn collect_maxima<L: Lanes>(call: &TensorCall<'_>, of: &Part) 
     if !all_finite {
         call.flag().store(1, Ordering::Relaxed);
     }
+}
+
+/// The largest magnitude of the parameters, as an integer.
+///
+/// # Safety
+/// As for [`super::collect()`].
+#[inline(always)]
+unsafe fn largest_weight<L: Lanes>(call: &TensorCall<'_>, of: &Part) -> i32 {
+    let (mut p, mut highest) = (Chunk::ZERO, 0);
+    for segment in of.segments(call.tensor) {
+        for run in segment.parts(CHUNK) {
+            let size = call.tensor.info.param_dtype.size();
+            prefetch::<L>(call.weight.data, size, run, AHEAD);
+            // SAFETY: the run lies in the tensor.
+            unsafe { load_weights::<L>(call, run, &mut p) };
+            highest = largest(&p[..run.len]).max(highest);
+        }
+    }
+    highest
 }
 
 /// Raises the maxima by a run of at most a segment; returns whether all gradients are finite.
@@ -116,16 +140,16 @@ struct Wanted {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum States {
     None,
-    /// The second moment alone, as in the paper's 4-bit AdamW.
+    /// The second moment alone, as in the paper's 4-bit AdamW, and in SM3.
     SecondMoment,
     All,
 }
 
 impl Wanted {
-    /// Whether nothing is wanted that needs more than v and the squares of gradients.
-    fn of_squares(self) -> bool {
+    /// Whether nothing is wanted but of parameters that needs more than v and the squares of gradients.
+    fn of_squares(self, call: &TensorCall<'_>) -> bool {
         let squares = self.squares && self.states == States::None;
-        !self.weights && (squares || self.states == States::SecondMoment)
+        !call.rule.gradient_has_param() && (squares || self.states == States::SecondMoment)
     }
 
     fn of(call: &TensorCall<'_>) -> Self {
@@ -137,6 +161,7 @@ impl Wanted {
         let states = match &call.rule {
             _ if !(0..MAX_STATES).any(has) => States::None,
             Update::Adamw(_) if has(1) && !has(0) && !has(2) => States::SecondMoment,
+            Update::Sm3(_) if !has(1) => States::SecondMoment,
             _ => States::All,
         };
         Self {
@@ -171,6 +196,13 @@ unsafe fn new_states<L: Lanes>(
     unsafe {
         match (&call.rule, wanted.states) {
             (_, States::None) => {}
+            (Update::Sm3(rule), States::SecondMoment) => {
+                let v = &mut segment.states[0][c];
+                decode_run::<L>(call, 0, run, Factors::Stored, v);
+                for (v, g) in v.iter_mut().zip(&**g) {
+                    *v = rule.second_moment(*g, *v);
+                }
+            }
             (Update::Adamw(rule), States::SecondMoment) => {
                 let v = &mut segment.states[1][c];
                 decode_run::<L>(call, 1, run, Factors::Stored, v);

@@ -8,6 +8,7 @@
 
 #![expect(unsafe_code, reason = "reads and writes the caller's raw buffers")]
 
+mod adafactor;
 mod adamw;
 mod adamw8;
 mod bytes;
@@ -183,6 +184,7 @@ unsafe fn in_registers<L: Lanes>(call: &TensorCall<'_>, units: Range<i64>) -> Op
             (Update::Adamw(rule), false) => adamw8::in_registers::<L>(call, rule, units),
             (Update::Sgdm(rule), true) => momentum::in_registers::<L, _>(call, rule, units),
             (Update::Sgdm(rule), false) => momentum8::in_registers::<L, _>(call, rule, units),
+            (Update::Adafactor(rule), true) => adafactor::in_registers::<L>(call, rule, units),
             (Update::Lion(rule), true) => momentum::in_registers::<L, _>(call, rule, units),
             (Update::Lion(rule), false) => momentum8::in_registers::<L, _>(call, rule, units),
             _ => None,

@@ -155,12 +155,12 @@ impl<'a, V: Vector> RankOne<'a, V> {
     /// # Safety
     /// The run lies in the row; where that has several periods, it is of at most a chunk.
     #[inline(always)]
-    pub(super) unsafe fn place(&self, row: InRow, run: Run, room: &mut Room) -> Place {
+    pub(super) unsafe fn place<L: Lanes>(&self, row: InRow, run: Run, room: &mut Room) -> Place {
         // SAFETY: the caller's promise.
         unsafe {
             let mut columns = self.columns.map(|columns| columns.wrapping_add(run.col));
             if let Some(period) = self.period {
-                period.spread(run, self.complete, &mut room.columns);
+                period.spread::<L>(run, self.complete, &mut room.columns);
                 columns = room.columns.each_ref().map(|columns| columns.as_ptr());
             } else if !run.len.is_multiple_of(CHUNK) {
                 let read = columns.iter().take(1 + usize::from(self.complete));
@@ -196,13 +196,7 @@ impl<'a, V: Vector> RankOne<'a, V> {
     /// does.
     #[inline(always)]
     pub(super) fn raise(&self, call: &TensorCall<'_>, row: usize, largest: i32, alone: bool) {
-        for (axis, at) in self.lead.at(row) {
-            if alone {
-                call.raise_alone(axis.word + at, largest);
-            } else {
-                call.raise(axis.word + at, largest);
-            }
-        }
+        self.lead.raise(call, row, largest, alone);
     }
 }
 
@@ -237,7 +231,7 @@ impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
     #[inline(always)]
     unsafe fn open(&self, run: Run, room: &mut Room) -> Place {
         // SAFETY: the caller's run lies in the row.
-        unsafe { self.place(self.row, run, room) }
+        unsafe { self.place::<L>(self.row, run, room) }
     }
 
     #[inline(always)]
@@ -373,6 +367,18 @@ impl Axes {
             (axis, at)
         })
     }
+
+    /// Raises the maxima of a slice; `alone` says that no other thread does.
+    #[inline(always)]
+    fn raise(&self, call: &TensorCall<'_>, slice: usize, largest: i32, alone: bool) {
+        for (axis, at) in self.at(slice) {
+            if alone {
+                call.raise_alone(axis.word + at, largest);
+            } else {
+                call.raise(axis.word + at, largest);
+            }
+        }
+    }
 }
 
 impl Axis {
@@ -494,30 +500,33 @@ impl Period {
         })
     }
 
-    /// The statistics of the row's axes before the period's that a slice is part of.
+    /// Raises the maxima of the row's axes before the period's by a slice's largest value; `alone` says that
+    /// no other thread works on the slice.
     #[inline(always)]
-    pub(super) fn words(&self, slice: usize) -> impl Iterator<Item = usize> {
-        self.outer.at(slice).map(|(axis, at)| axis.word + at)
+    pub(super) fn raise(&self, call: &TensorCall<'_>, slice: usize, largest: i32, alone: bool) {
+        let alone = alone && self.outer.count == 1 && call.tensor.grid.lead.is_empty();
+        self.outer.raise(call, slice, largest, alone);
     }
 
     /// The scales of a run of at most a chunk. Not inlined, nor are those that make a period: beside them the
     /// loops of rows that have one axis take a twentieth longer.
     #[inline(never)]
-    unsafe fn spread(&self, run: Run, complete: bool, columns: &mut [Chunk; 2]) {
-        for slice in self.slices(run) {
-            let columns = columns.iter_mut().zip(&self.scales).enumerate();
-            for (s, (columns, scales)) in columns.take(1 + usize::from(complete)) {
-                let mut rest = NO_SCALE;
-                for (axis, at) in self.outer.at(slice.number) {
-                    // SAFETY: a slice's index along an axis of the row.
-                    rest = rest.min(unsafe { *axis.maxima[s].add(at) });
+    unsafe fn spread<L: Lanes>(&self, run: Run, complete: bool, columns: &mut [Chunk; 2]) {
+        let (first, phase) = (run.col / self.len, run.col % self.len);
+        let mut bounds = [NO_SCALE; CHUNK];
+        let bounds = &mut bounds[..(phase + run.len).div_ceil(self.len)];
+        let columns = columns.iter_mut().zip(&self.scales).enumerate();
+        for (s, (columns, scales)) in columns.take(1 + usize::from(complete)) {
+            // SAFETY: the period's scales are set; slices' indices along axes of the row.
+            unsafe {
+                for (slice, bound) in (first..).zip(&mut *bounds) {
+                    *bound = NO_SCALE;
+                    for (axis, at) in self.outer.at(slice) {
+                        *bound = (*bound).min(*axis.maxima[s].add(at));
+                    }
                 }
-                let columns = &mut columns[slice.at..][..slice.len];
-                for (column, scale) in columns.iter_mut().zip(&scales[slice.phase..]) {
-                    // SAFETY: the period's scales are set.
-                    let scale = unsafe { scale.assume_init() }.min(rest);
-                    *column = f32::from_bits(scale.cast_unsigned());
-                }
+                let scales = std::slice::from_raw_parts(scales.as_ptr().cast(), self.len);
+                L::repeat(scales, phase, bounds, &mut columns[..run.len]);
             }
         }
     }

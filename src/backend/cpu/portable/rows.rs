@@ -14,7 +14,7 @@ use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, Vector};
 use crate::dtype::Dtype;
 use crate::layout::index;
-use crate::optimizer::{Adamw, Update};
+use crate::optimizer::Update;
 use crate::plan::{Format, Maxima, Pass};
 
 /// Rows that are collected together.
@@ -35,15 +35,14 @@ pub(super) trait Slices<L: Lanes>: Copy {
     unsafe fn open(&self, run: Run, room: &mut Room) -> Self::Open;
     /// Asks for what the values of a chunk from element `at` of the run on need.
     fn prefetch(&self, open: Self::Open, at: usize);
-    /// The values of a register from element `at` of the run on, given the squares there, beta2 and
-    /// 1 - beta2.
-    unsafe fn value(
-        &self,
-        open: Self::Open,
-        at: usize,
-        w: L::Vector,
-        decay: [L::Vector; 2],
-    ) -> L::Vector;
+    /// The squares of gradients; not finite where these are not.
+    #[inline(always)]
+    unsafe fn square(&self, g: L::Vector) -> L::Vector {
+        // SAFETY: the kernels are used on processors that have the instructions.
+        unsafe { g.mul(g) } // R2
+    }
+    /// The values of a register from element `at` of the run on, given the squares there.
+    unsafe fn value(&self, open: Self::Open, at: usize, w: L::Vector) -> L::Vector;
     /// Raises the maxima of the axes before a row by its largest value, as an integer; `alone` says that no
     /// one else works on what is in its slice of the first axis.
     fn raise(&self, call: &TensorCall<'_>, row: Run, largest: i32, alone: bool);
@@ -51,15 +50,22 @@ pub(super) trait Slices<L: Lanes>: Copy {
     fn maxima(&self) -> impl Iterator<Item = &Maxima>;
 }
 
-/// The new second moment.
-impl<L: Lanes> Slices<L> for RankOne<'_, L::Vector> {
+/// The new second moment under rank-1.
+#[derive(Clone, Copy)]
+struct NewMoment<'a, V: Vector> {
+    v: RankOne<'a, V>,
+    beta2: V,
+    one_minus_beta2: V,
+}
+
+impl<L: Lanes> Slices<L> for NewMoment<'_, L::Vector> {
     type Open = Place;
     const NOWHERE: Place = Place::NOWHERE;
 
     #[inline(always)]
     unsafe fn open(&self, run: Run, room: &mut Room) -> Place {
         // SAFETY: the caller's promise.
-        unsafe { self.place(self.in_row(run.row), run, room) }
+        unsafe { self.v.place::<L>(self.v.in_row(run.row), run, room) }
     }
 
     #[inline(always)]
@@ -68,29 +74,26 @@ impl<L: Lanes> Slices<L> for RankOne<'_, L::Vector> {
     }
 
     #[inline(always)]
-    unsafe fn value(
-        &self,
-        place: Place,
-        at: usize,
-        w: L::Vector,
-        [beta2, one_minus_beta2]: [L::Vector; 2],
-    ) -> L::Vector {
+    unsafe fn value(&self, place: Place, at: usize, w: L::Vector) -> L::Vector {
         // SAFETY: the caller's promise.
-        unsafe { beta2.mul_add(self.old(place, at), one_minus_beta2.mul(w)) } // R4
+        unsafe {
+            let old = self.v.old(place, at);
+            self.beta2.mul_add(old, self.one_minus_beta2.mul(w)) // R4
+        }
     }
 
     #[inline(always)]
     fn raise(&self, call: &TensorCall<'_>, row: Run, largest: i32, alone: bool) {
-        RankOne::raise(self, call, row.row, largest, alone);
+        self.v.raise(call, row.row, largest, alone);
     }
 
     #[inline(always)]
     fn maxima(&self) -> impl Iterator<Item = &Maxima> {
-        self.maxima.iter()
+        self.v.maxima.iter()
     }
 }
 
-/// Raises the maxima of v's slices, or of the squares' under a factored v, by a part of the grid. Returns
+/// Raises the maxima of v's slices, or of the squares' under a factored v, by a part of the grid; returns
 /// whether all gradients are finite, or `None` for a tensor that this is not for. The memory is for the
 /// maxima of columns.
 ///
@@ -102,47 +105,45 @@ pub(super) unsafe fn maxima_in_registers<L: Lanes>(
     of: &Part,
     memory: &mut [ColumnMaxima; 2],
 ) -> Option<bool> {
-    let Update::Adamw(rule) = &call.rule else {
-        return None;
-    };
-    let [_, v] = call.tensor.states.as_slice() else {
-        return None;
-    };
     // SAFETY: the caller's promise.
     unsafe {
-        match &v.format {
-            Format::Codes(codes) => {
-                let mut period = Period::MEMORY;
-                let v = RankOne::<L::Vector>::of(call, 1, codes, Pass::Maxima, &mut period)?;
-                match v.period {
-                    Some(period) => raise_slices::<L>(call, rule, v, period, of, memory),
-                    None => raise_part::<L, _>(call, rule, v, of, memory),
-                }
-            }
-            Format::Factored(factors) => {
-                let squares = Squares::of(call, factors)?;
-                raise_part::<L, _>(call, rule, squares, of, memory)
-            }
-            _ => None,
+        if let Some((_, factors)) = call.tensor.factored() {
+            let squares = Squares::of(call, factors)?;
+            return Some(raise_part::<L, _>(call, squares, of, memory));
         }
+        let (Update::Adamw(rule), [_, v]) = (&call.rule, call.tensor.states.as_slice()) else {
+            return None;
+        };
+        let Format::Codes(codes) = &v.format else {
+            return None;
+        };
+        let scalars = rule.scalars()?;
+        let mut period = Period::MEMORY;
+        let v = RankOne::<L::Vector>::of(call, 1, codes, Pass::Maxima, &mut period)?;
+        let moment = NewMoment {
+            v,
+            beta2: L::Vector::splat(scalars.beta2),
+            one_minus_beta2: L::Vector::splat(scalars.one_minus_beta2),
+        };
+        Some(match v.period {
+            Some(period) => raise_slices::<L>(call, moment, period, of, memory),
+            None => raise_part::<L, _>(call, moment, of, memory),
+        })
     }
 }
 
 #[inline(always)]
 unsafe fn raise_part<L: Lanes, S: Slices<L>>(
     call: &TensorCall<'_>,
-    rule: &Adamw,
     slices: S,
     of: &Part,
     memory: &mut [ColumnMaxima; 2],
-) -> Option<bool> {
-    let scalars = rule.scalars()?;
+) -> bool {
     let (start, width) = of.columns();
     let mut columns = Columns::new(memory, start, width);
     // SAFETY: the rows are the part's.
     let finite = unsafe {
-        let decay = [scalars.beta2, scalars.one_minus_beta2].map(|x| L::Vector::splat(x));
-        let mut collector = Collector::of(call, slices, decay);
+        let mut collector = Collector::of(call, slices);
         for (rows, count) in of.groups::<ROWS>(call.tensor) {
             if count == ROWS {
                 collector.raise_rows::<L, ROWS>(rows, &mut columns);
@@ -156,25 +157,24 @@ unsafe fn raise_part<L: Lanes, S: Slices<L>>(
     };
     let first = call.tensor.grid.lead.len();
     columns.flush_axes(call, slices.maxima(), first, of.is_alone(call.tensor));
-    Some(finite)
+    finite
 }
 
 /// [`raise_part`] for rows that have several periods.
 #[inline(always)]
 unsafe fn raise_slices<L: Lanes>(
     call: &TensorCall<'_>,
-    rule: &Adamw,
-    v: RankOne<'_, L::Vector>,
+    moment: NewMoment<'_, L::Vector>,
     period: &Period,
     of: &Part,
     memory: &mut [ColumnMaxima; 2],
-) -> Option<bool> {
-    let scalars = rule.scalars()?;
+) -> bool {
+    let v = moment.v;
+    let (start, width) = of.columns();
     let mut columns = Columns::new(memory, 0, period.len);
     // SAFETY: the runs lie in the tensor, slices in the period.
     unsafe {
-        let decay = [scalars.beta2, scalars.one_minus_beta2].map(|x| L::Vector::splat(x));
-        let mut collector = Collector::of(call, v, decay);
+        let mut collector = Collector::of(call, moment);
         for segment in of.segments(call.tensor) {
             let mut largest_of_row = 0;
             for run in segment.parts(CHUNK) {
@@ -189,16 +189,16 @@ unsafe fn raise_slices<L: Lanes>(
                         *slot = (*size).max(*slot);
                         largest = largest.max(*size);
                     }
-                    for word in period.words(slice.number) {
-                        call.raise(word, largest);
-                    }
+                    let place = slice.number * period.len;
+                    let alone = start <= place && place + period.len <= start + width;
+                    period.raise(call, slice.number, largest, alone);
                     largest_of_row = largest.max(largest_of_row);
                 }
             }
             v.raise(call, segment.row, largest_of_row, false);
         }
         columns.flush_axes(call, v.maxima.iter(), period.axis, false);
-        Some(!collector.finite.any_nan())
+        !collector.finite.any_nan()
     }
 }
 
@@ -217,8 +217,6 @@ pub(super) fn ahead(call: &TensorCall<'_>, len: usize, at: usize, rows: usize) -
 struct Collector<'c, S, V: Vector> {
     call: &'c TensorCall<'c>,
     slices: S,
-    /// beta2 and 1 - beta2.
-    decay: [V; 2],
     /// Zero, or NaN where a gradient was not finite.
     finite: V,
     /// For each of the rows that are collected together.
@@ -227,11 +225,10 @@ struct Collector<'c, S, V: Vector> {
 
 impl<'c, S, V: Vector> Collector<'c, S, V> {
     #[inline(always)]
-    unsafe fn of(call: &'c TensorCall<'c>, slices: S, decay: [V; 2]) -> Self {
+    unsafe fn of(call: &'c TensorCall<'c>, slices: S) -> Self {
         Self {
             call,
             slices,
-            decay,
             // SAFETY: the kernels are used on processors that have the instructions.
             finite: unsafe { V::splat(0.0) },
             rooms: [const { (Chunk::ZERO, Room::EMPTY) }; ROWS],
@@ -287,7 +284,7 @@ impl<'c, S, V: Vector> Collector<'c, S, V> {
     where
         S: Slices<L>,
     {
-        let (call, decay, len) = (self.call, self.decay, runs[0].len);
+        let (call, len) = (self.call, runs[0].len);
         let dtype = call.tensor.info.grad_dtype;
         // SAFETY: the runs lie in the tensor; there are slots for their chunks' columns.
         unsafe {
@@ -319,8 +316,8 @@ impl<'c, S, V: Vector> Collector<'c, S, V> {
                     let mut column = V::load(columns.add(i));
                     for r in 0..N {
                         let g = V::load(gradients[r].add(i)).mul(grad_scale); // R1
-                        let w = g.mul(g); // R2
-                        let new = self.slices.value(open[r], at + i, w, decay);
+                        let w = self.slices.square(g);
+                        let new = self.slices.value(open[r], at + i, w);
                         finite = w.mul_add(zero, finite);
                         largest[r] = largest[r].largest(new);
                         column = column.largest(new);

@@ -1,0 +1,184 @@
+//! Adafactor with a factored v in registers from load to store, without momentum, or with one in f32, or in
+//! 4 bits in blocks of a chunk. What else there is takes the way of [`super::apply_unit`], to the same bits.
+//!
+//! Rounding steps are numbered as in `optimizer/adafactor.rs`.
+
+#![expect(unsafe_code, reason = "reads and writes the caller's raw buffers")]
+
+use std::ops::Range;
+
+use super::factored::Factored;
+use super::registers::{
+    Blocks, Kernel, Moment, Plain, Room, Work, any_square_not_finite, clear_behind, gradient,
+    parameters, step, store_result,
+};
+use super::run::{Run, load_run};
+use super::skip;
+use crate::backend::cpu::call::TensorCall;
+use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, Vector, registers};
+use crate::optimizer::Adafactor;
+use crate::plan::Format;
+
+/// Updates units of at most a chunk; returns how many were skipped, or `None` for a tensor that this is
+/// not for.
+///
+/// # Safety
+/// As for [`super::apply`].
+#[inline(always)]
+pub(super) unsafe fn in_registers<L: Lanes>(
+    call: &TensorCall<'_>,
+    rule: &Adafactor,
+    units: Range<i64>,
+) -> Option<i64> {
+    let (_, factors) = call.tensor.factored()?;
+    let v = Factored::of(call, factors)?;
+    // SAFETY: the caller's promise; the format is the state's.
+    unsafe {
+        match call.tensor.states.get(1).map(|m| &m.format) {
+            None => Some(step::<L, _>(call, units, Clipped { rule, v, m: Absent })),
+            Some(Format::F32) => {
+                let m = Plain::of(call, 1);
+                Some(step::<L, _>(call, units, Clipped { rule, v, m }))
+            }
+            Some(Format::Codes(codes)) => {
+                let m = Blocks::<L::Vector>::of(call, 1, codes)?;
+                Some(step::<L, _>(call, units, Clipped { rule, v, m }))
+            }
+            Some(_) => None,
+        }
+    }
+}
+
+/// No momentum.
+struct Absent;
+
+impl<L: Lanes> Moment<L> for Absent {
+    type Open = ();
+    type Scale = ();
+
+    #[inline(always)]
+    unsafe fn enter(&mut self, _: &TensorCall<'_>, _: Run) {}
+
+    #[inline(always)]
+    unsafe fn open(&self, _: Run, _: &mut Room) {}
+
+    #[inline(always)]
+    unsafe fn decode(&self, (): (), _: usize) -> L::Vector {
+        // SAFETY: the kernels are used on processors that have the instructions.
+        unsafe { L::Vector::splat(0.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn rescale(&self, _: Run, _: L::Vector) {}
+
+    #[inline(always)]
+    unsafe fn close(
+        &self,
+        _: &TensorCall<'_>,
+        _: Run,
+        (): (),
+        _: &<L::Vector as Vector>::Registers,
+        (): (),
+        _: bool,
+    ) {
+    }
+}
+
+/// The rule on its states.
+struct Clipped<'a, M> {
+    rule: &'a Adafactor,
+    v: Factored<'a>,
+    m: M,
+}
+
+impl<L: Lanes, M: Moment<L>> Kernel<L> for Clipped<'_, M> {
+    #[inline(always)]
+    unsafe fn enter(&mut self, call: &TensorCall<'_>, run: Run) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            Moment::<L>::enter(&mut self.v, call, run);
+            self.m.enter(call, run);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn chunk<const F32_IN_PLACE: bool>(
+        &self,
+        call: &TensorCall<'_>,
+        run: Run,
+        work: &mut Work,
+    ) -> i64 {
+        let Self { rule, v, m } = self;
+        let Work {
+            p,
+            g,
+            states: [room_v, room_m],
+        } = work;
+        // SAFETY: the run lies in the tensor.
+        unsafe {
+            let gradient = gradient::<L>(call, run, g, F32_IN_PLACE);
+            let splat = |x| L::Vector::splat(x);
+            let (grad_scale, zero) = (splat(call.grad_scale), splat(0.0));
+            if call.skip_blocks && any_square_not_finite(gradient, grad_scale) {
+                skip(call, run);
+                return 1;
+            }
+            let (beta1, one_minus_beta1) = (splat(rule.beta1), splat(rule.one_minus_beta1));
+            let (clip, alpha, rho_wd) = (splat(rule.clip), splat(rule.alpha), splat(rule.rho_wd));
+            let (p, base) = parameters::<L>(call, run, p, F32_IN_PLACE);
+            let v_of_run = Moment::<L>::open(v, run, room_v);
+            let old = m.open(run, room_m);
+            let (mut new, mut largest) = (L::Vector::ZEROS, zero);
+            for j in 0..registers::<L::Vector>() {
+                let at = j * L::Vector::WIDTH;
+                let g = L::Vector::load(gradient.add(at)).mul(grad_scale); // R1
+                let d = Moment::<L>::decode(v, v_of_run, at).sqrt(); // R5
+                let q = g.div(d).mul(clip); // R6
+                let m = beta1.mul_add(m.decode(old, at), one_minus_beta1.mul(q)); // R3
+                let q = if rule.momentum { m } else { q };
+                new.as_mut()[j] = m;
+                largest = largest.largest(m);
+                let decay = rho_wd.mul(L::Vector::load(p.add(at)));
+                let result = L::Vector::load(base.add(at)).sub(alpha.mul_add(q, decay)); // R7, R8
+                result.canonical().store(p.add(at));
+            }
+            store_result::<L>(call, run, p, F32_IN_PLACE);
+            if run.len < CHUNK {
+                clear_behind::<L::Vector>(&mut new, run.len);
+                largest = zero;
+                for m in new.as_ref() {
+                    largest = largest.largest(*m);
+                }
+            }
+            let scale = m.rescale(run, largest);
+            m.close(call, run, old, &new, scale, false);
+        }
+        0
+    }
+}
+
+/// `RN(g / d)` of a run of at most a chunk; behind it, any numbers.
+///
+/// # Safety
+/// The run lies in the tensor, in the row that v has entered.
+#[inline(always)]
+pub(super) unsafe fn unclipped<L: Lanes>(
+    call: &TensorCall<'_>,
+    v: &Factored<'_>,
+    run: Run,
+    room: &mut Room,
+    out: &mut Chunk,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        load_run::<L>(call.grad, call.tensor.info.grad_dtype, run, out);
+        let columns = Moment::<L>::open(v, run, room);
+        let grad_scale = L::Vector::splat(call.grad_scale);
+        for at in (0..CHUNK).step_by(L::Vector::WIDTH) {
+            let to = out.as_mut_ptr().add(at);
+            let g = L::Vector::load(to).mul(grad_scale); // R1
+            let d = Moment::<L>::decode(v, columns, at).sqrt(); // R5
+            g.div(d).store(to); // R6
+        }
+    }
+}
