@@ -1,20 +1,20 @@
 //! Tables of at most 16 levels whose codes are found by a look-up and one comparison.
 
-/// Cells of the numbers from -1 to 1, of which each has one midpoint of a table at most.
+/// Cells of the numbers from -1 to 1, of which each has one threshold at most: a midpoint of a table, or a level.
 ///
 /// The cell of y is told by bits of `u = FACTOR |y| + OFFSET`, which goes through four octaves, up to 1: the
 /// last two of the exponent and the first two of the fraction; and above these four by y's sign. So cells are
 /// the wider the farther they are from 0, as the levels of most tables for a first moment are.
 ///
 /// The code of x under the scale s is that of the cell of `x / s`, or one more if x is above the cell's
-/// midpoint times s. What u is off by rounding, also of `1 / s`, and what `RN(mid s)` is off, are less than
-/// `MARGIN`, by which cells overlap here.
+/// midpoint times s, or reaches its level. What u is off by rounding, also of `1 / s`, and what a threshold
+/// times s is off, are less than `MARGIN`, by which cells overlap here.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Cells {
-    /// The code below the midpoint, in the cells of positive numbers and of negative ones.
+    /// The code below the threshold, in the cells of positive numbers and of negative ones.
     pub(crate) codes: [[i32; 16]; 2],
     /// Infinite where there is none.
-    pub(crate) midpoints: [[f32; 16]; 2],
+    pub(crate) thresholds: [[f32; 16]; 2],
 }
 
 impl Cells {
@@ -23,14 +23,14 @@ impl Cells {
     pub(crate) const FACTOR: f32 = 1.0 - Self::OFFSET - 1.0 / 1024.0;
     const MARGIN: f64 = 1.0 / 65536.0;
 
-    /// The cells of a table, unless one has two midpoints.
-    pub(super) fn of(midpoints: &[f32]) -> Option<Self> {
-        if midpoints.len() > 15 {
+    /// The cells of increasing thresholds, unless one has two.
+    pub(super) fn of(thresholds: &[f32]) -> Option<Self> {
+        if thresholds.len() > 15 {
             return None;
         }
         let mut cells = Self {
             codes: [[0; 16]; 2],
-            midpoints: [[f32::INFINITY; 16]; 2],
+            thresholds: [[f32::INFINITY; 16]; 2],
         };
         // Steps of u through its octaves.
         let first = Self::OFFSET.to_bits() >> 21;
@@ -43,16 +43,16 @@ impl Cells {
             for (sign, [from, to]) in [[near, far], [-far, -near]].into_iter().enumerate() {
                 let at = (step & 15) as usize;
                 let below = |end: f64| {
-                    midpoints
+                    thresholds
                         .iter()
-                        .filter(|mid| f64::from(**mid) < end)
+                        .filter(|threshold| f64::from(**threshold) < end)
                         .count()
                 };
                 let (code, end) = (below(from - Self::MARGIN), below(to + Self::MARGIN));
                 cells.codes[sign][at] = code as i32;
                 match end - code {
                     0 => {}
-                    1 => cells.midpoints[sign][at] = midpoints[code],
+                    1 => cells.thresholds[sign][at] = thresholds[code],
                     _ => return None,
                 }
             }
@@ -66,49 +66,55 @@ mod tests {
     use super::*;
     use crate::quant::{Mapping, Table};
 
-    /// The code of x as a backend computes it.
-    fn code(cells: &Cells, x: f32, scale: f32) -> usize {
+    /// The code of x as a backend computes it, by levels that are reached or midpoints that are passed.
+    fn code(cells: &Cells, reached: bool, x: f32, scale: f32) -> usize {
         let factor = Cells::FACTOR * (1.0 / scale);
         let u = x.abs().mul_add(factor, Cells::OFFSET);
         let at = (u.to_bits() >> 21 & 15) as usize;
         let sign = usize::from(x.is_sign_negative());
-        let above = x > cells.midpoints[sign][at] * scale;
+        let threshold = cells.thresholds[sign][at] * scale;
+        let above = x > threshold || reached && x == threshold;
         cells.codes[sign][at] as usize + usize::from(above)
     }
 
     #[test]
-    fn codes_are_numbers_of_midpoints_passed() {
+    fn codes_are_numbers_of_thresholds_passed_or_reached() {
         let mut checked = 0;
-        for (mapping, bits, signed) in [
-            (Mapping::De, 4, true),
-            (Mapping::De, 3, true),
+        for (mapping, bits, reached) in [
+            (Mapping::De, 4, false),
+            (Mapping::De, 3, false),
+            (Mapping::Nf4, 4, false),
+            (Mapping::LinearWithZero, 4, false),
             (Mapping::Nf4, 4, true),
-            (Mapping::LinearWithZero, 4, true),
         ] {
-            let table = Table::of(mapping, bits, signed, &[]).unwrap();
-            let Some(cells) = &table.cells else {
+            let table = Table::of(mapping, bits, true, &[]).unwrap();
+            let (cells, thresholds) = if reached {
+                (&table.level_cells, &table.levels[1..])
+            } else {
+                (&table.cells, &table.midpoints[..])
+            };
+            let Some(cells) = cells else {
                 panic!("{mapping:?} {bits}");
             };
             for scale in [1.0, 0.7, 1.0 / 3.0, 1.5e-36, 3.0e38, f32::MIN_POSITIVE] {
                 let defined = |x: f32| {
-                    table
-                        .midpoints
+                    thresholds
                         .iter()
-                        .filter(|mid| x > **mid * scale)
+                        .filter(|t| x > **t * scale || reached && x == **t * scale)
                         .count()
                 };
                 let mut check = |x: f32| {
                     if x.abs() <= scale {
                         assert_eq!(
-                            code(cells, x, scale),
+                            code(cells, reached, x, scale),
                             defined(x),
                             "{mapping:?} {x} of {scale}"
                         );
                         checked += 1;
                     }
                 };
-                for mid in &table.midpoints {
-                    let mut x = mid * scale;
+                for threshold in thresholds {
+                    let mut x = threshold * scale;
                     for _ in 0..40 {
                         x = x.next_down();
                     }
@@ -127,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn two_midpoints_in_a_cell_are_refused() {
+    fn two_thresholds_in_a_cell_are_refused() {
         assert_eq!(Cells::of(&[0.8, 0.81]), None);
         assert_eq!(Cells::of(&[0.01, 0.012]), None);
         assert!(Cells::of(&[-0.7, 0.01, 0.7]).is_some());

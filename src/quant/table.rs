@@ -56,6 +56,8 @@ pub struct Table {
     pub(crate) square: Option<f32>,
     /// How codes of four bits are looked up, where they can be.
     pub(crate) cells: Option<Cells>,
+    /// The same for the highest levels that are reached (NF4; dynamic exponent has two in a cell).
+    pub(crate) level_cells: Option<Cells>,
     /// How codes of eight bits are computed, where they can be.
     pub(crate) lines: Option<Lines>,
     /// How levels of eight bits are computed, where they can be.
@@ -68,7 +70,7 @@ impl Table {
             .windows(2)
             .map(|pair| (pair[0] + pair[1]) * 0.5)
             .collect();
-        let cells = Cells::of(&midpoints);
+        let (cells, level_cells) = (Cells::of(&midpoints), Cells::of(&levels[1..]));
         let lines = Lines::of(&levels, &midpoints);
         let quotients = Quotients::of(&levels);
         let by_code: [f32; 256] = std::array::from_fn(|code| levels[code.min(levels.len() - 1)]);
@@ -94,6 +96,7 @@ impl Table {
             linear,
             square,
             cells,
+            level_cells,
             lines,
             quotients,
         })

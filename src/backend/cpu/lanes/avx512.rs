@@ -380,7 +380,7 @@ const SELECT: i32 = 0b1101_1000;
 #[derive(Clone, Copy)]
 pub(in crate::backend::cpu) struct InCells {
     codes: [__m512i; 2],
-    midpoints: [__m512; 2],
+    thresholds: [__m512; 2],
 }
 
 #[expect(
@@ -396,30 +396,34 @@ impl CellTable<__m512> for InCells {
                 _mm512_loadu_si512(low.as_ptr().cast()),
                 _mm512_loadu_si512(high.as_ptr().cast()),
             ],
-            midpoints: [load(&cells.midpoints[0]), load(&cells.midpoints[1])],
+            thresholds: [load(&cells.thresholds[0]), load(&cells.thresholds[1])],
         })
     }
 
     #[inline(always)]
     unsafe fn scale(self, scale: __m512) -> Self {
-        let [low, high] = self.midpoints;
+        let [low, high] = self.thresholds;
         Self {
-            midpoints: [_mm512_mul_ps(low, scale), _mm512_mul_ps(high, scale)],
+            thresholds: [_mm512_mul_ps(low, scale), _mm512_mul_ps(high, scale)],
             ..self
         }
     }
 
     #[inline(always)]
-    unsafe fn pick(self, x: __m512, factor: __m512) -> __m512i {
+    unsafe fn pick<const OR_EQUAL: bool>(self, x: __m512, factor: __m512) -> __m512i {
         let u = _mm512_fmadd_ps(_mm512_abs_ps(x), factor, _mm512_set1_ps(Cells::OFFSET));
         let magnitude = _mm512_srli_epi32::<21>(_mm512_castps_si512(u));
         let sign = _mm512_srli_epi32::<27>(_mm512_castps_si512(x));
         let cell = _mm512_ternarylogic_epi32::<SELECT>(magnitude, sign, _mm512_set1_epi32(16));
         let [low, high] = self.codes;
         let code = _mm512_permutex2var_epi32(low, cell, high);
-        let [low, high] = self.midpoints;
-        let midpoint = _mm512_permutex2var_ps(low, cell, high);
-        let above = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(x, midpoint);
+        let [low, high] = self.thresholds;
+        let threshold = _mm512_permutex2var_ps(low, cell, high);
+        let above = if OR_EQUAL {
+            _mm512_cmp_ps_mask::<_CMP_GE_OQ>(x, threshold)
+        } else {
+            _mm512_cmp_ps_mask::<_CMP_GT_OQ>(x, threshold)
+        };
         _mm512_mask_add_epi32(code, above, code, _mm512_set1_epi32(hidden(&1)))
     }
 }

@@ -5,8 +5,8 @@
 
 #![expect(unsafe_code, reason = "the functions of registers are unsafe")]
 
-use super::{CHUNK, Chunk, Lanes, PACKED, SHORT_OF_16, Vector};
-use crate::quant::Table;
+use super::{CHUNK, CellTable, Chunk, Lanes, PACKED, SHORT_OF_16, Vector};
+use crate::quant::{Cells, Table};
 use crate::rng::Draws;
 
 /// The random numbers of a chunk, in few cache lines.
@@ -48,6 +48,22 @@ pub(super) unsafe fn round_block<L: Lanes<Vector = V>, V: Vector>(
                 for (j, x) in group.chunks_exact(V::WIDTH).enumerate() {
                     let x = V::load(x.as_ptr());
                     let code = x.decide::<true>(x, factor, reached, None);
+                    let random = random.0.as_ptr().add((i * PACKED + j) * V::WIDTH);
+                    packed = V::pack(packed, step(x, code, steps, random));
+                }
+                V::store_packed(packed, codes.add(i * PACKED * V::WIDTH / 2));
+            }
+        } else if let Some(cells) = &table.level_cells
+            && let Some(cells) = V::Cells::new(cells)
+            && factor.is_finite()
+        {
+            let cells = cells.scale(all);
+            let factor = V::splat(Cells::FACTOR * (1.0 / scale));
+            for (i, group) in values.chunks_exact(PACKED * V::WIDTH).enumerate() {
+                let mut packed = V::unpacked();
+                for (j, x) in group.chunks_exact(V::WIDTH).enumerate() {
+                    let x = V::load(x.as_ptr());
+                    let code = cells.pick::<true>(x, factor);
                     let random = random.0.as_ptr().add((i * PACKED + j) * V::WIDTH);
                     packed = V::pack(packed, step(x, code, steps, random));
                 }

@@ -114,10 +114,11 @@ pub(in crate::backend::cpu) trait Vector: Copy {
 pub(in crate::backend::cpu) trait CellTable<V: Vector>: Copy {
     /// `None` if there is no such implementation.
     unsafe fn new(cells: &Cells) -> Option<Self>;
-    /// With every midpoint times a scale.
+    /// With every threshold times a scale.
     unsafe fn scale(self, scale: V) -> Self;
-    /// The codes, under a scale, of numbers of at most it; `factor` is [`Cells::FACTOR`] by it.
-    unsafe fn pick(self, x: V, factor: V) -> V::Codes;
+    /// The codes, under a scale, of numbers of at most it, as numbers of thresholds that they are above, or
+    /// reach for `OR_EQUAL`; `factor` is [`Cells::FACTOR`] by the scale.
+    unsafe fn pick<const OR_EQUAL: bool>(self, x: V, factor: V) -> V::Codes;
 }
 
 impl<V: Vector> CellTable<V> for Infallible {
@@ -132,7 +133,7 @@ impl<V: Vector> CellTable<V> for Infallible {
     }
 
     #[inline(always)]
-    unsafe fn pick(self, _: V, _: V) -> V::Codes {
+    unsafe fn pick<const OR_EQUAL: bool>(self, _: V, _: V) -> V::Codes {
         match self {}
     }
 }

@@ -146,7 +146,7 @@ enum States {
 }
 
 impl Wanted {
-    /// Whether nothing is wanted but of parameters that needs more than v and the squares of gradients.
+    /// Whether v and the squares of gradients are all that is wanted, but for the largest parameter.
     fn of_squares(self, call: &TensorCall<'_>) -> bool {
         let squares = self.squares && self.states == States::None;
         !call.rule.gradient_has_param() && (squares || self.states == States::SecondMoment)

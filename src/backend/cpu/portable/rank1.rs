@@ -66,7 +66,7 @@ pub(super) struct InRow {
 }
 
 impl InRow {
-    pub(super) const NONE: Self = Self {
+    const NONE: Self = Self {
         codes: std::ptr::null_mut(),
         rest: [0.0; 2],
     };
@@ -324,6 +324,7 @@ struct Axes {
     count: usize,
 }
 
+/// One axis.
 #[derive(Clone, Copy)]
 struct Axis {
     extent: usize,

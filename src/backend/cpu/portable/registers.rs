@@ -423,7 +423,7 @@ impl<V: Vector> Rows<V> {
             for (i, values) in values.as_ref().chunks_exact(PACKED).enumerate() {
                 let mut packed = V::unpacked();
                 for x in values {
-                    packed = V::pack(packed, cells.pick(*x, factor));
+                    packed = V::pack(packed, cells.pick::<false>(*x, factor));
                 }
                 V::store_packed(packed, codes.add(i * PACKED * V::WIDTH / 2));
             }
