@@ -1,5 +1,8 @@
 //! A small thread pool: one job at a time, indices handed out by a counter, no allocation per
 //! job. Its threads are joined when the context is destroyed.
+//!
+//! A step is several jobs, of some hundred microseconds each where its tensors are small. To wake a thread takes
+//! a good part of that, so threads look for what they wait for a while before they sleep.
 
 #![expect(
     unsafe_code,
@@ -7,7 +10,7 @@
 )]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -30,14 +33,14 @@ struct Shared {
     done: Condvar,
     next: AtomicI64,
     panicked: AtomicBool,
+    /// Rises with every job, so that a worker takes each job once. Changed with the slot locked.
+    generation: AtomicU64,
+    /// Workers that have not finished the current job.
+    running: AtomicUsize,
 }
 
 struct Slot {
-    /// Rises with every job, so that a worker takes each job once.
-    generation: u64,
     job: Option<Job>,
-    /// Workers that have not finished the current job.
-    running: usize,
     stop: bool,
 }
 
@@ -62,20 +65,36 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Returns when something holds, or after some ten microseconds on which it does not.
+fn look_for(holds: impl Fn() -> bool) {
+    /// Other threads may need the processor.
+    const YIELDS: u32 = 64;
+    const LOOKS: u32 = 64;
+    for _ in 0..YIELDS {
+        for _ in 0..LOOKS {
+            if holds() {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+        std::thread::yield_now();
+    }
+}
+
 impl Pool {
     /// A pool that works with `threads` threads, the caller's among them.
     pub(super) fn new(threads: usize) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             slot: Mutex::new(Slot {
-                generation: 0,
                 job: None,
-                running: 0,
                 stop: false,
             }),
             wake: Condvar::new(),
             done: Condvar::new(),
             next: AtomicI64::new(0),
             panicked: AtomicBool::new(false),
+            generation: AtomicU64::new(0),
+            running: AtomicUsize::new(0),
         });
         let mut pool = Self {
             shared,
@@ -110,14 +129,16 @@ impl Pool {
         shared.next.store(0, Ordering::Relaxed);
         {
             let mut slot = lock(&shared.slot);
-            slot.generation += 1;
             slot.job = Some(job);
-            slot.running = self.workers.len();
+            shared.running.store(self.workers.len(), Ordering::Relaxed);
+            shared.generation.fetch_add(1, Ordering::Release);
         }
         shared.wake.notify_all();
         let own = catch_unwind(AssertUnwindSafe(|| drain(shared, body, count)));
+        let is_done = || shared.running.load(Ordering::Acquire) == 0;
+        look_for(is_done);
         let mut slot = lock(&shared.slot);
-        while slot.running > 0 {
+        while !is_done() {
             slot = shared
                 .done
                 .wait(slot)
@@ -146,9 +167,11 @@ fn drain(shared: &Shared, body: &Body<'_>, count: i64) {
 fn work(shared: &Shared) {
     let mut seen = 0;
     loop {
+        let is_new = || shared.generation.load(Ordering::Acquire) != seen;
+        look_for(is_new);
         let job = {
             let mut slot = lock(&shared.slot);
-            while slot.generation == seen && !slot.stop {
+            while !is_new() && !slot.stop {
                 slot = shared
                     .wake
                     .wait(slot)
@@ -157,7 +180,7 @@ fn work(shared: &Shared) {
             if slot.stop {
                 return;
             }
-            seen = slot.generation;
+            seen = shared.generation.load(Ordering::Relaxed);
             slot.job
         };
         if let Some(job) = job {
@@ -167,9 +190,9 @@ fn work(shared: &Shared) {
                 shared.panicked.store(true, Ordering::Relaxed);
             }
         }
-        let mut slot = lock(&shared.slot);
-        slot.running -= 1;
-        if slot.running == 0 {
+        if shared.running.fetch_sub(1, Ordering::AcqRel) == 1 {
+            // The caller looks with the slot locked before it sleeps.
+            let _slot = lock(&shared.slot);
             shared.done.notify_one();
         }
     }

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::factored::Factored;
 use super::registers::{
-    Blocks, Kernel, Moment, Plain, Room, Work, any_square_not_finite, clear_behind, gradient,
+    Blocks, Kernel, Moment, Plain, Room, Work, any_square_not_finite, close_moment, gradient,
     parameters, step, store_result,
 };
 use super::run::{Run, load_run};
@@ -143,15 +143,7 @@ impl<L: Lanes, M: Moment<L>> Kernel<L> for Clipped<'_, M> {
                 result.canonical().store(p.add(at));
             }
             store_result::<L>(call, run, p, F32_IN_PLACE);
-            if run.len < CHUNK {
-                clear_behind::<L::Vector>(&mut new, run.len);
-                largest = zero;
-                for m in new.as_ref() {
-                    largest = largest.largest(*m);
-                }
-            }
-            let scale = m.rescale(run, largest);
-            m.close(call, run, old, &new, scale, false);
+            close_moment::<L, M>(call, run, m, old, &mut new, largest);
         }
         0
     }

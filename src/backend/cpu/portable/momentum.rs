@@ -8,13 +8,13 @@
 use std::ops::Range;
 
 use super::registers::{
-    Blocks, Kernel, Moment, Plain, Work, any_square_not_finite, clear_behind, gradient, parameters,
+    Blocks, Kernel, Moment, Plain, Work, any_square_not_finite, close_moment, gradient, parameters,
     step, store_result,
 };
 use super::run::Run;
 use super::skip;
 use crate::backend::cpu::call::TensorCall;
-use crate::backend::cpu::lanes::{CHUNK, Lanes, Vector, registers};
+use crate::backend::cpu::lanes::{Lanes, Vector, registers};
 use crate::optimizer::{Lion, Sgdm};
 use crate::plan::Format;
 
@@ -149,15 +149,7 @@ impl<L: Lanes, R: Step, M: Moment<L>> Kernel<L> for Momentum<'_, R, M> {
                 result.canonical().store(p.add(at));
             }
             store_result::<L>(call, run, p, F32_IN_PLACE);
-            if run.len < CHUNK {
-                clear_behind::<L::Vector>(&mut new, run.len);
-                largest = zero;
-                for m in new.as_ref() {
-                    largest = largest.largest(*m);
-                }
-            }
-            let scale = m.rescale(run, largest);
-            m.close(call, run, old, &new, scale, false);
+            close_moment::<L, M>(call, run, m, old, &mut new, largest);
         }
         0
     }

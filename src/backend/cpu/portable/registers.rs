@@ -312,6 +312,33 @@ pub(super) trait Moment<L: Lanes> {
     );
 }
 
+/// Stores a first moment, given the largest magnitudes of its registers' lanes.
+///
+/// # Safety
+/// The run lies in the tensor; `open` is of it.
+#[inline(always)]
+pub(super) unsafe fn close_moment<L: Lanes, M: Moment<L>>(
+    call: &TensorCall<'_>,
+    run: Run,
+    m: &M,
+    open: M::Open,
+    new: &mut <L::Vector as Vector>::Registers,
+    mut largest: L::Vector,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if run.len < CHUNK {
+            clear_behind::<L::Vector>(new, run.len);
+            largest = L::Vector::splat(0.0);
+            for m in new.as_ref() {
+                largest = largest.largest(*m);
+            }
+        }
+        let scale = m.rescale(run, largest);
+        m.close(call, run, open, new, scale, false);
+    }
+}
+
 /// A state in f32.
 pub(super) struct Plain(*mut f32);
 
