@@ -37,6 +37,20 @@ struct Shared {
     generation: AtomicU64,
     /// Workers that have not finished the current job.
     running: AtomicUsize,
+    /// [`looks`].
+    looks: u32,
+}
+
+impl Shared {
+    /// Returns when something holds, or after a while.
+    fn look_for(&self, holds: impl Fn() -> bool) {
+        for _ in 0..self.looks {
+            if holds() {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+    }
 }
 
 struct Slot {
@@ -65,16 +79,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Returns when something holds, or when it has not for some 50 to 100 microseconds. Without yielding: a thread
-/// that yields to a busy one waits for its next slice, one that sleeps is woken at once.
-fn look_for(holds: impl Fn() -> bool) {
-    const LOOKS: u32 = 2048;
-    for _ in 0..LOOKS {
-        if holds() {
-            return;
-        }
-        std::hint::spin_loop();
-    }
+/// How often threads look before they sleep, some 10 to 25 microseconds: no more than it takes to wake one, as
+/// what they look for may wait for the processor that they look on. Where there are more of them than
+/// processors it surely does.
+fn looks(threads: usize) -> u32 {
+    let processors = std::thread::available_parallelism();
+    let enough = processors.is_ok_and(|processors| threads <= processors.get());
+    if enough { 512 } else { 0 }
 }
 
 impl Pool {
@@ -91,6 +102,7 @@ impl Pool {
             panicked: AtomicBool::new(false),
             generation: AtomicU64::new(0),
             running: AtomicUsize::new(0),
+            looks: looks(threads),
         });
         let mut pool = Self {
             shared,
@@ -132,7 +144,7 @@ impl Pool {
         shared.wake.notify_all();
         let own = catch_unwind(AssertUnwindSafe(|| drain(shared, body, count)));
         let is_done = || shared.running.load(Ordering::Acquire) == 0;
-        look_for(is_done);
+        shared.look_for(is_done);
         let mut slot = lock(&shared.slot);
         while !is_done() {
             slot = shared
@@ -164,7 +176,7 @@ fn work(shared: &Shared) {
     let mut seen = 0;
     loop {
         let is_new = || shared.generation.load(Ordering::Acquire) != seen;
-        look_for(is_new);
+        shared.look_for(is_new);
         let job = {
             let mut slot = lock(&shared.slot);
             while !is_new() && !slot.stop {
