@@ -83,9 +83,27 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// what they look for may wait for the processor that they look on. Where there are more of them than
 /// processors it surely does.
 fn looks(threads: usize) -> u32 {
-    let processors = std::thread::available_parallelism();
-    let enough = processors.is_ok_and(|processors| threads <= processors.get());
-    if enough { 512 } else { 0 }
+    if threads <= processors() { 512 } else { 0 }
+}
+
+/// The processors that this process may use.
+#[cfg(target_os = "linux")]
+fn processors() -> usize {
+    // Not std's `available_parallelism`, which reads files: where memory ends, it ends the process.
+    // SAFETY: a set is bits, of which none need be set; it is as large as is said.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        match libc::sched_getaffinity(0, size_of_val(&set), &raw mut set) {
+            0 => usize::try_from(libc::CPU_COUNT(&set)).unwrap_or(1),
+            _ => 1,
+        }
+    }
+}
+
+/// The processors of the machine.
+#[cfg(not(target_os = "linux"))]
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 impl Pool {
