@@ -12,7 +12,7 @@
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Cells {
     /// The code below the threshold, in the cells of positive numbers and of negative ones.
-    pub(crate) codes: [[i32; 16]; 2],
+    pub(crate) codes: [[u8; 16]; 2],
     /// Infinite where there is none.
     pub(crate) thresholds: [[f32; 16]; 2],
 }
@@ -49,7 +49,7 @@ impl Cells {
                         .count()
                 };
                 let (code, end) = (below(from - Self::MARGIN), below(to + Self::MARGIN));
-                cells.codes[sign][at] = code as i32;
+                cells.codes[sign][at] = code as u8;
                 match end - code {
                     0 => {}
                     1 => cells.thresholds[sign][at] = thresholds[code],
@@ -74,7 +74,7 @@ mod tests {
         let sign = usize::from(x.is_sign_negative());
         let threshold = cells.thresholds[sign][at] * scale;
         let above = x > threshold || reached && x == threshold;
-        cells.codes[sign][at] as usize + usize::from(above)
+        usize::from(cells.codes[sign][at]) + usize::from(above)
     }
 
     #[test]

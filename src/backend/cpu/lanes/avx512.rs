@@ -392,10 +392,7 @@ impl CellTable<__m512> for InCells {
     unsafe fn new(cells: &Cells) -> Option<Self> {
         let [low, high] = &cells.codes;
         Some(Self {
-            codes: [
-                _mm512_loadu_si512(low.as_ptr().cast()),
-                _mm512_loadu_si512(high.as_ptr().cast()),
-            ],
+            codes: [widen(low), widen(high)],
             thresholds: [load(&cells.thresholds[0]), load(&cells.thresholds[1])],
         })
     }
