@@ -231,6 +231,7 @@ fn check_tables<L: Lanes>(name: &str) {
 /// Codes of eight bits that are computed, at every midpoint and on the way from 0 to the scale.
 fn check_bytes<L: Lanes>(name: &str) {
     for (mapping, signed) in [
+        (Mapping::De, true),
         (Mapping::De, false),
         (Mapping::De0, false),
         (Mapping::Linear, false),
@@ -352,7 +353,11 @@ unsafe fn packed_codes<V: Vector>(values: &[f32], code: impl Fn(V) -> V::Codes) 
 }
 
 fn check_search<V: Vector>(name: &str) {
-    for (mapping, signed) in [(Mapping::Linear, false), (Mapping::Nf4, true)] {
+    for (mapping, signed) in [
+        (Mapping::De, true),
+        (Mapping::Linear, false),
+        (Mapping::Nf4, true),
+    ] {
         let table = Table::of(mapping, 4, signed, &[]).unwrap();
         let mut midpoints = [f32::INFINITY; 16];
         midpoints[..table.midpoints.len()].copy_from_slice(&table.midpoints);
@@ -530,6 +535,7 @@ fn check_operations<V: Vector>(name: &str) {
 fn check_random<L: Lanes>(name: &str) {
     let stream = Stream::new(0x1234_5678_9abc_def0, 77, 5);
     for (mapping, signed) in [
+        (Mapping::De, true),
         (Mapping::De0, false),
         (Mapping::Linear, false),
         (Mapping::Nf4, true),
