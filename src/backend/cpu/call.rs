@@ -89,12 +89,16 @@ impl TensorCall<'_> {
         raise(self.word(self.scratch[0], word), value);
     }
 
-    /// The same where no other thread does: without a locked instruction, which would wait for all
+    /// The same; where no other thread does, `alone`, without a locked instruction, which would wait for all
     /// memory that was asked for.
     #[inline(always)]
-    pub(super) fn raise_alone(&self, word: usize, value: i32) {
+    pub(super) fn raise_by(&self, word: usize, value: i32, alone: bool) {
         let slot = self.word(self.scratch[0], word);
-        slot.store(value.max(slot.load(Ordering::Relaxed)), Ordering::Relaxed);
+        if alone {
+            slot.store(value.max(slot.load(Ordering::Relaxed)), Ordering::Relaxed);
+        } else {
+            raise(slot, value);
+        }
     }
 
     pub(super) fn raise_update(&self, word: usize, value: i32) {

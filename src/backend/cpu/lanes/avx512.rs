@@ -163,7 +163,8 @@ fn store(values: __m512, out: &mut [f32; 16]) {
     unsafe { _mm512_storeu_ps(out.as_mut_ptr(), values) };
 }
 
-/// Eight terms, or their squares, in units, as integers: numbers are rounded to nearest, ties to even, as set for all kernels.
+/// Eight terms, or their squares, in units, as integers: numbers are rounded to nearest, ties to even, as set
+/// for all kernels.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
 fn units<const SQUARES: bool>(terms: &[f32; 8], unit: __m512d) -> __m512i {

@@ -41,46 +41,99 @@ pub(super) unsafe fn round_block<L: Lanes<Vector = V>, V: Vector>(
         let factor = SHORT_OF_16 / scale;
         // A finite factor means a scale that is not subnormal.
         if usual && table.linear == Some(16.0) && factor.is_finite() {
-            let reached = V::scale(V::table(&table.reached), all);
-            let factor = V::splat(factor);
-            for (i, group) in values.chunks_exact(PACKED * V::WIDTH).enumerate() {
-                let mut packed = V::unpacked();
-                for (j, x) in group.chunks_exact(V::WIDTH).enumerate() {
-                    let x = V::load(x.as_ptr());
-                    let code = x.decide::<true>(x, factor, reached, None);
-                    let random = random.0.as_ptr().add((i * PACKED + j) * V::WIDTH);
-                    packed = V::pack(packed, step(x, code, steps, random));
-                }
-                V::store_packed(packed, codes.add(i * PACKED * V::WIDTH / 2));
-            }
+            let reached = Computed {
+                factor: V::splat(factor),
+                levels: V::scale(V::table(&table.reached), all),
+            };
+            round(values, reached, steps, &random, codes);
         } else if let Some(cells) = &table.level_cells
             && let Some(cells) = V::Cells::new(cells)
             && factor.is_finite()
         {
-            let cells = cells.scale(all);
-            let factor = V::splat(Cells::FACTOR * (1.0 / scale));
-            for (i, group) in values.chunks_exact(PACKED * V::WIDTH).enumerate() {
-                let mut packed = V::unpacked();
-                for (j, x) in group.chunks_exact(V::WIDTH).enumerate() {
-                    let x = V::load(x.as_ptr());
-                    let code = cells.pick::<true>(x, factor);
-                    let random = random.0.as_ptr().add((i * PACKED + j) * V::WIDTH);
-                    packed = V::pack(packed, step(x, code, steps, random));
-                }
-                V::store_packed(packed, codes.add(i * PACKED * V::WIDTH / 2));
-            }
+            let reached = Picked {
+                factor: V::splat(Cells::FACTOR * (1.0 / scale)),
+                cells: cells.scale(all),
+            };
+            round(values, reached, steps, &random, codes);
         } else {
-            let thresholds = V::thresholds(V::scale(V::table(&table.next), all));
-            for (i, group) in values.chunks_exact(PACKED * V::WIDTH).enumerate() {
-                let mut packed = V::unpacked();
-                for (j, x) in group.chunks_exact(V::WIDTH).enumerate() {
-                    let x = V::load(x.as_ptr());
-                    let code = x.search::<true>(&thresholds);
-                    let random = random.0.as_ptr().add((i * PACKED + j) * V::WIDTH);
-                    packed = V::pack(packed, step(x, code, steps, random));
-                }
-                V::store_packed(packed, codes.add(i * PACKED * V::WIDTH / 2));
+            let levels = V::scale(V::table(&table.next), all);
+            round(
+                values,
+                Searched::<V>(V::thresholds(levels)),
+                steps,
+                &random,
+                codes,
+            );
+        }
+    }
+}
+
+/// How the code of the level that a number reaches is found.
+///
+/// # Safety
+/// As for [`Vector`].
+trait Reached<V: Vector> {
+    unsafe fn code(&self, x: V) -> V::Codes;
+}
+
+/// See [`Vector::decide`].
+struct Computed<V: Vector> {
+    factor: V,
+    levels: V::Table,
+}
+
+impl<V: Vector> Reached<V> for Computed<V> {
+    #[inline(always)]
+    unsafe fn code(&self, x: V) -> V::Codes {
+        // SAFETY: the caller's promise.
+        unsafe { x.decide::<true>(x, self.factor, self.levels, None) }
+    }
+}
+
+/// See [`CellTable::pick`].
+struct Picked<V: Vector> {
+    factor: V,
+    cells: V::Cells,
+}
+
+impl<V: Vector> Reached<V> for Picked<V> {
+    #[inline(always)]
+    unsafe fn code(&self, x: V) -> V::Codes {
+        // SAFETY: the caller's promise.
+        unsafe { self.cells.pick::<true>(x, self.factor) }
+    }
+}
+
+/// See [`Vector::search`].
+struct Searched<V: Vector>(V::Thresholds);
+
+impl<V: Vector> Reached<V> for Searched<V> {
+    #[inline(always)]
+    unsafe fn code(&self, x: V) -> V::Codes {
+        // SAFETY: the caller's promise.
+        unsafe { x.search::<true>(&self.0) }
+    }
+}
+
+/// Rounds a chunk, given the levels and how far it is to the next ones.
+#[inline(always)]
+unsafe fn round<V: Vector>(
+    values: &Chunk,
+    reached: impl Reached<V>,
+    steps: [V::Table; 2],
+    random: &Random,
+    codes: *mut u8,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        for (i, group) in values.chunks_exact(PACKED * V::WIDTH).enumerate() {
+            let mut packed = V::unpacked();
+            for (j, x) in group.chunks_exact(V::WIDTH).enumerate() {
+                let x = V::load(x.as_ptr());
+                let random = random.0.as_ptr().add((i * PACKED + j) * V::WIDTH);
+                packed = V::pack(packed, step(x, reached.code(x), steps, random));
             }
+            V::store_packed(packed, codes.add(i * PACKED * V::WIDTH / 2));
         }
     }
 }

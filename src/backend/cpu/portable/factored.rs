@@ -146,11 +146,7 @@ impl<L: Lanes> Slices<L> for Squares<'_> {
         let word = |maxima: &Maxima| {
             maxima.word + maxima.projection.global_position(position, call.offset)
         };
-        if alone {
-            call.raise_alone(word(rows), largest);
-        } else {
-            call.raise(word(rows), largest);
-        }
+        call.raise_by(word(rows), largest, alone);
         call.raise(word(means), largest);
     }
 

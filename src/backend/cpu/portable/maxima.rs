@@ -288,11 +288,7 @@ fn raise(
 #[inline(always)]
 fn raise_all(call: &TensorCall<'_>, word: usize, values: &[i32], alone: bool) {
     for (i, largest) in values.iter().enumerate() {
-        if alone {
-            call.raise_alone(word + i, *largest);
-        } else {
-            call.raise(word + i, *largest);
-        }
+        call.raise_by(word + i, *largest, alone);
     }
 }
 

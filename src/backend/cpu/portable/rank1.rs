@@ -133,17 +133,16 @@ impl<'a, V: Vector> RankOne<'a, V> {
     /// It is a row of the grid.
     #[inline(always)]
     pub(super) unsafe fn in_row(&self, row: usize) -> InRow {
-        // As integers, so that NaN is the largest.
-        let mut rest = [NO_SCALE; 2];
-        for (axis, at) in self.lead.at(row) {
-            // SAFETY: a slice's index along an axis.
-            unsafe {
-                rest[0] = rest[0].min(*axis.maxima[0].add(at));
-                if self.complete {
-                    rest[1] = rest[1].min(*axis.maxima[1].add(at));
-                }
-            }
-        }
+        // SAFETY: the caller's promise; statistics are read once they are complete.
+        let rest = unsafe {
+            let old = self.lead.smallest(row, 0);
+            let new = if self.complete {
+                self.lead.smallest(row, 1)
+            } else {
+                NO_SCALE
+            };
+            [old, new]
+        };
         InRow {
             codes: self.rows.at(row),
             rest: rest.map(|bits| f32::from_bits(bits.cast_unsigned())),
@@ -373,12 +372,23 @@ impl Axes {
     #[inline(always)]
     fn raise(&self, call: &TensorCall<'_>, slice: usize, largest: i32, alone: bool) {
         for (axis, at) in self.at(slice) {
-            if alone {
-                call.raise_alone(axis.word + at, largest);
-            } else {
-                call.raise(axis.word + at, largest);
-            }
+            call.raise_by(axis.word + at, largest, alone);
         }
+    }
+
+    /// The smallest maximum of a slice, as an integer, so that NaN is the largest: in the state, or in the
+    /// statistics.
+    ///
+    /// # Safety
+    /// There is such a slice, and its maxima can be read.
+    #[inline(always)]
+    unsafe fn smallest(&self, slice: usize, array: usize) -> i32 {
+        let mut smallest = NO_SCALE;
+        for (axis, at) in self.at(slice) {
+            // SAFETY: the caller's promise.
+            smallest = smallest.min(unsafe { *axis.maxima[array].add(at) });
+        }
+        smallest
     }
 }
 
@@ -521,10 +531,7 @@ impl Period {
             // SAFETY: the period's scales are set; slices' indices along axes of the row.
             unsafe {
                 for (slice, bound) in (first..).zip(&mut *bounds) {
-                    *bound = NO_SCALE;
-                    for (axis, at) in self.outer.at(slice) {
-                        *bound = (*bound).min(*axis.maxima[s].add(at));
-                    }
+                    *bound = self.outer.smallest(slice, s);
                 }
                 let scales = std::slice::from_raw_parts(scales.as_ptr().cast(), self.len);
                 L::repeat(scales, phase, bounds, &mut columns[..run.len]);
