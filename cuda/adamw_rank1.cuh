@@ -168,8 +168,13 @@ __device__ __forceinline__ bool is_wide(const Tensor& t, const Column& column) {
   return t.cols % 8 == 0 && t.cols - column.unit * BLOCK >= BLOCK;
 }
 
-// Rows on their way to shared memory while one is computed.
-constexpr int AHEAD = 3;
+// Rows on their way to shared memory while one is computed: six, as far as a thread block has room, are more
+// bytes than device memory delivers within its latency.
+template <typename Row>
+inline constexpr int AHEAD =
+    items_ahead((SHARED_MEMORY - static_cast<int>(sizeof(Shared))) / WARPS, Row::STAGE, 6);
+template <typename Row>
+using RowsAhead = Ring<AHEAD<Row>, Row::STAGE>;
 
 // Where a lane's gradients and codes of v are in a row.
 template <typename G>
@@ -224,7 +229,7 @@ template <typename G, typename V, bool Wide>
 __device__ __forceinline__ void collect_rows(const Launch& launch, const Shared& shared,
                                              const V& v_table, const Column& column,
                                              const Rows& rows, const Collecting<G>& at,
-                                             Ring<AHEAD, Collecting<G>::STAGE>& ring) {
+                                             RowsAhead<Collecting<G>>& ring) {
   const Tensor& t = shared.tensor;
   const Scalars s = shared.scalars;
   float maxima[EACH] = {};
@@ -237,7 +242,7 @@ __device__ __forceinline__ void collect_rows(const Launch& launch, const Shared&
       at.down(there < rows.end ? there : rows.end - 1).copy(to);
     }
   };
-  Pipeline<AHEAD, Collecting<G>::STAGE> stages(ring, start);
+  Pipeline stages(ring, start);
 #pragma unroll 1
   for (int some = 0; some < rows.end; some += LANES) {
     const int end = rows.end_of(some), of_lane = some + lane_index();
@@ -292,7 +297,7 @@ __device__ __forceinline__ void collect_rows(const Launch& launch, const Shared&
 template <typename G, typename V>
 __device__ __forceinline__ void collect_tile(const Launch& launch, const Shared& shared,
                                              const V& v_table, const Tiles& tiles, int task,
-                                             Ring<AHEAD, Collecting<G>::STAGE>& ring) {
+                                             RowsAhead<Collecting<G>>& ring) {
   const Tensor& t = shared.tensor;
   const Column column(launch, t, tiles, task);
   const Rows rows(t, tiles, task);
@@ -377,8 +382,9 @@ struct Applying {
   }
 };
 
-template <typename P, typename G, typename Tables, bool Wide>
-__device__ __forceinline__ void apply_row(const Stream& stream, const Scalars& s,
+// draws: gives those of the row for a purpose, to all lanes together.
+template <typename P, typename G, typename Tables, bool Wide, typename Draws>
+__device__ __forceinline__ void apply_row(Draws draws, const Scalars& s,
                                           const typename Tables::M& m_table,
                                           const typename Tables::V& v_table,
                                           const Codebook& m_book, const Codebook& v_book,
@@ -386,8 +392,7 @@ __device__ __forceinline__ void apply_row(const Stream& stream, const Scalars& s
                                           const unsigned (&new_columns)[EACH],
                                           const Applying<P, G>& at,
                                           const typename Applying<P, G>::Fetched& fetched,
-                                          unsigned old_row, unsigned new_row,
-                                          const Stream::Begin& begin, unsigned row, bool in_range) {
+                                          unsigned old_row, unsigned new_row, bool in_range) {
   Quad x;
   at.memory.decode(fetched.numbers, x.p, x.g);
   decode_nibbles(fetched.m_codes, m_table.scaled_levels(fetched.m_scale), x.m);
@@ -399,9 +404,6 @@ __device__ __forceinline__ void apply_row(const Stream& stream, const Scalars& s
   Largest largest{0.0f, 0.0f};
   raise_largest<Wide>(largest, x, column.count);
   const float m_new = block_scale(warp_max(__float_as_uint(largest.m)));
-  const auto draws = [&](unsigned purpose) {
-    return stream.draws_of_warp(purpose, begin, row);
-  };
   const unsigned m_new_codes =
       m_table.encode(x.m, m_new, m_book, [&] { return draws(STATE_DRAW); });
   unsigned scales[EACH];
@@ -425,14 +427,15 @@ __device__ __forceinline__ void apply_row(const Stream& stream, const Scalars& s
       x.g[i] = __fadd_rn(x.p[i], x.g[i]);  // R8
     }
   }
-  at.memory.template store_params<Wide>(0, column.count, x.g, [&] { return draws(WEIGHT_DRAW); });
+  const uint2 of_weights = P::FORM == STOCHASTIC_WEIGHTS ? draws(WEIGHT_DRAW) : make_uint2(0, 0);
+  at.memory.template store_params<Wide>(0, column.count, x.g, of_weights);
 }
 
 template <typename P, typename G, typename Tables, bool Wide>
 __device__ __forceinline__ void apply_rows(const Walker& walker, const typename Tables::M& m_table,
                                            const typename Tables::V& v_table, const Column& column,
                                            const Rows& rows, const Applying<P, G>& at,
-                                           Ring<AHEAD, Applying<P, G>::STAGE>& ring) {
+                                           RowsAhead<Applying<P, G>>& ring) {
   const Launch& launch = walker.launch;
   const Tensor& t = walker.shared.tensor;
   const Scalars& s = walker.shared.scalars;
@@ -447,9 +450,15 @@ __device__ __forceinline__ void apply_rows(const Walker& walker, const typename 
   }
   // Where random numbers are drawn, rows here are consecutive ones of the global tensor (`Kernel::of`).
   const Stream stream = walker.stream();
-  const Stream::Begin begin =
-      stream.begin_at(t.first_row + static_cast<unsigned>(rows.first), column.group);
+  const unsigned first_row = t.first_row + static_cast<unsigned>(rows.first);
+  DrawsAhead ahead[2];  // of weights and of m
   int row = rows.begin;
+  const auto draws = [&](unsigned purpose) {
+    return ahead[purpose].draw(stream, purpose, [&](unsigned (&there)[2], unsigned (&groups)[2]) {
+      there[0] = first_row + row, there[1] = first_row + row + rows.step;
+      groups[0] = groups[1] = column.group;
+    });
+  };
   // What is ahead of the last row is that once more, and not used.
   const auto start = [&](SharedAddress to, int ahead) {
     if constexpr (Wide) {
@@ -460,7 +469,7 @@ __device__ __forceinline__ void apply_rows(const Walker& walker, const typename 
   Applying<P, G> here = at.down(row);
   const unsigned elements = rows.step * at.cols, bytes = rows.step * ((at.cols + 1) / 2);
   const unsigned units = rows.step * at.units;
-  Pipeline<AHEAD, Applying<P, G>::STAGE> stages(ring, start);
+  Pipeline stages(ring, start);
 #pragma unroll 1
   for (int some = 0; some < rows.end; some += LANES) {
     const int end = rows.end_of(some), of_lane = some + lane_index();
@@ -477,9 +486,9 @@ __device__ __forceinline__ void apply_rows(const Walker& walker, const typename 
       } else {
         fetched = here.fetch(column.count);
       }
-      apply_row<P, G, Tables, Wide>(stream, s, m_table, v_table, m_book, v_book, column,
+      apply_row<P, G, Tables, Wide>(draws, s, m_table, v_table, m_book, v_book, column,
                                     new_columns, here, fetched, of_row(old_rows, row),
-                                    of_row(new_rows, row), begin, row, in_range);
+                                    of_row(new_rows, row), in_range);
       here.advance(elements, bytes, units);
     }
   }
@@ -490,7 +499,7 @@ template <typename P, typename G, typename Tables>
 __device__ __forceinline__ void apply_tile(const Walker& walker, const typename Tables::M& m_table,
                                            const typename Tables::V& v_table, const Tiles& tiles,
                                            int task,
-                                           Ring<AHEAD, Applying<P, G>::STAGE>& ring) {
+                                           RowsAhead<Applying<P, G>>& ring) {
   const Launch& launch = walker.launch;
   const Tensor& t = walker.shared.tensor;
   const Column column(launch, t, tiles, task);
@@ -542,8 +551,8 @@ __device__ __forceinline__ void await_statistics(const Launch& launch, Shared& s
 // Of a warp, for one kind of task at a time.
 template <typename P, typename G>
 union Rings {
-  Ring<AHEAD, Collecting<G>::STAGE> collecting;
-  Ring<AHEAD, Applying<P, G>::STAGE> applying;
+  RowsAhead<Collecting<G>> collecting;
+  RowsAhead<Applying<P, G>> applying;
 };
 
 template <typename P, typename G, typename Tables>

@@ -15,8 +15,8 @@
 //     struct Fetched;  // of a part, by `fetch` from memory, or after `copy` of a unit from shared memory
 //     void decode(const Fetched& from, float (&m)[EACH], float (&v)[EACH]) const;
 //     struct Scales;  // new ones of a block, by `of`
-//     // Of blocks that are not among those that stay. Draws: gives those of four elements of a part for
-//     // a state, to all lanes together.
+//     // Of blocks that are not among those that stay. Draws: gives those of four elements of each part for
+//     // a state, to all lanes together, and is called for every unit.
 //     void store<Wide>(const Place& place, const Quad (&all)[PARTS], const Scales (&scales)[BLOCKS_OF],
 //                      Staying staying, bool usual, Draws draws) const;
 //   };
@@ -50,8 +50,6 @@
 #include "weights.cuh"
 
 namespace lowbit {
-
-constexpr int SHARED_MEMORY = 48 << 10;  // of a thread block
 
 constexpr int BLOCK = 128;           // elements of a part of a unit
 constexpr int EACH = BLOCK / LANES;  // and of a lane
@@ -200,12 +198,11 @@ struct Memory {
     }
   }
 
-  // The reverse; `draws()` gives the draws of four elements, for stochastic rounding.
-  template <bool Wide, typename Draws>
+  // The reverse; `drawn` is for stochastic rounding.
+  template <bool Wide>
   __device__ __forceinline__ void store_params(long long at, int count, const float (&x)[EACH],
-                                               Draws draws) const {
+                                               uint2 drawn) const {
     if constexpr (P::FORM == STOCHASTIC_WEIGHTS) {
-      const uint2 drawn = draws();
       const unsigned b[EACH] = {
           stochastic_bf16(x[0], drawn.x & 0xffff), stochastic_bf16(x[1], drawn.x >> 16),
           stochastic_bf16(x[2], drawn.y & 0xffff), stochastic_bf16(x[3], drawn.y >> 16)};
@@ -295,15 +292,10 @@ struct Position {
     }
   }
 
-  // All lanes of a warp call it together.
-  __device__ __forceinline__ uint2 draws(const Stream& stream, unsigned purpose, int part) const {
-    Position at = *this;
-    if (part >= States::SHARING) {
-      at.advance(part / States::SHARING);
-    }
-    const int col = part % States::SHARING * BLOCK + EACH * lane_index();
-    const unsigned group = at.block * (SCALED<States> / Stream::GROUP) + col / Stream::GROUP;
-    return stream.draws_of_warp(purpose, at.row, group);
+  // The group of the lane's columns in a part of the block.
+  __device__ __forceinline__ unsigned group(int part = 0) const {
+    const int col = part * BLOCK + EACH * lane_index();
+    return block * (SCALED<States> / Stream::GROUP) + col / Stream::GROUP;
   }
 
   __device__ static __forceinline__ long long columns_of(const Tensor& t) {
@@ -315,9 +307,43 @@ struct Position {
   }
 };
 
-// Where it is in the grid of the global tensor, if any random numbers are drawn.
-template <typename P, typename States>
-using Drawing = Position<States, P::FORM == STOCHASTIC_WEIGHTS || States::DRAWS>;
+// Random numbers of a warp's units, each `STEP` blocks from the one before; without any, it takes no
+// instructions.
+template <typename P, typename States, int STEP>
+struct Drawing {
+  static constexpr bool USED = P::FORM == STOCHASTIC_WEIGHTS || States::DRAWS;
+
+  Position<States, USED> position;  // in the grid of the global tensor
+  DrawsAhead ahead[2];  // of weights and of the state, where units are of one part
+
+  __device__ __forceinline__ Drawing(const Tensor& t, long long first)
+      : position(Position<States, USED>(t, first).in_global(t)) {}
+
+  __device__ __forceinline__ void advance() { position.advance(STEP); }
+
+  // Those of every part. All lanes of a warp call it together, for every unit.
+  __device__ __forceinline__ void draw(const Stream& stream, unsigned purpose,
+                                       uint2 (&drawn)[States::PARTS]) {
+    static_assert(States::PARTS <= 2, "the places that are drawn for at once");
+    if constexpr (States::PARTS == 2) {
+      Position<States, USED> second = position;
+      if constexpr (States::SHARING == 1) {
+        second.advance(1);
+      }
+      const unsigned rows[2] = {position.row, second.row};
+      const unsigned groups[2] = {position.group(), second.group(States::SHARING - 1)};
+      stream.draws_of_warp(purpose, rows, groups, drawn);
+    } else {
+      drawn[0] = ahead[purpose].draw(
+          stream, purpose, [&](unsigned (&rows)[2], unsigned (&groups)[2]) {
+            Position<States, USED> next = position;
+            next.advance(STEP);
+            rows[0] = position.row, rows[1] = next.row;
+            groups[0] = position.group(), groups[1] = next.group();
+          });
+    }
+  }
+};
 
 // What a lane reads of a unit, by part.
 template <typename P, typename G, typename States>
@@ -380,12 +406,12 @@ __device__ __forceinline__ Staying find_non_finite(const Memory<P, G>& memory, c
   return staying;
 }
 
-template <typename P, typename G, typename States, bool Wide>
+template <typename P, typename G, typename States, bool Wide, int STEP>
 __device__ __forceinline__ void step_unit(const Launch& launch, const Shared& shared,
                                           const States& states, const Memory<P, G>& memory,
                                           const Place& place,
                                           const Fetched<P, G, States>& fetched,
-                                          const Drawing<P, States>& position, bool in_range,
+                                          Drawing<P, States, STEP>& drawing, bool in_range,
                                           bool skip_blocks) {
   using Rule = typename States::Rule;
   constexpr int BLOCKS = BLOCKS_OF<States>;
@@ -478,9 +504,10 @@ __device__ __forceinline__ void step_unit(const Launch& launch, const Shared& sh
     scales[block] = States::Scales::of(largest[block].m, v_maxima[block]);
   }
   Rule::updates(all, coupled, fast, s);
-  const auto draws = [&](unsigned purpose, int part) {
-    return position.draws(stream_of(launch, shared), purpose, part);
-  };
+  uint2 of_weights[States::PARTS] = {};
+  if constexpr (P::FORM == STOCHASTIC_WEIGHTS) {
+    drawing.draw(stream_of(launch, shared), WEIGHT_DRAW, of_weights);
+  }
 #pragma unroll
   for (int part = 0; part < States::PARTS; ++part) {
     Quad& x = all[part];
@@ -492,13 +519,13 @@ __device__ __forceinline__ void step_unit(const Launch& launch, const Shared& sh
       }
     }
     if (!staying.has(part / States::SHARING)) {
-      memory.template store_params<Wide>(at.element, at.count(), x.g,
-                                         [&] { return draws(WEIGHT_DRAW, part); });
+      memory.template store_params<Wide>(at.element, at.count(), x.g, of_weights[part]);
     }
   }
-  states.template store<Wide>(place, all, scales, staying, usual, [&](int state, int part) {
-    return draws(STATE_DRAW + state, part);
-  });
+  states.template store<Wide>(place, all, scales, staying, usual,
+                              [&](int state, uint2 (&drawn)[States::PARTS]) {
+                                drawing.draw(stream_of(launch, shared), STATE_DRAW + state, drawn);
+                              });
 }
 
 // The blocks `first` .. `end` - 1 of any tensor.
@@ -510,6 +537,7 @@ __device__ __forceinline__ void step_ragged(const Launch& launch, const Shared& 
   const Tensor& t = shared.tensor;
   const Memory<P, G> memory(launch, t);
   const States states(launch, shared, tables);
+  Drawing<P, States, WARPS> drawing(t, first + warp_index());
 #pragma unroll 1
   for (long long at = first + warp_index(); at < end; at += WARPS) {
     const long long row = at / t.units, block = at - row * t.units;
@@ -527,10 +555,10 @@ __device__ __forceinline__ void step_ragged(const Launch& launch, const Shared& 
       keep_blocks<P, States>(memory, place, Staying{1});
     } else {
       step_unit<P, G, States, false>(launch, shared, states, memory, place,
-                                     fetch_unit<false>(states, memory, place),
-                                     Drawing<P, States>(t, at).in_global(t), in_range,
+                                     fetch_unit<false>(states, memory, place), drawing, in_range,
                                      skip_blocks);
     }
+    drawing.advance();
   }
 }
 
@@ -541,9 +569,7 @@ __device__ constexpr int units_ahead() {
     return 0;
   } else {
     constexpr int ROOM = (SHARED_MEMORY - States::TABLES - sizeof(Shared)) / WARPS;
-    constexpr int UNITS = ROOM / (States::PARTS * Memory<P, G>::STAGE + States::STAGE);
-    static_assert(UNITS > 0, "a thread block has no room for the units at hand");
-    return UNITS > States::MOST_AHEAD ? States::MOST_AHEAD : UNITS - 1;
+    return items_ahead(ROOM, States::PARTS * Memory<P, G>::STAGE + States::STAGE, States::MOST_AHEAD);
   }
 }
 
@@ -555,7 +581,7 @@ __device__ __forceinline__ void step_full(const Launch& launch, const Shared& sh
                                           bool in_range, bool skip_blocks) {
   constexpr int BLOCKS = BLOCKS_OF<States>;
   const Tensor& t = shared.tensor;
-  Drawing<P, States> position = Drawing<P, States>(t, first).in_global(t);
+  Drawing<P, States, WARPS * BLOCKS> drawing(t, first);
   // The unit that is fetched next, so many units from the pointers.
   Position<States, true> next(t, first);
   const auto place_of_next = [&](int units) {
@@ -566,11 +592,11 @@ __device__ __forceinline__ void step_full(const Launch& launch, const Shared& sh
   };
   const Place at_hand{0, 0, 0, UNIT<States>, 0, 0};
   const auto step = [&](const Fetched<P, G, States>& fetched) {
-    step_unit<P, G, States, true>(launch, shared, states, memory, at_hand, fetched, position,
+    step_unit<P, G, States, true>(launch, shared, states, memory, at_hand, fetched, drawing,
                                   in_range, skip_blocks);
     memory.advance(WARPS * UNIT<States>);
     states.advance(WARPS * BLOCKS, 0);
-    position.advance(WARPS * BLOCKS);
+    drawing.advance();
   };
   constexpr int AHEAD = units_ahead<P, G, States>();
   static_assert(AHEAD > 0 || BLOCKS == 1, "`fetch` from memory knows one scale");

@@ -94,11 +94,11 @@ struct Momentum4States : CodedM<Momentum4Tables, unsigned char> {
                                         const Scales (&scale)[PARTS], Staying staying, bool,
                                         Draws draws) const {
     uint2 drawn[PARTS];
+    draws(0, drawn);
     unsigned code[PARTS];
     bool usual = true;
 #pragma unroll
     for (int i = 0; i < PARTS; ++i) {
-      drawn[i] = draws(0, i);
       code[i] = tables.m.encode(all[i].m, scale[i].m, drawn[i]);
       usual = usual & is_usual_scale(scale[i].m);
     }

@@ -161,7 +161,9 @@ constexpr int RELATIVE_STEP = 2048;    // rho falls with the step number (adafac
 constexpr int SCALE_PARAMETER = 4096;  // alpha rises with RMS(p) (adafactor)
 constexpr int FUSED = 512;       // collects and applies in one launch, by tickets
 
-constexpr int LAUNCH_WORDS = 4055;
+constexpr int LAUNCH_WORDS = 4046;
+
+constexpr int RNG_ROUNDS = 10;  // of random.cuh
 
 struct Launch {
   const unsigned char* table;
@@ -178,7 +180,7 @@ struct Launch {
   float* fresh;                 // and new means
   int* update_maxima;           // of adafactor
   unsigned long long* update_sums;
-  unsigned long long seed;
+  unsigned keys[RNG_ROUNDS][2];  // of the rounds of random.cuh, from the seed
   int step;  // without `hyper`
   int flags;
   int groups;

@@ -8,9 +8,17 @@
 
 namespace lowbit {
 
+constexpr int SHARED_MEMORY = 48 << 10;  // of a thread block
+
+// Items on their way, at most `most`, if a warp has `room` bytes for them and the one at hand.
+__device__ constexpr int items_ahead(int room, int stage, int most) {
+  return room / stage > most ? most : room / stage - 1;
+}
+
 // Of AHEAD items on their way and the one at hand, STAGE bytes each, for a warp.
 template <int AHEAD, int STAGE>
 struct Ring {
+  static_assert(AHEAD >= 0, "a thread block has no room for the items at hand");
   static_assert(STAGE % 16 == 0, "the widest copies are of 16 bytes");
   uint4 words[(AHEAD + 1) * STAGE / 16];
 };

@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include "params.cuh"
 #include "ptx.cuh"
 #include "warp.cuh"
 
@@ -13,12 +14,10 @@ constexpr unsigned STATE_DRAW = 1;   // plus the state's index
 constexpr unsigned DITHER_DRAW = 8;  // plus the state's index
 
 struct Stream {
-  static constexpr int ROUNDS = 10;
   static constexpr unsigned MULTIPLIERS[2] = {0xd2511f53, 0xcd9e8d57};
-  static constexpr unsigned NEXT_KEYS[2] = {0x9e3779b9, 0xbb67ae85};
   static constexpr int GROUP = 8;  // columns of a counter
 
-  unsigned key[2];
+  const unsigned (&keys)[RNG_ROUNDS][2];
   unsigned tensor;  // 28 bits
   unsigned step;
 
@@ -44,37 +43,29 @@ struct Stream {
     return rounds_of_warp(odd ? step : group, odd ? tensor | purpose << 28 : row);
   }
 
-  // What a lane starts with on its way down the rows of a group of columns: the first two words of
-  // the first row's counter, or the last two but for the purpose.
-  struct Begin {
-    unsigned first, second;
-  };
-
-  __device__ __forceinline__ Begin begin_at(unsigned row, unsigned group) const {
+  // The same at two places: the two lanes compute the words of one each, and exchange halves. That takes
+  // no more instructions than one place does, and waits for shuffles once instead of every round.
+  __device__ __forceinline__ void draws_of_warp(unsigned purpose, const unsigned (&rows)[2],
+                                                const unsigned (&groups)[2],
+                                                uint2 (&drawn)[2]) const {
     const bool odd = lane_index() % 2 != 0;
-    return {odd ? step : group, odd ? tensor : row};
-  }
-
-  // As above, so many rows further down.
-  __device__ __forceinline__ uint2 draws_of_warp(unsigned purpose, const Begin& begin,
-                                                 unsigned rows) const {
-    const bool odd = lane_index() % 2 != 0;
-    return rounds_of_warp(begin.first, begin.second + (odd ? purpose << 28 : rows));
+    const uint4 own = four(purpose, odd ? rows[1] : rows[0], odd ? groups[1] : groups[0], step);
+    const unsigned first = __shfl_xor_sync(ALL_LANES, odd ? own.x : own.z, 1);
+    const unsigned second = __shfl_xor_sync(ALL_LANES, odd ? own.y : own.w, 1);
+    drawn[0] = odd ? make_uint2(first, second) : make_uint2(own.x, own.y);
+    drawn[1] = odd ? make_uint2(own.z, own.w) : make_uint2(first, second);
   }
 
   // `first` and `second` are two words of the counter, those that the lane's neighbour does not have.
   __device__ __forceinline__ uint2 rounds_of_warp(unsigned first, unsigned second) const {
     const bool odd = lane_index() % 2 != 0;
-    unsigned round_key = odd ? key[1] : key[0];
     const unsigned multiplier = odd ? MULTIPLIERS[0] : MULTIPLIERS[1];
-    const unsigned next_key = odd ? NEXT_KEYS[1] : NEXT_KEYS[0];
 #pragma unroll
-    for (int round = 0; round < ROUNDS; ++round) {
+    for (int round = 0; round < RNG_ROUNDS; ++round) {
       const unsigned others = __shfl_xor_sync(ALL_LANES, first, 1);
       const unsigned long long product = multiply_wide(others, multiplier);
-      first = static_cast<unsigned>(product >> 32) ^ second ^ round_key;
+      first = static_cast<unsigned>(product >> 32) ^ second ^ (odd ? keys[round][1] : keys[round][0]);
       second = static_cast<unsigned>(product);
-      round_key += next_key;
     }
     return make_uint2(first, second);
   }
@@ -88,20 +79,46 @@ struct Stream {
   // The first or the second pair of a counter's four words.
   __device__ inline uint2 pair(unsigned purpose, long long row, long long group, unsigned third,
                                int which) const {
-    unsigned c0 = static_cast<unsigned>(group), c1 = static_cast<unsigned>(row), c2 = third;
-    unsigned c3 = tensor | purpose << 28;
-    unsigned k0 = key[0], k1 = key[1];
-    for (int round = 0; round < ROUNDS; ++round) {
+    const uint4 words = four(purpose, static_cast<unsigned>(row), static_cast<unsigned>(group), third);
+    return which == 0 ? make_uint2(words.x, words.y) : make_uint2(words.z, words.w);
+  }
+
+  // A counter's four words.
+  __device__ __forceinline__ uint4 four(unsigned purpose, unsigned row, unsigned group,
+                                        unsigned third) const {
+    unsigned c0 = group, c1 = row, c2 = third, c3 = tensor | purpose << 28;
+#pragma unroll
+    for (int round = 0; round < RNG_ROUNDS; ++round) {
       const unsigned long long first = multiply_wide(c0, MULTIPLIERS[0]);
       const unsigned long long second = multiply_wide(c2, MULTIPLIERS[1]);
-      c0 = static_cast<unsigned>(second >> 32) ^ c1 ^ k0;
+      c0 = static_cast<unsigned>(second >> 32) ^ c1 ^ keys[round][0];
       c1 = static_cast<unsigned>(second);
-      c2 = static_cast<unsigned>(first >> 32) ^ c3 ^ k1;
+      c2 = static_cast<unsigned>(first >> 32) ^ c3 ^ keys[round][1];
       c3 = static_cast<unsigned>(first);
-      k0 += NEXT_KEYS[0];
-      k1 += NEXT_KEYS[1];
     }
-    return which == 0 ? make_uint2(c0, c1) : make_uint2(c2, c3);
+    return make_uint4(c0, c1, c2, c3);
+  }
+};
+
+// Of a warp's places one after the other, made for two of them at once.
+struct DrawsAhead {
+  uint2 next = {};
+  bool kept = false;
+
+  // Those of the place at hand. `places(rows, groups)` says where that and the next one are.
+  template <typename Places>
+  __device__ __forceinline__ uint2 draw(const Stream& stream, unsigned purpose, Places places) {
+    if (kept) {
+      kept = false;
+      return next;
+    }
+    unsigned rows[2], groups[2];
+    places(rows, groups);
+    uint2 drawn[2];
+    stream.draws_of_warp(purpose, rows, groups, drawn);
+    next = drawn[1];
+    kept = true;
+    return drawn[0];
   }
 };
 

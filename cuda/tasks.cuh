@@ -35,9 +35,7 @@ struct Shared {
 };
 
 __device__ __forceinline__ Stream stream_of(const Launch& launch, const Shared& shared) {
-  return Stream{{static_cast<unsigned>(launch.seed), static_cast<unsigned>(launch.seed >> 32)},
-                shared.tensor.hash & 0x0fffffff,
-                static_cast<unsigned>(shared.step)};
+  return Stream{launch.keys, shared.tensor.hash & 0x0fffffff, static_cast<unsigned>(shared.step)};
 }
 
 // Index of the task among those of its kind and tensor.
@@ -139,6 +137,9 @@ struct WalkerOf {
 
   // The first task that is not of the tensor at hand.
   __device__ __forceinline__ long long end_of_segment() const { return segment[1].first; }
+
+  // The tasks of the tensor at hand.
+  __device__ __forceinline__ long long tasks() const { return segment[1].first - segment->first; }
 
   __device__ inline void load_tensor() {
     const Tensor* from = in_table<Tensor>(launch, launch.tensors) + segment->tensor;

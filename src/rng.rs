@@ -27,7 +27,7 @@ impl Purpose {
 /// The random numbers of one tensor in one step.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stream {
-    keys: [[u32; 2]; ROUNDS],
+    keys: RoundKeys,
     /// 28 bits of a hash of the tensor's name, so that the order of tensors does not matter.
     tensor: u32,
     step: u32,
@@ -36,7 +36,7 @@ pub(crate) struct Stream {
 impl Stream {
     pub(crate) fn new(seed: u64, tensor: u32, step: i32) -> Self {
         Self {
-            keys: round_keys([seed as u32, (seed >> 32) as u32]),
+            keys: round_keys(seed),
             tensor: tensor & 0x0fff_ffff,
             step: step.cast_unsigned(),
         }
@@ -97,7 +97,7 @@ impl Draws<'_> {
 
     /// The key of each round.
     #[inline(always)]
-    pub(crate) fn keys(&self) -> &[[u32; 2]; ROUNDS] {
+    pub(crate) fn keys(&self) -> &RoundKeys {
         &self.stream.keys
     }
 
@@ -147,7 +147,10 @@ pub(crate) const MULTIPLIERS: [u32; 2] = [0xd251_1f53, 0xcd9e_8d57];
 const WEYL: [u32; 2] = [0x9e37_79b9, 0xbb67_ae85];
 
 /// The key of each round.
-fn round_keys(mut key: [u32; 2]) -> [[u32; 2]; ROUNDS] {
+pub(crate) type RoundKeys = [[u32; 2]; ROUNDS];
+
+pub(crate) fn round_keys(seed: u64) -> RoundKeys {
+    let mut key = [seed as u32, (seed >> 32) as u32];
     std::array::from_fn(|_| {
         let of_round = key;
         key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
@@ -157,7 +160,7 @@ fn round_keys(mut key: [u32; 2]) -> [[u32; 2]; ROUNDS] {
 
 /// Ten rounds of Philox4x32.
 #[inline(always)]
-fn philox4x32(mut counter: [u32; 4], keys: &[[u32; 2]; ROUNDS]) -> [u32; 4] {
+fn philox4x32(mut counter: [u32; 4], keys: &RoundKeys) -> [u32; 4] {
     for key in keys {
         let first = u64::from(counter[0]) * u64::from(MULTIPLIERS[0]);
         let second = u64::from(counter[2]) * u64::from(MULTIPLIERS[1]);
@@ -204,17 +207,17 @@ mod tests {
         for (counter, key, answer) in [
             (
                 [0; 4],
-                [0; 2],
+                0,
                 [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8],
             ),
             (
                 [u32::MAX; 4],
-                [u32::MAX; 2],
+                u64::MAX,
                 [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd],
             ),
             (
                 [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344],
-                [0xa409_3822, 0x299f_31d0],
+                0x299f_31d0_a409_3822,
                 [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1],
             ),
         ] {

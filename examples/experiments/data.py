@@ -4,6 +4,7 @@ Everything made from them is kept beside them in `prepared/` and carries a diges
 different data are never compared.
 """
 
+import functools
 import hashlib
 import os
 import pathlib
@@ -52,17 +53,18 @@ class Text(NamedTuple):
     digest: str
 
 
-def text():
-    """The RST sources of Python's documentation in a byte-pair encoding of 4096 tokens.
+def text(vocabulary=VOCABULARY):
+    """The RST sources of Python's documentation in a byte-pair encoding of so many tokens.
 
     One document in 23, chosen by a hash of its name, is for validation; the encoding is trained on
     the others.
     """
-    arrays = _prepared(folder("text"), f"bpe{VOCABULARY}", _encode)
+    encode = functools.partial(_encode, vocabulary=vocabulary)
+    arrays = _prepared(folder("text"), f"bpe{vocabulary}", encode)
     return Text(arrays["train"], arrays["validation"], digest(*arrays.values()))
 
 
-def _encode(source):
+def _encode(source, vocabulary):
     import tokenizers
 
     documents = {"train": [], "validation": []}
@@ -74,7 +76,7 @@ def _encode(source):
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         special_tokens=["<end>"],
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

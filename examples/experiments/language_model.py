@@ -33,6 +33,8 @@ class Model(NamedTuple):
 SMALL = Model(gpt.Shape(), batch=32, precision="highest")
 #: 40 M parameters, for a GPU.
 LARGE = Model(gpt.Shape(context=256, width=512, heads=8, layers=12), 32, "tensorfloat32")
+#: GPT-2's smallest, 124 M parameters, on as many tokens of the same text, likewise.
+GPT2 = Model(gpt.Shape(50257, context=1024, width=768, heads=12, layers=12), 8, "tensorfloat32")
 
 
 def settings(steps, beta2=0.999, lr=2e-3):
@@ -49,7 +51,7 @@ def settings(steps, beta2=0.999, lr=2e-3):
 
 def task(seed, model=SMALL):
     """The seed fixes the initial weights and the order of batches."""
-    text, shape = data.text(), model.shape
+    text, shape = data.text(model.shape.vocabulary), model.shape
     span = np.arange(shape.context + 1)
     # One generator for each step: a batch depends on the seed and the step alone.
     last = len(text.train) - shape.context
@@ -100,7 +102,7 @@ def run(store, arm, seed, options, model=SMALL, until_unstable=False):
         "seed": seed,
         "settings": options._asdict(),
         "model": {**model._asdict(), "shape": model.shape._asdict()},
-        "data": data.text().digest,
+        "data": data.text(model.shape.vocabulary).digest,
     }
     label = f"{store.experiment} {arm} seed {seed} beta2 {options.beta2} lr {options.lr:g}"
     progress = records.progress(label, options.steps)
@@ -164,7 +166,7 @@ BESIDE = (
     "adamw32@1.4lr",
 )
 
-#: A model of 40 M parameters.
+#: Larger models.
 LARGER = ("adamw32", "adamw4", "nf4-sr+rank1/power2", "adamw4-block")
 
 #: E4's arms, m as in the paper: v with a zero in its map, and without.
@@ -192,8 +194,8 @@ def zero_point(store, seeds, part, parts):
 
 
 def compare(store, group, seeds, part, parts, arms=None):
-    """Short runs (`screen`) or whole ones (`final`, `beside`) at both beta2, or of the large model; a
-    seed of all arms before the next."""
+    """Short runs (`screen`) or whole ones (`final`, `beside`) at both beta2, or of larger models; a seed of
+    all arms before the next."""
     group_arms, model, options = GROUPS[group]
     jobs = [
         (arm, seed, chosen)
@@ -211,4 +213,5 @@ GROUPS = {
     "final": (FINAL, SMALL, [settings(2000, beta2) for beta2 in (0.999, 0.95)]),
     "beside": (BESIDE, SMALL, [settings(1000, beta2) for beta2 in (0.999, 0.95)]),
     "large": (LARGER, LARGE, [settings(600, 0.95, lr=1e-3)]),
+    "gpt2": (LARGER, GPT2, [settings(300, 0.95, lr=6e-4)]),
 }

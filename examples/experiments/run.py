@@ -17,8 +17,8 @@ os.environ.setdefault("NPROC", "1")
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 # In f32, where a device has shorter numbers for matrix products.
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
-# What XLA would try out, it would try for each run.
-os.environ.setdefault("XLA_FLAGS", "--xla_gpu_autotune_level=0")
+# What XLA would try out, it would try for each run; without that, products are better cuBLAS's than its own.
+os.environ.setdefault("XLA_FLAGS", "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false")
 
 import convex
 import fine_tune

@@ -54,7 +54,7 @@ extern "C" const size_t shim_layout[] = {
     sizeof(Launch), AT(Launch, table), AT(Launch, tensors), AT(Launch, segments),
     AT(Launch, tasks), AT(Launch, hyper), AT(Launch, step_number), AT(Launch, skipped),
     AT(Launch, statistics), AT(Launch, ticket), AT(Launch, done), AT(Launch, sums), AT(Launch, fresh),
-    AT(Launch, update_maxima), AT(Launch, update_sums), AT(Launch, seed),
+    AT(Launch, update_maxima), AT(Launch, update_sums), AT(Launch, keys),
     AT(Launch, step),
     AT(Launch, flags), AT(Launch, groups), AT(Launch, tensor_count), AT(Launch, state),
     AT(Launch, decay), AT(Launch, weight), AT(Launch, dampening), AT(Launch, decay_rate),

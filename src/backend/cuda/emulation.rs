@@ -806,7 +806,7 @@ fn layouts_are_those_of_the_kernels() {
             .collect::<Vec<_>>(),
         &layout!(Scalars: l2 inv_bc2)[1..],
         &layout!(Launch: table tensors segments tasks hyper step_number skipped statistics ticket done
-            sums fresh update_maxima update_sums seed step flags groups tensor_count state decay weight dampening decay_rate eps2 clip_threshold
+            sums fresh update_maxima update_sums keys step flags groups tensor_count state decay weight dampening decay_rate eps2 clip_threshold
             grad_scale max_norm norm clip_factor words),
     ]
     .concat();
@@ -2345,6 +2345,23 @@ fn tall_tasks_of_two_passes_equal_the_reference() {
             );
             cases.push(case);
         }
+    }
+    run_all(&cases);
+}
+
+#[test]
+fn new_scales_of_several_tasks_reach_the_states() {
+    let mut cases = Vec::new();
+    for name in ["adamw4", "adafactor"] {
+        let case = Case {
+            shapes: vec![vec![2, 4100], vec![4, 9]],
+            spec: preset(name),
+            resident: 2,
+            ..Case::default()
+        };
+        let host = Host::new(&case.plan(), case.resident).unwrap();
+        assert_eq!(host.lists.finish[0].tasks, 3 + 1, "{name}");
+        cases.push(case);
     }
     run_all(&cases);
 }

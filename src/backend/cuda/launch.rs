@@ -17,6 +17,7 @@ use crate::layout::index;
 use crate::norm::{self, NormArgs};
 use crate::numerics::FpEnv;
 use crate::plan::{Format, MAX_AXES, Pass, Plan, StatePlan, TensorPlan};
+use crate::rng::round_keys;
 use crate::spec::Spec;
 use crate::step::{Buffer, HyperSource, NonFinite, StepArgs};
 
@@ -162,7 +163,7 @@ pub(super) fn codec(
 ) -> Result<()> {
     let plan = codec.plan;
     let mut launch = Launch {
-        seed: plan.spec.seed,
+        keys: round_keys(plan.spec.seed),
         step: codec.step,
         state: codec.state as i32,
         decay: ema.map_or(0.0, |ema| ema.decay),
@@ -328,7 +329,7 @@ impl<'a> Filled<'a> {
                 fresh: region(Pass::Apply as usize).cast(),
                 update_maxima: region(Pass::UpdateMaxima as usize).cast(),
                 update_sums: region(Pass::UpdateSums as usize).cast(),
-                seed: plan.spec.seed,
+                keys: round_keys(plan.spec.seed),
                 step,
                 flags: flags_of(&plan.spec)
                     | policy

@@ -5,6 +5,7 @@ use std::ffi::c_void;
 
 use crate::numerics::{self, Hyper, inverse_power, power};
 use crate::plan::MAX_AXES;
+use crate::rng::RoundKeys;
 use crate::spec::{Optimizer, Spec};
 
 pub(super) const MAX_STATES: usize = crate::optimizer::MAX_STATES;
@@ -206,7 +207,7 @@ pub(super) const NESTEROV: i32 = 1024;
 pub(super) const RELATIVE_STEP: i32 = 2048;
 pub(super) const SCALE_PARAMETER: i32 = 4096;
 
-pub(super) const LAUNCH_WORDS: usize = 4055;
+pub(super) const LAUNCH_WORDS: usize = 4046;
 
 /// The parameters of every kernel: 32 kB, most of it the words.
 #[derive(Clone, Copy)]
@@ -226,7 +227,7 @@ pub(super) struct Launch {
     pub(super) fresh: *mut f32,
     pub(super) update_maxima: *mut i32,
     pub(super) update_sums: *mut i64,
-    pub(super) seed: u64,
+    pub(super) keys: RoundKeys,
     pub(super) step: i32,
     pub(super) flags: i32,
     pub(super) groups: i32,
@@ -263,7 +264,7 @@ impl Launch {
             fresh: std::ptr::null_mut(),
             update_maxima: std::ptr::null_mut(),
             update_sums: std::ptr::null_mut(),
-            seed: 0,
+            keys: RoundKeys::default(),
             step: 0,
             flags: 0,
             groups: 0,

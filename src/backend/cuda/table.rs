@@ -35,6 +35,9 @@ const WARP_COLUMNS: i64 = 128;
 /// Means of a task of the kernels that make new ones (`REFRESHED` in factored.cuh).
 const REFRESHED: i64 = 4 * THREADS as i64;
 
+/// Words of a task of the kernel that brings them into the states (`FINISHED` in finish.cu).
+const FINISHED: i64 = 8 * THREADS as i64;
+
 /// Elements that are collected before they are applied: two groups of gradients and codes fit the L2
 /// cache of the devices that this is for, and keep all of their multiprocessors busy.
 const GROUP_ELEMENTS: i64 = 1 << 22;
@@ -504,7 +507,7 @@ fn power_below(x: i64) -> i64 {
 impl Kernel {
     /// Tasks of one tensor: at least one, which counts it if it is skipped.
     fn tasks(self, tensor: &TensorPlan, resident: i64) -> i64 {
-        if [kernels::FINISH, kernels::CLEAR_MAXIMA].contains(&self) {
+        if self == kernels::CLEAR_MAXIMA {
             return 1;
         }
         let factors = tensor.factored().map_or(&[][..], |(_, factors)| factors);
@@ -512,6 +515,12 @@ impl Kernel {
         if self.refreshes() {
             let extents = projections.map(Projection::extent);
             return div_ceil(extents.sum(), REFRESHED).max(1);
+        }
+        if self == kernels::FINISH {
+            let maxima = tensor.states.iter().flat_map(StatePlan::maxima);
+            let extents = maxima.map(|each| each.projection.extent());
+            let largest = extents.chain(projections.map(Projection::extent)).max();
+            return div_ceil(largest.unwrap_or(0), FINISHED).max(1);
         }
         if self == kernels::COMPRESS_MEANS {
             // As `means_of_task` in codec.cu.
