@@ -115,7 +115,7 @@ class LowbitOptimizer(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     def _reset(self):
-        self._stepper = Stepper(self)
+        self._stepper = Stepper()
         self._number = compile.number(self)
 
     # --- groups ----------------------------------------------------------------------------------
@@ -164,7 +164,8 @@ class LowbitOptimizer(torch.optim.Optimizer):
         options = {"maximize": group["maximize"], **self._options(group)}
         return _spec.with_options(group["spec"], tuple(options.items()))
 
-    def _hyper(self, group):
+    @staticmethod
+    def _hyper(group):
         """lr, beta1, beta2, eps and weight decay of a group."""
         raise NotImplementedError
 
@@ -192,7 +193,7 @@ class LowbitOptimizer(torch.optim.Optimizer):
         if compile.is_compiling():
             self._compiled_step(params)
         else:
-            self._stepper.step(params, groups)
+            self._stepper.step(self, params, groups)
         return loss
 
     def _compiled_step(self, params):
@@ -206,7 +207,7 @@ class LowbitOptimizer(torch.optim.Optimizer):
         """One step of some parameters, on tensors that may be copies of theirs."""
         pairs = [(param, group) for group in self.param_groups for param in group["params"]]
         whole, groups = zip(*(pairs[i] for i in indices))
-        self._stepper.step_tensors(list(whole), list(groups), list(params), list(grads))
+        self._stepper.step_tensors(self, list(whole), list(groups), list(params), list(grads))
 
     def home(self, param):
         """The device that a parameter's states are on."""
@@ -254,17 +255,20 @@ class LowbitOptimizer(torch.optim.Optimizer):
 
 
 class Stepper:
-    """Steps parameters of an optimizer, in the batches that it made for them the last time."""
+    """Steps parameters of an optimizer, in the batches that it made for them the last time.
 
-    def __init__(self, optimizer):
-        self._optimizer = optimizer
+    The optimizer is given to every step, and kept by nothing that it keeps: what it holds is freed with it,
+    not when Python looks for cycles.
+    """
+
+    def __init__(self):
         self._signature = None
         self._batches = []
         self._buffers = {}
         self._contiguous = True
         self._skipped = (0, 0)
 
-    def step(self, params, groups):
+    def step(self, optimizer, params, groups):
         """One step.
 
         params: a list of parameters that have gradients.
@@ -273,16 +277,15 @@ class Stepper:
         grads = [param.grad for param in params]
         # Seldom false, and fast to ask of all at once.
         if PLAIN.issuperset(map(type, params)) and PLAIN.issuperset(map(type, grads)):
-            return self.step_tensors(params, groups, params, grads)
+            return self.step_tensors(optimizer, params, groups, params, grads)
         grads = [local(_placed_as(param, grad)) for param, grad in zip(params, grads)]
-        return self.step_tensors(params, groups, [local(param) for param in params], grads)
+        return self.step_tensors(optimizer, params, groups, [local(p) for p in params], grads)
 
-    def step_tensors(self, whole, groups, params, grads):
+    def step_tensors(self, optimizer, whole, groups, params, grads):
         """As `step`, given what of parameters and gradients is in this process.
 
         whole: the parameters.
         """
-        optimizer = self._optimizer
         # All that may change between steps and matters but for addresses. Flat lists: this is most
         # of the time that a step of many small tensors takes. That gradients have the shape and the
         # device of their parameters is torch's doing.
@@ -301,13 +304,13 @@ class Stepper:
         if signature != self._signature or not all(
             batch.is_current(optimizer.state) for batch, _ in self._batches
         ):
-            self._make(whole, groups, params, grads)
+            self._make(optimizer, whole, groups, params, grads)
             self._signature = signature
         grad_scale = getattr(optimizer, "grad_scale", None)
         found_inf = getattr(optimizer, "found_inf", None)
         for batch, members in self._batches:
             targets, sources = [params[i] for i in members], [grads[i] for i in members]
-            work, sources = self._work(batch, targets, sources)
+            work, sources = self._work(optimizer, batch, targets, sources)
             batch.step(work, sources, grad_scale, found_inf)
             for target, copy in zip(targets, work):
                 if copy is not target:
@@ -315,9 +318,9 @@ class Stepper:
             # Autograd then knows of the change, as of that by any in-place operation.
             _increment_version(targets)
 
-    def _work(self, batch, params, grads):
+    def _work(self, optimizer, batch, params, grads):
         """What the step reads and writes: the tensors, or copies where those will not do."""
-        if self._optimizer._offload:
+        if optimizer._offload:
             buffers = self._host_buffers(batch, params, grads)
             for buffer, tensor in zip(buffers, (*params, *grads)):
                 buffer.copy_(tensor, non_blocking=True)
@@ -339,8 +342,8 @@ class Stepper:
             ]
         return self._buffers[batch]
 
-    def _make(self, whole, groups, params, grads):
-        names = self._optimizer.names()
+    def _make(self, optimizer, whole, groups, params, grads):
+        names = optimizer.names()
         for param, p, g in zip(whole, params, grads):
             name = names[id(param)]
             if p.device.type not in ("cpu", "cuda"):
@@ -363,7 +366,7 @@ class Stepper:
         index = {id(param): i for i, param in enumerate(whole)}
         self._batches = [
             (batch, [index[id(param)] for param in batch.params])
-            for batch in batches(self._optimizer, whole, groups)
+            for batch in batches(optimizer, whole, groups)
         ]
 
     def skipped(self):

@@ -65,7 +65,8 @@ class _Adam(LowbitOptimizer):
         }
         super().__init__(params, defaults, **options)
 
-    def _hyper(self, group):
+    @staticmethod
+    def _hyper(group):
         return (group["lr"], *group["betas"], group["eps"], group["weight_decay"])
 
     def _options(self, group):
@@ -224,7 +225,8 @@ class SGD4bit(LowbitOptimizer):
         }
         super().__init__(params, defaults, spec=spec, **options)
 
-    def _hyper(self, group):
+    @staticmethod
+    def _hyper(group):
         return (group["lr"], group["momentum"], 0.0, 1e-8, group["weight_decay"])
 
     def _options(self, group):
@@ -261,7 +263,8 @@ class Lion4bit(LowbitOptimizer):
         defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay}
         super().__init__(params, defaults, spec=spec, **options)
 
-    def _hyper(self, group):
+    @staticmethod
+    def _hyper(group):
         return (group["lr"], *group["betas"], 1e-8, group["weight_decay"])
 
 
@@ -330,7 +333,8 @@ class Adafactor(LowbitOptimizer):
         m = _momentum(momentum, spec, m)
         super().__init__(params, defaults, spec=spec, m=m, **options)
 
-    def _hyper(self, group):
+    @staticmethod
+    def _hyper(group):
         beta1, eps = group["momentum"], group["eps"][0]
         return (group["lr"], beta1, 0.999, eps, group["weight_decay"])
 
@@ -366,5 +370,6 @@ class SM3(LowbitOptimizer):
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(params, defaults, spec=spec, m=m, **options)
 
-    def _hyper(self, group):
+    @staticmethod
+    def _hyper(group):
         return (group["lr"], group["momentum"], 0.999, 1e-8, group["weight_decay"])

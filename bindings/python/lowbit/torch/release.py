@@ -33,7 +33,7 @@ class release:
         for index, group in enumerate(optimizer.param_groups):
             for param in group["params"]:
                 if param.requires_grad:
-                    hook = _hook(optimizer, Stepper(optimizer), index)
+                    hook = _hook(optimizer, Stepper(), index)
                     self._handles.append(param.register_post_accumulate_grad_hook(hook))
 
     def remove(self):
@@ -52,7 +52,7 @@ def _hook(optimizer, stepper, index):
     @torch.no_grad()
     def hook(param):
         # The group is looked up now, as loading a state replaces it.
-        stepper.step([param], [optimizer.param_groups[index]])
+        stepper.step(optimizer, [param], [optimizer.param_groups[index]])
         param.grad = None
 
     return hook

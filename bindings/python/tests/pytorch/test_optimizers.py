@@ -1,10 +1,12 @@
 """Steps: against torch's own optimizers, and what the options do."""
 
+import gc
 import os
 import pathlib
 import subprocess
 import sys
 import unittest
+import weakref
 
 import conformance
 import support
@@ -136,6 +138,22 @@ class TestCalls(unittest.TestCase):
         self.assertEqual(batch.plan.group_count, 2)
         run(optimizer, params)
         self.assertIs(optimizer._stepper._batches[0][0], batch)
+
+    def test_what_an_optimizer_holds_goes_with_it(self):
+        # Without a collection of cycles, which on a GPU may come too late for the next model.
+        gc.collect()
+        gc.disable()
+        try:
+            for make in (lt.AdamW4bit, lt.SGD4bit, lt.Lion4bit, lt.Adafactor, lt.SM3):
+                params = parameters()
+                optimizer = make(params)
+                run(optimizer, params)
+                states = optimizer.state[params[0]].values()
+                held = [weakref.ref(thing) for thing in (optimizer, *params, *states)]
+                del params, optimizer, states
+                self.assertEqual([ref() for ref in held], [None] * len(held), make.__name__)
+        finally:
+            gc.enable()
 
     @support.needs(2, 1, "what it records a step with allocates")
     def test_nothing_is_allocated_after_the_first_step(self):
