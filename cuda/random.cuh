@@ -34,17 +34,9 @@ struct Stream {
     return pair(purpose, row, col / 8, step, static_cast<int>(col / 4 & 1));
   }
 
-  // The same by all lanes of a warp together, where columns follow each other from lane to lane: the
-  // two lanes that want a counter's words compute half of every round each. Rows and groups of columns
-  // count modulo 2^32.
-  __device__ __forceinline__ uint2 draws_of_warp(unsigned purpose, unsigned row,
-                                                 unsigned group) const {
-    const bool odd = lane_index() % 2 != 0;
-    return rounds_of_warp(odd ? step : group, odd ? tensor | purpose << 28 : row);
-  }
-
-  // The same at two places: the two lanes compute the words of one each, and exchange halves. That takes
-  // no more instructions than one place does, and waits for shuffles once instead of every round.
+  // The same at two places by all lanes of a warp together, where columns follow each other from lane to
+  // lane: the two lanes that want a counter's words make those of one place each, and exchange halves. Rows
+  // and groups of columns count modulo 2^32.
   __device__ __forceinline__ void draws_of_warp(unsigned purpose, const unsigned (&rows)[2],
                                                 const unsigned (&groups)[2],
                                                 uint2 (&drawn)[2]) const {
@@ -54,20 +46,6 @@ struct Stream {
     const unsigned second = __shfl_xor_sync(ALL_LANES, odd ? own.y : own.w, 1);
     drawn[0] = odd ? make_uint2(first, second) : make_uint2(own.x, own.y);
     drawn[1] = odd ? make_uint2(own.z, own.w) : make_uint2(first, second);
-  }
-
-  // `first` and `second` are two words of the counter, those that the lane's neighbour does not have.
-  __device__ __forceinline__ uint2 rounds_of_warp(unsigned first, unsigned second) const {
-    const bool odd = lane_index() % 2 != 0;
-    const unsigned multiplier = odd ? MULTIPLIERS[0] : MULTIPLIERS[1];
-#pragma unroll
-    for (int round = 0; round < RNG_ROUNDS; ++round) {
-      const unsigned others = __shfl_xor_sync(ALL_LANES, first, 1);
-      const unsigned long long product = multiply_wide(others, multiplier);
-      first = static_cast<unsigned>(product >> 32) ^ second ^ (odd ? keys[round][1] : keys[round][0]);
-      second = static_cast<unsigned>(product);
-    }
-    return make_uint2(first, second);
   }
 
   // The draw of a block for subtractive dither, keyed by the block's scale instead of the step.
@@ -100,7 +78,7 @@ struct Stream {
   }
 };
 
-// Of a warp's places one after the other, made for two of them at once.
+// Draws at a warp's places one after the other, made for two of them at once.
 struct DrawsAhead {
   uint2 next = {};
   bool kept = false;
