@@ -354,10 +354,13 @@ unsafe fn load_f16(from: *const f16, out: &mut Chunk) {
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn store_f16(values: &Chunk, to: *mut f16) {
+    let nan = _mm256_castsi256_ps(_mm256_set1_epi32(NAN_BITS.cast_signed()));
     for (i, values) in values.as_chunks::<8>().0.iter().enumerate() {
         // SAFETY: the caller's promise.
         unsafe {
             let values = _mm256_loadu_ps(values.as_ptr());
+            let is_nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(values, values);
+            let values = _mm256_blendv_ps(values, nan, is_nan);
             let halves = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(values);
             _mm_storeu_si128(to.add(8 * i).cast(), halves);
         }

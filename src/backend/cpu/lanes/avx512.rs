@@ -139,13 +139,13 @@ impl Lanes for Avx512 {
     #[inline(always)]
     unsafe fn load_f16(from: *const f16, out: &mut Chunk) {
         // SAFETY: as above.
-        unsafe { Avx2::load_f16(from, out) }
+        unsafe { load_f16(from, out) }
     }
 
     #[inline(always)]
     unsafe fn store_f16(values: &Chunk, to: *mut f16) {
         // SAFETY: as above.
-        unsafe { Avx2::store_f16(values, to) }
+        unsafe { store_f16(values, to) }
     }
 }
 
@@ -161,6 +161,30 @@ fn load(values: &[f32; 16]) -> __m512 {
 fn store(values: __m512, out: &mut [f32; 16]) {
     // SAFETY: 16 floats.
     unsafe { _mm512_storeu_ps(out.as_mut_ptr(), values) };
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+unsafe fn load_f16(from: *const f16, out: &mut Chunk) {
+    for (i, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+        // SAFETY: the caller's promise.
+        let halves = unsafe { _mm256_loadu_si256(from.add(16 * i).cast()) };
+        store(_mm512_cvtph_ps(halves), out);
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+unsafe fn store_f16(values: &Chunk, to: *mut f16) {
+    let nan = _mm512_castsi512_ps(_mm512_set1_epi32(NAN_BITS.cast_signed()));
+    for (i, values) in values.as_chunks::<16>().0.iter().enumerate() {
+        let values = load(values);
+        let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(values, values);
+        let values = _mm512_mask_mov_ps(values, is_nan, nan);
+        let halves = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(values);
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_storeu_si256(to.add(16 * i).cast(), halves) };
+    }
 }
 
 /// Eight terms, or their squares, in units, as integers: numbers are rounded to nearest, ties to even, as set

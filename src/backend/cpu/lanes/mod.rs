@@ -27,7 +27,7 @@ use std::ops::{Deref, DerefMut};
 
 use half::f16;
 
-use crate::numerics::{Limbs, Unit};
+use crate::numerics::{Limbs, Unit, canonical};
 use crate::quant::Table;
 use crate::rng::Draws;
 
@@ -227,7 +227,7 @@ pub(super) trait Lanes {
         }
     }
 
-    /// A chunk of values, no NaN among them but the canonical one, rounded to f16.
+    /// A chunk of values rounded to f16, NaN in canonical form.
     ///
     /// # Safety
     /// `to` has room for a chunk's elements.
@@ -235,7 +235,7 @@ pub(super) trait Lanes {
     unsafe fn store_f16(values: &Chunk, to: *mut f16) {
         for (i, value) in values.iter().enumerate() {
             // SAFETY: the caller's promise.
-            unsafe { *to.add(i) = f16::from_f32(*value) };
+            unsafe { *to.add(i) = f16::from_f32(canonical(*value)) };
         }
     }
 }

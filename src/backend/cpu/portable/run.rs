@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use half::{bf16, f16};
+use half::bf16;
 
 use super::super::call::TensorCall;
 use super::super::lanes::{CHUNK, Chunk, Lanes};
@@ -136,13 +136,7 @@ unsafe fn store_chunk<L: Lanes>(data: *mut u8, dtype: Dtype, values: &Chunk) {
                     *data.add(i) = narrow_bf16(*value);
                 }
             }
-            Dtype::F16 => {
-                let mut copy = Chunk::ZERO;
-                for (copy, value) in copy.iter_mut().zip(&**values) {
-                    *copy = canonical(*value);
-                }
-                L::store_f16(&copy, data.cast::<f16>());
-            }
+            Dtype::F16 => L::store_f16(values, data.cast()),
             _ => {
                 let data = data.cast::<f32>();
                 for (i, value) in values.iter().enumerate() {

@@ -8,7 +8,6 @@ use super::run::{Run, draws, load_run, store_run};
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes};
 use crate::dtype::Dtype;
-use crate::numerics::canonical;
 use crate::rng::Purpose;
 use crate::weights::{
     Weights, from_master, join_correction, join_remainder, narrow_bf16, round_f16,
@@ -89,12 +88,9 @@ fn round_to<L: Lanes>(dtype: Dtype, values: &Chunk) -> Chunk {
     let mut rounded = Chunk::ZERO;
     if dtype == Dtype::F16 {
         let mut halves = [half::f16::ZERO; CHUNK];
-        for (rounded, value) in rounded.iter_mut().zip(&**values) {
-            *rounded = canonical(*value);
-        }
         // SAFETY: a chunk of f16; the kernels are used on processors that have the instructions.
         unsafe {
-            L::store_f16(&rounded, halves.as_mut_ptr());
+            L::store_f16(values, halves.as_mut_ptr());
             L::load_f16(halves.as_ptr(), &mut rounded);
         }
         return rounded;
