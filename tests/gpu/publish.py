@@ -64,13 +64,17 @@ def tables(results):
     else:
         named = [f"{name}, {check}" for name, check in failed]
     some = next(part for part in parts.values() if "gpu" in part["environment"])
-    commits = {name: part["library"].get("commit", "unknown")[:12] for name, part in parts.items()}
-    commit = commits[some["part"]]
-    others = [f"`{name}` of {own}" for name, own in commits.items() if own != commit]
+    by_commit = collections.defaultdict(list)
+    for name, part in parts.items():
+        by_commit[part["library"].get("commit", "unknown")[:12]].append(f"`{name}`")
+    if len(by_commit) == 1:
+        commits = f"commit {next(iter(by_commit))}"
+    else:
+        commits = "; ".join(f"commit {commit}: {', '.join(of)}" for commit, of in by_commit.items())
     lines = [
-        f"{some['environment']['gpu']}, torch {some['environment']['torch']}, commit"
-        f" {commit}{''.join(f', {other}' for other in others)}: {len(checks)} checks in"
-        f" {len(parts)} parts, {len(failed)} failed{': ' if failed else ''}{'; '.join(named)}.",
+        f"{some['environment']['gpu']}, torch {some['environment']['torch']}; {commits}.",
+        f"{len(checks)} checks in {len(parts)} parts, {len(failed)} failed"
+        f"{': ' if failed else ''}{'; '.join(named)}.",
         "",
     ]
     for name, title in PARTS.items():
