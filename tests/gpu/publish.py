@@ -26,6 +26,7 @@ PARTS = {
     "timing": "10^9 parameters in one tensor",
     "model": "LLaMA-7B's tensors, bf16",
     "peers": "beside peers, 10^9 bf16 parameters",
+    "budget": "LLaMA-7B in 80 GiB, all but the states in f32",
     "finetune": "fine-tuning",
     "offload_timing": "offload",
 }

@@ -86,11 +86,16 @@ def timing():
     return timing
 
 
-def model():
+def small_model():
     import model
 
-    small_timing()
     model.LAYERS, model.WIDTH, model.HIDDEN, model.VOCABULARY = 1, 128, 130, 64
+    return model
+
+
+def model():
+    small_timing()
+    model = small_model()
     model.NEEDED_BYTES = 0
     return model
 
@@ -125,6 +130,17 @@ def offload_timing():
     timing.NEEDED_BYTES, timing.COPY_BYTES = 0, 1 << 16
     timing.WARM_UP, timing.ROUNDS = 1, 2
     return timing
+
+
+def budget():
+    import budget
+
+    small_timing()
+    small_model()
+    budget.NEEDED_BYTES = 0
+    # Parameters and gradients take 1.06 MB, states of f32 as much.
+    budget.LIMIT_BYTES = budget.torch.cuda.memory_allocated() + 1_600_000
+    return budget
 
 
 def sanitizer():

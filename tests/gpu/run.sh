@@ -2,7 +2,7 @@
 # Checks the CUDA backend on a machine with an NVIDIA GPU: run.sh [--concurrent] [PART...]
 #
 # Parts: probe, graph, xla, optimizers, offload, sanitizer, streams, parity, allocations, timing,
-# model, peers, finetune, offload_timing; none named: all. The probe always comes first, and nothing else
+# model, peers, budget, finetune, offload_timing; none named: all. The probe always comes first, and nothing else
 # runs where it fails. xla needs JAX with CUDA, all others but the probe PyTorch with CUDA.
 #
 # --concurrent: the parts before allocations at the same time, each with its output in OUT/PART.log, which
@@ -18,7 +18,7 @@
 set -u -o pipefail
 
 checking=(graph xla optimizers offload sanitizer streams parity)
-measuring=(allocations timing model peers finetune offload_timing)
+measuring=(allocations timing model peers budget finetune offload_timing)
 all=(probe "${checking[@]}" "${measuring[@]}")
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd -- "$here/../.." && pwd)

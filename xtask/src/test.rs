@@ -604,6 +604,8 @@ fn rehearse(sh: &Shell, dir: &Path, python: &Path, mock: &Path) -> Result<()> {
             "model",
             "peers",
             "offload_timing",
+            // Last, as it limits the memory of the process.
+            "budget",
         ])
         .env("LD_LIBRARY_PATH", mock)
         .env("PYTHONPATH", paths)

@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import functools
 import types
+import weakref
 
 import numpy as np
 
@@ -78,13 +79,45 @@ class Tensor:
         return Tensor(self.array[index])
 
 
+class _Memory:
+    """What the device's tensors take."""
+
+    allocated = peak = 0
+    total = limit = 1 << 30
+
+
+class OutOfMemoryError(RuntimeError):
+    pass
+
+
+def _on_device(array):
+    if _Memory.allocated + array.nbytes > _Memory.limit:
+        raise OutOfMemoryError
+    _Memory.allocated += array.nbytes
+    _Memory.peak = max(_Memory.peak, _Memory.allocated)
+    weakref.finalize(array, _free, array.nbytes)
+    return Tensor(array)
+
+
+def _free(size):
+    _Memory.allocated -= size
+
+
+def _limit(fraction):
+    _Memory.limit = fraction * _Memory.total
+
+
+def _reset_peak():
+    _Memory.peak = _Memory.allocated
+
+
 def empty(size, dtype, device=None, pin_memory=False):
     # What is not written would be seen.
-    return Tensor(np.full(size, 0xA5, dtype))
+    return _on_device(np.full(size, 0xA5, dtype))
 
 
 def zeros(size, dtype=float32, device=None):
-    return Tensor(np.zeros(size, dtype))
+    return _on_device(np.zeros(size, dtype))
 
 
 def tensor(values, dtype=float32):
@@ -164,7 +197,12 @@ cuda = types.SimpleNamespace(
     get_device_name=lambda device: "mock",
     current_stream=lambda: types.SimpleNamespace(cuda_stream=0),
     synchronize=lambda: None,
-    mem_get_info=lambda: (1 << 30, 1 << 30),
+    mem_get_info=lambda: (_Memory.total, _Memory.total),
+    memory_allocated=lambda: _Memory.allocated,
+    max_memory_allocated=lambda: _Memory.peak,
+    reset_peak_memory_stats=_reset_peak,
+    set_per_process_memory_fraction=_limit,
+    OutOfMemoryError=OutOfMemoryError,
     stream=lambda stream: contextlib.nullcontext(),
     graph=_graph,
     _sleep=lambda cycles: None,
