@@ -5,7 +5,7 @@ states of 32 bits it does not, with those of 4 a step is made. 62 GiB of device 
 import math
 
 import model
-from device import DEVICE, ENVIRONMENT, DevicePlan, require_same, to_host, torch
+from device import ENVIRONMENT, DevicePlan, require_same, to_host, torch
 from lowbit import Plan, Tensor
 from timing import enough_memory, numbers
 

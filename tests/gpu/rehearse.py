@@ -135,7 +135,6 @@ def offload_timing():
 def budget():
     import budget
 
-    small_timing()
     small_model()
     budget.NEEDED_BYTES = 0
     # Parameters and gradients take 1.06 MB, states of f32 as much.
