@@ -53,6 +53,7 @@ class Text(NamedTuple):
     digest: str
 
 
+@functools.cache
 def text(vocabulary=VOCABULARY):
     """The RST sources of Python's documentation in a byte-pair encoding of so many tokens.
 
