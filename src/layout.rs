@@ -288,7 +288,7 @@ pub(crate) const fn div_ceil(count: i64, by: i64) -> i64 {
     reason = "a tensor in memory fits the address space"
 )]
 pub(crate) const fn index(count: i64) -> usize {
-    count.unsigned_abs() as usize
+    count.cast_unsigned() as usize
 }
 
 #[cfg(test)]

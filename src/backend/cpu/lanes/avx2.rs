@@ -8,7 +8,8 @@ use std::convert::Infallible;
 use half::f16;
 
 use super::vector::ONE_AND_HALF_A_DRAW;
-use super::{CHUNK, Chunk, Lanes, Vector, random, repeat};
+use super::{CHUNK, Chunk, Compiled, Lanes, PACKED, Vector, random, repeat};
+use crate::backend::cpu::reference::block_scale;
 use crate::numerics::{INF_BITS, NAN_BITS};
 use crate::quant::Table;
 use crate::rng::Draws;
@@ -18,6 +19,13 @@ pub(in crate::backend::cpu) struct Avx2;
 
 impl Lanes for Avx2 {
     type Vector = __m256;
+
+    #[inline(never)]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn run<K: Compiled>(kernel: K) -> K::Output {
+        // SAFETY: the caller's promise.
+        unsafe { kernel.run() }
+    }
 
     #[inline(never)]
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -380,7 +388,8 @@ impl Vector for __m256 {
     type Thresholds = Levels;
     type Cells = Infallible;
     type Codes = __m256i;
-    type Packed = __m256i;
+    // SAFETY: zero bits are zeros.
+    const NO_CODES: __m256i = unsafe { std::mem::zeroed() };
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
@@ -495,6 +504,16 @@ impl Vector for __m256 {
     }
 
     #[inline(always)]
+    unsafe fn block_scale(self) -> Self {
+        Self::splat(block_scale(self.reduce_largest()))
+    }
+
+    #[inline(always)]
+    unsafe fn first(self) -> f32 {
+        _mm256_cvtss_f32(self)
+    }
+
+    #[inline(always)]
     unsafe fn any_nan(self) -> bool {
         _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_UNORD_Q>(self, self)) != 0
     }
@@ -594,17 +613,11 @@ impl Vector for __m256 {
     }
 
     #[inline(always)]
-    unsafe fn unpacked() -> __m256i {
-        _mm256_setzero_si256()
-    }
-
-    #[inline(always)]
-    unsafe fn pack(packed: __m256i, codes: __m256i) -> __m256i {
-        _mm256_or_si256(_mm256_slli_epi32::<4>(packed), codes)
-    }
-
-    #[inline(always)]
-    unsafe fn store_packed(packed: __m256i, to: *mut u8) {
+    unsafe fn store_codes(codes: [__m256i; PACKED], to: *mut u8) {
+        let mut packed = _mm256_setzero_si256();
+        for codes in codes {
+            packed = _mm256_or_si256(_mm256_slli_epi32::<4>(packed), codes);
+        }
         // Each 64 bits have the even codes of eight registers, the last one's lowest, and above them
         // the odd ones: they become the pairs of registers 7, 5, 3, 1 and then of 6, 4, 2, 0.
         let nibbles = _mm256_set1_epi64x(0xf0f0_f0f0_0f0f_0f0f_u64.cast_signed());

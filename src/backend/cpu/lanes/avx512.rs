@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 use half::f16;
 
 use super::vector::{CellTable, ONE_AND_HALF_A_DRAW};
-use super::{Avx2, CHUNK, Chunk, Lanes, Portable, Vector, random, repeat};
+use super::{Avx2, CHUNK, Chunk, Compiled, Lanes, PACKED, Portable, Vector, random, repeat};
 use crate::numerics::{INF_BITS, Limbs, NAN_BITS, Unit};
 use crate::quant::{self, Cells};
 use crate::rng::{self, Draws};
@@ -17,6 +17,13 @@ pub(in crate::backend::cpu) struct Avx512;
 
 impl Lanes for Avx512 {
     type Vector = __m512;
+
+    #[inline(never)]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+    unsafe fn run<K: Compiled>(kernel: K) -> K::Output {
+        // SAFETY: the caller's promise.
+        unsafe { kernel.run() }
+    }
 
     #[inline(always)]
     unsafe fn draw(draws: &Draws<'_>, out: &mut [u16; CHUNK]) {
@@ -401,6 +408,14 @@ fn select_of_256(codes: &[u8], values: &[f32; 256], out: &mut [f32]) {
 /// The second operand's bits where the third has ones, the first's elsewhere.
 const SELECT: i32 = 0b1101_1000;
 
+/// The lowest `BITS` bits of the second operand, and above them those of the first.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+fn join<const BITS: u32>(high: __m512i, low: __m512i) -> __m512i {
+    let mask = _mm512_set1_epi32((1 << BITS) - 1);
+    _mm512_ternarylogic_epi32::<SELECT>(_mm512_slli_epi32::<BITS>(high), low, mask)
+}
+
 /// The cells of a table in registers.
 #[derive(Clone, Copy)]
 pub(in crate::backend::cpu) struct InCells {
@@ -621,7 +636,8 @@ impl Vector for __m512 {
     type Thresholds = Levels;
     type Cells = InCells;
     type Codes = __m512i;
-    type Packed = __m512i;
+    // SAFETY: zero bits are zeros.
+    const NO_CODES: __m512i = unsafe { std::mem::zeroed() };
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
@@ -734,6 +750,27 @@ impl Vector for __m512 {
     }
 
     #[inline(always)]
+    unsafe fn block_scale(self) -> Self {
+        /// For each class of numbers, what is taken: the first operand for NaN and infinity, the second
+        /// for the rest.
+        const RESPONSES: i32 = 0x1100_1100;
+        // In every lane, so that nothing goes through a register of one number.
+        let x = _mm512_castps_si512(self);
+        let x = _mm512_max_epi32(x, _mm512_shuffle_i64x2::<0b01_00_11_10>(x, x));
+        let x = _mm512_max_epi32(x, _mm512_shuffle_i64x2::<0b10_11_00_01>(x, x));
+        let x = _mm512_max_epi32(x, _mm512_shuffle_epi32::<0b01_00_11_10>(x));
+        let x = _mm512_max_epi32(x, _mm512_shuffle_epi32::<0b10_11_00_01>(x));
+        let nan = _mm512_castsi512_ps(_mm512_set1_epi32(NAN_BITS.cast_signed()));
+        let responses = _mm512_set1_epi32(RESPONSES);
+        _mm512_fixupimm_ps::<0>(nan, _mm512_castsi512_ps(x), responses)
+    }
+
+    #[inline(always)]
+    unsafe fn first(self) -> f32 {
+        _mm512_cvtss_f32(self)
+    }
+
+    #[inline(always)]
     unsafe fn any_nan(self) -> bool {
         _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(self, self) != 0
     }
@@ -836,18 +873,7 @@ impl Vector for __m512 {
     }
 
     #[inline(always)]
-    unsafe fn unpacked() -> __m512i {
-        _mm512_setzero_si512()
-    }
-
-    #[inline(always)]
-    unsafe fn pack(packed: __m512i, codes: __m512i) -> __m512i {
-        let packed = _mm512_slli_epi32::<4>(packed);
-        _mm512_ternarylogic_epi32::<SELECT>(packed, codes, _mm512_set1_epi32(15))
-    }
-
-    #[inline(always)]
-    unsafe fn store_packed(packed: __m512i, to: *mut u8) {
+    unsafe fn store_codes(codes: [__m512i; PACKED], to: *mut u8) {
         /// Word by word of the result, where it is: a register's two bytes of each 128 bits.
         #[repr(align(64))]
         struct Order([u16; 32]);
@@ -860,6 +886,11 @@ impl Vector for __m512 {
             }
             Order(order)
         };
+        // Two registers' codes become one's, then four, then eight: a lane's, the last one's lowest.
+        let [a, b, c, d, e, f, g, h] = codes;
+        let high = join::<8>(join::<4>(a, b), join::<4>(c, d));
+        let low = join::<8>(join::<4>(e, f), join::<4>(g, h));
+        let packed = join::<16>(high, low);
         // Each 64 bits have the even codes of eight registers, the last one's lowest, and above them
         // the odd ones: they become the pairs of registers 7, 5, 3, 1 and then of 6, 4, 2, 0.
         let nibbles = _mm512_set1_epi64(0xf0f0_f0f0_0f0f_0f0f_u64.cast_signed());

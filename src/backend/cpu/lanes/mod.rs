@@ -21,7 +21,7 @@ pub(super) use avx2::Avx2;
 pub(super) use avx512::Avx512;
 pub(super) use bytes::{Decoder, Encoder};
 pub(super) use portable::Portable;
-pub(super) use vector::{CellTable, PACKED, SHORT_OF_16, Vector, load, registers, store};
+pub(super) use vector::{CellTable, PACKED, SHORT_OF_16, Vector, load, registers};
 
 use std::ops::{Deref, DerefMut};
 
@@ -63,6 +63,17 @@ impl DerefMut for Chunk {
     }
 }
 
+/// What is compiled by itself: beside other kernels in one function the compiler has less to spend on each.
+///
+/// # Safety
+/// What the kernel's pointers need.
+pub(super) trait Compiled {
+    type Output;
+
+    /// To be inlined always.
+    unsafe fn run(self) -> Self::Output;
+}
+
 /// See the module's page. Slices of one call have one length, a multiple of 32 unless it says otherwise.
 ///
 /// # Safety
@@ -70,6 +81,9 @@ impl DerefMut for Chunk {
 pub(super) trait Lanes {
     /// Registers, for kernels that keep a chunk in them.
     type Vector: Vector;
+
+    /// Runs a kernel in a function of its own, compiled for the implementation's instructions.
+    unsafe fn run<K: Compiled>(kernel: K) -> K::Output;
 
     /// `out[i] = values[code i]` for two codes a byte, the even one in the low nibble.
     unsafe fn lookup(codes: &[u8], values: &[f32; 16], out: &mut [f32]);

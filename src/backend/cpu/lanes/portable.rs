@@ -4,7 +4,8 @@
 
 use std::convert::Infallible;
 
-use super::{CHUNK, Chunk, Lanes, PACKED, Vector, random, repeat};
+use super::{CHUNK, Chunk, Compiled, Lanes, PACKED, Vector, random, repeat};
+use crate::backend::cpu::reference::block_scale;
 use crate::numerics::{INF_BITS, canonical, magnitude};
 use crate::quant::{Table, uniform};
 use crate::rng::Draws;
@@ -14,6 +15,12 @@ pub(in crate::backend::cpu) struct Portable;
 
 impl Lanes for Portable {
     type Vector = [f32; 8];
+
+    #[inline(never)]
+    unsafe fn run<K: Compiled>(kernel: K) -> K::Output {
+        // SAFETY: the caller's promise.
+        unsafe { kernel.run() }
+    }
 
     #[inline(never)]
     unsafe fn draw(draws: &Draws<'_>, out: &mut [u16; CHUNK]) {
@@ -135,7 +142,7 @@ impl Vector for [f32; 8] {
     type Thresholds = [f32; 16];
     type Cells = Infallible;
     type Codes = [u8; 8];
-    type Packed = [u32; 8];
+    const NO_CODES: [u8; 8] = [0; 8];
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
@@ -250,6 +257,17 @@ impl Vector for [f32; 8] {
     #[inline(always)]
     unsafe fn reduce_largest(self) -> i32 {
         self.iter().fold(0, |largest, x| magnitude(*x).max(largest))
+    }
+
+    #[inline(always)]
+    unsafe fn block_scale(self) -> Self {
+        // SAFETY: the caller's promise.
+        [block_scale(unsafe { self.reduce_largest() }); 8]
+    }
+
+    #[inline(always)]
+    unsafe fn first(self) -> f32 {
+        self[0]
     }
 
     #[inline(always)]
@@ -371,20 +389,13 @@ impl Vector for [f32; 8] {
     }
 
     #[inline(always)]
-    unsafe fn unpacked() -> [u32; 8] {
-        [0; 8]
-    }
-
-    #[inline(always)]
-    unsafe fn pack(mut packed: [u32; 8], codes: [u8; 8]) -> [u32; 8] {
-        for (packed, code) in packed.iter_mut().zip(codes) {
-            *packed = *packed << 4 | u32::from(code);
+    unsafe fn store_codes(codes: [[u8; 8]; PACKED], to: *mut u8) {
+        let mut packed = [0_u32; 8];
+        for codes in codes {
+            for (packed, code) in packed.iter_mut().zip(codes) {
+                *packed = *packed << 4 | u32::from(code);
+            }
         }
-        packed
-    }
-
-    #[inline(always)]
-    unsafe fn store_packed(packed: [u32; 8], to: *mut u8) {
         let mut bytes = [[0; 4]; PACKED];
         for (j, bytes) in bytes.iter_mut().rev().enumerate() {
             for (byte, [even, odd]) in bytes.iter_mut().zip(packed.as_chunks().0) {

@@ -127,13 +127,13 @@ unsafe fn round<V: Vector>(
     // SAFETY: the caller's promise.
     unsafe {
         for (i, group) in values.chunks_exact(PACKED * V::WIDTH).enumerate() {
-            let mut packed = V::unpacked();
-            for (j, x) in group.chunks_exact(V::WIDTH).enumerate() {
+            let mut new = [V::NO_CODES; PACKED];
+            for (j, (code, x)) in new.iter_mut().zip(group.chunks_exact(V::WIDTH)).enumerate() {
                 let x = V::load(x.as_ptr());
                 let random = random.0.as_ptr().add((i * PACKED + j) * V::WIDTH);
-                packed = V::pack(packed, step(x, reached.code(x), steps, random));
+                *code = step(x, reached.code(x), steps, random);
             }
-            V::store_packed(packed, codes.add(i * PACKED * V::WIDTH / 2));
+            V::store_codes(new, codes.add(i * PACKED * V::WIDTH / 2));
         }
     }
 }
@@ -154,8 +154,8 @@ pub(super) unsafe fn round_linear<L: Lanes<Vector = V>, V: Vector>(
         let (low, next) = (V::table(&table.first()), V::table(&table.next));
         let (factor, reached) = (V::splat(SHORT_OF_16), V::table(&table.reached));
         for i in 0..CHUNK / (PACKED * V::WIDTH) {
-            let mut packed = V::unpacked();
-            for j in 0..PACKED {
+            let mut new = [V::NO_CODES; PACKED];
+            for (j, new) in new.iter_mut().enumerate() {
                 let at = (i * PACKED + j) * V::WIDTH;
                 let x = V::load(values.as_ptr().add(at));
                 let scale = V::load(scales.as_ptr().add(at));
@@ -163,10 +163,9 @@ pub(super) unsafe fn round_linear<L: Lanes<Vector = V>, V: Vector>(
                     x.decide::<true>(x.mul(scale.reciprocal()), factor, reached, Some(scale));
                 let low = V::at(low, code).mul(scale);
                 let rise = V::at(next, code).mul(scale).sub(low);
-                let code = x.sub(low).step_up(rise, random.0.as_ptr().add(at), code);
-                packed = V::pack(packed, code);
+                *new = x.sub(low).step_up(rise, random.0.as_ptr().add(at), code);
             }
-            V::store_packed(packed, codes.add(i * PACKED * V::WIDTH / 2));
+            V::store_codes(new, codes.add(i * PACKED * V::WIDTH / 2));
         }
     }
 }

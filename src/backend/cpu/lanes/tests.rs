@@ -343,11 +343,11 @@ unsafe fn packed_codes<V: Vector>(values: &[f32], code: impl Fn(V) -> V::Codes) 
     for (values, bytes) in padded.chunks(group).zip(bytes.chunks_mut(group / 2)) {
         // SAFETY: as many values and codes as in the registers.
         unsafe {
-            let mut packed = V::unpacked();
-            for values in values.chunks(V::WIDTH) {
-                packed = V::pack(packed, code(V::load(values.as_ptr())));
+            let mut codes = [V::NO_CODES; PACKED];
+            for (codes, values) in codes.iter_mut().zip(values.chunks(V::WIDTH)) {
+                *codes = code(V::load(values.as_ptr()));
             }
-            V::store_packed(packed, bytes.as_mut_ptr());
+            V::store_codes(codes, bytes.as_mut_ptr());
         }
     }
     let pairs = bytes.iter().flat_map(|byte| [byte & 15, byte >> 4]);
@@ -533,6 +533,36 @@ fn check_operations<V: Vector>(name: &str) {
     }
 }
 
+/// The scale of a block in all lanes, wherever its largest magnitude is.
+fn check_block_scale<V: Vector>(name: &str) {
+    let least = f32::from_bits(1);
+    for largest in [0.0, least, 1.0, 1.5, f32::MAX, f32::INFINITY, f32::NAN] {
+        for at in 0..V::WIDTH {
+            let mut lanes = [0.0; 16];
+            for (i, lane) in lanes.iter_mut().enumerate() {
+                *lane = if largest > 1.0 { i as f32 / 16.0 } else { 0.0 };
+            }
+            lanes[at] = largest;
+            let want = if largest.is_finite() {
+                largest.to_bits()
+            } else {
+                NAN_BITS
+            };
+            let mut got = [0.0; 16];
+            // SAFETY: the caller's processor has the instructions; no register is wider.
+            let first = unsafe {
+                let scale = V::load(lanes.as_ptr()).block_scale();
+                scale.store(got.as_mut_ptr());
+                scale.first()
+            };
+            assert_eq!(first.to_bits(), want, "{name} {largest} {at}");
+            for scale in &got[..V::WIDTH] {
+                assert_eq!(scale.to_bits(), want, "{name} {largest} {at}");
+            }
+        }
+    }
+}
+
 /// Chunks rounded at random, under one scale and under one each, against the definition.
 fn check_random<L: Lanes>(name: &str) {
     let stream = Stream::new(0x1234_5678_9abc_def0, 77, 5);
@@ -645,6 +675,7 @@ fn check<L: Lanes>(name: &str) {
     check_draws::<L>(name);
     check_random::<L>(name);
     check_operations::<L::Vector>(name);
+    check_block_scale::<L::Vector>(name);
 }
 
 #[test]

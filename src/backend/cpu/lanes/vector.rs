@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 
-use super::{CHUNK, Chunk};
+use super::CHUNK;
 use crate::quant::Cells;
 
 /// A register of [`Vector::WIDTH`] f32, with the operations that [`crate::numerics`] allows.
@@ -28,9 +28,7 @@ pub(in crate::backend::cpu) trait Vector: Copy {
 
     /// An integer for each element.
     type Codes: Copy;
-
-    /// The lowest four bits of [`PACKED`] registers of codes.
-    type Packed: Copy;
+    const NO_CODES: Self::Codes;
 
     unsafe fn splat(x: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
@@ -62,6 +60,11 @@ pub(in crate::backend::cpu) trait Vector: Copy {
     unsafe fn smallest(self, other: Self) -> Self;
     /// The bits of the largest of the register's magnitudes.
     unsafe fn reduce_largest(self) -> i32;
+    /// The scale of a block in every lane, given the largest magnitudes: the largest of them, or NaN if that
+    /// is not finite.
+    unsafe fn block_scale(self) -> Self;
+    /// The first lane.
+    unsafe fn first(self) -> f32;
     unsafe fn any_nan(self) -> bool;
     unsafe fn any_subnormal(self) -> bool;
     /// The smaller of `self`, which is not negative, and the distance of a number from an integer.
@@ -95,11 +98,8 @@ pub(in crate::backend::cpu) trait Vector: Copy {
     /// Codes, each one more where `RN(u rise)` is below `self`, u being [`crate::quant::uniform`] of a
     /// draw.
     unsafe fn step_up(self, rise: Self, draws: *const u16, codes: Self::Codes) -> Self::Codes;
-    unsafe fn unpacked() -> Self::Packed;
-    /// Adds the codes of the next register; those of the first but [`PACKED`] drop out.
-    unsafe fn pack(packed: Self::Packed, codes: Self::Codes) -> Self::Packed;
-    /// Stores the codes of [`PACKED`] registers, the even ones in the low nibbles.
-    unsafe fn store_packed(packed: Self::Packed, to: *mut u8);
+    /// Stores the lowest four bits of codes, the even ones in the low nibbles.
+    unsafe fn store_codes(codes: [Self::Codes; PACKED], to: *mut u8);
     /// [`Vector::WIDTH`] bytes as numbers.
     unsafe fn load_bytes(from: *const u8) -> Self;
     /// Stores each number without its fraction, plus `zero`, as a byte; 0 if that is negative. It is
@@ -174,18 +174,4 @@ pub(in crate::backend::cpu) unsafe fn load<V: Vector>(chunk: &[f32; CHUNK]) -> V
         values.as_mut()[j] = unsafe { V::load(chunk.as_ptr().add(j * V::WIDTH)) };
     }
     values
-}
-
-/// Registers as a chunk.
-///
-/// # Safety
-/// As for [`Vector`].
-#[inline(always)]
-pub(in crate::backend::cpu) unsafe fn store<V: Vector>(registers: &V::Registers) -> Chunk {
-    let mut chunk = Chunk::ZERO;
-    for (j, x) in registers.as_ref().iter().enumerate() {
-        // SAFETY: the caller's promise; a chunk has as many elements as its registers.
-        unsafe { x.store(chunk.as_mut_ptr().add(j * V::WIDTH)) };
-    }
-    chunk
 }

@@ -9,8 +9,8 @@ use std::ops::Range;
 
 use super::factored::Factored;
 use super::registers::{
-    Blocks, Kernel, Moment, Plain, Room, Work, any_square_not_finite, close_moment, gradient,
-    parameters, step, store_result,
+    Blocks, First, Kernel, Moment, Plain, Room, Second, any_square_not_finite, gradient,
+    largest_of, parameters, step, store_result,
 };
 use super::run::{Run, load_run};
 use super::skip;
@@ -72,16 +72,7 @@ impl<L: Lanes> Moment<L> for Absent {
     unsafe fn rescale(&self, _: Run, _: L::Vector) {}
 
     #[inline(always)]
-    unsafe fn close(
-        &self,
-        _: &TensorCall<'_>,
-        _: Run,
-        (): (),
-        _: &<L::Vector as Vector>::Registers,
-        (): (),
-        _: bool,
-    ) {
-    }
+    unsafe fn close(&self, _: &TensorCall<'_>, _: Run, (): (), _: &Chunk, (): (), _: bool) {}
 }
 
 /// The rule on its states.
@@ -92,6 +83,8 @@ struct Clipped<'a, M> {
 }
 
 impl<L: Lanes, M: Moment<L>> Kernel<L> for Clipped<'_, M> {
+    type Left = (M::Open, M::Scale);
+
     #[inline(always)]
     unsafe fn enter(&mut self, call: &TensorCall<'_>, run: Run) {
         // SAFETY: the caller's promise.
@@ -102,50 +95,57 @@ impl<L: Lanes, M: Moment<L>> Kernel<L> for Clipped<'_, M> {
     }
 
     #[inline(always)]
-    unsafe fn chunk<const F32_IN_PLACE: bool>(
+    unsafe fn halves<const F32_IN_PLACE: bool>(
         &self,
         call: &TensorCall<'_>,
-        run: Run,
-        work: &mut Work,
-    ) -> i64 {
+        first: Option<First<'_>>,
+        second: Option<Second<'_, Self::Left>>,
+    ) -> Option<Self::Left> {
         let Self { rule, v, m } = self;
-        let Work {
-            p,
-            g,
-            states: [room_v, room_m],
-        } = work;
-        // SAFETY: the run lies in the tensor.
+        // SAFETY: the runs lie in the tensor.
         unsafe {
-            let gradient = gradient::<L>(call, run, g, F32_IN_PLACE);
             let splat = |x| L::Vector::splat(x);
-            let (grad_scale, zero) = (splat(call.grad_scale), splat(0.0));
-            if call.skip_blocks && any_square_not_finite(gradient, grad_scale) {
-                skip(call, run);
-                return 1;
+            let mut left = None;
+            if let Some(First { run, work }) = first {
+                let gradient = gradient::<L>(call, run, &mut work.g, F32_IN_PLACE);
+                let grad_scale = splat(call.grad_scale);
+                if call.skip_blocks && any_square_not_finite(gradient, grad_scale) {
+                    skip(call, run);
+                } else {
+                    let (beta1, one_minus_beta1) = (splat(rule.beta1), splat(rule.one_minus_beta1));
+                    let (clip, alpha) = (splat(rule.clip), splat(rule.alpha));
+                    let rho_wd = splat(rule.rho_wd);
+                    let (p, base) = parameters::<L>(call, run, &mut work.p, F32_IN_PLACE);
+                    let [room_v, room_m] = &mut work.states;
+                    let v_of_run = Moment::<L>::open(v, run, room_v);
+                    let open = m.open(run, room_m);
+                    let new = &mut work.new[0];
+                    let mut largest = splat(0.0);
+                    for j in 0..registers::<L::Vector>() {
+                        let at = j * L::Vector::WIDTH;
+                        let g = L::Vector::load(gradient.add(at)).mul(grad_scale); // R1
+                        let d = Moment::<L>::decode(v, v_of_run, at).sqrt(); // R5
+                        let q = g.div(d).mul(clip); // R6
+                        let m = beta1.mul_add(m.decode(open, at), one_minus_beta1.mul(q)); // R3
+                        let q = if rule.momentum { m } else { q };
+                        m.store(new.as_mut_ptr().add(at));
+                        largest = largest.largest(m);
+                        let decay = rho_wd.mul(L::Vector::load(p.add(at)));
+                        let base = L::Vector::load(base.add(at));
+                        let result = base.sub(alpha.mul_add(q, decay)); // R7, R8
+                        result.canonical().store(p.add(at));
+                    }
+                    store_result::<L>(call, run, p, F32_IN_PLACE);
+                    let largest = largest_of(new, run, largest);
+                    left = Some((open, m.rescale(run, largest)));
+                }
             }
-            let (beta1, one_minus_beta1) = (splat(rule.beta1), splat(rule.one_minus_beta1));
-            let (clip, alpha, rho_wd) = (splat(rule.clip), splat(rule.alpha), splat(rule.rho_wd));
-            let (p, base) = parameters::<L>(call, run, p, F32_IN_PLACE);
-            let v_of_run = Moment::<L>::open(v, run, room_v);
-            let old = m.open(run, room_m);
-            let (mut new, mut largest) = (L::Vector::ZEROS, zero);
-            for j in 0..registers::<L::Vector>() {
-                let at = j * L::Vector::WIDTH;
-                let g = L::Vector::load(gradient.add(at)).mul(grad_scale); // R1
-                let d = Moment::<L>::decode(v, v_of_run, at).sqrt(); // R5
-                let q = g.div(d).mul(clip); // R6
-                let m = beta1.mul_add(m.decode(old, at), one_minus_beta1.mul(q)); // R3
-                let q = if rule.momentum { m } else { q };
-                new.as_mut()[j] = m;
-                largest = largest.largest(m);
-                let decay = rho_wd.mul(L::Vector::load(p.add(at)));
-                let result = L::Vector::load(base.add(at)).sub(alpha.mul_add(q, decay)); // R7, R8
-                result.canonical().store(p.add(at));
+            if let Some(Second { run, work, left }) = second {
+                let (open, scale) = left;
+                m.close(call, run, open, &work.new[0], scale, false);
             }
-            store_result::<L>(call, run, p, F32_IN_PLACE);
-            close_moment::<L, M>(call, run, m, old, &mut new, largest);
+            left
         }
-        0
     }
 }
 

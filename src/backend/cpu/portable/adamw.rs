@@ -11,13 +11,13 @@ use std::ops::Range;
 use super::factored::Factored;
 use super::rank1::{Period, RankOne};
 use super::registers::{
-    Blocks, Kernel, Moment, Plain, Work, any_square_not_finite, clear_behind, gradient, parameters,
-    step, store_result,
+    Blocks, First, Kernel, Moment, Plain, Second, Values, any_square_not_finite, gradient,
+    largest_of, parameters, step, store_result,
 };
 use super::run::Run;
 use super::skip;
 use crate::backend::cpu::call::TensorCall;
-use crate::backend::cpu::lanes::{CHUNK, Lanes, Vector, registers};
+use crate::backend::cpu::lanes::{CHUNK, Lanes, Vector, load, registers};
 use crate::numerics::Scalars;
 use crate::optimizer::Adamw;
 use crate::plan::{Format, Pass};
@@ -42,11 +42,11 @@ pub(super) unsafe fn in_registers<L: Lanes>(
         match (&m.format, &v.format) {
             (Format::F32, Format::F32) => {
                 let (m, v) = (Plain::of(call, 0), Plain::of(call, 1));
-                Some(step::<L, _>(call, units, Moments { scalars, m, v }))
+                Some(step::<L, _>(call, units, Unscaled { scalars, m, v }))
             }
             (Format::F32, Format::Factored(factors)) => {
                 let (m, v) = (Plain::of(call, 0), Factored::of(call, factors)?);
-                Some(step::<L, _>(call, units, Moments { scalars, m, v }))
+                Some(step::<L, _>(call, units, Unscaled { scalars, m, v }))
             }
             (Format::Codes(m), Format::Codes(v)) => {
                 let m = Blocks::<L::Vector>::of(call, 0, m)?;
@@ -67,14 +67,104 @@ pub(super) unsafe fn in_registers<L: Lanes>(
     }
 }
 
-/// AdamW on two states.
-struct Moments<'a, M, V> {
+/// The rule on registers.
+#[derive(Clone, Copy)]
+struct Splat<V: Vector> {
+    grad_scale: V,
+    beta1: V,
+    one_minus_beta1: V,
+    beta2: V,
+    one_minus_beta2: V,
+    inv_sqrt_bc2: V,
+    eps: V,
+    lr_bc1: V,
+    lr_wd: V,
+}
+
+impl<V: Vector> Splat<V> {
+    #[inline(always)]
+    unsafe fn new(call: &TensorCall<'_>, scalars: &Scalars) -> Self {
+        // SAFETY: the kernels are used on processors that have the instructions.
+        unsafe {
+            Self {
+                grad_scale: V::splat(call.grad_scale),
+                beta1: V::splat(scalars.beta1),
+                one_minus_beta1: V::splat(scalars.one_minus_beta1),
+                beta2: V::splat(scalars.beta2),
+                one_minus_beta2: V::splat(scalars.one_minus_beta2),
+                inv_sqrt_bc2: V::splat(scalars.inv_sqrt_bc2),
+                eps: V::splat(scalars.eps),
+                lr_bc1: V::splat(scalars.lr_bc1),
+                lr_wd: V::splat(scalars.lr_wd),
+            }
+        }
+    }
+
+    /// The new m and v, given the gradient and the old ones; v may be [`Moment::IS_NEW`].
+    #[inline(always)]
+    unsafe fn moments<const IS_NEW: bool>(&self, g: V, m: V, v: V) -> (V, V) {
+        // SAFETY: as above.
+        unsafe {
+            let g = g.mul(self.grad_scale); // R1
+            let m = self.beta1.mul_add(m, self.one_minus_beta1.mul(g)); // R3
+            if IS_NEW {
+                return (m, v);
+            }
+            let w = g.mul(g); // R2
+            (m, self.beta2.mul_add(v, self.one_minus_beta2.mul(w))) // R4
+        }
+    }
+
+    /// Stores the new parameters, given the new states, where the old parameters are, and where that is
+    /// which the update is taken from.
+    #[inline(always)]
+    unsafe fn update(&self, m: V, v: V, p: *mut f32, base: *const f32) {
+        // SAFETY: as above; the caller's memory has a register's elements.
+        unsafe {
+            let d = v.sqrt().mul_add(self.inv_sqrt_bc2, self.eps); // R5
+            let q = m.div(d); // R6
+            let decay = self.lr_wd.mul(V::load(p));
+            let result = V::load(base).sub(self.lr_bc1.mul_add(q, decay)); // R7, R8
+            result.canonical().store(p);
+        }
+    }
+}
+
+/// The largest magnitudes of a run's new v in each lane, where the highest are not finite or negative;
+/// `None` if the run is skipped: what a finite square leaves of a v that was not negative is not negative
+/// either, and v is not finite where the square is not.
+#[inline(always)]
+unsafe fn unusual<L: Lanes>(
+    call: &TensorCall<'_>,
+    run: Run,
+    gradient: *const f32,
+    new: &<L::Vector as Vector>::Registers,
+) -> Option<L::Vector> {
+    // SAFETY: the caller's run lies in the tensor.
+    unsafe {
+        let grad_scale = L::Vector::splat(call.grad_scale);
+        if call.skip_blocks && any_square_not_finite(gradient, grad_scale) {
+            skip(call, run);
+            return None;
+        }
+        let mut largest = L::Vector::splat(0.0);
+        for v in new.as_ref() {
+            largest = largest.largest(*v);
+        }
+        Some(largest)
+    }
+}
+
+/// AdamW on two states without scales: nothing waits, and all is done in the first half.
+struct Unscaled<'a, M, V> {
     scalars: &'a Scalars,
     m: M,
     v: V,
 }
 
-impl<L: Lanes, M: Moment<L>, V: Moment<L>> Kernel<L> for Moments<'_, M, V> {
+impl<L: Lanes, M: Values<L>, V: Values<L>> Kernel<L> for Unscaled<'_, M, V> {
+    type Left = ();
+
     #[inline(always)]
     unsafe fn enter(&mut self, call: &TensorCall<'_>, run: Run) {
         // SAFETY: the caller's promise.
@@ -85,84 +175,150 @@ impl<L: Lanes, M: Moment<L>, V: Moment<L>> Kernel<L> for Moments<'_, M, V> {
     }
 
     #[inline(always)]
-    unsafe fn chunk<const F32_IN_PLACE: bool>(
+    unsafe fn halves<const F32_IN_PLACE: bool>(
         &self,
         call: &TensorCall<'_>,
-        run: Run,
-        work: &mut Work,
-    ) -> i64 {
+        first: Option<First<'_>>,
+        _: Option<Second<'_, ()>>,
+    ) -> Option<()> {
         let Self { scalars, m, v } = self;
-        let Work {
-            p,
-            g,
-            states: [room_m, room_v],
-        } = work;
+        let First { run, work } = first?;
         // SAFETY: the run lies in the tensor.
         unsafe {
-            let gradient = gradient::<L>(call, run, g, F32_IN_PLACE);
-            let splat = |x| L::Vector::splat(x);
-            let (grad_scale, zero) = (splat(call.grad_scale), splat(0.0));
-            let (beta1, one_minus_beta1) = (splat(scalars.beta1), splat(scalars.one_minus_beta1));
-            let (beta2, one_minus_beta2) = (splat(scalars.beta2), splat(scalars.one_minus_beta2));
-            let (inv_sqrt_bc2, eps) = (splat(scalars.inv_sqrt_bc2), splat(scalars.eps));
-            let (lr_bc1, lr_wd) = (splat(scalars.lr_bc1), splat(scalars.lr_wd));
-            let (old_m, old_v) = (m.open(run, room_m), v.open(run, room_v));
+            let gradient = gradient::<L>(call, run, &mut work.g, F32_IN_PLACE);
+            let rule = Splat::<L::Vector>::new(call, scalars);
+            let [room_m, room_v] = &mut work.states;
+            let open_m = m.open(run, room_m);
+            let open_v = v.open(run, room_v);
             let (mut new_m, mut new_v) = (L::Vector::ZEROS, L::Vector::ZEROS);
-            let (mut largest_m, mut largest_v) = (zero, zero);
+            let mut highest = L::Vector::splat(0.0);
             for j in 0..registers::<L::Vector>() {
                 let at = j * L::Vector::WIDTH;
-                let g = L::Vector::load(gradient.add(at)).mul(grad_scale); // R1
-                let w = g.mul(g); // R2
-                let m = beta1.mul_add(m.decode(old_m, at), one_minus_beta1.mul(g)); // R3
-                let old = v.decode(old_v, at);
-                let v = if V::IS_NEW {
-                    old
+                let g = L::Vector::load(gradient.add(at));
+                let (old_m, old_v) = (m.decode(open_m, at), v.decode(open_v, at));
+                let (m, v) = if V::IS_NEW {
+                    rule.moments::<true>(g, old_m, old_v)
                 } else {
-                    beta2.mul_add(old, one_minus_beta2.mul(w)) // R4
+                    rule.moments::<false>(g, old_m, old_v)
                 };
                 new_m.as_mut()[j] = m;
                 new_v.as_mut()[j] = v;
-                largest_m = largest_m.largest(m);
-                largest_v = largest_v.highest(v);
+                highest = highest.highest(v);
             }
+            // Behind the run there is whatever was read.
+            if !highest.all_usual() {
+                unusual::<L>(call, run, gradient, &new_v)?;
+            }
+            let (p, base) = parameters::<L>(call, run, &mut work.p, F32_IN_PLACE);
+            for j in 0..registers::<L::Vector>() {
+                let at = j * L::Vector::WIDTH;
+                rule.update(
+                    new_m.as_ref()[j],
+                    new_v.as_ref()[j],
+                    p.add(at),
+                    base.add(at),
+                );
+            }
+            store_result::<L>(call, run, p, F32_IN_PLACE);
+            for (j, (x, y)) in new_m.as_ref().iter().zip(new_v.as_ref()).enumerate() {
+                m.put(open_m, *x, j * L::Vector::WIDTH);
+                v.put(open_v, *y, j * L::Vector::WIDTH);
+            }
+            m.end(run, open_m);
+            v.end(run, open_v);
+        }
+        Some(())
+    }
+}
+
+/// AdamW on two states.
+struct Moments<'a, M, V> {
+    scalars: &'a Scalars,
+    m: M,
+    v: V,
+}
+
+impl<L: Lanes, M: Moment<L>, V: Moment<L>> Kernel<L> for Moments<'_, M, V> {
+    /// What was opened, the scales, and whether no v is negative, infinite or NaN.
+    type Left = ((M::Open, M::Scale), (V::Open, V::Scale), bool);
+
+    #[inline(always)]
+    unsafe fn enter(&mut self, call: &TensorCall<'_>, run: Run) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.m.enter(call, run);
+            self.v.enter(call, run);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn halves<const F32_IN_PLACE: bool>(
+        &self,
+        call: &TensorCall<'_>,
+        first: Option<First<'_>>,
+        second: Option<Second<'_, Self::Left>>,
+    ) -> Option<Self::Left> {
+        let Self { scalars, m, v } = self;
+        // SAFETY: the runs lie in the tensor.
+        unsafe {
+            let rule = Splat::<L::Vector>::new(call, scalars);
+            let zero = L::Vector::splat(0.0);
+            let (mut opened, mut stored) = (None, None);
+            if let Some(First { run, work }) = first {
+                let gradient = gradient::<L>(call, run, &mut work.g, F32_IN_PLACE);
+                let [room_m, room_v] = &mut work.states;
+                let open = (m.open(run, room_m), v.open(run, room_v));
+                opened = Some((run, gradient, open, &mut work.new));
+            }
+            if let Some(Second { run, work, left }) = second {
+                let (p, base) = parameters::<L>(call, run, &mut work.p, F32_IN_PLACE);
+                stored = Some((run, p, base, &work.new, left));
+            }
+            let (mut largest_m, mut largest_v) = (zero, zero);
+            for j in 0..registers::<L::Vector>() {
+                let at = j * L::Vector::WIDTH;
+                if let Some((_, gradient, (open_m, open_v), [new_m, new_v])) = &mut opened {
+                    let g = L::Vector::load(gradient.add(at));
+                    let (old_m, old_v) = (m.decode(*open_m, at), v.decode(*open_v, at));
+                    let (m, v) = if V::IS_NEW {
+                        rule.moments::<true>(g, old_m, old_v)
+                    } else {
+                        rule.moments::<false>(g, old_m, old_v)
+                    };
+                    m.store(new_m.as_mut_ptr().add(at));
+                    v.store(new_v.as_mut_ptr().add(at));
+                    largest_m = largest_m.largest(m);
+                    largest_v = largest_v.highest(v);
+                }
+                if let Some((_, p, base, [new_m, new_v], _)) = &stored {
+                    let m = L::Vector::load(new_m.as_ptr().add(at));
+                    let v = L::Vector::load(new_v.as_ptr().add(at));
+                    rule.update(m, v, p.add(at), base.add(at));
+                }
+            }
+            if let Some((run, p, _, [new_m, new_v], left)) = stored {
+                store_result::<L>(call, run, p, F32_IN_PLACE);
+                let ((open_m, scale_m), (open_v, scale_v), usual) = left;
+                m.close(call, run, open_m, new_m, scale_m, false);
+                v.close(call, run, open_v, new_v, scale_v, usual);
+            }
+
+            let (run, gradient, (open_m, open_v), [new_m, new_v]) = opened?;
+            let largest_m = largest_of(new_m, run, largest_m);
             if run.len < CHUNK {
-                clear_behind::<L::Vector>(&mut new_m, run.len);
-                clear_behind::<L::Vector>(&mut new_v, run.len);
-                (largest_m, largest_v) = (zero, zero);
-                for (m, v) in new_m.as_ref().iter().zip(new_v.as_ref()) {
-                    largest_m = largest_m.largest(*m);
+                new_v[run.len..].fill(0.0);
+                largest_v = zero;
+                for v in load::<L::Vector>(new_v).as_ref() {
                     largest_v = largest_v.highest(*v);
                 }
             }
-            // What a finite square leaves of a v that was not negative is not negative either, and v is not
-            // finite where the square is not.
             let usual = largest_v.all_usual();
             if !usual {
-                if call.skip_blocks && any_square_not_finite(gradient, grad_scale) {
-                    skip(call, run);
-                    return 1;
-                }
-                largest_v = zero;
-                for v in new_v.as_ref() {
-                    largest_v = largest_v.largest(*v);
-                }
+                largest_v = unusual::<L>(call, run, gradient, &load::<L::Vector>(new_v))?;
             }
-
-            let (scale_m, scale_v) = (m.rescale(run, largest_m), v.rescale(run, largest_v));
-            let (p, base) = parameters::<L>(call, run, p, F32_IN_PLACE);
-            for j in 0..registers::<L::Vector>() {
-                let at = j * L::Vector::WIDTH;
-                let d = new_v.as_ref()[j].sqrt().mul_add(inv_sqrt_bc2, eps); // R5
-                let q = new_m.as_ref()[j].div(d); // R6
-                let decay = lr_wd.mul(L::Vector::load(p.add(at)));
-                let base = L::Vector::load(base.add(at));
-                let result = base.sub(lr_bc1.mul_add(q, decay)); // R7, R8
-                result.canonical().store(p.add(at));
-            }
-            store_result::<L>(call, run, p, F32_IN_PLACE);
-            m.close(call, run, old_m, &new_m, scale_m, false);
-            v.close(call, run, old_v, &new_v, scale_v, usual);
+            let scale_m = m.rescale(run, largest_m);
+            let scale_v = v.rescale(run, largest_v);
+            Some(((open_m, scale_m), (open_v, scale_v), usual))
         }
-        0
     }
 }

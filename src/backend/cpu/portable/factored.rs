@@ -3,11 +3,11 @@
 #![expect(unsafe_code, reason = "reads the caller's raw buffers")]
 
 use super::collect::fresh_values;
-use super::registers::{Moment, Room};
+use super::registers::{Moment, Room, Values};
 use super::rows::Slices;
 use super::run::{Run, first_of_row, is_before_row, is_of_columns};
 use crate::backend::cpu::call::TensorCall;
-use crate::backend::cpu::lanes::{Lanes, Vector};
+use crate::backend::cpu::lanes::{Chunk, Lanes, Vector};
 use crate::optimizer::Update;
 use crate::plan::{Factor, Maxima};
 
@@ -84,16 +84,15 @@ impl<L: Lanes> Moment<L> for Factored<'_> {
     unsafe fn rescale(&self, _: Run, _: L::Vector) {}
 
     #[inline(always)]
-    unsafe fn close(
-        &self,
-        _: &TensorCall<'_>,
-        _: Run,
-        _: *mut f32,
-        _: &<L::Vector as Vector>::Registers,
-        (): (),
-        _: bool,
-    ) {
-    }
+    unsafe fn close(&self, _: &TensorCall<'_>, _: Run, _: *mut f32, _: &Chunk, (): (), _: bool) {}
+}
+
+impl<L: Lanes> Values<L> for Factored<'_> {
+    #[inline(always)]
+    unsafe fn put(&self, _: *mut f32, _: L::Vector, _: usize) {}
+
+    #[inline(always)]
+    unsafe fn end(&self, _: Run, _: *mut f32) {}
 }
 
 /// The squares of the gradients, and what Adafactor adds to them.

@@ -266,7 +266,7 @@ unsafe fn skip(call: &TensorCall<'_>, unit: Run) {
 }
 
 /// How far ahead elements are asked for, where they are used in their order.
-const AHEAD: usize = 4 * CHUNK;
+const AHEAD: usize = 6 * CHUNK;
 
 /// Asks for elements of parameters or gradients that are as much ahead of a run: a chunk's instructions
 /// are more than a processor looks ahead, and its own prefetching ends with a page.

@@ -8,8 +8,8 @@
 use std::ops::Range;
 
 use super::registers::{
-    Blocks, Kernel, Moment, Plain, Work, any_square_not_finite, close_moment, gradient, parameters,
-    step, store_result,
+    Blocks, First, Kernel, Moment, Plain, Second, any_square_not_finite, gradient, largest_of,
+    parameters, step, store_result,
 };
 use super::run::Run;
 use super::skip;
@@ -108,6 +108,8 @@ struct Momentum<'a, R, M> {
 }
 
 impl<L: Lanes, R: Step, M: Moment<L>> Kernel<L> for Momentum<'_, R, M> {
+    type Left = (M::Open, M::Scale);
+
     #[inline(always)]
     unsafe fn enter(&mut self, call: &TensorCall<'_>, run: Run) {
         // SAFETY: the caller's promise.
@@ -115,42 +117,46 @@ impl<L: Lanes, R: Step, M: Moment<L>> Kernel<L> for Momentum<'_, R, M> {
     }
 
     #[inline(always)]
-    unsafe fn chunk<const F32_IN_PLACE: bool>(
+    unsafe fn halves<const F32_IN_PLACE: bool>(
         &self,
         call: &TensorCall<'_>,
-        run: Run,
-        work: &mut Work,
-    ) -> i64 {
+        first: Option<First<'_>>,
+        second: Option<Second<'_, Self::Left>>,
+    ) -> Option<Self::Left> {
         let Self { rule, m } = self;
-        let Work {
-            p,
-            g,
-            states: [room, _],
-        } = work;
-        // SAFETY: the run lies in the tensor.
+        // SAFETY: the runs lie in the tensor.
         unsafe {
-            let gradient = gradient::<L>(call, run, g, F32_IN_PLACE);
-            let (grad_scale, zero) = (L::Vector::splat(call.grad_scale), L::Vector::splat(0.0));
-            if call.skip_blocks && any_square_not_finite(gradient, grad_scale) {
-                skip(call, run);
-                return 1;
+            let mut left = None;
+            if let Some(First { run, work }) = first {
+                let gradient = gradient::<L>(call, run, &mut work.g, F32_IN_PLACE);
+                let grad_scale = L::Vector::splat(call.grad_scale);
+                if call.skip_blocks && any_square_not_finite(gradient, grad_scale) {
+                    skip(call, run);
+                } else {
+                    let (p, base) = parameters::<L>(call, run, &mut work.p, F32_IN_PLACE);
+                    let open = m.open(run, &mut work.states[0]);
+                    let new = &mut work.new[0];
+                    let mut largest = L::Vector::splat(0.0);
+                    for j in 0..registers::<L::Vector>() {
+                        let at = j * L::Vector::WIDTH;
+                        let g = L::Vector::load(gradient.add(at)).mul(grad_scale); // R1
+                        let before = L::Vector::load(p.add(at));
+                        let (m, change) = rule.step(before, g, m.decode(open, at));
+                        m.store(new.as_mut_ptr().add(at));
+                        largest = largest.largest(m);
+                        let result = L::Vector::load(base.add(at)).sub(change); // R8
+                        result.canonical().store(p.add(at));
+                    }
+                    store_result::<L>(call, run, p, F32_IN_PLACE);
+                    let largest = largest_of(new, run, largest);
+                    left = Some((open, m.rescale(run, largest)));
+                }
             }
-            let (p, base) = parameters::<L>(call, run, p, F32_IN_PLACE);
-            let old = m.open(run, room);
-            let (mut new, mut largest) = (L::Vector::ZEROS, zero);
-            for j in 0..registers::<L::Vector>() {
-                let at = j * L::Vector::WIDTH;
-                let g = L::Vector::load(gradient.add(at)).mul(grad_scale); // R1
-                let before = L::Vector::load(p.add(at));
-                let (m, change) = rule.step(before, g, m.decode(old, at));
-                new.as_mut()[j] = m;
-                largest = largest.largest(m);
-                let result = L::Vector::load(base.add(at)).sub(change); // R8
-                result.canonical().store(p.add(at));
+            if let Some(Second { run, work, left }) = second {
+                let (open, scale) = left;
+                m.close(call, run, open, &work.new[0], scale, false);
             }
-            store_result::<L>(call, run, p, F32_IN_PLACE);
-            close_moment::<L, M>(call, run, m, old, &mut new, largest);
+            left
         }
-        0
     }
 }

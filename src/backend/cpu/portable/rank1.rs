@@ -16,7 +16,7 @@ use super::encode::encode_unit;
 use super::registers::{Moment, Room, Rows, close_codes};
 use super::run::{Run, draws};
 use crate::backend::cpu::call::TensorCall;
-use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, PACKED, SHORT_OF_16, Vector, store};
+use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, PACKED, SHORT_OF_16, Vector, load};
 use crate::layout::index;
 use crate::plan::{Codes, MAX_AXES, Maxima, Pass, Scales, TensorPlan};
 use crate::quant::Rounding;
@@ -170,6 +170,7 @@ impl<'a, V: Vector> RankOne<'a, V> {
                 columns = room.columns.each_ref().map(|columns| columns.as_ptr());
             }
             Place {
+                row: row.codes,
                 codes: room.codes(row.codes, run),
                 columns,
                 rest: row.rest,
@@ -202,6 +203,8 @@ impl<'a, V: Vector> RankOne<'a, V> {
 /// A run's codes and scales.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
+    /// The codes of its row.
+    row: *mut u8,
     pub(super) codes: *mut u8,
     /// Of the columns, old and new.
     columns: [*const f32; 2],
@@ -211,6 +214,7 @@ pub(super) struct Place {
 
 impl Place {
     pub(super) const NOWHERE: Self = Self {
+        row: std::ptr::null_mut(),
         codes: std::ptr::null_mut(),
         columns: [std::ptr::null(); 2],
         rest: [0.0; 2],
@@ -248,13 +252,14 @@ impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
         call: &TensorCall<'_>,
         run: Run,
         place: Place,
-        values: &<L::Vector as Vector>::Registers,
+        values: &Chunk,
         (): (),
         usual: bool,
     ) {
         // SAFETY: as above.
         unsafe {
             let Place {
+                row,
                 codes,
                 columns,
                 rest,
@@ -272,31 +277,29 @@ impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
                     scale.store(scales.as_mut_ptr().add(at));
                 }
                 if usual {
-                    let chunk = store::<L::Vector>(values);
                     let draws = draws(call, Purpose::State(self.state), run);
-                    L::round_linear(&chunk, &scales, &self.codes.table, &draws, codes);
+                    L::round_linear(values, &scales, &self.codes.table, &draws, codes);
                 }
             } else {
+                let values = load::<L::Vector>(values);
                 for (i, values) in values.as_ref().chunks_exact(PACKED).enumerate() {
-                    let mut packed = L::Vector::unpacked();
-                    for (j, x) in values.iter().enumerate() {
+                    let mut new = [L::Vector::NO_CODES; PACKED];
+                    for (j, (new, x)) in new.iter_mut().zip(values).enumerate() {
                         let at = (i * PACKED + j) * L::Vector::WIDTH;
                         let scale = rest.smallest(L::Vector::load(columns[1].add(at)));
                         usual &= !scale.any_subnormal();
                         let q = x.mul(scale.reciprocal());
                         let q = if self.squares { q.sqrt() } else { q };
-                        let code = x.decide::<false>(q, factor, self.rows.below, Some(scale));
-                        packed = L::Vector::pack(packed, code);
+                        *new = x.decide::<false>(q, factor, self.rows.below, Some(scale));
                     }
                     let to = codes.add(i * PACKED * L::Vector::WIDTH / 2);
-                    L::Vector::store_packed(packed, to);
+                    L::Vector::store_codes(new, to);
                 }
             }
             if usual {
-                close_codes(self.row.codes, run, codes);
+                close_codes(row, run, codes);
             } else {
-                let chunk = [store::<L::Vector>(values)];
-                encode_unit::<L>(call, self.state, run, &chunk, Source::Statistics);
+                encode_unit::<L>(call, self.state, run, &[*values], Source::Statistics);
             }
         }
     }

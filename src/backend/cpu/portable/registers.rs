@@ -3,6 +3,7 @@
 
 #![expect(unsafe_code, reason = "reads and writes the caller's raw buffers")]
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::run::{Run, draws, load_run, store_run};
@@ -10,9 +11,8 @@ use super::weights::{load_weights, store_weights};
 use super::{AHEAD, prefetch};
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{
-    CHUNK, CellTable, Chunk, Lanes, PACKED, SHORT_OF_16, Vector, load, store,
+    CHUNK, CellTable, Chunk, Compiled, Lanes, PACKED, SHORT_OF_16, Vector, load,
 };
-use crate::backend::cpu::reference::block_scale;
 use crate::dtype::Dtype;
 use crate::layout::{div_ceil, index};
 use crate::plan::{Codes, Scales, TensorPlan};
@@ -29,6 +29,8 @@ static NOTHING: Chunk = Chunk([-0.0; CHUNK]);
 pub(super) struct Work {
     pub(super) p: Chunk,
     pub(super) g: Chunk,
+    /// The new values of the states, zeros behind the run.
+    pub(super) new: [Chunk; 2],
     pub(super) states: [Room; 2],
 }
 
@@ -36,6 +38,7 @@ impl Work {
     pub(super) const EMPTY: Self = Self {
         p: Chunk::ZERO,
         g: Chunk::ZERO,
+        new: [Chunk::ZERO; 2],
         states: [Room::EMPTY; 2],
     };
 }
@@ -106,20 +109,38 @@ pub(super) unsafe fn close_codes(row: *mut u8, run: Run, codes: *mut u8) {
     }
 }
 
-/// What is done to the chunks of a tensor.
+/// What is done to the chunks of a tensor, in two halves: the first makes a run's new states, and the second
+/// stores them under their scales.
 ///
 /// # Safety
 /// Runs are of at most a chunk and lie in the tensor.
 pub(super) trait Kernel<L: Lanes> {
-    /// Called for the first run of each row.
+    /// What the first half leaves to the second, beside [`Work`].
+    type Left: Copy;
+
+    /// Called for the first run of each row, before its first half.
     unsafe fn enter(&mut self, call: &TensorCall<'_>, run: Run);
-    /// Updates a run; returns 1 if it was skipped. `F32_IN_PLACE` as in [`gradient`].
-    unsafe fn chunk<const F32_IN_PLACE: bool>(
+    /// The first half of a run and the second of one before it. Returns what is left of the first, if there
+    /// is one and it was not skipped. `F32_IN_PLACE` as in [`gradient`].
+    unsafe fn halves<const F32_IN_PLACE: bool>(
         &self,
         call: &TensorCall<'_>,
-        run: Run,
-        work: &mut Work,
-    ) -> i64;
+        first: Option<First<'_>>,
+        second: Option<Second<'_, Self::Left>>,
+    ) -> Option<Self::Left>;
+}
+
+/// A run in its first half.
+pub(super) struct First<'a> {
+    pub(super) run: Run,
+    pub(super) work: &'a mut Work,
+}
+
+/// A run in its second half.
+pub(super) struct Second<'a, T> {
+    pub(super) run: Run,
+    pub(super) work: &'a mut Work,
+    pub(super) left: T,
 }
 
 /// Updates units of at most a chunk; returns how many were skipped.
@@ -135,39 +156,99 @@ pub(super) unsafe fn step<L: Lanes, K: Kernel<L>>(
     // SAFETY: the caller's promise.
     unsafe {
         if is_f32_in_place(call) {
-            chunks::<L, K, true>(call, units, kernel)
+            let chunks = Chunks::<L, K, true>::new(call, units, kernel);
+            L::run(chunks)
         } else {
-            chunks::<L, K, false>(call, units, kernel)
+            let chunks = Chunks::<L, K, false>::new(call, units, kernel);
+            L::run(chunks)
         }
     }
 }
 
-#[inline(always)]
-unsafe fn chunks<L: Lanes, K: Kernel<L>, const F32_IN_PLACE: bool>(
-    call: &TensorCall<'_>,
+/// Units of a tensor that are of at most a chunk. `F32_IN_PLACE` as in [`gradient`].
+struct Chunks<'a, L: Lanes, K: Kernel<L>, const F32_IN_PLACE: bool> {
+    call: &'a TensorCall<'a>,
     units: Range<i64>,
-    mut kernel: K,
-) -> i64 {
-    let mut work = Work::EMPTY;
-    let mut skipped = 0;
-    let mut row = usize::MAX;
-    for run in Run::of_units(&call.tensor.grid, units) {
-        // SAFETY: the run lies in the tensor.
-        skipped += unsafe {
-            if run.row != row {
-                kernel.enter(call, run);
-                row = run.row;
-            }
-            if run.len == CHUNK {
-                // So that the compiler knows it.
-                let run = Run { len: CHUNK, ..run };
-                kernel.chunk::<F32_IN_PLACE>(call, run, &mut work)
-            } else {
-                kernel.chunk::<false>(call, run, &mut work)
-            }
-        };
+    kernel: K,
+    lanes: PhantomData<L>,
+}
+
+impl<'a, L: Lanes, K: Kernel<L>, const F32_IN_PLACE: bool> Chunks<'a, L, K, F32_IN_PLACE> {
+    #[inline(always)]
+    fn new(call: &'a TensorCall<'a>, units: Range<i64>, kernel: K) -> Self {
+        Self {
+            call,
+            units,
+            kernel,
+            lanes: PhantomData,
+        }
     }
-    skipped
+
+    /// The second half of the run before, if there is one.
+    #[inline(always)]
+    unsafe fn finish(&self, before: Option<(Run, K::Left)>, work: &mut Work) {
+        if let Some((run, left)) = before {
+            let second = Second { run, work, left };
+            // SAFETY: the run lies in the tensor.
+            unsafe { self.kernel.halves::<false>(self.call, None, Some(second)) };
+        }
+    }
+}
+
+impl<L: Lanes, K: Kernel<L>, const F32_IN_PLACE: bool> Compiled for Chunks<'_, L, K, F32_IN_PLACE> {
+    type Output = i64;
+
+    /// The second half of a chunk goes with the first one of the next: what waits for a scale, or for a root
+    /// and a quotient, has something beside it that does not.
+    #[inline(always)]
+    unsafe fn run(mut self) -> i64 {
+        let mut works = [Work::EMPTY; 2];
+        let [mut here, mut there] = works.each_mut();
+        let mut before: Option<(Run, K::Left)> = None;
+        let mut skipped = 0;
+        let mut row = usize::MAX;
+        for run in Run::of_units(&self.call.tensor.grid, self.units.clone()) {
+            // SAFETY: the runs lie in the tensor.
+            let left = unsafe {
+                if run.row != row {
+                    self.kernel.enter(self.call, run);
+                    row = run.row;
+                }
+                match before {
+                    Some((last, left)) if run.len == CHUNK && last.len == CHUNK => {
+                        // So that the compiler knows it.
+                        let first = First {
+                            run: Run { len: CHUNK, ..run },
+                            work: here,
+                        };
+                        let second = Second {
+                            run: Run { len: CHUNK, ..last },
+                            work: there,
+                            left,
+                        };
+                        self.kernel
+                            .halves::<F32_IN_PLACE>(self.call, Some(first), Some(second))
+                    }
+                    _ => {
+                        self.finish(before, there);
+                        let first = First { run, work: here };
+                        self.kernel.halves::<false>(self.call, Some(first), None)
+                    }
+                }
+            };
+            before = match left {
+                Some(left) => Some((run, left)),
+                None => {
+                    skipped += 1;
+                    None
+                }
+            };
+            std::mem::swap(&mut here, &mut there);
+        }
+        // SAFETY: as above.
+        unsafe { self.finish(before, there) };
+        skipped
+    }
 }
 
 /// Whether parameters and gradients are f32 and updated where they are.
@@ -264,14 +345,21 @@ pub(super) unsafe fn store_result<L: Lanes>(
     }
 }
 
-/// Makes values from an element on zero.
+/// The largest magnitudes of a run's new values in each lane, zeros behind them from now on, given those of
+/// all the chunk's.
 #[inline(always)]
-pub(super) unsafe fn clear_behind<V: Vector>(values: &mut V::Registers, len: usize) {
+pub(super) unsafe fn largest_of<V: Vector>(values: &mut Chunk, run: Run, largest: V) -> V {
+    if run.len == CHUNK {
+        return largest;
+    }
+    values[run.len..].fill(0.0);
     // SAFETY: the caller's processor has the instructions.
     unsafe {
-        let mut chunk = store::<V>(values);
-        chunk[len..].fill(0.0);
-        *values = load::<V>(&chunk);
+        let mut largest = V::splat(0.0);
+        for x in load::<V>(values).as_ref() {
+            largest = largest.largest(*x);
+        }
+        largest
     }
 }
 
@@ -300,43 +388,27 @@ pub(super) trait Moment<L: Lanes> {
     /// that is known: their codes wait for it.
     unsafe fn rescale(&self, run: Run, largest: L::Vector) -> Self::Scale;
     /// Stores the new values under their scale; `usual` says that none is negative, infinite or NaN. Those
-    /// behind the run are zero.
+    /// behind the run are zero. Another row may have been entered.
     unsafe fn close(
         &self,
         call: &TensorCall<'_>,
         run: Run,
         open: Self::Open,
-        values: &<L::Vector as Vector>::Registers,
+        values: &Chunk,
         scale: Self::Scale,
         usual: bool,
     );
 }
 
-/// Stores a first moment, given the largest magnitudes of its registers' lanes.
+/// A state without scales.
 ///
 /// # Safety
-/// The run lies in the tensor; `open` is of it.
-#[inline(always)]
-pub(super) unsafe fn close_moment<L: Lanes, M: Moment<L>>(
-    call: &TensorCall<'_>,
-    run: Run,
-    m: &M,
-    open: M::Open,
-    new: &mut <L::Vector as Vector>::Registers,
-    mut largest: L::Vector,
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        if run.len < CHUNK {
-            clear_behind::<L::Vector>(new, run.len);
-            largest = L::Vector::splat(0.0);
-            for m in new.as_ref() {
-                largest = largest.largest(*m);
-            }
-        }
-        let scale = m.rescale(run, largest);
-        m.close(call, run, open, new, scale, false);
-    }
+/// As for [`Moment`].
+pub(super) trait Values<L: Lanes>: Moment<L> {
+    /// Stores new values from element `at` of the run on.
+    unsafe fn put(&self, open: Self::Open, x: L::Vector, at: usize);
+    /// Ends a run whose values are all stored.
+    unsafe fn end(&self, run: Run, open: Self::Open);
 }
 
 /// A state in f32.
@@ -376,18 +448,32 @@ impl<L: Lanes> Moment<L> for Plain {
         _: &TensorCall<'_>,
         run: Run,
         to: *mut f32,
-        values: &<L::Vector as Vector>::Registers,
+        values: &Chunk,
         (): (),
         _: bool,
     ) {
         // SAFETY: as above.
         unsafe {
-            for (j, value) in values.as_ref().iter().enumerate() {
-                value.canonical().store(to.add(j * L::Vector::WIDTH));
+            for (j, x) in load::<L::Vector>(values).as_ref().iter().enumerate() {
+                Values::<L>::put(self, to, *x, j * L::Vector::WIDTH);
             }
-            if run.len < CHUNK {
-                std::ptr::copy_nonoverlapping(to, self.0.add(run.first), run.len);
-            }
+            Values::<L>::end(self, run, to);
+        }
+    }
+}
+
+impl<L: Lanes> Values<L> for Plain {
+    #[inline(always)]
+    unsafe fn put(&self, to: *mut f32, x: L::Vector, at: usize) {
+        // SAFETY: the caller's register lies in the chunk.
+        unsafe { x.canonical().store(to.add(at)) };
+    }
+
+    #[inline(always)]
+    unsafe fn end(&self, run: Run, to: *mut f32) {
+        if run.len < CHUNK {
+            // SAFETY: the caller's run lies in the tensor.
+            unsafe { std::ptr::copy_nonoverlapping(to, self.0.add(run.first), run.len) };
         }
     }
 }
@@ -448,11 +534,11 @@ impl<V: Vector> Rows<V> {
         // SAFETY: the caller's memory has room for them.
         unsafe {
             for (i, values) in values.as_ref().chunks_exact(PACKED).enumerate() {
-                let mut packed = V::unpacked();
-                for x in values {
-                    packed = V::pack(packed, cells.pick::<false>(*x, factor));
+                let mut new = [V::NO_CODES; PACKED];
+                for (new, x) in new.iter_mut().zip(values) {
+                    *new = cells.pick::<false>(*x, factor);
                 }
-                V::store_packed(packed, codes.add(i * PACKED * V::WIDTH / 2));
+                V::store_codes(new, codes.add(i * PACKED * V::WIDTH / 2));
             }
         }
     }
@@ -463,11 +549,11 @@ impl<V: Vector> Rows<V> {
         // SAFETY: the caller's memory has room for them.
         unsafe {
             for (i, values) in values.as_ref().chunks_exact(PACKED).enumerate() {
-                let mut packed = V::unpacked();
-                for x in values {
-                    packed = V::pack(packed, x.search::<false>(thresholds));
+                let mut new = [V::NO_CODES; PACKED];
+                for (new, x) in new.iter_mut().zip(values) {
+                    *new = x.search::<false>(thresholds);
                 }
-                V::store_packed(packed, codes.add(i * PACKED * V::WIDTH / 2));
+                V::store_codes(new, codes.add(i * PACKED * V::WIDTH / 2));
             }
         }
     }
@@ -507,11 +593,10 @@ impl<'a, V: Vector> Blocks<'a, V> {
 }
 
 impl<L: Lanes> Moment<L> for Blocks<'_, L::Vector> {
-    /// The codes, and what they stand for.
-    type Open = (*mut u8, <L::Vector as Vector>::Table);
+    type Open = Opened<L::Vector>;
 
-    /// And its reciprocal, 0 if it is 0.
-    type Scale = (f32, f32);
+    /// In every lane, and its reciprocal.
+    type Scale = (L::Vector, L::Vector);
 
     #[inline(always)]
     unsafe fn enter(&mut self, _: &TensorCall<'_>, run: Run) {
@@ -524,27 +609,28 @@ impl<L: Lanes> Moment<L> for Blocks<'_, L::Vector> {
         // SAFETY: the caller's run lies in the row.
         unsafe {
             let scale = L::Vector::splat(*self.scales.add(run.col / CHUNK));
-            let levels = L::Vector::scale(self.rows.levels, scale);
-            (room.codes(self.row, run), levels)
+            Opened {
+                row: self.row,
+                codes: room.codes(self.row, run),
+                levels: L::Vector::scale(self.rows.levels, scale),
+            }
         }
     }
 
     #[inline(always)]
-    unsafe fn decode(&self, (codes, levels): Self::Open, at: usize) -> L::Vector {
+    unsafe fn decode(&self, open: Self::Open, at: usize) -> L::Vector {
         // SAFETY: as above.
-        unsafe { L::Vector::decode(levels, codes.add(at / 2)) }
+        unsafe { L::Vector::decode(open.levels, open.codes.add(at / 2)) }
     }
 
     #[inline(always)]
-    unsafe fn rescale(&self, run: Run, largest: L::Vector) -> (f32, f32) {
+    unsafe fn rescale(&self, run: Run, largest: L::Vector) -> Self::Scale {
         // SAFETY: as above.
-        let scale = unsafe {
-            let scale = block_scale(largest.reduce_largest());
-            *self.scales.add(run.col / CHUNK) = scale;
-            scale
-        };
-        let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-        (scale, inverse)
+        unsafe {
+            let scale = largest.block_scale();
+            *self.scales.add(run.col / CHUNK) = scale.first();
+            (scale, L::Vector::splat(1.0).div(scale))
+        }
     }
 
     #[inline(always)]
@@ -552,48 +638,54 @@ impl<L: Lanes> Moment<L> for Blocks<'_, L::Vector> {
         &self,
         call: &TensorCall<'_>,
         run: Run,
-        (codes, _): Self::Open,
-        values: &<L::Vector as Vector>::Registers,
-        (scale, inverse): (f32, f32),
+        Opened { row, codes, .. }: Self::Open,
+        values: &Chunk,
+        (scale, inverse): Self::Scale,
         usual: bool,
     ) {
         // SAFETY: as above.
         unsafe {
             if self.codes.rounding == Rounding::Stochastic {
                 let draws = draws(call, Purpose::State(self.state), run);
-                let values = store::<L::Vector>(values);
-                L::round_block(&values, scale, usual, &self.codes.table, &draws, codes);
-                return close_codes(self.row, run, codes);
+                let table = &self.codes.table;
+                L::round_block(values, scale.first(), usual, table, &draws, codes);
+                return close_codes(row, run, codes);
             }
-            let scale_all = L::Vector::splat(scale);
-            let factor = SHORT_OF_16 * inverse;
-            if usual && self.codes.table.linear == Some(16.0) && factor.is_finite() {
-                // As in `RankOne`; a finite factor means a scale that is not subnormal. Where all values are 0,
-                // so are their codes.
-                let factor = L::Vector::splat(factor);
-                let below = L::Vector::scale(self.rows.below, scale_all);
+            let values = load::<L::Vector>(values);
+            let factor = L::Vector::splat(SHORT_OF_16).mul(inverse);
+            // Of a scale that is neither 0 nor subnormal.
+            let finite = factor.first().is_finite();
+            if finite && usual && self.codes.table.linear == Some(16.0) {
+                // As in `RankOne`.
+                let below = L::Vector::scale(self.rows.below, scale);
                 for (i, values) in values.as_ref().chunks_exact(PACKED).enumerate() {
-                    let mut packed = L::Vector::unpacked();
-                    for x in values {
-                        packed =
-                            L::Vector::pack(packed, x.decide::<false>(*x, factor, below, None));
+                    let mut new = [L::Vector::NO_CODES; PACKED];
+                    for (new, x) in new.iter_mut().zip(values) {
+                        *new = x.decide::<false>(*x, factor, below, None);
                     }
-                    let to = codes.add(i * PACKED * L::Vector::WIDTH / 2);
-                    L::Vector::store_packed(packed, to);
+                    L::Vector::store_codes(new, codes.add(i * PACKED * L::Vector::WIDTH / 2));
                 }
             } else if let Some(cells) = self.rows.cells
-                && inverse > 0.0
-                && factor.is_finite()
+                && finite
             {
-                let cells = cells.scale(scale_all);
-                let factor = L::Vector::splat(Cells::FACTOR * inverse);
-                Rows::<L::Vector>::pick(values, factor, cells, codes);
+                let factor = L::Vector::splat(Cells::FACTOR).mul(inverse);
+                Rows::<L::Vector>::pick(&values, factor, cells.scale(scale), codes);
             } else {
-                let scaled = L::Vector::scale(self.rows.midpoints, scale_all);
+                let scaled = L::Vector::scale(self.rows.midpoints, scale);
                 let thresholds = L::Vector::thresholds(scaled);
-                Rows::<L::Vector>::search(values, &thresholds, codes);
+                Rows::<L::Vector>::search(&values, &thresholds, codes);
             }
-            close_codes(self.row, run, codes);
+            close_codes(row, run, codes);
         }
     }
+}
+
+/// A run's codes.
+#[derive(Clone, Copy)]
+pub(super) struct Opened<V: Vector> {
+    /// Those of its row.
+    row: *mut u8,
+    /// Its own, for whole chunks, and what they stand for.
+    codes: *mut u8,
+    levels: V::Table,
 }
