@@ -186,8 +186,8 @@ impl<'a, L: Lanes, K: Kernel<L>, const F32_IN_PLACE: bool> Chunks<'a, L, K, F32_
 
     /// The second half of the run before, if there is one.
     #[inline(always)]
-    unsafe fn finish(&self, before: Option<(Run, K::Left)>, work: &mut Work) {
-        if let Some((run, left)) = before {
+    unsafe fn finish(&self, run: Run, left: Option<K::Left>, work: &mut Work) {
+        if let Some(left) = left {
             let second = Second { run, work, left };
             // SAFETY: the run lies in the tensor.
             unsafe { self.kernel.halves::<false>(self.call, None, Some(second)) };
@@ -204,7 +204,8 @@ impl<L: Lanes, K: Kernel<L>, const F32_IN_PLACE: bool> Compiled for Chunks<'_, L
     unsafe fn run(mut self) -> i64 {
         let mut works = [Work::EMPTY; 2];
         let [mut here, mut there] = works.each_mut();
-        let mut before: Option<(Run, K::Left)> = None;
+        // The run before, of no elements if nothing is left of it: the compiler may look at its length first.
+        let (mut last, mut before) = (Run::NONE, None);
         let mut skipped = 0;
         let mut row = usize::MAX;
         for run in Run::of_units(&self.call.tensor.grid, self.units.clone()) {
@@ -215,7 +216,7 @@ impl<L: Lanes, K: Kernel<L>, const F32_IN_PLACE: bool> Compiled for Chunks<'_, L
                     row = run.row;
                 }
                 match before {
-                    Some((last, left)) if run.len == CHUNK && last.len == CHUNK => {
+                    Some(left) if run.len == CHUNK && last.len == CHUNK => {
                         // So that the compiler knows it.
                         let first = First {
                             run: Run { len: CHUNK, ..run },
@@ -230,23 +231,19 @@ impl<L: Lanes, K: Kernel<L>, const F32_IN_PLACE: bool> Compiled for Chunks<'_, L
                             .halves::<F32_IN_PLACE>(self.call, Some(first), Some(second))
                     }
                     _ => {
-                        self.finish(before, there);
+                        self.finish(last, before, there);
                         let first = First { run, work: here };
                         self.kernel.halves::<false>(self.call, Some(first), None)
                     }
                 }
             };
-            before = match left {
-                Some(left) => Some((run, left)),
-                None => {
-                    skipped += 1;
-                    None
-                }
-            };
+            skipped += i64::from(left.is_none());
+            last = if left.is_some() { run } else { Run::NONE };
+            before = left;
             std::mem::swap(&mut here, &mut there);
         }
         // SAFETY: as above.
-        unsafe { self.finish(before, there) };
+        unsafe { self.finish(last, before, there) };
         skipped
     }
 }

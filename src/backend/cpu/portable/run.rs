@@ -30,6 +30,14 @@ pub(super) struct Run {
 }
 
 impl Run {
+    /// No elements.
+    pub(super) const NONE: Self = Self {
+        first: 0,
+        row: 0,
+        col: 0,
+        len: 0,
+    };
+
     /// The run of `len` elements from a place on.
     #[inline(always)]
     pub(super) fn at(grid: &Grid, row: i64, col: i64, len: i64) -> Self {
