@@ -9,7 +9,6 @@ use half::f16;
 
 use super::vector::ONE_AND_HALF_A_DRAW;
 use super::{CHUNK, Chunk, Compiled, Lanes, PACKED, Vector, random, repeat};
-use crate::backend::cpu::reference::block_scale;
 use crate::numerics::{INF_BITS, NAN_BITS};
 use crate::quant::Table;
 use crate::rng::Draws;
@@ -501,11 +500,6 @@ impl Vector for __m256 {
         let four = _mm_max_epi32(_mm256_castsi256_si128(bits), upper);
         let two = _mm_max_epi32(four, _mm_shuffle_epi32::<0b1110>(four));
         _mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32::<1>(two)))
-    }
-
-    #[inline(always)]
-    unsafe fn block_scale(self) -> Self {
-        Self::splat(block_scale(self.reduce_largest()))
     }
 
     #[inline(always)]

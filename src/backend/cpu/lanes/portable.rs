@@ -5,7 +5,6 @@
 use std::convert::Infallible;
 
 use super::{CHUNK, Chunk, Compiled, Lanes, PACKED, Vector, random, repeat};
-use crate::backend::cpu::reference::block_scale;
 use crate::numerics::{INF_BITS, canonical, magnitude};
 use crate::quant::{Table, uniform};
 use crate::rng::Draws;
@@ -257,12 +256,6 @@ impl Vector for [f32; 8] {
     #[inline(always)]
     unsafe fn reduce_largest(self) -> i32 {
         self.iter().fold(0, |largest, x| magnitude(*x).max(largest))
-    }
-
-    #[inline(always)]
-    unsafe fn block_scale(self) -> Self {
-        // SAFETY: the caller's promise.
-        [block_scale(unsafe { self.reduce_largest() }); 8]
     }
 
     #[inline(always)]

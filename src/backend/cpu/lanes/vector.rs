@@ -1,8 +1,9 @@
-//! Registers of f32, for the kernels that keep a chunk in them from load to store.
+//! Registers of f32, for the kernels that take a chunk through them.
 
 use std::convert::Infallible;
 
 use super::CHUNK;
+use crate::backend::cpu::reference::block_scale;
 use crate::quant::Cells;
 
 /// A register of [`Vector::WIDTH`] f32, with the operations that [`crate::numerics`] allows.
@@ -62,7 +63,11 @@ pub(in crate::backend::cpu) trait Vector: Copy {
     unsafe fn reduce_largest(self) -> i32;
     /// The scale of a block in every lane, given the largest magnitudes: the largest of them, or NaN if that
     /// is not finite.
-    unsafe fn block_scale(self) -> Self;
+    #[inline(always)]
+    unsafe fn block_scale(self) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { Self::splat(block_scale(self.reduce_largest())) }
+    }
     /// The first lane.
     unsafe fn first(self) -> f32;
     unsafe fn any_nan(self) -> bool;

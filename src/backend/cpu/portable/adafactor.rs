@@ -1,4 +1,4 @@
-//! Adafactor with a factored v in registers from load to store, without momentum, or with one in f32, or in
+//! Adafactor with a factored v a register at a time, without momentum, or with one in f32, or in
 //! 4 bits in blocks of a chunk. What else there is takes the way of [`super::apply_unit`], to the same bits.
 //!
 //! Rounding steps are numbered as in `optimizer/adafactor.rs`.
@@ -9,11 +9,10 @@ use std::ops::Range;
 
 use super::factored::Factored;
 use super::registers::{
-    Blocks, First, Kernel, Moment, Plain, Room, Second, any_square_not_finite, gradient,
-    largest_of, parameters, step, store_result,
+    Blocks, Kernel, Moment, Plain, Room, Work, gradient, largest_of_run, parameters, skips, step,
+    store_result,
 };
 use super::run::{Run, load_run};
-use super::skip;
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, Vector, registers};
 use crate::optimizer::Adafactor;
@@ -95,57 +94,58 @@ impl<L: Lanes, M: Moment<L>> Kernel<L> for Clipped<'_, M> {
     }
 
     #[inline(always)]
-    unsafe fn halves<const F32_IN_PLACE: bool>(
+    unsafe fn first<const F32_IN_PLACE: bool>(
         &self,
         call: &TensorCall<'_>,
-        first: Option<First<'_>>,
-        second: Option<Second<'_, Self::Left>>,
+        run: Run,
+        work: &mut Work,
     ) -> Option<Self::Left> {
         let Self { rule, v, m } = self;
-        // SAFETY: the runs lie in the tensor.
+        // SAFETY: the run lies in the tensor.
         unsafe {
+            let gradient = gradient::<L>(call, run, &mut work.g, F32_IN_PLACE);
             let splat = |x| L::Vector::splat(x);
-            let mut left = None;
-            if let Some(First { run, work }) = first {
-                let gradient = gradient::<L>(call, run, &mut work.g, F32_IN_PLACE);
-                let grad_scale = splat(call.grad_scale);
-                if call.skip_blocks && any_square_not_finite(gradient, grad_scale) {
-                    skip(call, run);
-                } else {
-                    let (beta1, one_minus_beta1) = (splat(rule.beta1), splat(rule.one_minus_beta1));
-                    let (clip, alpha) = (splat(rule.clip), splat(rule.alpha));
-                    let rho_wd = splat(rule.rho_wd);
-                    let (p, base) = parameters::<L>(call, run, &mut work.p, F32_IN_PLACE);
-                    let [room_v, room_m] = &mut work.states;
-                    let v_of_run = Moment::<L>::open(v, run, room_v);
-                    let open = m.open(run, room_m);
-                    let new = &mut work.new[0];
-                    let mut largest = splat(0.0);
-                    for j in 0..registers::<L::Vector>() {
-                        let at = j * L::Vector::WIDTH;
-                        let g = L::Vector::load(gradient.add(at)).mul(grad_scale); // R1
-                        let d = Moment::<L>::decode(v, v_of_run, at).sqrt(); // R5
-                        let q = g.div(d).mul(clip); // R6
-                        let m = beta1.mul_add(m.decode(open, at), one_minus_beta1.mul(q)); // R3
-                        let q = if rule.momentum { m } else { q };
-                        m.store(new.as_mut_ptr().add(at));
-                        largest = largest.largest(m);
-                        let decay = rho_wd.mul(L::Vector::load(p.add(at)));
-                        let base = L::Vector::load(base.add(at));
-                        let result = base.sub(alpha.mul_add(q, decay)); // R7, R8
-                        result.canonical().store(p.add(at));
-                    }
-                    store_result::<L>(call, run, p, F32_IN_PLACE);
-                    let largest = largest_of(new, run, largest);
-                    left = Some((open, m.rescale(run, largest)));
-                }
+            let grad_scale = splat(call.grad_scale);
+            if skips(call, run, gradient, grad_scale) {
+                return None;
             }
-            if let Some(Second { run, work, left }) = second {
-                let (open, scale) = left;
-                m.close(call, run, open, &work.new[0], scale, false);
+            let (beta1, one_minus_beta1) = (splat(rule.beta1), splat(rule.one_minus_beta1));
+            let (clip, alpha, rho_wd) = (splat(rule.clip), splat(rule.alpha), splat(rule.rho_wd));
+            let (p, base) = parameters::<L>(call, run, &mut work.p, F32_IN_PLACE);
+            let [room_v, room_m] = &mut work.states;
+            let v_of_run = Moment::<L>::open(v, run, room_v);
+            let open = m.open(run, room_m);
+            let new = &mut work.new[0];
+            let mut largest = splat(0.0);
+            for j in 0..registers::<L::Vector>() {
+                let at = j * L::Vector::WIDTH;
+                let g = L::Vector::load(gradient.add(at)).mul(grad_scale); // R1
+                let d = Moment::<L>::decode(v, v_of_run, at).sqrt(); // R5
+                let q = g.div(d).mul(clip); // R6
+                let m = beta1.mul_add(m.decode(open, at), one_minus_beta1.mul(q)); // R3
+                let q = if rule.momentum { m } else { q };
+                m.store(new.as_mut_ptr().add(at));
+                largest = largest.largest(m);
+                let decay = rho_wd.mul(L::Vector::load(p.add(at)));
+                let result = L::Vector::load(base.add(at)).sub(alpha.mul_add(q, decay)); // R7, R8
+                result.canonical().store(p.add(at));
             }
-            left
+            store_result::<L>(call, run, p, F32_IN_PLACE);
+            let largest = largest_of_run(new, run, largest);
+            Some((open, m.rescale(run, largest)))
         }
+    }
+
+    #[inline(always)]
+    unsafe fn second<const F32_IN_PLACE: bool>(
+        &self,
+        call: &TensorCall<'_>,
+        run: Run,
+        work: &mut Work,
+        (open, scale): Self::Left,
+    ) {
+        // SAFETY: the run lies in the tensor.
+        unsafe { self.m.close(call, run, open, &work.new[0], scale, false) };
     }
 }
 

@@ -1,4 +1,4 @@
-//! AdamW without options on units of a chunk, in registers from load to store, for the states of
+//! AdamW without options on units of a chunk, a register at a time, for the states of
 //! `registers.rs`, `rank1.rs` and `factored.rs`. What else there is takes the way of
 //! [`super::apply_unit`], to the same bits.
 //!
@@ -11,11 +11,10 @@ use std::ops::Range;
 use super::factored::Factored;
 use super::rank1::{Period, RankOne};
 use super::registers::{
-    Blocks, First, Kernel, Moment, Plain, Second, Values, any_square_not_finite, gradient,
-    largest_of, parameters, step, store_result,
+    Blocks, Kernel, Moment, Plain, Values, Work, gradient, largest_of, largest_of_run, parameters,
+    skips, step, store_result,
 };
 use super::run::Run;
-use super::skip;
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{CHUNK, Lanes, Vector, load, registers};
 use crate::numerics::Scalars;
@@ -102,12 +101,12 @@ impl<V: Vector> Splat<V> {
 
     /// The new m and v, given the gradient and the old ones; v may be [`Moment::IS_NEW`].
     #[inline(always)]
-    unsafe fn moments<const IS_NEW: bool>(&self, g: V, m: V, v: V) -> (V, V) {
+    unsafe fn moments(&self, g: V, m: V, v: V, is_new: bool) -> (V, V) {
         // SAFETY: as above.
         unsafe {
             let g = g.mul(self.grad_scale); // R1
             let m = self.beta1.mul_add(m, self.one_minus_beta1.mul(g)); // R3
-            if IS_NEW {
+            if is_new {
                 return (m, v);
             }
             let w = g.mul(g); // R2
@@ -127,31 +126,6 @@ impl<V: Vector> Splat<V> {
             let result = V::load(base).sub(self.lr_bc1.mul_add(q, decay)); // R7, R8
             result.canonical().store(p);
         }
-    }
-}
-
-/// The largest magnitudes of a run's new v in each lane, where the highest are not finite or negative;
-/// `None` if the run is skipped: what a finite square leaves of a v that was not negative is not negative
-/// either, and v is not finite where the square is not.
-#[inline(always)]
-unsafe fn unusual<L: Lanes>(
-    call: &TensorCall<'_>,
-    run: Run,
-    gradient: *const f32,
-    new: &<L::Vector as Vector>::Registers,
-) -> Option<L::Vector> {
-    // SAFETY: the caller's run lies in the tensor.
-    unsafe {
-        let grad_scale = L::Vector::splat(call.grad_scale);
-        if call.skip_blocks && any_square_not_finite(gradient, grad_scale) {
-            skip(call, run);
-            return None;
-        }
-        let mut largest = L::Vector::splat(0.0);
-        for v in new.as_ref() {
-            largest = largest.largest(*v);
-        }
-        Some(largest)
     }
 }
 
@@ -175,14 +149,13 @@ impl<L: Lanes, M: Values<L>, V: Values<L>> Kernel<L> for Unscaled<'_, M, V> {
     }
 
     #[inline(always)]
-    unsafe fn halves<const F32_IN_PLACE: bool>(
+    unsafe fn first<const F32_IN_PLACE: bool>(
         &self,
         call: &TensorCall<'_>,
-        first: Option<First<'_>>,
-        _: Option<Second<'_, ()>>,
+        run: Run,
+        work: &mut Work,
     ) -> Option<()> {
         let Self { scalars, m, v } = self;
-        let First { run, work } = first?;
         // SAFETY: the run lies in the tensor.
         unsafe {
             let gradient = gradient::<L>(call, run, &mut work.g, F32_IN_PLACE);
@@ -196,18 +169,14 @@ impl<L: Lanes, M: Values<L>, V: Values<L>> Kernel<L> for Unscaled<'_, M, V> {
                 let at = j * L::Vector::WIDTH;
                 let g = L::Vector::load(gradient.add(at));
                 let (old_m, old_v) = (m.decode(open_m, at), v.decode(open_v, at));
-                let (m, v) = if V::IS_NEW {
-                    rule.moments::<true>(g, old_m, old_v)
-                } else {
-                    rule.moments::<false>(g, old_m, old_v)
-                };
+                let (m, v) = rule.moments(g, old_m, old_v, V::IS_NEW);
                 new_m.as_mut()[j] = m;
                 new_v.as_mut()[j] = v;
                 highest = highest.highest(v);
             }
-            // Behind the run there is whatever was read.
-            if !highest.all_usual() {
-                unusual::<L>(call, run, gradient, &new_v)?;
+            // As below. Behind the run there is whatever was read.
+            if !highest.all_usual() && skips(call, run, gradient, rule.grad_scale) {
+                return None;
             }
             let (p, base) = parameters::<L>(call, run, &mut work.p, F32_IN_PLACE);
             for j in 0..registers::<L::Vector>() {
@@ -229,6 +198,16 @@ impl<L: Lanes, M: Values<L>, V: Values<L>> Kernel<L> for Unscaled<'_, M, V> {
         }
         Some(())
     }
+
+    #[inline(always)]
+    unsafe fn second<const F32_IN_PLACE: bool>(
+        &self,
+        _: &TensorCall<'_>,
+        _: Run,
+        _: &mut Work,
+        (): (),
+    ) {
+    }
 }
 
 /// AdamW on two states.
@@ -238,39 +217,40 @@ struct Moments<'a, M, V> {
     v: V,
 }
 
-impl<L: Lanes, M: Moment<L>, V: Moment<L>> Kernel<L> for Moments<'_, M, V> {
-    /// What was opened, the scales, and whether no v is negative, infinite or NaN.
-    type Left = ((M::Open, M::Scale), (V::Open, V::Scale), bool);
+/// What was opened, the scales, and whether no v is negative, infinite or NaN.
+type Left<L, M, V> = (
+    (<M as Moment<L>>::Open, <M as Moment<L>>::Scale),
+    (<V as Moment<L>>::Open, <V as Moment<L>>::Scale),
+    bool,
+);
 
+impl<M, V> Moments<'_, M, V> {
+    /// Both halves, or one of them, a register of each in turn. Whether there is one is known when this is
+    /// compiled.
     #[inline(always)]
-    unsafe fn enter(&mut self, call: &TensorCall<'_>, run: Run) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            self.m.enter(call, run);
-            self.v.enter(call, run);
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn halves<const F32_IN_PLACE: bool>(
+    unsafe fn halves<L: Lanes, const F32_IN_PLACE: bool>(
         &self,
         call: &TensorCall<'_>,
-        first: Option<First<'_>>,
-        second: Option<Second<'_, Self::Left>>,
-    ) -> Option<Self::Left> {
+        first: Option<(Run, &mut Work)>,
+        second: Option<(Run, &mut Work, Left<L, M, V>)>,
+    ) -> Option<Left<L, M, V>>
+    where
+        M: Moment<L>,
+        V: Moment<L>,
+    {
         let Self { scalars, m, v } = self;
         // SAFETY: the runs lie in the tensor.
         unsafe {
             let rule = Splat::<L::Vector>::new(call, scalars);
             let zero = L::Vector::splat(0.0);
             let (mut opened, mut stored) = (None, None);
-            if let Some(First { run, work }) = first {
+            if let Some((run, work)) = first {
                 let gradient = gradient::<L>(call, run, &mut work.g, F32_IN_PLACE);
                 let [room_m, room_v] = &mut work.states;
                 let open = (m.open(run, room_m), v.open(run, room_v));
                 opened = Some((run, gradient, open, &mut work.new));
             }
-            if let Some(Second { run, work, left }) = second {
+            if let Some((run, work, left)) = second {
                 let (p, base) = parameters::<L>(call, run, &mut work.p, F32_IN_PLACE);
                 stored = Some((run, p, base, &work.new, left));
             }
@@ -280,11 +260,7 @@ impl<L: Lanes, M: Moment<L>, V: Moment<L>> Kernel<L> for Moments<'_, M, V> {
                 if let Some((_, gradient, (open_m, open_v), [new_m, new_v])) = &mut opened {
                     let g = L::Vector::load(gradient.add(at));
                     let (old_m, old_v) = (m.decode(*open_m, at), v.decode(*open_v, at));
-                    let (m, v) = if V::IS_NEW {
-                        rule.moments::<true>(g, old_m, old_v)
-                    } else {
-                        rule.moments::<false>(g, old_m, old_v)
-                    };
+                    let (m, v) = rule.moments(g, old_m, old_v, V::IS_NEW);
                     m.store(new_m.as_mut_ptr().add(at));
                     v.store(new_v.as_mut_ptr().add(at));
                     largest_m = largest_m.largest(m);
@@ -304,7 +280,7 @@ impl<L: Lanes, M: Moment<L>, V: Moment<L>> Kernel<L> for Moments<'_, M, V> {
             }
 
             let (run, gradient, (open_m, open_v), [new_m, new_v]) = opened?;
-            let largest_m = largest_of(new_m, run, largest_m);
+            let largest_m = largest_of_run(new_m, run, largest_m);
             if run.len < CHUNK {
                 new_v[run.len..].fill(0.0);
                 largest_v = zero;
@@ -312,13 +288,65 @@ impl<L: Lanes, M: Moment<L>, V: Moment<L>> Kernel<L> for Moments<'_, M, V> {
                     largest_v = largest_v.highest(*v);
                 }
             }
+            // What a finite square leaves of a v that was not negative is not negative either, and v is not
+            // finite where the square is not.
             let usual = largest_v.all_usual();
             if !usual {
-                largest_v = unusual::<L>(call, run, gradient, &load::<L::Vector>(new_v))?;
+                if skips(call, run, gradient, rule.grad_scale) {
+                    return None;
+                }
+                largest_v = largest_of(new_v);
             }
             let scale_m = m.rescale(run, largest_m);
             let scale_v = v.rescale(run, largest_v);
             Some(((open_m, scale_m), (open_v, scale_v), usual))
         }
+    }
+}
+
+impl<L: Lanes, M: Moment<L>, V: Moment<L>> Kernel<L> for Moments<'_, M, V> {
+    type Left = Left<L, M, V>;
+
+    #[inline(always)]
+    unsafe fn enter(&mut self, call: &TensorCall<'_>, run: Run) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.m.enter(call, run);
+            self.v.enter(call, run);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn first<const F32_IN_PLACE: bool>(
+        &self,
+        call: &TensorCall<'_>,
+        run: Run,
+        work: &mut Work,
+    ) -> Option<Self::Left> {
+        // SAFETY: the caller's promise.
+        unsafe { self.halves::<L, F32_IN_PLACE>(call, Some((run, work)), None) }
+    }
+
+    #[inline(always)]
+    unsafe fn second<const F32_IN_PLACE: bool>(
+        &self,
+        call: &TensorCall<'_>,
+        run: Run,
+        work: &mut Work,
+        left: Self::Left,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { self.halves::<L, F32_IN_PLACE>(call, None, Some((run, work, left))) };
+    }
+
+    #[inline(always)]
+    unsafe fn both<const F32_IN_PLACE: bool>(
+        &self,
+        call: &TensorCall<'_>,
+        first: (Run, &mut Work),
+        second: (Run, &mut Work, Self::Left),
+    ) -> Option<Self::Left> {
+        // SAFETY: the caller's promise.
+        unsafe { self.halves::<L, F32_IN_PLACE>(call, Some(first), Some(second)) }
     }
 }

@@ -1,4 +1,4 @@
-//! SGD with momentum and Lion on units of a chunk, in registers from load to store, for m in f32, or in 4
+//! SGD with momentum and Lion on units of a chunk, a register at a time, for m in f32, or in 4
 //! bits in blocks of a chunk. What else there is takes the way of [`super::apply_unit`], to the same bits.
 //!
 //! Rounding steps are numbered as in `optimizer/sgdm.rs` and `optimizer/lion.rs`.
@@ -8,11 +8,10 @@
 use std::ops::Range;
 
 use super::registers::{
-    Blocks, First, Kernel, Moment, Plain, Second, any_square_not_finite, gradient, largest_of,
-    parameters, step, store_result,
+    Blocks, Kernel, Moment, Plain, Work, gradient, largest_of_run, parameters, skips, step,
+    store_result,
 };
 use super::run::Run;
-use super::skip;
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{Lanes, Vector, registers};
 use crate::optimizer::{Lion, Sgdm};
@@ -117,46 +116,49 @@ impl<L: Lanes, R: Step, M: Moment<L>> Kernel<L> for Momentum<'_, R, M> {
     }
 
     #[inline(always)]
-    unsafe fn halves<const F32_IN_PLACE: bool>(
+    unsafe fn first<const F32_IN_PLACE: bool>(
         &self,
         call: &TensorCall<'_>,
-        first: Option<First<'_>>,
-        second: Option<Second<'_, Self::Left>>,
+        run: Run,
+        work: &mut Work,
     ) -> Option<Self::Left> {
         let Self { rule, m } = self;
-        // SAFETY: the runs lie in the tensor.
+        // SAFETY: the run lies in the tensor.
         unsafe {
-            let mut left = None;
-            if let Some(First { run, work }) = first {
-                let gradient = gradient::<L>(call, run, &mut work.g, F32_IN_PLACE);
-                let grad_scale = L::Vector::splat(call.grad_scale);
-                if call.skip_blocks && any_square_not_finite(gradient, grad_scale) {
-                    skip(call, run);
-                } else {
-                    let (p, base) = parameters::<L>(call, run, &mut work.p, F32_IN_PLACE);
-                    let open = m.open(run, &mut work.states[0]);
-                    let new = &mut work.new[0];
-                    let mut largest = L::Vector::splat(0.0);
-                    for j in 0..registers::<L::Vector>() {
-                        let at = j * L::Vector::WIDTH;
-                        let g = L::Vector::load(gradient.add(at)).mul(grad_scale); // R1
-                        let before = L::Vector::load(p.add(at));
-                        let (m, change) = rule.step(before, g, m.decode(open, at));
-                        m.store(new.as_mut_ptr().add(at));
-                        largest = largest.largest(m);
-                        let result = L::Vector::load(base.add(at)).sub(change); // R8
-                        result.canonical().store(p.add(at));
-                    }
-                    store_result::<L>(call, run, p, F32_IN_PLACE);
-                    let largest = largest_of(new, run, largest);
-                    left = Some((open, m.rescale(run, largest)));
-                }
+            let gradient = gradient::<L>(call, run, &mut work.g, F32_IN_PLACE);
+            let grad_scale = L::Vector::splat(call.grad_scale);
+            if skips(call, run, gradient, grad_scale) {
+                return None;
             }
-            if let Some(Second { run, work, left }) = second {
-                let (open, scale) = left;
-                m.close(call, run, open, &work.new[0], scale, false);
+            let (p, base) = parameters::<L>(call, run, &mut work.p, F32_IN_PLACE);
+            let open = m.open(run, &mut work.states[0]);
+            let new = &mut work.new[0];
+            let mut largest = L::Vector::splat(0.0);
+            for j in 0..registers::<L::Vector>() {
+                let at = j * L::Vector::WIDTH;
+                let g = L::Vector::load(gradient.add(at)).mul(grad_scale); // R1
+                let before = L::Vector::load(p.add(at));
+                let (m, change) = rule.step(before, g, m.decode(open, at));
+                m.store(new.as_mut_ptr().add(at));
+                largest = largest.largest(m);
+                let result = L::Vector::load(base.add(at)).sub(change); // R8
+                result.canonical().store(p.add(at));
             }
-            left
+            store_result::<L>(call, run, p, F32_IN_PLACE);
+            let largest = largest_of_run(new, run, largest);
+            Some((open, m.rescale(run, largest)))
         }
+    }
+
+    #[inline(always)]
+    unsafe fn second<const F32_IN_PLACE: bool>(
+        &self,
+        call: &TensorCall<'_>,
+        run: Run,
+        work: &mut Work,
+        (open, scale): Self::Left,
+    ) {
+        // SAFETY: the run lies in the tensor.
+        unsafe { self.m.close(call, run, open, &work.new[0], scale, false) };
     }
 }

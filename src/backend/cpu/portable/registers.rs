@@ -1,4 +1,4 @@
-//! What the kernels have in common that keep a chunk in registers from load to store: parameters and
+//! What the kernels have in common that take a chunk a register at a time: parameters and
 //! gradients, and states in f32, or in 4 bits in blocks of a chunk, rounded to nearest or at random.
 
 #![expect(unsafe_code, reason = "reads and writes the caller's raw buffers")]
@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::run::{Run, draws, load_run, store_run};
 use super::weights::{load_weights, store_weights};
-use super::{AHEAD, prefetch};
+use super::{AHEAD, prefetch, skip};
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{
     CHUNK, CellTable, Chunk, Compiled, Lanes, PACKED, SHORT_OF_16, Vector, load,
@@ -120,27 +120,36 @@ pub(super) trait Kernel<L: Lanes> {
 
     /// Called for the first run of each row, before its first half.
     unsafe fn enter(&mut self, call: &TensorCall<'_>, run: Run);
-    /// The first half of a run and the second of one before it. Returns what is left of the first, if there
-    /// is one and it was not skipped. `F32_IN_PLACE` as in [`gradient`].
-    unsafe fn halves<const F32_IN_PLACE: bool>(
+    /// Returns what is left of the run, or `None` if it was skipped. `F32_IN_PLACE` as in [`gradient`].
+    unsafe fn first<const F32_IN_PLACE: bool>(
         &self,
         call: &TensorCall<'_>,
-        first: Option<First<'_>>,
-        second: Option<Second<'_, Self::Left>>,
+        run: Run,
+        work: &mut Work,
     ) -> Option<Self::Left>;
-}
-
-/// A run in its first half.
-pub(super) struct First<'a> {
-    pub(super) run: Run,
-    pub(super) work: &'a mut Work,
-}
-
-/// A run in its second half.
-pub(super) struct Second<'a, T> {
-    pub(super) run: Run,
-    pub(super) work: &'a mut Work,
-    pub(super) left: T,
+    /// `F32_IN_PLACE` as above.
+    unsafe fn second<const F32_IN_PLACE: bool>(
+        &self,
+        call: &TensorCall<'_>,
+        run: Run,
+        work: &mut Work,
+        left: Self::Left,
+    );
+    /// The first half of a run and the second of one before it.
+    #[inline(always)]
+    unsafe fn both<const F32_IN_PLACE: bool>(
+        &self,
+        call: &TensorCall<'_>,
+        (run, work): (Run, &mut Work),
+        (last, last_work, last_left): (Run, &mut Work, Self::Left),
+    ) -> Option<Self::Left> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let left = self.first::<F32_IN_PLACE>(call, run, work);
+            self.second::<F32_IN_PLACE>(call, last, last_work, last_left);
+            left
+        }
+    }
 }
 
 /// Updates units of at most a chunk; returns how many were skipped.
@@ -188,9 +197,8 @@ impl<'a, L: Lanes, K: Kernel<L>, const F32_IN_PLACE: bool> Chunks<'a, L, K, F32_
     #[inline(always)]
     unsafe fn finish(&self, run: Run, left: Option<K::Left>, work: &mut Work) {
         if let Some(left) = left {
-            let second = Second { run, work, left };
             // SAFETY: the run lies in the tensor.
-            unsafe { self.kernel.halves::<false>(self.call, None, Some(second)) };
+            unsafe { self.kernel.second::<false>(self.call, run, work, left) };
         }
     }
 }
@@ -218,22 +226,13 @@ impl<L: Lanes, K: Kernel<L>, const F32_IN_PLACE: bool> Compiled for Chunks<'_, L
                 match before {
                     Some(left) if run.len == CHUNK && last.len == CHUNK => {
                         // So that the compiler knows it.
-                        let first = First {
-                            run: Run { len: CHUNK, ..run },
-                            work: here,
-                        };
-                        let second = Second {
-                            run: Run { len: CHUNK, ..last },
-                            work: there,
-                            left,
-                        };
-                        self.kernel
-                            .halves::<F32_IN_PLACE>(self.call, Some(first), Some(second))
+                        let first = (Run { len: CHUNK, ..run }, &mut *here);
+                        let second = (Run { len: CHUNK, ..last }, &mut *there, left);
+                        self.kernel.both::<F32_IN_PLACE>(self.call, first, second)
                     }
                     _ => {
                         self.finish(last, before, there);
-                        let first = First { run, work: here };
-                        self.kernel.halves::<false>(self.call, Some(first), None)
+                        self.kernel.first::<false>(self.call, run, here)
                     }
                 }
             };
@@ -277,6 +276,24 @@ pub(super) unsafe fn gradient<L: Lanes>(
         load_run::<L>(call.grad, info.grad_dtype, run, g);
     }
     g.as_ptr()
+}
+
+/// Skips a run if that is wanted and the square of a gradient is not finite; returns whether it did.
+#[inline(always)]
+pub(super) unsafe fn skips<V: Vector>(
+    call: &TensorCall<'_>,
+    run: Run,
+    gradient: *const f32,
+    grad_scale: V,
+) -> bool {
+    // SAFETY: the caller's run lies in the tensor.
+    unsafe {
+        let skips = call.skip_blocks && any_square_not_finite(gradient, grad_scale);
+        if skips {
+            skip(call, run);
+        }
+        skips
+    }
 }
 
 /// Whether the square of any gradient of a chunk is not finite.
@@ -345,12 +362,19 @@ pub(super) unsafe fn store_result<L: Lanes>(
 /// The largest magnitudes of a run's new values in each lane, zeros behind them from now on, given those of
 /// all the chunk's.
 #[inline(always)]
-pub(super) unsafe fn largest_of<V: Vector>(values: &mut Chunk, run: Run, largest: V) -> V {
+pub(super) unsafe fn largest_of_run<V: Vector>(values: &mut Chunk, run: Run, largest: V) -> V {
     if run.len == CHUNK {
         return largest;
     }
     values[run.len..].fill(0.0);
     // SAFETY: the caller's processor has the instructions.
+    unsafe { largest_of(values) }
+}
+
+/// The largest magnitudes of a chunk in each lane.
+#[inline(always)]
+pub(super) unsafe fn largest_of<V: Vector>(values: &Chunk) -> V {
+    // SAFETY: as above.
     unsafe {
         let mut largest = V::splat(0.0);
         for x in load::<V>(values).as_ref() {
