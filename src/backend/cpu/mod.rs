@@ -315,7 +315,8 @@ impl CpuContext {
             );
             match self.kernels.filter(|_| coded) {
                 Some(kernels) => {
-                    let (units, each) = (tensor.grid.units(), units_per_task(tensor));
+                    let units = tensor.grid.units();
+                    let each = units_per_task(tensor, TASK_ELEMENTS);
                     self.run(div_ceil(units, each), &|task| {
                         work(Some(kernels), &call, part(units, each, task));
                     });

@@ -17,19 +17,33 @@ use crate::quant::Preconditioner;
 use crate::rng;
 use crate::step::{HyperSource, NonFinite};
 
-/// Elements of one task: large enough to hide the hand-out, small enough to balance.
+/// Elements of one task where there are few of them: large enough to hide the hand-out, small enough to balance.
 pub(super) const TASK_ELEMENTS: i64 = 1 << 16;
 
-/// Elements of one task of the statistics, which begins and ends with a row of column maxima.
-const STATS_ELEMENTS: i64 = 1 << 18;
+/// As many tasks balance among threads: where there are more elements tasks are larger. Each begins with
+/// memory that was not asked for.
+const BALANCED_TASKS: i64 = 256;
+
+/// A task is no larger.
+const LARGEST_TASK: i64 = 1 << 20;
+
+/// How many times as large tasks of the statistics are: one begins and ends with a row of column maxima.
+const STATS_TASKS: i64 = 4;
 
 /// Elements of tensors whose passes follow each other before the next tensors' first: enough for
 /// many small tensors to share the threads, and few enough for what one pass has read to be found
 /// in a cache by the next.
 const WAVE_ELEMENTS: i64 = 1 << 22;
 
-pub(super) fn units_per_task(tensor: &TensorPlan) -> i64 {
-    (TASK_ELEMENTS / tensor.grid.block).max(1)
+/// Elements of a task, of tensors that go through all passes together with as many.
+fn task_elements(elements: i64) -> i64 {
+    let each = (elements / BALANCED_TASKS).clamp(TASK_ELEMENTS, LARGEST_TASK);
+    // A power of two, as blocks and cache lines are.
+    1 << each.ilog2()
+}
+
+pub(super) fn units_per_task(tensor: &TensorPlan, task_elements: i64) -> i64 {
+    (task_elements / tensor.grid.block).max(1)
 }
 
 /// How the grid of a tensor is cut into the tasks of a pass over the statistics.
@@ -41,13 +55,13 @@ struct Parts {
 }
 
 impl Parts {
-    fn of(tensor: &TensorPlan, pass: Pass) -> Self {
+    fn of(tensor: &TensorPlan, pass: Pass, task_elements: i64) -> Self {
         let most = match pass {
             Pass::Sums => portable::SUMS_COLUMNS,
             _ => portable::MAXIMA_COLUMNS,
         };
         let columns = tensor.grid.cols.min(most).max(1);
-        let rows = (STATS_ELEMENTS / columns).max(1);
+        let rows = (STATS_TASKS * task_elements / columns).max(1);
         let bands = div_ceil(tensor.grid.rows, rows);
         Self {
             rows,
@@ -76,39 +90,57 @@ pub(crate) struct Schedule {
     scan: Vec<i64>,
     /// Tensors that go through all passes together.
     waves: Vec<Range<usize>>,
+    /// [`task_elements`] of each tensor.
+    task_elements: Vec<i64>,
 }
 
 impl Schedule {
     pub(crate) fn new(tensors: &[TensorPlan]) -> Self {
-        let prefix = |tasks: &dyn Fn(&TensorPlan) -> i64| {
+        let waves = waves(tensors);
+        let mut each = Vec::with_capacity(tensors.len());
+        for wave in &waves {
+            let tensors = &tensors[wave.clone()];
+            let elements = tensors.iter().map(|tensor| tensor.numel);
+            let elements = elements.fold(0, i64::saturating_add);
+            each.extend(tensors.iter().map(|_| task_elements(elements)));
+        }
+        let prefix = |tasks: &dyn Fn(&TensorPlan, i64) -> i64| {
             let mut sums = vec![0];
-            for tensor in tensors {
-                sums.push(sums[sums.len() - 1] + tasks(tensor));
+            for (tensor, each) in tensors.iter().zip(&each) {
+                sums.push(sums[sums.len() - 1] + tasks(tensor, *each));
             }
             sums
         };
-        let apply = |tensor: &TensorPlan| div_ceil(tensor.grid.units(), units_per_task(tensor));
+        let apply =
+            |tensor: &TensorPlan, each| div_ceil(tensor.grid.units(), units_per_task(tensor, each));
         let statistics = |pass| {
-            prefix(&move |tensor| {
+            prefix(&move |tensor, each| {
                 if tensor.numel == 0 || !tensor.needs_statistics() {
                     return 0;
                 }
-                Parts::of(tensor, pass).count(tensor)
+                Parts::of(tensor, pass, each).count(tensor)
             })
         };
         Self {
             apply: prefix(&apply),
             sums: statistics(Pass::Sums),
             maxima: statistics(Pass::Maxima),
-            scan: prefix(&|tensor| {
+            scan: prefix(&|tensor, each| {
                 if tensor.needs_statistics() {
                     0
                 } else {
-                    apply(tensor)
+                    apply(tensor, each)
                 }
             }),
-            waves: waves(tensors),
+            waves,
+            task_elements: each,
         }
+    }
+
+    /// The units of a tensor that are a task of [`Pass::Apply`], or of the scan for gradients that are not finite.
+    fn units(&self, tensor: &TensorPlan, index: usize, task: i64) -> Range<i64> {
+        let each = units_per_task(tensor, self.task_elements[index]);
+        part(tensor.grid.units(), each, task)
     }
 }
 
@@ -347,7 +379,7 @@ impl Step<'_> {
         self.for_each_task(tasks, &wave, Order::Forward, |i, task| {
             let call = self.tensor(i);
             let grid = &call.tensor.grid;
-            let parts = Parts::of(call.tensor, pass);
+            let parts = Parts::of(call.tensor, pass, schedule.task_elements[i]);
             let rows = part(grid.rows, parts.rows, task % parts.bands);
             let columns = part(grid.cols, parts.columns, task / parts.bands);
             // SAFETY: the caller's promise.
@@ -356,7 +388,7 @@ impl Step<'_> {
         if scan {
             self.for_each_task(&schedule.scan, &wave, Order::Forward, |i, task| {
                 let call = self.tensor(i);
-                let units = part(call.tensor.grid.units(), units_per_task(call.tensor), task);
+                let units = schedule.units(call.tensor, i, task);
                 // SAFETY: the caller's promise.
                 if unsafe { (kernels.scan)(&call, units) } {
                     call.flag().store(1, Ordering::Relaxed);
@@ -399,7 +431,7 @@ impl Step<'_> {
                 // What the statistics have read last is still in a cache.
                 self.for_each_task(&schedule.apply, &wave, Order::Reverse, |i, task| {
                     let call = of(i);
-                    let units = part(call.tensor.grid.units(), units_per_task(call.tensor), task);
+                    let units = schedule.units(call.tensor, i, task);
                     // SAFETY: the caller's promise; tasks have disjoint units.
                     unsafe {
                         if !call.skip {

@@ -9,8 +9,8 @@ use std::ops::Range;
 
 use super::factored::Factored;
 use super::registers::{
-    Blocks, Kernel, Moment, Plain, Room, Work, gradient, largest_of_run, parameters, skips, step,
-    store_result,
+    Blocks, Kernel, Moment, Plain, Room, Work, ask_ahead, gradient, largest_of_run, parameters,
+    skips, step, store_result,
 };
 use super::run::{Run, load_run};
 use crate::backend::cpu::call::TensorCall;
@@ -119,6 +119,7 @@ impl<L: Lanes, M: Moment<L>> Kernel<L> for Clipped<'_, M> {
             let mut largest = splat(0.0);
             for j in 0..registers::<L::Vector>() {
                 let at = j * L::Vector::WIDTH;
+                ask_ahead::<L>(call, run, at, F32_IN_PLACE);
                 let g = L::Vector::load(gradient.add(at)).mul(grad_scale); // R1
                 let d = Moment::<L>::decode(v, v_of_run, at).sqrt(); // R5
                 let q = g.div(d).mul(clip); // R6

@@ -11,8 +11,8 @@ use std::ops::Range;
 use super::factored::Factored;
 use super::rank1::{Period, RankOne};
 use super::registers::{
-    Blocks, Kernel, Moment, Plain, Values, Work, gradient, largest_of, largest_of_run, parameters,
-    skips, step, store_result,
+    Blocks, Kernel, Moment, Plain, Values, Work, ask_ahead, gradient, largest_of, largest_of_run,
+    parameters, skips, step, store_result,
 };
 use super::run::Run;
 use crate::backend::cpu::call::TensorCall;
@@ -167,6 +167,7 @@ impl<L: Lanes, M: Values<L>, V: Values<L>> Kernel<L> for Unscaled<'_, M, V> {
             let mut highest = L::Vector::splat(0.0);
             for j in 0..registers::<L::Vector>() {
                 let at = j * L::Vector::WIDTH;
+                ask_ahead::<L>(call, run, at, F32_IN_PLACE);
                 let g = L::Vector::load(gradient.add(at));
                 let (old_m, old_v) = (m.decode(open_m, at), v.decode(open_v, at));
                 let (m, v) = rule.moments(g, old_m, old_v, V::IS_NEW);
@@ -257,7 +258,8 @@ impl<M, V> Moments<'_, M, V> {
             let (mut largest_m, mut largest_v) = (zero, zero);
             for j in 0..registers::<L::Vector>() {
                 let at = j * L::Vector::WIDTH;
-                if let Some((_, gradient, (open_m, open_v), [new_m, new_v])) = &mut opened {
+                if let Some((run, gradient, (open_m, open_v), [new_m, new_v])) = &mut opened {
+                    ask_ahead::<L>(call, *run, at, F32_IN_PLACE);
                     let g = L::Vector::load(gradient.add(at));
                     let (old_m, old_v) = (m.decode(*open_m, at), v.decode(*open_v, at));
                     let (m, v) = rule.moments(g, old_m, old_v, V::IS_NEW);

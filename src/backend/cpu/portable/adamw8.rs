@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::bytes::{Bytes, any_not_finite};
-use super::registers::{gradient, is_f32_in_place, parameters, store_result};
+use super::registers::{ask_ahead, gradient, is_f32_in_place, parameters, store_result};
 use super::run::Run;
 use super::{MOST_CHUNKS, skip};
 use crate::backend::cpu::call::TensorCall;
@@ -138,6 +138,7 @@ impl Work {
             let (codes_m, codes_v) = (m.open(run, room_m), v.open(run, room_v));
             let [mut largest_m, mut largest_v] = before;
             for at in (0..CHUNK).step_by(L::Vector::WIDTH) {
+                ask_ahead::<L>(call, run, at, f32_in_place);
                 let g = L::Vector::load(gradient.add(at)).mul(grad_scale); // R1
                 let w = g.mul(g); // R2
                 let m = m.decoder.decode(codes_m.add(at)).mul(scale_m);

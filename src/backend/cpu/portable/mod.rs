@@ -268,11 +268,14 @@ unsafe fn skip(call: &TensorCall<'_>, unit: Run) {
 /// How far ahead elements are asked for, where they are used in their order.
 const AHEAD: usize = 6 * CHUNK;
 
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
 /// Asks for elements of parameters or gradients that are as much ahead of a run: a chunk's instructions
-/// are more than a processor looks ahead, and its own prefetching ends with a page.
+/// are more than a processor looks ahead, and its own prefetching ends with a page. Where registers are taken
+/// in turn, each asks for a line ([`registers::ask_ahead`]): of many at once each waits for those before.
 #[inline(always)]
 fn prefetch<L: Lanes>(data: *const u8, size: usize, run: Run, ahead: usize) {
-    const LINE: usize = 64;
     let first = (run.first + ahead) * size;
     for at in (0..run.len * size).step_by(LINE) {
         L::prefetch(data.wrapping_add(first + at));

@@ -8,8 +8,8 @@
 use std::ops::Range;
 
 use super::registers::{
-    Blocks, Kernel, Moment, Plain, Work, gradient, largest_of_run, parameters, skips, step,
-    store_result,
+    Blocks, Kernel, Moment, Plain, Work, ask_ahead, gradient, largest_of_run, parameters, skips,
+    step, store_result,
 };
 use super::run::Run;
 use crate::backend::cpu::call::TensorCall;
@@ -136,6 +136,7 @@ impl<L: Lanes, R: Step, M: Moment<L>> Kernel<L> for Momentum<'_, R, M> {
             let mut largest = L::Vector::splat(0.0);
             for j in 0..registers::<L::Vector>() {
                 let at = j * L::Vector::WIDTH;
+                ask_ahead::<L>(call, run, at, F32_IN_PLACE);
                 let g = L::Vector::load(gradient.add(at)).mul(grad_scale); // R1
                 let before = L::Vector::load(p.add(at));
                 let (m, change) = rule.step(before, g, m.decode(open, at));

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::bytes::{Bytes, any_not_finite};
 use super::momentum::Step;
-use super::registers::{gradient, is_f32_in_place, parameters, store_result};
+use super::registers::{ask_ahead, gradient, is_f32_in_place, parameters, store_result};
 use super::run::Run;
 use super::{MOST_CHUNKS, skip};
 use crate::backend::cpu::call::TensorCall;
@@ -118,6 +118,7 @@ impl Work {
             );
             let mut largest = before;
             for at in (0..CHUNK).step_by(L::Vector::WIDTH) {
+                ask_ahead::<L>(call, run, at, f32_in_place);
                 let g = L::Vector::load(gradient.add(at)).mul(grad_scale); // R1
                 let p_old = L::Vector::load(p.add(at));
                 let m_old = m.decoder.decode(codes.add(at)).mul(scale);

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::run::{Run, draws, load_run, store_run};
 use super::weights::{load_weights, store_weights};
-use super::{AHEAD, prefetch, skip};
+use super::{AHEAD, LINE, prefetch, skip};
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{
     CHUNK, CellTable, Chunk, Compiled, Lanes, PACKED, SHORT_OF_16, Vector, load,
@@ -267,8 +267,6 @@ pub(super) unsafe fn gradient<L: Lanes>(
     // SAFETY: the caller's run lies in the tensor.
     unsafe {
         if f32_in_place {
-            prefetch::<L>(call.weight.data, size_of::<f32>(), run, AHEAD);
-            prefetch::<L>(call.grad, size_of::<f32>(), run, AHEAD);
             return call.grad.cast::<f32>().add(run.first);
         }
         prefetch::<L>(call.weight.data, info.param_dtype.size(), run, AHEAD);
@@ -276,6 +274,17 @@ pub(super) unsafe fn gradient<L: Lanes>(
         load_run::<L>(call.grad, info.grad_dtype, run, g);
     }
     g.as_ptr()
+}
+
+/// Asks for the parameters and gradients that are [`AHEAD`] of a register's, from element `at` of a run on,
+/// where they are used where they lie; [`gradient`] has asked for others.
+#[inline(always)]
+pub(super) fn ask_ahead<L: Lanes>(call: &TensorCall<'_>, run: Run, at: usize, f32_in_place: bool) {
+    if f32_in_place && (at * size_of::<f32>()).is_multiple_of(LINE) {
+        let ahead = (run.first + AHEAD + at) * size_of::<f32>();
+        L::prefetch(call.weight.data.wrapping_add(ahead));
+        L::prefetch(call.grad.wrapping_add(ahead));
+    }
 }
 
 /// Skips a run if that is wanted and the square of a gradient is not finite; returns whether it did.

@@ -9,7 +9,7 @@ use super::maxima::{ColumnMaxima, Columns};
 use super::rank1::{Period, Place, RankOne};
 use super::registers::Room;
 use super::run::{Run, load_run};
-use super::{AHEAD, prefetch};
+use super::{AHEAD, LINE, prefetch};
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, Vector};
 use crate::dtype::Dtype;
@@ -296,13 +296,14 @@ impl<'c, S, V: Vector> Collector<'c, S, V> {
             let (mut largest, mut finite) = ([zero; N], self.finite);
             for at in (0..len).step_by(CHUNK) {
                 let ahead = if at + AHEAD < len { AHEAD } else { ahead };
+                // How far ahead a register asks for a line, if gradients are used where they lie.
+                let mut asked = 0;
                 let mut gradients = [std::ptr::null(); N];
                 for (r, gradient) in gradients.iter_mut().enumerate() {
                     let run = runs[r].part(at, CHUNK);
                     self.slices.prefetch(open[r], at + ahead);
                     *gradient = if dtype == Dtype::F32 && run.len == CHUNK {
-                        let run = Run { len: CHUNK, ..run };
-                        prefetch::<L>(call.grad, size_of::<f32>(), run, ahead);
+                        asked = ahead;
                         call.grad.cast::<f32>().add(run.first)
                     } else {
                         let copy = &mut self.rooms[r].0;
@@ -315,6 +316,9 @@ impl<'c, S, V: Vector> Collector<'c, S, V> {
                 for i in (0..CHUNK).step_by(V::WIDTH) {
                     let mut column = V::load(columns.add(i));
                     for r in 0..N {
+                        if (i * size_of::<f32>()).is_multiple_of(LINE) {
+                            L::prefetch(gradients[r].wrapping_add(asked + i).cast());
+                        }
                         let g = V::load(gradients[r].add(i)).mul(grad_scale); // R1
                         let w = self.slices.square(g);
                         let new = self.slices.value(open[r], at + i, w);
