@@ -470,3 +470,92 @@ enum Order {
     Forward,
     Reverse,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::backend::Context;
+    use crate::backend::cpu::Variant;
+    use crate::dtype::Dtype;
+    use crate::plan::{Plan, TensorInfo};
+    use crate::spec::Spec;
+
+    fn schedule(preset: &str, shapes: &[&[i64]]) -> (Plan, Schedule) {
+        let context = Arc::new(Context::Cpu(CpuContext::new(1, Variant::Portable).unwrap()));
+        let tensors = shapes.iter().enumerate();
+        let tensors = tensors.map(|(i, shape)| TensorInfo::new(format!("{i}"), shape, Dtype::F32));
+        let spec = Spec::preset(preset).unwrap();
+        let plan = Plan::new(context, &spec, tensors.collect()).unwrap();
+        let schedule = Schedule::new(&plan.tensors);
+        (plan, schedule)
+    }
+
+    #[test]
+    fn tasks_grow_with_the_elements_that_go_through_all_passes_together() {
+        for (elements, each) in [
+            (0, 1 << 16),
+            (1 << 24, 1 << 16),
+            ((1 << 25) - 1, 1 << 16),
+            (1 << 25, 1 << 17),
+            (8192 * 8192, 1 << 18),
+            (i64::MAX, 1 << 20),
+        ] {
+            assert_eq!(task_elements(elements), each, "{elements} elements");
+        }
+    }
+
+    #[test]
+    fn every_unit_and_every_place_of_the_grid_is_in_one_task() {
+        let shapes: [&[i64]; 6] = [
+            &[8192, 8192],
+            &[3, 5],
+            &[0, 7],
+            &[9000, 9000],
+            &[1_000_001],
+            &[64, 3, 3, 3],
+        ];
+        for preset in ["adamw4-block", "adamw4", "adamw8", "factor4"] {
+            let (plan, schedule) = schedule(preset, &shapes);
+            for (i, tensor) in plan.tensors.iter().enumerate() {
+                let mut next = 0;
+                for task in 0..schedule.apply[i + 1] - schedule.apply[i] {
+                    let units = schedule.units(tensor, i, task);
+                    assert!(
+                        units.start == next && units.end > next,
+                        "{preset}, {units:?}"
+                    );
+                    next = units.end;
+                }
+                assert_eq!(
+                    next,
+                    tensor.grid.units(),
+                    "{preset}, {:?}",
+                    tensor.info.shape
+                );
+                if !tensor.needs_statistics() || tensor.numel == 0 {
+                    continue;
+                }
+                for (pass, tasks) in [
+                    (Pass::Maxima, &schedule.maxima),
+                    (Pass::Sums, &schedule.sums),
+                ] {
+                    let parts = Parts::of(tensor, pass, schedule.task_elements[i]);
+                    let places: i64 = (0..tasks[i + 1] - tasks[i])
+                        .map(|task| {
+                            let rows = part(tensor.grid.rows, parts.rows, task % parts.bands);
+                            let columns = part(tensor.grid.cols, parts.columns, task / parts.bands);
+                            assert!(
+                                !rows.is_empty() && !columns.is_empty(),
+                                "{preset}, {pass:?}"
+                            );
+                            (rows.end - rows.start) * (columns.end - columns.start)
+                        })
+                        .sum();
+                    assert_eq!(places, tensor.numel, "{preset}, {pass:?}");
+                }
+            }
+        }
+    }
+}
