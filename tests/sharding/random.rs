@@ -409,3 +409,29 @@ fn count(
         add(format!("weights {}", split.info.weights.name()), true);
     }
 }
+
+/// Three shards have a gradient that is not finite in one sum: what they add to it is more than 64 bits hold.
+#[test]
+fn sums_of_what_is_not_finite_may_wrap() {
+    let quantizer = |normalization, block, mapping| Quantizer {
+        bits: 2,
+        normalization: Some(normalization),
+        ..Quantizer::block(block, mapping)
+    };
+    let spec = Spec {
+        optimizer: Optimizer::Adam,
+        threshold: 100,
+        m: Some(quantizer(Normalization::Block, 32, Mapping::Linear)),
+        v: Some(quantizer(Normalization::Factored, 128, Mapping::De)),
+        ..Spec::preset("adamw32").unwrap()
+    };
+    let info = TensorInfo::new("t0", &[88, 72], Dtype::F32);
+    let manner = Manner {
+        per_call: false,
+        updates: false,
+        nan: Some(2),
+        nonfinite: NonFinite::Propagate,
+    };
+    let splits = [cut(&spec, info, &[3], 13063)];
+    shards::check("a random case", &spec, 3, &splits, manner);
+}

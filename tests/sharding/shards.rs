@@ -180,7 +180,8 @@ fn all_reduce(shards: &mut [Model], stage: StageInfo) {
         for (sum, element) in reduced.iter_mut().zip(elements) {
             *sum = match stage.reduce {
                 Reduce::Max => (*sum).max(element),
-                Reduce::Sum => sum.checked_add(element).unwrap(),
+                // Those of terms that are not finite wrap, and are not read.
+                Reduce::Sum => sum.wrapping_add(element),
             };
         }
     }
