@@ -71,9 +71,14 @@ impl Unit {
     /// For sums that are not finite: nothing is added.
     pub(crate) const NONE: Self = Self(0.0);
 
+    /// Whether it is [`Unit::NONE`].
+    pub(crate) fn is_none(self) -> bool {
+        self.0 == 0.0
+    }
+
     /// As many units as [`Exponent::limbs`], split at another place, without conversions from f64 to i64, which few processors
-    /// have for vectors. Of a term that is not finite any limbs: its sum is not finite either, and is not
-    /// looked at.
+    /// have for vectors. Of a term that is not finite any limbs: its sum is not finite either, and [`Unit::NONE`]
+    /// is its unit.
     #[inline(always)]
     pub(crate) fn limbs(self, term: f64) -> Limbs {
         // From 2^52 to 2^53, f64 are the integers.

@@ -410,9 +410,10 @@ fn count(
     }
 }
 
-/// Three shards have a gradient that is not finite in one sum: what they add to it is more than 64 bits hold.
+/// Three shards have a gradient that is not finite in one sum: had they added anything to it, that might be
+/// more than 64 bits hold.
 #[test]
-fn sums_of_what_is_not_finite_may_wrap() {
+fn nothing_is_added_to_sums_that_are_not_finite() {
     let quantizer = |normalization, block, mapping| Quantizer {
         bits: 2,
         normalization: Some(normalization),

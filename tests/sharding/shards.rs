@@ -180,8 +180,7 @@ fn all_reduce(shards: &mut [Model], stage: StageInfo) {
         for (sum, element) in reduced.iter_mut().zip(elements) {
             *sum = match stage.reduce {
                 Reduce::Max => (*sum).max(element),
-                // Those of terms that are not finite wrap, and are not read.
-                Reduce::Sum => sum.wrapping_add(element),
+                Reduce::Sum => sum.checked_add(element).unwrap(),
             };
         }
     }

@@ -197,7 +197,9 @@ impl Sums {
 impl Sum {
     #[inline(always)]
     fn flush(&self, call: &TensorCall<'_>, factor: &Factor) {
-        if let Some(at) = self.at {
+        if let Some(at) = self.at
+            && !self.unit.is_none()
+        {
             call.add(factor.sum + 2 * at, self.sum);
         }
     }
@@ -261,8 +263,10 @@ impl Columns {
     fn flush(&self, call: &TensorCall<'_>) {
         if let Some((_, first)) = self.first(call) {
             for i in 0..self.width {
-                let (high, low) = (self.high[i], self.low[i]);
-                call.add(first + 2 * i, Limbs { high, low });
+                if !self.units[i].is_none() {
+                    let (high, low) = (self.high[i], self.low[i]);
+                    call.add(first + 2 * i, Limbs { high, low });
+                }
             }
         }
     }
