@@ -273,12 +273,20 @@ const LINE: usize = 64;
 
 /// Asks for elements of parameters or gradients that are as much ahead of a run: a chunk's instructions
 /// are more than a processor looks ahead, and its own prefetching ends with a page. Where registers are taken
-/// in turn, each asks for a line ([`registers::ask_ahead`]): of many at once each waits for those before.
+/// in turn, each asks for a line ([`prefetch_line`]): of many at once each waits for those before.
 #[inline(always)]
 fn prefetch<L: Lanes>(data: *const u8, size: usize, run: Run, ahead: usize) {
     let first = (run.first + ahead) * size;
     for at in (0..run.len * size).step_by(LINE) {
         L::prefetch(data.wrapping_add(first + at));
+    }
+}
+
+/// Asks for the line of f32 that begins at element `at`, if one does.
+#[inline(always)]
+fn prefetch_line<L: Lanes>(data: *const f32, at: usize) {
+    if (at * size_of::<f32>()).is_multiple_of(LINE) {
+        L::prefetch(data.wrapping_add(at).cast());
     }
 }
 

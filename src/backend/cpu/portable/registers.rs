@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::run::{Run, draws, load_run, store_run};
 use super::weights::{load_weights, store_weights};
-use super::{AHEAD, LINE, prefetch, skip};
+use super::{AHEAD, prefetch, prefetch_line, skip};
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{
     CHUNK, CellTable, Chunk, Compiled, Lanes, PACKED, SHORT_OF_16, Vector, load,
@@ -280,10 +280,11 @@ pub(super) unsafe fn gradient<L: Lanes>(
 /// where they are used where they lie; [`gradient`] has asked for others.
 #[inline(always)]
 pub(super) fn ask_ahead<L: Lanes>(call: &TensorCall<'_>, run: Run, at: usize, f32_in_place: bool) {
-    if f32_in_place && (at * size_of::<f32>()).is_multiple_of(LINE) {
-        let ahead = (run.first + AHEAD + at) * size_of::<f32>();
-        L::prefetch(call.weight.data.wrapping_add(ahead));
-        L::prefetch(call.grad.wrapping_add(ahead));
+    if f32_in_place {
+        for data in [call.weight.data.cast_const(), call.grad] {
+            let ahead = data.cast::<f32>().wrapping_add(run.first + AHEAD);
+            prefetch_line::<L>(ahead, at);
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use super::maxima::{ColumnMaxima, Columns};
 use super::rank1::{Period, Place, RankOne};
 use super::registers::Room;
 use super::run::{Run, load_run};
-use super::{AHEAD, LINE, prefetch};
+use super::{AHEAD, prefetch, prefetch_line};
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, Vector};
 use crate::dtype::Dtype;
@@ -316,9 +316,7 @@ impl<'c, S, V: Vector> Collector<'c, S, V> {
                 for i in (0..CHUNK).step_by(V::WIDTH) {
                     let mut column = V::load(columns.add(i));
                     for r in 0..N {
-                        if (i * size_of::<f32>()).is_multiple_of(LINE) {
-                            L::prefetch(gradients[r].wrapping_add(asked + i).cast());
-                        }
+                        prefetch_line::<L>(gradients[r].wrapping_add(asked), i);
                         let g = V::load(gradients[r].add(i)).mul(grad_scale); // R1
                         let w = self.slices.square(g);
                         let new = self.slices.value(open[r], at + i, w);
