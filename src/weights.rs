@@ -100,8 +100,8 @@ pub(crate) fn narrow_bf16(x: f32) -> bf16 {
 #[inline(always)]
 pub(crate) fn stochastic_bf16(x: f32, draw: u16) -> bf16 {
     let bits = x.to_bits();
-    let added = if x.is_finite() { u32::from(draw) } else { 0 };
-    let rounded = (bits.wrapping_add(added) >> 16) as u16;
+    // The lower half of infinity is 0: nothing is carried.
+    let rounded = (bits.wrapping_add(draw.into()) >> 16) as u16;
     bf16::from_bits(if x.is_nan() {
         (NAN_BITS >> 16) as u16
     } else {

@@ -11,13 +11,14 @@ use super::vector::ONE_AND_HALF_A_DRAW;
 use super::{CHUNK, Chunk, Compiled, Lanes, PACKED, Vector, random, repeat};
 use crate::numerics::{INF_BITS, NAN_BITS};
 use crate::quant::Table;
-use crate::rng::Draws;
+use crate::rng::{Draws, Sixteen};
 
 /// For processors with AVX2, FMA and F16C.
 pub(in crate::backend::cpu) struct Avx2;
 
 impl Lanes for Avx2 {
     type Vector = __m256;
+    type Rounds = Sixteen;
 
     #[inline(never)]
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -29,7 +30,8 @@ impl Lanes for Avx2 {
     #[inline(never)]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn draw(draws: &Draws<'_>, out: &mut [u16; CHUNK]) {
-        draws.chunk(out);
+        // SAFETY: the caller's promise.
+        unsafe { random::draw::<Sixteen>(draws, out) }
     }
 
     #[inline(never)]

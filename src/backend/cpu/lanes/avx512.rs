@@ -4,8 +4,9 @@
 
 use std::arch::x86_64::*;
 
-use half::f16;
+use half::{bf16, f16};
 
+use super::random::Rounds;
 use super::vector::{CellTable, ONE_AND_HALF_A_DRAW};
 use super::{Avx2, CHUNK, Chunk, Compiled, Lanes, PACKED, Portable, Vector, random, repeat};
 use crate::numerics::{INF_BITS, Limbs, NAN_BITS, Unit};
@@ -17,6 +18,7 @@ pub(in crate::backend::cpu) struct Avx512;
 
 impl Lanes for Avx512 {
     type Vector = __m512;
+    type Rounds = Groups;
 
     #[inline(never)]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
@@ -25,10 +27,11 @@ impl Lanes for Avx512 {
         unsafe { kernel.run() }
     }
 
-    #[inline(always)]
+    #[inline(never)]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
     unsafe fn draw(draws: &Draws<'_>, out: &mut [u16; CHUNK]) {
         // SAFETY: the caller's promise.
-        unsafe { draw(draws, out) }
+        unsafe { random::draw::<Groups>(draws, out) }
     }
 
     #[inline(never)]
@@ -154,6 +157,18 @@ impl Lanes for Avx512 {
         // SAFETY: as above.
         unsafe { store_f16(values, to) }
     }
+
+    #[inline(always)]
+    unsafe fn store_bf16(values: &Chunk, to: *mut bf16) {
+        // SAFETY: as above.
+        unsafe { store_bf16(values, to) }
+    }
+
+    #[inline(always)]
+    unsafe fn round_bf16(values: &Chunk, draws: &[u16; CHUNK], to: *mut bf16) {
+        // SAFETY: as above.
+        unsafe { round_bf16(values, draws, to) }
+    }
 }
 
 #[inline]
@@ -192,6 +207,84 @@ unsafe fn store_f16(values: &Chunk, to: *mut f16) {
         // SAFETY: the caller's promise.
         unsafe { _mm256_storeu_si256(to.add(16 * i).cast(), halves) };
     }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+unsafe fn store_bf16(values: &Chunk, to: *mut bf16) {
+    for (i, values) in values.as_chunks::<32>().0.iter().enumerate() {
+        let halves = values.as_chunks::<16>().0;
+        // A carry into the upper half, on ties only where that is odd.
+        let round = |x: &[f32; 16]| {
+            let x = widened_nan(load(x));
+            let is_odd = _mm512_test_epi32_mask(x, _mm512_set1_epi32(1 << 16));
+            let (half, below) = (_mm512_set1_epi32(0x8000), _mm512_set1_epi32(0x7fff));
+            _mm512_add_epi32(x, _mm512_mask_mov_epi32(below, is_odd, half))
+        };
+        // SAFETY: the caller's promise.
+        unsafe { store_upper(round(&halves[0]), round(&halves[1]), to.add(32 * i)) };
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+unsafe fn round_bf16(values: &Chunk, draws: &[u16; CHUNK], to: *mut bf16) {
+    let draws = draws.as_chunks::<32>().0;
+    for (i, (values, draws)) in values.as_chunks::<32>().0.iter().zip(draws).enumerate() {
+        let (halves, draws) = (values.as_chunks::<16>().0, draws.as_chunks::<16>().0);
+        let round = |x: &[f32; 16], draws: &[u16; 16]| {
+            // SAFETY: 16 draws.
+            let draws = unsafe { _mm256_loadu_si256(draws.as_ptr().cast()) };
+            _mm512_add_epi32(widened_nan(load(x)), _mm512_cvtepu16_epi32(draws))
+        };
+        let (low, high) = (round(&halves[0], &draws[0]), round(&halves[1], &draws[1]));
+        // SAFETY: the caller's promise.
+        unsafe { store_upper(low, high, to.add(32 * i)) };
+    }
+}
+
+/// The bits of numbers, NaN as the canonical one of bf16: its upper half stays, whatever is added to the lower.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+fn widened_nan(x: __m512) -> __m512i {
+    let nan = _mm512_set1_epi32((NAN_BITS >> 16 << 16).cast_signed());
+    _mm512_castps_si512(or_nan(x, _mm512_castsi512_ps(nan)))
+}
+
+/// Stores the upper halves of 32 numbers.
+///
+/// # Safety
+/// `to` has room for them.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+unsafe fn store_upper(low: __m512i, high: __m512i, to: *mut bf16) {
+    #[repr(align(64))]
+    struct Odd([u16; 32]);
+    static ODD: Odd = {
+        let mut odd = [0; 32];
+        let mut i = 0;
+        while i < 32 {
+            odd[i] = 2 * i as u16 + 1;
+            i += 1;
+        }
+        Odd(odd)
+    };
+    // SAFETY: the caller's promise; a register's words.
+    unsafe {
+        let order = hidden(&*(&raw const ODD.0).cast::<__m512i>());
+        let words = _mm512_permutex2var_epi16(low, order, high);
+        _mm512_storeu_si512(to.cast(), words);
+    }
+}
+
+/// Numbers with another one where they are NaN.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+fn or_nan(x: __m512, nan: __m512) -> __m512 {
+    /// For each class of numbers, what is taken: the first operand for quiet and signaling NaN,
+    /// the second for the rest.
+    const RESPONSES: i32 = 0x1111_1100;
+    _mm512_fixupimm_ps::<0>(nan, x, _mm512_set1_epi32(RESPONSES))
 }
 
 /// Eight terms, or their squares, in units, as integers: numbers are rounded to nearest, ties to even, as set
@@ -288,21 +381,39 @@ fn lookup(codes: &[u8], values: &[f32; 16], out: &mut [f32]) {
     }
 }
 
-/// [`Draws::chunk`], eight groups at a time in the lower halves of 64 bits: what is above them never
+/// [`crate::rng::Sixteen`], eight groups a register in the lower halves of 64 bits: what is above them never
 /// counts.
-#[inline(never)]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
-fn draw(draws: &Draws<'_>, out: &mut [u16; CHUNK]) {
-    /// The exclusive or of three.
-    const XOR: i32 = 0b1001_0110;
-    let splat = |x: u32| _mm512_set1_epi32(x.cast_signed());
-    let [group, row, step, last] = draws.counter();
-    let multipliers = [splat(rng::MULTIPLIERS[0]), splat(rng::MULTIPLIERS[1])];
-    let group = _mm512_add_epi32(splat(group), _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7));
-    let mut a = [group, _mm512_add_epi32(group, splat(8))];
-    let (mut b, mut c, mut d) = ([splat(row); 2], [splat(step); 2], [splat(last); 2]);
-    for key in draws.keys() {
+pub(in crate::backend::cpu) struct Groups {
+    a: [__m512i; 2],
+    b: [__m512i; 2],
+    c: [__m512i; 2],
+    d: [__m512i; 2],
+}
+
+impl Groups {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+    fn begin(draws: &Draws<'_>) -> Self {
+        let [group, row, step, last] = draws.counter().map(|x| _mm512_set1_epi32(x.cast_signed()));
+        let group = _mm512_add_epi32(group, _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7));
+        Self {
+            a: [group, _mm512_add_epi32(group, _mm512_set1_epi32(8))],
+            b: [row; 2],
+            c: [step; 2],
+            d: [last; 2],
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+    fn next(&mut self, key: &[u32; 2]) {
+        /// The exclusive or of three.
+        const XOR: i32 = 0b1001_0110;
+        let splat = |x: u32| _mm512_set1_epi32(x.cast_signed());
+        let multipliers = [splat(rng::MULTIPLIERS[0]), splat(rng::MULTIPLIERS[1])];
+        // One by one, from memory: as a pair they would go through integer registers.
         let key = [splat(key[0]), splat(key[1])];
+        let Self { a, b, c, d } = self;
         for i in 0..2 {
             let first = _mm512_mul_epu32(a[i], multipliers[0]);
             let second = _mm512_mul_epu32(c[i], multipliers[1]);
@@ -314,21 +425,47 @@ fn draw(draws: &Draws<'_>, out: &mut [u16; CHUNK]) {
             (b[i], d[i]) = (second, first);
         }
     }
-    let upper = hidden(&0xaaaa);
-    let orders = [
-        _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11),
-        _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15),
-    ];
-    for i in 0..2 {
-        // Two words of each group, and then the four of four groups.
-        let low = _mm512_mask_shuffle_epi32::<0b10_10_00_00>(a[i], upper, b[i]);
-        let high = _mm512_mask_shuffle_epi32::<0b10_10_00_00>(c[i], upper, d[i]);
-        for (j, order) in orders.into_iter().enumerate() {
-            let words = _mm512_permutex2var_epi64(low, order, high);
-            let to = &mut out[32 * (2 * i + j)..][..32];
-            // SAFETY: 32 numbers of 16 bits each.
-            unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), words) };
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+    fn end(self, out: &mut [u16; CHUNK]) {
+        let Self { a, b, c, d } = self;
+        let upper = hidden(&0xaaaa);
+        let orders = [
+            _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11),
+            _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15),
+        ];
+        for i in 0..2 {
+            // Two words of each group, and then the four of four groups.
+            let low = _mm512_mask_shuffle_epi32::<0b10_10_00_00>(a[i], upper, b[i]);
+            let high = _mm512_mask_shuffle_epi32::<0b10_10_00_00>(c[i], upper, d[i]);
+            for (j, order) in orders.into_iter().enumerate() {
+                let words = _mm512_permutex2var_epi64(low, order, high);
+                let to = &mut out[32 * (2 * i + j)..][..32];
+                // SAFETY: 32 numbers of 16 bits each.
+                unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), words) };
+            }
         }
+    }
+}
+
+impl Rounds for Groups {
+    #[inline(always)]
+    unsafe fn new(draws: &Draws<'_>) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { Self::begin(draws) }
+    }
+
+    #[inline(always)]
+    unsafe fn round(&mut self, key: &[u32; 2]) {
+        // SAFETY: the caller's promise.
+        unsafe { self.next(key) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, out: &mut [u16; CHUNK]) {
+        // SAFETY: the caller's promise.
+        unsafe { self.end(out) }
     }
 }
 
@@ -712,11 +849,9 @@ impl Vector for __m512 {
 
     #[inline(always)]
     unsafe fn canonical(self) -> Self {
-        /// For each class of numbers, what is taken: the first operand for quiet and signaling NaN,
-        /// the second for the rest.
-        const RESPONSES: i32 = 0x1111_1100;
         let nan = _mm512_castsi512_ps(_mm512_set1_epi32(NAN_BITS.cast_signed()));
-        _mm512_fixupimm_ps::<0>(nan, self, _mm512_set1_epi32(RESPONSES))
+        // SAFETY: the caller's promise.
+        unsafe { or_nan(self, nan) }
     }
 
     #[inline(always)]

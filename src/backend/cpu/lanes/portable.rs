@@ -7,13 +7,14 @@ use std::convert::Infallible;
 use super::{CHUNK, Chunk, Compiled, Lanes, PACKED, Vector, random, repeat};
 use crate::numerics::{INF_BITS, canonical, magnitude};
 use crate::quant::{Table, uniform};
-use crate::rng::Draws;
+use crate::rng::{Draws, Sixteen};
 
 /// See the module's page.
 pub(in crate::backend::cpu) struct Portable;
 
 impl Lanes for Portable {
     type Vector = [f32; 8];
+    type Rounds = Sixteen;
 
     #[inline(never)]
     unsafe fn run<K: Compiled>(kernel: K) -> K::Output {
@@ -23,7 +24,8 @@ impl Lanes for Portable {
 
     #[inline(never)]
     unsafe fn draw(draws: &Draws<'_>, out: &mut [u16; CHUNK]) {
-        draws.chunk(out);
+        // SAFETY: the caller's promise.
+        unsafe { random::draw::<Sixteen>(draws, out) }
     }
 
     #[inline(never)]

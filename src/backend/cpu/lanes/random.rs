@@ -7,11 +7,53 @@
 
 use super::{CHUNK, CellTable, Chunk, Lanes, PACKED, SHORT_OF_16, Vector};
 use crate::quant::{Cells, Table};
-use crate::rng::Draws;
+use crate::rng::{Draws, Sixteen};
 
 /// The random numbers of a chunk, in few cache lines.
 #[repr(align(64))]
 struct Random([u16; CHUNK]);
+
+/// The random numbers of a chunk in the making. A round waits for the one before, so that others do well to
+/// work in between.
+///
+/// # Safety
+/// As for [`Lanes`].
+pub(in crate::backend::cpu) trait Rounds {
+    unsafe fn new(draws: &Draws<'_>) -> Self;
+    /// To be called with each of [`Draws::keys`].
+    unsafe fn round(&mut self, key: &[u32; 2]);
+    unsafe fn store(self, out: &mut [u16; CHUNK]);
+}
+
+impl Rounds for Sixteen {
+    #[inline(always)]
+    unsafe fn new(draws: &Draws<'_>) -> Self {
+        Self::new(draws)
+    }
+
+    #[inline(always)]
+    unsafe fn round(&mut self, key: &[u32; 2]) {
+        self.round(key);
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, out: &mut [u16; CHUNK]) {
+        Self::store(&self, out);
+    }
+}
+
+/// See [`super::Lanes::draw`].
+#[inline(always)]
+pub(super) unsafe fn draw<R: Rounds>(draws: &Draws<'_>, out: &mut [u16; CHUNK]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut rounds = R::new(draws);
+        for key in draws.keys() {
+            rounds.round(key);
+        }
+        rounds.store(out);
+    }
+}
 
 /// See [`super::Lanes::round_block`].
 #[inline(always)]
@@ -29,8 +71,6 @@ pub(super) unsafe fn round_block<L: Lanes<Vector = V>, V: Vector>(
             std::ptr::write_bytes(codes, 0, CHUNK / 2);
             return;
         }
-        let mut random = Random([0; CHUNK]);
-        L::draw(draws, &mut random.0);
         let all = V::splat(scale);
         let (mut low, mut rise) = (table.first(), table.next);
         for (low, rise) in low.iter_mut().zip(&mut rise) {
@@ -45,7 +85,7 @@ pub(super) unsafe fn round_block<L: Lanes<Vector = V>, V: Vector>(
                 factor: V::splat(factor),
                 levels: V::scale(V::table(&table.reached), all),
             };
-            round(values, reached, steps, &random, codes);
+            round::<L, V>(values, reached, steps, draws, codes);
         } else if let Some(cells) = &table.level_cells
             && let Some(cells) = V::Cells::new(cells)
             && factor.is_finite()
@@ -54,16 +94,11 @@ pub(super) unsafe fn round_block<L: Lanes<Vector = V>, V: Vector>(
                 factor: V::splat(Cells::FACTOR * (1.0 / scale)),
                 cells: cells.scale(all),
             };
-            round(values, reached, steps, &random, codes);
+            round::<L, V>(values, reached, steps, draws, codes);
         } else {
             let levels = V::scale(V::table(&table.next), all);
-            round(
-                values,
-                Searched::<V>(V::thresholds(levels)),
-                steps,
-                &random,
-                codes,
-            );
+            let reached = Searched::<V>(V::thresholds(levels));
+            round::<L, V>(values, reached, steps, draws, codes);
         }
     }
 }
@@ -117,21 +152,41 @@ impl<V: Vector> Reached<V> for Searched<V> {
 
 /// Rounds a chunk, given the levels and how far it is to the next ones.
 #[inline(always)]
-unsafe fn round<V: Vector>(
+unsafe fn round<L: Lanes<Vector = V>, V: Vector>(
     values: &Chunk,
     reached: impl Reached<V>,
-    steps: [V::Table; 2],
-    random: &Random,
+    [low, rise]: [V::Table; 2],
+    draws: &Draws<'_>,
     codes: *mut u8,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        for (i, group) in values.chunks_exact(PACKED * V::WIDTH).enumerate() {
-            let mut new = [V::NO_CODES; PACKED];
-            for (j, (code, x)) in new.iter_mut().zip(group.chunks_exact(V::WIDTH)).enumerate() {
-                let x = V::load(x.as_ptr());
-                let random = random.0.as_ptr().add((i * PACKED + j) * V::WIDTH);
-                *code = step(x, reached.code(x), steps, random);
+        let mut random = Random([0; CHUNK]);
+        let mut rounds = L::Rounds::new(draws);
+        let keys = draws.keys();
+        let mut new = [V::NO_CODES; PACKED];
+        // As a loop it is not unrolled, and keeps all that it works on in memory.
+        macro_rules! in_turn {
+            ($($j:literal)*) => {
+                $(
+                    rounds.round(&keys[$j]);
+                    new[$j] = reached.code(V::load(values.as_ptr().add($j * V::WIDTH)));
+                )*
+            };
+        }
+        in_turn!(0 1 2 3 4 5 6 7);
+        rounds.round(&keys[8]);
+        rounds.round(&keys[9]);
+        rounds.store(&mut random.0);
+        for i in 0..CHUNK / (PACKED * V::WIDTH) {
+            for (j, code) in new.iter_mut().enumerate() {
+                let at = (i * PACKED + j) * V::WIDTH;
+                let x = V::load(values.as_ptr().add(at));
+                if i > 0 {
+                    *code = reached.code(x);
+                }
+                let part = x.sub(V::at(low, *code));
+                *code = part.step_up(V::at(rise, *code), random.0.as_ptr().add(at), *code);
             }
             V::store_codes(new, codes.add(i * PACKED * V::WIDTH / 2));
         }
@@ -167,21 +222,5 @@ pub(super) unsafe fn round_linear<L: Lanes<Vector = V>, V: Vector>(
             }
             V::store_codes(new, codes.add(i * PACKED * V::WIDTH / 2));
         }
-    }
-}
-
-/// The codes of values, given those of the levels that they reach, the levels, and how far it is to the
-/// next ones.
-#[inline(always)]
-unsafe fn step<V: Vector>(
-    x: V,
-    code: V::Codes,
-    [low, rise]: [V::Table; 2],
-    random: *const u16,
-) -> V::Codes {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let part = x.sub(V::at(low, code));
-        part.step_up(V::at(rise, code), random, code)
     }
 }

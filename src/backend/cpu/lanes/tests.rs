@@ -1,6 +1,6 @@
 //! Every implementation against the trait's words, one element at a time.
 
-use half::f16;
+use half::{bf16, f16};
 
 use super::*;
 use crate::numerics::{Exponent, NAN_BITS, canonical, magnitude};
@@ -327,6 +327,40 @@ fn check_f16<L: Lanes>(name: &str) {
         for (half, x) in halves.iter().zip(values) {
             let want = f16::from_f32(canonical(*x));
             assert_eq!(half.to_bits(), want.to_bits(), "{name} {x:e}");
+        }
+    }
+}
+
+/// Numbers around those of bf16 and the middle between them, to nearest and by draws, against the definition.
+fn check_bf16<L: Lanes>(name: &str) {
+    let near = |upper: u32| {
+        let lower = [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff];
+        lower.map(|lower| f32::from_bits(upper << 16 | lower))
+    };
+    let values: Vec<f32> = (0..=0xffff).flat_map(near).collect();
+    for (i, values) in values.chunks(CHUNK).enumerate() {
+        let mut chunk = Chunk::ZERO;
+        chunk[..values.len()].copy_from_slice(values);
+        let draws: [u16; CHUNK] = std::array::from_fn(|j| match j % 4 {
+            0 => 0,
+            1 => u16::MAX,
+            _ => ((40_503 * (128 * i + j)) >> 4) as u16,
+        });
+        let mut got = [[bf16::ZERO; CHUNK]; 2];
+        // SAFETY: chunks of bf16; the caller's processor has the instructions.
+        unsafe {
+            L::store_bf16(&chunk, got[0].as_mut_ptr());
+            L::round_bf16(&chunk, &draws, got[1].as_mut_ptr());
+        }
+        for (j, x) in values.iter().enumerate() {
+            let nearest = bf16::from_f32(canonical(*x));
+            assert_eq!(got[0][j].to_bits(), nearest.to_bits(), "{name} {x:e}");
+            // Up where the draw carries.
+            let bits = x.to_bits();
+            let up = (bits & 0xffff) + u32::from(draws[j]) > 0xffff;
+            let rounded = ((bits >> 16) + u32::from(up)) as u16;
+            let want = if x.is_nan() { 0x7fff } else { rounded };
+            assert_eq!(got[1][j].to_bits(), want, "{name} {x:e} {}", draws[j]);
         }
     }
 }
@@ -669,6 +703,7 @@ fn check<L: Lanes>(name: &str) {
     check_tables::<L>(name);
     check_bytes::<L>(name);
     check_f16::<L>(name);
+    check_bf16::<L>(name);
     check_search::<L::Vector>(name);
     check_pick::<L::Vector>(name);
     check_decide::<L::Vector>(name);

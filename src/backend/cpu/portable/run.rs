@@ -14,7 +14,6 @@ use crate::numerics::{INF_BITS, canonical, magnitude};
 use crate::plan::{Codes, MAX_AXES, Maxima, TensorPlan};
 use crate::rng::{Draws, Purpose};
 use crate::step::Buffer;
-use crate::weights::narrow_bf16;
 
 /// A run of elements inside one row of the grid.
 ///
@@ -138,12 +137,7 @@ unsafe fn store_chunk<L: Lanes>(data: *mut u8, dtype: Dtype, values: &Chunk) {
     // SAFETY: the caller's memory has room for a chunk.
     unsafe {
         match dtype {
-            Dtype::Bf16 => {
-                let data = data.cast::<bf16>();
-                for (i, value) in values.iter().enumerate() {
-                    *data.add(i) = narrow_bf16(*value);
-                }
-            }
+            Dtype::Bf16 => L::store_bf16(values, data.cast()),
             Dtype::F16 => L::store_f16(values, data.cast()),
             _ => {
                 let data = data.cast::<f32>();

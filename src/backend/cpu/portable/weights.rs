@@ -11,7 +11,7 @@ use crate::dtype::Dtype;
 use crate::rng::Purpose;
 use crate::weights::{
     Weights, from_master, join_correction, join_remainder, narrow_bf16, round_f16,
-    split_correction, split_remainder, stochastic_bf16,
+    split_correction, split_remainder,
 };
 
 /// The f32 values of a run of at most a chunk of parameters, zeros behind them.
@@ -120,9 +120,7 @@ pub(super) unsafe fn store_weights<L: Lanes>(call: &TensorCall<'_>, run: Run, va
                     store_run::<L>(weight.data, weight.dtype, run, &rounded);
                 } else {
                     let mut rounded = [bf16::ZERO; CHUNK];
-                    for i in 0..CHUNK {
-                        rounded[i] = stochastic_bf16(values[i], random[i]);
-                    }
+                    L::round_bf16(values, &random, rounded.as_mut_ptr());
                     put(&rounded, weight.data, run);
                 }
             }
