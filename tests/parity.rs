@@ -113,15 +113,25 @@ fn specs() -> Vec<Spec> {
             amsgrad: true,
             ..spec(de(128), linear(128))
         },
+        everywhere("adamw8"),
+        everywhere("sgdm8"),
+        everywhere("lion8"),
     ]
+}
+
+/// A preset for tensors of any size.
+fn everywhere(preset: &str) -> Spec {
+    Spec {
+        threshold: 0,
+        ..Spec::preset(preset).unwrap()
+    }
 }
 
 /// A preset with another m, likewise.
 fn with_m(preset: &str, m: Option<Quantizer>) -> Spec {
     Spec {
-        threshold: 0,
         m,
-        ..Spec::preset(preset).unwrap()
+        ..everywhere(preset)
     }
 }
 
@@ -273,7 +283,7 @@ fn hostile(model: &mut Model, t: u64) {
 
 #[test]
 fn non_finite_gradients_under_every_policy() {
-    for spec in [1, 3, 4, 8, 9, 28, 30].map(|i| specs().swap_remove(i)) {
+    for spec in [1, 3, 4, 8, 9, 28, 30, 31, 32].map(|i| specs().swap_remove(i)) {
         let normalization = spec.v.as_ref().and_then(|v| v.normalization);
         let of_slices = normalization != Some(Normalization::Block);
         for policy in [
