@@ -142,13 +142,18 @@ impl Grid {
     }
 
     /// Row and column, in the grid of the global tensor, of an element of this grid.
+    #[inline]
     pub(crate) fn global(&self, row: i64, col: i64, offset: &[i64]) -> (i64, i64) {
         let (lead, rest) = offset.split_at(self.lead.len());
         let (mut row, mut global_row, mut stride) = (row, 0, 1);
-        for (axis, start) in lead.iter().enumerate().rev() {
-            global_row += (row % self.lead[axis] + start) * stride;
+        for axis in (1..lead.len()).rev() {
+            global_row += (row % self.lead[axis] + lead[axis]) * stride;
             row /= self.lead[axis];
             stride *= self.global_lead[axis];
+        }
+        // No division where there is one axis.
+        if let Some(start) = lead.first() {
+            global_row += (row + start) * stride;
         }
         (global_row, col + self.row_start(rest))
     }
