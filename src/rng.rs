@@ -100,47 +100,28 @@ impl Draws<'_> {
     pub(crate) fn keys(&self) -> &RoundKeys {
         &self.stream.keys
     }
-}
 
-/// The draws of a chunk, of each group [`Stream::eight`], on their way through Philox's rounds: 16 groups side
-/// by side, so that every loop is one of vectors.
-#[derive(Clone, Copy)]
-pub(crate) struct Sixteen {
-    // Words in 64 bits, of which the lower 32 count: products need no widening.
-    a: [u64; 16],
-    b: [u64; 16],
-    c: [u64; 16],
-    d: [u64; 16],
-}
-
-impl Sixteen {
+    /// [`Stream::eight`] of each group, 16 at a time, so that every loop is one of vectors.
     #[inline(always)]
-    pub(crate) fn new(draws: &Draws<'_>) -> Self {
-        let [group, row, step, last] = draws.counter().map(u64::from);
+    pub(crate) fn chunk(&self, draws: &mut [u16; 128]) {
+        // Words in 64 bits, of which the lower 32 count: products need no widening.
+        let word = |x: u64| x & 0xffff_ffff;
+        let [group, row, step, last] = self.counter().map(u64::from);
         let mut a = [0; 16];
         for (lane, first) in a.iter_mut().enumerate() {
             *first = group + lane as u64;
         }
-        let (b, c, d) = ([row; 16], [step; 16], [last; 16]);
-        Self { a, b, c, d }
-    }
-
-    #[inline(always)]
-    pub(crate) fn round(&mut self, key: &[u32; 2]) {
-        let Self { a, b, c, d } = self;
-        for i in 0..16 {
-            let first = word(a[i]) * u64::from(MULTIPLIERS[0]);
-            let second = word(c[i]) * u64::from(MULTIPLIERS[1]);
-            a[i] = (second >> 32) ^ b[i] ^ u64::from(key[0]);
-            b[i] = second;
-            c[i] = (first >> 32) ^ d[i] ^ u64::from(key[1]);
-            d[i] = first;
+        let (mut b, mut c, mut d) = ([row; 16], [step; 16], [last; 16]);
+        for key in self.keys() {
+            for i in 0..16 {
+                let first = word(a[i]) * u64::from(MULTIPLIERS[0]);
+                let second = word(c[i]) * u64::from(MULTIPLIERS[1]);
+                a[i] = (second >> 32) ^ b[i] ^ u64::from(key[0]);
+                b[i] = second;
+                c[i] = (first >> 32) ^ d[i] ^ u64::from(key[1]);
+                d[i] = first;
+            }
         }
-    }
-
-    #[inline(always)]
-    pub(crate) fn store(&self, draws: &mut [u16; 128]) {
-        let Self { a, b, c, d } = self;
         for (lane, draws) in draws.as_chunks_mut::<8>().0.iter_mut().enumerate() {
             let low = word(a[lane]) | b[lane] << 32;
             let high = word(c[lane]) | d[lane] << 32;
@@ -150,10 +131,6 @@ impl Sixteen {
             }
         }
     }
-}
-
-fn word(x: u64) -> u64 {
-    x & 0xffff_ffff
 }
 
 /// FNV-1a, 32 bits, of a tensor's name.
@@ -217,11 +194,7 @@ mod tests {
                 row,
                 group,
             };
-            let mut sixteen = Sixteen::new(&chunk);
-            for key in chunk.keys() {
-                sixteen.round(key);
-            }
-            sixteen.store(&mut draws);
+            chunk.chunk(&mut draws);
             for (i, eight) in draws.chunks(8).enumerate() {
                 assert_eq!(eight, stream.eight(Purpose::State(1), row, group + i));
             }

@@ -11,14 +11,14 @@ use super::vector::ONE_AND_HALF_A_DRAW;
 use super::{CHUNK, Chunk, Compiled, Lanes, PACKED, Vector, random, repeat};
 use crate::numerics::{INF_BITS, NAN_BITS};
 use crate::quant::Table;
-use crate::rng::{Draws, Sixteen};
+use crate::rng::Draws;
 
 /// For processors with AVX2, FMA and F16C.
 pub(in crate::backend::cpu) struct Avx2;
 
 impl Lanes for Avx2 {
     type Vector = __m256;
-    type Rounds = Sixteen;
+    type Rounds = random::Drawn;
 
     #[inline(never)]
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -30,8 +30,7 @@ impl Lanes for Avx2 {
     #[inline(never)]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn draw(draws: &Draws<'_>, out: &mut [u16; CHUNK]) {
-        // SAFETY: the caller's promise.
-        unsafe { random::draw::<Sixteen>(draws, out) }
+        draws.chunk(out);
     }
 
     #[inline(never)]
@@ -376,6 +375,14 @@ unsafe fn store_f16(values: &Chunk, to: *mut f16) {
     }
 }
 
+/// At most eight.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn first_lanes(count: usize) -> __m256i {
+    let count = _mm256_set1_epi32(count as i32);
+    _mm256_cmpgt_epi32(count, _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))
+}
+
 #[expect(
     unsafe_op_in_unsafe_fn,
     reason = "each function is an instruction or a few, which the caller's processor has"
@@ -465,6 +472,25 @@ impl Vector for __m256 {
         let nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(self, self);
         let canonical = _mm256_set1_epi32(NAN_BITS.cast_signed());
         _mm256_blendv_ps(self, _mm256_castsi256_ps(canonical), nan)
+    }
+
+    #[inline(always)]
+    unsafe fn load_first(from: *const f32, count: usize) -> Self {
+        _mm256_maskload_ps(from, first_lanes(count))
+    }
+
+    #[inline(always)]
+    unsafe fn store_first(self, to: *mut f32, count: usize) {
+        // Some processors take long under a mask.
+        if count == 8 {
+            return self.store(to);
+        }
+        _mm256_maskstore_ps(to, first_lanes(count), self);
+    }
+
+    #[inline(always)]
+    unsafe fn keep(self, count: usize) -> Self {
+        _mm256_and_ps(self, _mm256_castsi256_ps(first_lanes(count)))
     }
 
     #[inline(always)]

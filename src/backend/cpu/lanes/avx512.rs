@@ -147,6 +147,18 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn read<const N: usize>(from: *const u8, len: usize, to: *mut u8) {
+        // SAFETY: as above.
+        unsafe { read::<N>(from, len, to) }
+    }
+
+    #[inline(always)]
+    unsafe fn write<const N: usize>(from: *const u8, to: *mut u8, len: usize) {
+        // SAFETY: as above.
+        unsafe { write::<N>(from, to, len) }
+    }
+
+    #[inline(always)]
     unsafe fn load_f16(from: *const f16, out: &mut Chunk) {
         // SAFETY: as above.
         unsafe { load_f16(from, out) }
@@ -183,6 +195,42 @@ fn load(values: &[f32; 16]) -> __m512 {
 fn store(values: __m512, out: &mut [f32; 16]) {
     // SAFETY: 16 floats.
     unsafe { _mm512_storeu_ps(out.as_mut_ptr(), values) };
+}
+
+/// The bytes of a register that are among the first of memory.
+#[inline]
+fn first_bytes(len: usize, at: usize) -> __mmask64 {
+    let count = len.saturating_sub(at);
+    if count < 64 { (1 << count) - 1 } else { !0 }
+}
+
+/// Whole registers are written, so that what is read of them next needs not wait for memory.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+unsafe fn read<const N: usize>(from: *const u8, len: usize, to: *mut u8) {
+    for at in (0..N).step_by(64) {
+        // SAFETY: the caller's promise; bytes that a mask leaves out are not touched.
+        unsafe {
+            let from = from.wrapping_add(at).cast();
+            let bytes = _mm512_maskz_loadu_epi8(first_bytes(len, at), from);
+            _mm512_storeu_si512(to.add(at).cast(), bytes);
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+unsafe fn write<const N: usize>(from: *const u8, to: *mut u8, len: usize) {
+    for at in (0..N).step_by(64) {
+        // Even where a mask leaves out all, what is read there next waits for it.
+        if at < len {
+            // SAFETY: as above.
+            unsafe {
+                let bytes = _mm512_loadu_si512(from.add(at).cast());
+                _mm512_mask_storeu_epi8(to.add(at).cast(), first_bytes(len, at), bytes);
+            }
+        }
+    }
 }
 
 #[inline]
@@ -275,6 +323,13 @@ unsafe fn store_upper(low: __m512i, high: __m512i, to: *mut bf16) {
         let words = _mm512_permutex2var_epi16(low, order, high);
         _mm512_storeu_si512(to.cast(), words);
     }
+}
+
+/// At most 16.
+#[inline(always)]
+fn first_lanes(count: usize) -> __mmask16 {
+    debug_assert!(count <= 16);
+    ((1_u32 << count) - 1) as __mmask16
 }
 
 /// Numbers with another one where they are NaN.
@@ -381,7 +436,7 @@ fn lookup(codes: &[u8], values: &[f32; 16], out: &mut [f32]) {
     }
 }
 
-/// [`crate::rng::Sixteen`], eight groups a register in the lower halves of 64 bits: what is above them never
+/// [`Draws::chunk`], eight groups a register in the lower halves of 64 bits: what is above them never
 /// counts.
 pub(in crate::backend::cpu) struct Groups {
     a: [__m512i; 2],
@@ -852,6 +907,24 @@ impl Vector for __m512 {
         let nan = _mm512_castsi512_ps(_mm512_set1_epi32(NAN_BITS.cast_signed()));
         // SAFETY: the caller's promise.
         unsafe { or_nan(self, nan) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_first(from: *const f32, count: usize) -> Self {
+        _mm512_maskz_loadu_ps(first_lanes(count), from)
+    }
+
+    #[inline(always)]
+    unsafe fn store_first(self, to: *mut f32, count: usize) {
+        // As in `write`.
+        if count > 0 {
+            _mm512_mask_storeu_ps(to, first_lanes(count), self);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn keep(self, count: usize) -> Self {
+        _mm512_maskz_mov_ps(first_lanes(count), self)
     }
 
     #[inline(always)]

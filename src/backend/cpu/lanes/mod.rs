@@ -234,6 +234,29 @@ pub(super) trait Lanes {
         let _ = address;
     }
 
+    /// Up to N bytes, a multiple of 64, from elsewhere, and zeros behind them.
+    ///
+    /// # Safety
+    /// There are so many, and room for N.
+    #[inline(always)]
+    unsafe fn read<const N: usize>(from: *const u8, len: usize, to: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            std::ptr::write_bytes(to, 0, N);
+            std::ptr::copy_nonoverlapping(from, to, len);
+        }
+    }
+
+    /// The first of N bytes to elsewhere.
+    ///
+    /// # Safety
+    /// There are N, and room for so many.
+    #[inline(always)]
+    unsafe fn write<const N: usize>(from: *const u8, to: *mut u8, len: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { std::ptr::copy_nonoverlapping(from, to, len) };
+    }
+
     /// A chunk of f16 from memory, aligned for it.
     ///
     /// # Safety

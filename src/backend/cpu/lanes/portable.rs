@@ -7,14 +7,14 @@ use std::convert::Infallible;
 use super::{CHUNK, Chunk, Compiled, Lanes, PACKED, Vector, random, repeat};
 use crate::numerics::{INF_BITS, canonical, magnitude};
 use crate::quant::{Table, uniform};
-use crate::rng::{Draws, Sixteen};
+use crate::rng::Draws;
 
 /// See the module's page.
 pub(in crate::backend::cpu) struct Portable;
 
 impl Lanes for Portable {
     type Vector = [f32; 8];
-    type Rounds = Sixteen;
+    type Rounds = random::Drawn;
 
     #[inline(never)]
     unsafe fn run<K: Compiled>(kernel: K) -> K::Output {
@@ -24,8 +24,7 @@ impl Lanes for Portable {
 
     #[inline(never)]
     unsafe fn draw(draws: &Draws<'_>, out: &mut [u16; CHUNK]) {
-        // SAFETY: the caller's promise.
-        unsafe { random::draw::<Sixteen>(draws, out) }
+        draws.chunk(out);
     }
 
     #[inline(never)]
@@ -225,6 +224,25 @@ impl Vector for [f32; 8] {
     #[inline(always)]
     unsafe fn canonical(self) -> Self {
         zip(self, self, |a, _| canonical(a))
+    }
+
+    #[inline(always)]
+    unsafe fn keep(self, count: usize) -> Self {
+        std::array::from_fn(|i| if i < count { self[i] } else { 0.0 })
+    }
+
+    #[inline(always)]
+    unsafe fn load_first(from: *const f32, count: usize) -> Self {
+        let mut first = [0.0; 8];
+        // SAFETY: the caller's promise.
+        unsafe { std::ptr::copy_nonoverlapping(from, first.as_mut_ptr(), count) };
+        first
+    }
+
+    #[inline(always)]
+    unsafe fn store_first(self, to: *mut f32, count: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { std::ptr::copy_nonoverlapping(self.as_ptr(), to, count) };
     }
 
     #[inline(always)]

@@ -511,6 +511,43 @@ fn check_decide<V: Vector>(name: &str) {
 }
 
 /// Single operations: on every pair of notable numbers, and estimates over two octaves and at the ends.
+/// The first numbers of a register, and the first bytes of a chunk: nothing else is read or written, as all
+/// begins and ends with its memory.
+fn check_first<L: Lanes>(name: &str) {
+    let numbers: Vec<f32> = (1..=L::Vector::WIDTH).map(|i| i as f32).collect();
+    for count in 0..=L::Vector::WIDTH {
+        let first = &numbers[..count].to_vec();
+        let mut want = vec![0.0; L::Vector::WIDTH];
+        want[..count].copy_from_slice(first);
+        let (mut kept, mut loaded) = (want.clone(), want.clone());
+        let mut stored = vec![0.0; count];
+        // SAFETY: a register's numbers, or so many; the caller's processor has the instructions.
+        unsafe {
+            let all = L::Vector::load(numbers.as_ptr());
+            all.keep(count).store(kept.as_mut_ptr());
+            L::Vector::load_first(first.as_ptr(), count).store(loaded.as_mut_ptr());
+            all.store_first(stored.as_mut_ptr(), count);
+        }
+        assert_eq!(kept, want, "{name} {count}");
+        assert_eq!(loaded, want, "{name} {count}");
+        assert_eq!(&stored, first, "{name} {count}");
+    }
+    const N: usize = 4 * CHUNK;
+    let bytes: [u8; N] = std::array::from_fn(|i| (i % 251) as u8 + 1);
+    for len in 0..=N {
+        let from = bytes[..len].to_vec();
+        let (mut read, mut written) = ([0xaa; N], vec![0xaa; len]);
+        // SAFETY: so many bytes, or N.
+        unsafe {
+            L::read::<N>(from.as_ptr(), len, read.as_mut_ptr());
+            L::write::<N>(bytes.as_ptr(), written.as_mut_ptr(), len);
+        }
+        assert_eq!(read[..len], from, "{name} {len}");
+        assert!(read[len..].iter().all(|byte| *byte == 0), "{name} {len}");
+        assert_eq!(written, from, "{name} {len}");
+    }
+}
+
 fn check_operations<V: Vector>(name: &str) {
     let lane = |x: V| {
         let mut out = [0.0; 16];
@@ -710,6 +747,7 @@ fn check<L: Lanes>(name: &str) {
     check_draws::<L>(name);
     check_random::<L>(name);
     check_operations::<L::Vector>(name);
+    check_first::<L>(name);
     check_block_scale::<L::Vector>(name);
 }
 

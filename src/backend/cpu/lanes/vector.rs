@@ -49,6 +49,12 @@ pub(in crate::backend::cpu) trait Vector: Copy {
     unsafe fn max(self, other: Self) -> Self;
     /// `RN(self a + b)`.
     unsafe fn mul_add(self, a: Self, b: Self) -> Self;
+    /// The first lanes, zeros behind them; there are so many.
+    unsafe fn keep(self, count: usize) -> Self;
+    /// [`Vector::load`] of the first lanes, zeros behind them.
+    unsafe fn load_first(from: *const f32, count: usize) -> Self;
+    /// [`Vector::store`] of the first lanes.
+    unsafe fn store_first(self, to: *mut f32, count: usize);
     /// With every NaN made the canonical one.
     unsafe fn canonical(self) -> Self;
     /// The larger magnitudes, as integers, so that NaN is the largest.

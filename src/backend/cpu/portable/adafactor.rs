@@ -9,8 +9,8 @@ use std::ops::Range;
 
 use super::factored::Factored;
 use super::registers::{
-    Blocks, Kernel, Moment, Plain, Room, Work, ask_ahead, gradient, largest_of_run, parameters,
-    skips, step, store_result,
+    Blocks, Kernel, Moment, Plain, Room, Work, ask_ahead, gradient, lanes, lanes_in_memory,
+    parameters, skips, step, store_result,
 };
 use super::run::{Run, load_run};
 use crate::backend::cpu::call::TensorCall;
@@ -120,19 +120,22 @@ impl<L: Lanes, M: Moment<L>> Kernel<L> for Clipped<'_, M> {
             for j in 0..registers::<L::Vector>() {
                 let at = j * L::Vector::WIDTH;
                 ask_ahead::<L>(call, run, at, F32_IN_PLACE);
-                let g = L::Vector::load(gradient.add(at)).mul(grad_scale); // R1
+                let in_memory = lanes_in_memory::<L::Vector>(run, at, F32_IN_PLACE);
+                let (p, base) = (p.wrapping_add(at), base.wrapping_add(at));
+                let g = L::Vector::load_first(gradient.wrapping_add(at), in_memory).mul(grad_scale); // R1
                 let d = Moment::<L>::decode(v, v_of_run, at).sqrt(); // R5
                 let q = g.div(d).mul(clip); // R6
                 let m = beta1.mul_add(m.decode(open, at), one_minus_beta1.mul(q)); // R3
                 let q = if rule.momentum { m } else { q };
+                let m = m.keep(lanes::<L::Vector>(run, at));
                 m.store(new.as_mut_ptr().add(at));
                 largest = largest.largest(m);
-                let decay = rho_wd.mul(L::Vector::load(p.add(at)));
-                let result = L::Vector::load(base.add(at)).sub(alpha.mul_add(q, decay)); // R7, R8
-                result.canonical().store(p.add(at));
+                let decay = rho_wd.mul(L::Vector::load_first(p, in_memory));
+                let base = L::Vector::load_first(base, in_memory);
+                let result = base.sub(alpha.mul_add(q, decay)); // R7, R8
+                result.canonical().store_first(p, in_memory);
             }
             store_result::<L>(call, run, p, F32_IN_PLACE);
-            let largest = largest_of_run(new, run, largest);
             Some((open, m.rescale(run, largest)))
         }
     }

@@ -11,12 +11,12 @@ use std::ops::Range;
 use super::factored::Factored;
 use super::rank1::{Period, RankOne};
 use super::registers::{
-    Blocks, Kernel, Moment, Plain, Values, Work, ask_ahead, gradient, largest_of, largest_of_run,
-    parameters, skips, step, store_result,
+    Blocks, Kernel, Moment, Plain, Values, Work, ask_ahead, gradient, lanes, lanes_in_memory,
+    largest_of, parameters, skips, step, store_result,
 };
 use super::run::Run;
 use crate::backend::cpu::call::TensorCall;
-use crate::backend::cpu::lanes::{CHUNK, Lanes, Vector, load, registers};
+use crate::backend::cpu::lanes::{Lanes, Vector, registers};
 use crate::numerics::Scalars;
 use crate::optimizer::Adamw;
 use crate::plan::{Format, Pass};
@@ -114,17 +114,18 @@ impl<V: Vector> Splat<V> {
         }
     }
 
-    /// Stores the new parameters, given the new states, where the old parameters are, and where that is
-    /// which the update is taken from.
+    /// Stores the first `lanes` of the new parameters, given the new states, where the old parameters are,
+    /// and where that is which the update is taken from.
     #[inline(always)]
-    unsafe fn update(&self, m: V, v: V, p: *mut f32, base: *const f32) {
-        // SAFETY: as above; the caller's memory has a register's elements.
+    unsafe fn update(&self, m: V, v: V, p: *mut f32, base: *const f32, lanes: usize) {
+        // SAFETY: as above; the caller's memory has so many elements.
         unsafe {
             let d = v.sqrt().mul_add(self.inv_sqrt_bc2, self.eps); // R5
             let q = m.div(d); // R6
-            let decay = self.lr_wd.mul(V::load(p));
-            let result = V::load(base).sub(self.lr_bc1.mul_add(q, decay)); // R7, R8
-            result.canonical().store(p);
+            let decay = self.lr_wd.mul(V::load_first(p, lanes));
+            let base = V::load_first(base, lanes);
+            let result = base.sub(self.lr_bc1.mul_add(q, decay)); // R7, R8
+            result.canonical().store_first(p, lanes);
         }
     }
 }
@@ -168,7 +169,8 @@ impl<L: Lanes, M: Values<L>, V: Values<L>> Kernel<L> for Unscaled<'_, M, V> {
             for j in 0..registers::<L::Vector>() {
                 let at = j * L::Vector::WIDTH;
                 ask_ahead::<L>(call, run, at, F32_IN_PLACE);
-                let g = L::Vector::load(gradient.add(at));
+                let lanes = lanes_in_memory::<L::Vector>(run, at, F32_IN_PLACE);
+                let g = L::Vector::load_first(gradient.wrapping_add(at), lanes);
                 let (old_m, old_v) = (m.decode(open_m, at), v.decode(open_v, at));
                 let (m, v) = rule.moments(g, old_m, old_v, V::IS_NEW);
                 new_m.as_mut()[j] = m;
@@ -182,12 +184,9 @@ impl<L: Lanes, M: Values<L>, V: Values<L>> Kernel<L> for Unscaled<'_, M, V> {
             let (p, base) = parameters::<L>(call, run, &mut work.p, F32_IN_PLACE);
             for j in 0..registers::<L::Vector>() {
                 let at = j * L::Vector::WIDTH;
-                rule.update(
-                    new_m.as_ref()[j],
-                    new_v.as_ref()[j],
-                    p.add(at),
-                    base.add(at),
-                );
+                let lanes = lanes_in_memory::<L::Vector>(run, at, F32_IN_PLACE);
+                let (m, v) = (new_m.as_ref()[j], new_v.as_ref()[j]);
+                rule.update(m, v, p.wrapping_add(at), base.wrapping_add(at), lanes);
             }
             store_result::<L>(call, run, p, F32_IN_PLACE);
             for (j, (x, y)) in new_m.as_ref().iter().zip(new_v.as_ref()).enumerate() {
@@ -260,18 +259,22 @@ impl<M, V> Moments<'_, M, V> {
                 let at = j * L::Vector::WIDTH;
                 if let Some((run, gradient, (open_m, open_v), [new_m, new_v])) = &mut opened {
                     ask_ahead::<L>(call, *run, at, F32_IN_PLACE);
-                    let g = L::Vector::load(gradient.add(at));
+                    let in_memory = lanes_in_memory::<L::Vector>(*run, at, F32_IN_PLACE);
+                    let g = L::Vector::load_first(gradient.wrapping_add(at), in_memory);
                     let (old_m, old_v) = (m.decode(*open_m, at), v.decode(*open_v, at));
                     let (m, v) = rule.moments(g, old_m, old_v, V::IS_NEW);
+                    let lanes = lanes::<L::Vector>(*run, at);
+                    let (m, v) = (m.keep(lanes), v.keep(lanes));
                     m.store(new_m.as_mut_ptr().add(at));
                     v.store(new_v.as_mut_ptr().add(at));
                     largest_m = largest_m.largest(m);
                     largest_v = largest_v.highest(v);
                 }
-                if let Some((_, p, base, [new_m, new_v], _)) = &stored {
+                if let Some((run, p, base, [new_m, new_v], _)) = &stored {
                     let m = L::Vector::load(new_m.as_ptr().add(at));
                     let v = L::Vector::load(new_v.as_ptr().add(at));
-                    rule.update(m, v, p.add(at), base.add(at));
+                    let lanes = lanes_in_memory::<L::Vector>(*run, at, F32_IN_PLACE);
+                    rule.update(m, v, p.wrapping_add(at), base.wrapping_add(at), lanes);
                 }
             }
             if let Some((run, p, _, [new_m, new_v], left)) = stored {
@@ -281,15 +284,7 @@ impl<M, V> Moments<'_, M, V> {
                 v.close(call, run, open_v, new_v, scale_v, usual);
             }
 
-            let (run, gradient, (open_m, open_v), [new_m, new_v]) = opened?;
-            let largest_m = largest_of_run(new_m, run, largest_m);
-            if run.len < CHUNK {
-                new_v[run.len..].fill(0.0);
-                largest_v = zero;
-                for v in load::<L::Vector>(new_v).as_ref() {
-                    largest_v = largest_v.highest(*v);
-                }
-            }
+            let (run, gradient, (open_m, open_v), [_, new_v]) = opened?;
             // What a finite square leaves of a v that was not negative is not negative either, and v is not
             // finite where the square is not.
             let usual = largest_v.all_usual();
@@ -346,9 +341,9 @@ impl<L: Lanes, M: Moment<L>, V: Moment<L>> Kernel<L> for Moments<'_, M, V> {
         &self,
         call: &TensorCall<'_>,
         first: (Run, &mut Work),
-        second: (Run, &mut Work, Self::Left),
+        before: Option<(Run, &mut Work, Self::Left)>,
     ) -> Option<Self::Left> {
         // SAFETY: the caller's promise.
-        unsafe { self.halves::<L, F32_IN_PLACE>(call, Some(first), Some(second)) }
+        unsafe { self.halves::<L, F32_IN_PLACE>(call, Some(first), before) }
     }
 }

@@ -7,7 +7,9 @@
 use std::ops::Range;
 
 use super::bytes::{Bytes, any_not_finite};
-use super::registers::{ask_ahead, gradient, is_f32_in_place, parameters, store_result};
+use super::registers::{
+    ask_ahead, clear_behind, gradient, is_f32_in_place, parameters, store_result,
+};
 use super::run::Run;
 use super::{MOST_CHUNKS, skip};
 use crate::backend::cpu::call::TensorCall;
@@ -151,8 +153,8 @@ impl Work {
                 largest_v = largest_v.highest(v);
             }
             if run.len < CHUNK {
-                new_m[run.len..].fill(0.0);
-                new_v[run.len..].fill(0.0);
+                clear_behind::<L::Vector>(new_m, run);
+                clear_behind::<L::Vector>(new_v, run);
                 [largest_m, largest_v] = before;
                 let (m, v) = (load::<L::Vector>(new_m), load::<L::Vector>(new_v));
                 for (m, v) in m.as_ref().iter().zip(v.as_ref()) {

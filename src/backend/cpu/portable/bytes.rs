@@ -26,7 +26,7 @@ pub(super) unsafe fn any_not_finite<L: Lanes>(
         // SAFETY: the run lies in the tensor.
         unsafe {
             let gradient = gradient::<L>(call, run, g, false);
-            any |= any_square_not_finite(gradient, L::Vector::splat(call.grad_scale));
+            any |= any_square_not_finite(run, gradient, L::Vector::splat(call.grad_scale));
         }
     }
     any

@@ -66,7 +66,7 @@ impl<L: Lanes> Moment<L> for Factored<'_> {
     #[inline(always)]
     unsafe fn open(&self, run: Run, room: &mut Room) -> *mut f32 {
         // SAFETY: the caller's run lies in the row.
-        unsafe { room.chunk(self.columns.add(run.col), run) }
+        unsafe { room.chunk::<L>(self.columns.add(run.col), run) }
     }
 
     #[inline(always)]

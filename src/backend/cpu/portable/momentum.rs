@@ -8,8 +8,8 @@
 use std::ops::Range;
 
 use super::registers::{
-    Blocks, Kernel, Moment, Plain, Work, ask_ahead, gradient, largest_of_run, parameters, skips,
-    step, store_result,
+    Blocks, Kernel, Moment, Plain, Work, ask_ahead, gradient, lanes, lanes_in_memory, parameters,
+    skips, step, store_result,
 };
 use super::run::Run;
 use crate::backend::cpu::call::TensorCall;
@@ -137,16 +137,18 @@ impl<L: Lanes, R: Step, M: Moment<L>> Kernel<L> for Momentum<'_, R, M> {
             for j in 0..registers::<L::Vector>() {
                 let at = j * L::Vector::WIDTH;
                 ask_ahead::<L>(call, run, at, F32_IN_PLACE);
-                let g = L::Vector::load(gradient.add(at)).mul(grad_scale); // R1
-                let before = L::Vector::load(p.add(at));
+                let in_memory = lanes_in_memory::<L::Vector>(run, at, F32_IN_PLACE);
+                let (p, base) = (p.wrapping_add(at), base.wrapping_add(at));
+                let g = L::Vector::load_first(gradient.wrapping_add(at), in_memory).mul(grad_scale); // R1
+                let before = L::Vector::load_first(p, in_memory);
                 let (m, change) = rule.step(before, g, m.decode(open, at));
+                let m = m.keep(lanes::<L::Vector>(run, at));
                 m.store(new.as_mut_ptr().add(at));
                 largest = largest.largest(m);
-                let result = L::Vector::load(base.add(at)).sub(change); // R8
-                result.canonical().store(p.add(at));
+                let result = L::Vector::load_first(base, in_memory).sub(change); // R8
+                result.canonical().store_first(p, in_memory);
             }
             store_result::<L>(call, run, p, F32_IN_PLACE);
-            let largest = largest_of_run(new, run, largest);
             Some((open, m.rescale(run, largest)))
         }
     }

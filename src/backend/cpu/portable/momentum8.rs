@@ -8,7 +8,9 @@ use std::ops::Range;
 
 use super::bytes::{Bytes, any_not_finite};
 use super::momentum::Step;
-use super::registers::{ask_ahead, gradient, is_f32_in_place, parameters, store_result};
+use super::registers::{
+    ask_ahead, clear_behind, gradient, is_f32_in_place, parameters, store_result,
+};
 use super::run::Run;
 use super::{MOST_CHUNKS, skip};
 use crate::backend::cpu::call::TensorCall;
@@ -130,7 +132,7 @@ impl Work {
             }
             store_result::<L>(call, run, p, f32_in_place);
             if run.len < CHUNK {
-                new[run.len..].fill(0.0);
+                clear_behind::<L::Vector>(new, run);
                 largest = before;
                 for m in load::<L::Vector>(new).as_ref() {
                     largest = largest.largest(*m);

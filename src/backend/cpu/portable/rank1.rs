@@ -164,14 +164,13 @@ impl<'a, V: Vector> RankOne<'a, V> {
             } else if !run.len.is_multiple_of(CHUNK) {
                 let read = columns.iter().take(1 + usize::from(self.complete));
                 for (columns, room) in read.zip(&mut room.columns) {
-                    let scales = std::slice::from_raw_parts(*columns, run.len);
-                    room[..run.len].copy_from_slice(scales);
+                    L::read::<{ 4 * CHUNK }>(columns.cast(), run.len * 4, room.as_mut_ptr().cast());
                 }
                 columns = room.columns.each_ref().map(|columns| columns.as_ptr());
             }
             Place {
                 row: row.codes,
-                codes: room.codes(row.codes, run),
+                codes: room.codes::<L>(row.codes, run),
                 columns,
                 rest: row.rest,
             }
@@ -297,7 +296,7 @@ impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
                 }
             }
             if usual {
-                close_codes(row, run, codes);
+                close_codes::<L>(row, run, codes);
             } else {
                 encode_unit::<L>(call, self.state, run, &[*values], Source::Statistics);
             }

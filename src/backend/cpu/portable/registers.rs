@@ -63,14 +63,14 @@ impl Room {
     /// # Safety
     /// They can be read.
     #[inline(always)]
-    pub(super) unsafe fn chunk(&mut self, values: *mut f32, run: Run) -> *mut f32 {
+    pub(super) unsafe fn chunk<L: Lanes>(&mut self, values: *mut f32, run: Run) -> *mut f32 {
         if run.len == CHUNK {
             return values;
         }
+        let copy = self.values.as_mut_ptr();
         // SAFETY: the caller's promise.
-        let values = unsafe { std::slice::from_raw_parts(values, run.len) };
-        self.values[..run.len].copy_from_slice(values);
-        self.values.as_mut_ptr()
+        unsafe { L::read::<{ 4 * CHUNK }>(values.cast(), run.len * 4, copy.cast()) };
+        copy
     }
 
     /// Where codes of four bits of a run can be read and written, for whole chunks, given those of its row.
@@ -78,14 +78,14 @@ impl Room {
     /// # Safety
     /// The run lies in the row.
     #[inline(always)]
-    pub(super) unsafe fn codes(&mut self, row: *mut u8, run: Run) -> *mut u8 {
+    pub(super) unsafe fn codes<L: Lanes>(&mut self, row: *mut u8, run: Run) -> *mut u8 {
         // SAFETY: the caller's promise.
         unsafe {
             let codes = row.add(run.col / 2);
             if run.len.is_multiple_of(CHUNK) {
                 return codes;
             }
-            std::ptr::copy_nonoverlapping(codes, self.codes.as_mut_ptr(), run.len.div_ceil(2));
+            L::read::<{ CHUNK / 2 }>(codes, run.len.div_ceil(2), self.codes.as_mut_ptr());
         }
         self.codes.as_mut_ptr()
     }
@@ -96,7 +96,7 @@ impl Room {
 /// # Safety
 /// The run lies in the row; the codes are [`Room::codes`].
 #[inline(always)]
-pub(super) unsafe fn close_codes(row: *mut u8, run: Run, codes: *mut u8) {
+pub(super) unsafe fn close_codes<L: Lanes>(row: *mut u8, run: Run, codes: *mut u8) {
     // SAFETY: the caller's promise; the room has a chunk's codes.
     unsafe {
         if run.len < CHUNK {
@@ -104,7 +104,7 @@ pub(super) unsafe fn close_codes(row: *mut u8, run: Run, codes: *mut u8) {
                 // Behind a row's end codes are 0.
                 *codes.add(run.len / 2) &= 0xf;
             }
-            std::ptr::copy_nonoverlapping(codes, row.add(run.col / 2), run.len.div_ceil(2));
+            L::write::<{ CHUNK / 2 }>(codes, row.add(run.col / 2), run.len.div_ceil(2));
         }
     }
 }
@@ -135,18 +135,20 @@ pub(super) trait Kernel<L: Lanes> {
         work: &mut Work,
         left: Self::Left,
     );
-    /// The first half of a run and the second of one before it.
+    /// The first half of a run and the second of one before it, if there is one.
     #[inline(always)]
     unsafe fn both<const F32_IN_PLACE: bool>(
         &self,
         call: &TensorCall<'_>,
         (run, work): (Run, &mut Work),
-        (last, last_work, last_left): (Run, &mut Work, Self::Left),
+        before: Option<(Run, &mut Work, Self::Left)>,
     ) -> Option<Self::Left> {
         // SAFETY: the caller's promise.
         unsafe {
             let left = self.first::<F32_IN_PLACE>(call, run, work);
-            self.second::<F32_IN_PLACE>(call, last, last_work, last_left);
+            if let Some((run, work, left)) = before {
+                self.second::<F32_IN_PLACE>(call, run, work, left);
+            }
             left
         }
     }
@@ -192,15 +194,6 @@ impl<'a, L: Lanes, K: Kernel<L>, const F32_IN_PLACE: bool> Chunks<'a, L, K, F32_
             lanes: PhantomData,
         }
     }
-
-    /// The second half of the run before, if there is one.
-    #[inline(always)]
-    unsafe fn finish(&self, run: Run, left: Option<K::Left>, work: &mut Work) {
-        if let Some(left) = left {
-            // SAFETY: the run lies in the tensor.
-            unsafe { self.kernel.second::<false>(self.call, run, work, left) };
-        }
-    }
 }
 
 impl<L: Lanes, K: Kernel<L>, const F32_IN_PLACE: bool> Compiled for Chunks<'_, L, K, F32_IN_PLACE> {
@@ -223,16 +216,17 @@ impl<L: Lanes, K: Kernel<L>, const F32_IN_PLACE: bool> Compiled for Chunks<'_, L
                     self.kernel.enter(self.call, run);
                     row = run.row;
                 }
+                let (kernel, call) = (&self.kernel, self.call);
                 match before {
                     Some(left) if run.len == CHUNK && last.len == CHUNK => {
                         // So that the compiler knows it.
                         let first = (Run { len: CHUNK, ..run }, &mut *here);
                         let second = (Run { len: CHUNK, ..last }, &mut *there, left);
-                        self.kernel.both::<F32_IN_PLACE>(self.call, first, second)
+                        kernel.both::<F32_IN_PLACE>(call, first, Some(second))
                     }
                     _ => {
-                        self.finish(last, before, there);
-                        self.kernel.first::<false>(self.call, run, here)
+                        let second = before.map(|left| (last, &mut *there, left));
+                        kernel.both::<F32_IN_PLACE>(call, (run, here), second)
                     }
                 }
             };
@@ -241,8 +235,11 @@ impl<L: Lanes, K: Kernel<L>, const F32_IN_PLACE: bool> Compiled for Chunks<'_, L
             before = left;
             std::mem::swap(&mut here, &mut there);
         }
-        // SAFETY: as above.
-        unsafe { self.finish(last, before, there) };
+        if let Some(left) = before {
+            let Self { call, kernel, .. } = self;
+            // SAFETY: as above.
+            unsafe { kernel.second::<F32_IN_PLACE>(call, last, there, left) };
+        }
         skipped
     }
 }
@@ -254,8 +251,27 @@ pub(super) fn is_f32_in_place(call: &TensorCall<'_>) -> bool {
     f32 && call.weight.form == Weights::Plain && call.in_place()
 }
 
+/// How many lanes of the register at an element of a run are the run's.
+#[inline(always)]
+pub(super) fn lanes<V: Vector>(run: Run, at: usize) -> usize {
+    if run.len == CHUNK {
+        return V::WIDTH;
+    }
+    run.len.saturating_sub(at).min(V::WIDTH)
+}
+
+/// How many there are to load: all of a copy, which has zeros behind the run.
+#[inline(always)]
+pub(super) fn lanes_in_memory<V: Vector>(run: Run, at: usize, in_place: bool) -> usize {
+    if in_place {
+        lanes::<V>(run, at)
+    } else {
+        V::WIDTH
+    }
+}
+
 /// Where the gradient of a run of at most a chunk is. `f32_in_place` says that it is used where it lies
-/// ([`is_f32_in_place`]), and that the run is a whole chunk.
+/// ([`is_f32_in_place`]).
 #[inline(always)]
 pub(super) unsafe fn gradient<L: Lanes>(
     call: &TensorCall<'_>,
@@ -298,7 +314,7 @@ pub(super) unsafe fn skips<V: Vector>(
 ) -> bool {
     // SAFETY: the caller's run lies in the tensor.
     unsafe {
-        let skips = call.skip_blocks && any_square_not_finite(gradient, grad_scale);
+        let skips = call.skip_blocks && any_square_not_finite(run, gradient, grad_scale);
         if skips {
             skip(call, run);
         }
@@ -306,16 +322,20 @@ pub(super) unsafe fn skips<V: Vector>(
     }
 }
 
-/// Whether the square of any gradient of a chunk is not finite.
+/// Whether the square of any gradient of a run is not finite.
 #[inline(always)]
-pub(super) unsafe fn any_square_not_finite<V: Vector>(gradient: *const f32, grad_scale: V) -> bool {
+pub(super) unsafe fn any_square_not_finite<V: Vector>(
+    run: Run,
+    gradient: *const f32,
+    grad_scale: V,
+) -> bool {
     // SAFETY: the caller's gradients.
     unsafe {
         // Zero, or NaN if a square is not finite.
         let zero = V::splat(0.0);
         let mut sum = zero;
         for at in (0..CHUNK).step_by(V::WIDTH) {
-            let g = V::load(gradient.add(at)).mul(grad_scale);
+            let g = V::load_first(gradient.wrapping_add(at), lanes::<V>(run, at)).mul(grad_scale);
             sum = g.mul(g).mul_add(zero, sum);
         }
         sum.any_nan()
@@ -369,16 +389,16 @@ pub(super) unsafe fn store_result<L: Lanes>(
     }
 }
 
-/// The largest magnitudes of a run's new values in each lane, zeros behind them from now on, given those of
-/// all the chunk's.
+/// Zeros behind a run's numbers.
 #[inline(always)]
-pub(super) unsafe fn largest_of_run<V: Vector>(values: &mut Chunk, run: Run, largest: V) -> V {
-    if run.len == CHUNK {
-        return largest;
+pub(super) unsafe fn clear_behind<V: Vector>(values: &mut Chunk, run: Run) {
+    for at in (0..CHUNK).step_by(V::WIDTH) {
+        // SAFETY: the caller's processor has the instructions; registers lie in the chunk.
+        unsafe {
+            let x = V::load(values.as_ptr().add(at)).keep(lanes::<V>(run, at));
+            x.store(values.as_mut_ptr().add(at));
+        }
     }
-    values[run.len..].fill(0.0);
-    // SAFETY: the caller's processor has the instructions.
-    unsafe { largest_of(values) }
 }
 
 /// The largest magnitudes of a chunk in each lane.
@@ -461,7 +481,7 @@ impl<L: Lanes> Moment<L> for Plain {
     #[inline(always)]
     unsafe fn open(&self, run: Run, room: &mut Room) -> *mut f32 {
         // SAFETY: the caller's run lies in the tensor.
-        unsafe { room.chunk(self.0.add(run.first), run) }
+        unsafe { room.chunk::<L>(self.0.add(run.first), run) }
     }
 
     #[inline(always)]
@@ -504,7 +524,9 @@ impl<L: Lanes> Values<L> for Plain {
     unsafe fn end(&self, run: Run, to: *mut f32) {
         if run.len < CHUNK {
             // SAFETY: the caller's run lies in the tensor.
-            unsafe { std::ptr::copy_nonoverlapping(to, self.0.add(run.first), run.len) };
+            unsafe {
+                L::write::<{ 4 * CHUNK }>(to.cast(), self.0.add(run.first).cast(), run.len * 4)
+            };
         }
     }
 }
@@ -642,7 +664,7 @@ impl<L: Lanes> Moment<L> for Blocks<'_, L::Vector> {
             let scale = L::Vector::splat(*self.scales.add(run.col / CHUNK));
             Opened {
                 row: self.row,
-                codes: room.codes(self.row, run),
+                codes: room.codes::<L>(self.row, run),
                 levels: L::Vector::scale(self.rows.levels, scale),
             }
         }
@@ -680,7 +702,7 @@ impl<L: Lanes> Moment<L> for Blocks<'_, L::Vector> {
                 let draws = draws(call, Purpose::State(self.state), run);
                 let table = &self.codes.table;
                 L::round_block(values, scale.first(), usual, table, &draws, codes);
-                return close_codes(row, run, codes);
+                return close_codes::<L>(row, run, codes);
             }
             let values = load::<L::Vector>(values);
             let factor = L::Vector::splat(SHORT_OF_16).mul(inverse);
@@ -706,7 +728,7 @@ impl<L: Lanes> Moment<L> for Blocks<'_, L::Vector> {
                 let thresholds = L::Vector::thresholds(scaled);
                 Rows::<L::Vector>::search(&values, &thresholds, codes);
             }
-            close_codes(row, run, codes);
+            close_codes::<L>(row, run, codes);
         }
     }
 }

@@ -7,7 +7,7 @@ use super::collect::Part;
 use super::factored::Squares;
 use super::maxima::{ColumnMaxima, Columns};
 use super::rank1::{Period, Place, RankOne};
-use super::registers::Room;
+use super::registers::{Room, lanes_in_memory};
 use super::run::{Run, load_run};
 use super::{AHEAD, prefetch, prefetch_line};
 use crate::backend::cpu::call::TensorCall;
@@ -180,7 +180,11 @@ unsafe fn raise_slices<L: Lanes>(
             for run in segment.parts(CHUNK) {
                 // The largest magnitudes so far are none, so that these become the run's.
                 let mut sizes = [0; CHUNK];
-                collector.raise_chunks::<L, 1>([run], AHEAD, &mut sizes);
+                if run.len == CHUNK {
+                    collector.raise_chunks::<L, 1, true>([run], AHEAD, &mut sizes);
+                } else {
+                    collector.raise_chunks::<L, 1, false>([run], AHEAD, &mut sizes);
+                }
                 for slice in period.slices(run) {
                     let sizes = &sizes[slice.at..][..slice.len];
                     let slots = &mut columns.first()[slice.phase..];
@@ -211,6 +215,15 @@ pub(super) fn ahead(call: &TensorCall<'_>, len: usize, at: usize, rows: usize) -
     } else {
         rows * index(call.tensor.grid.cols) + AHEAD - len
     }
+}
+
+/// The same part of each row.
+#[inline(always)]
+fn parts<const N: usize>(mut rows: [Run; N], at: usize, len: usize) -> [Run; N] {
+    for run in &mut rows {
+        *run = run.part(at, len);
+    }
+    rows
 }
 
 /// Collects maxima of a part.
@@ -251,16 +264,16 @@ impl<'c, S, V: Vector> Collector<'c, S, V> {
         unsafe {
             let mut largest = [V::splat(0.0); N];
             let ahead = ahead(call, len, len, N);
-            for (from, to) in [(0, whole), (whole, len)] {
-                if from < to {
-                    let mut runs = rows;
-                    for run in &mut runs {
-                        *run = run.part(from, to - from);
-                    }
-                    let found = self.raise_chunks::<L, N>(runs, ahead, &mut columns[from..]);
-                    for (largest, found) in largest.iter_mut().zip(found) {
-                        *largest = largest.largest(found);
-                    }
+            if whole > 0 {
+                let runs = parts(rows, 0, whole);
+                largest = self.raise_chunks::<L, N, true>(runs, ahead, columns);
+            }
+            if whole < len {
+                let runs = parts(rows, whole, len - whole);
+                let columns = &mut columns[whole..];
+                let found = self.raise_chunks::<L, N, false>(runs, ahead, columns);
+                for (largest, found) in largest.iter_mut().zip(found) {
+                    *largest = largest.largest(found);
                 }
             }
             // Nothing else is in the slice that is a row.
@@ -272,10 +285,10 @@ impl<'c, S, V: Vector> Collector<'c, S, V> {
         }
     }
 
-    /// Raises the maxima of columns by runs of one length in them, of whole chunks or of less than one;
-    /// returns the largest values of each run. What follows their last chunks is `ahead` of them.
+    /// Raises the maxima of columns by runs of one length in them, of whole chunks if that is so, or of less
+    /// than one; returns the largest values of each run. What follows their last chunks is `ahead` of them.
     #[inline(always)]
-    unsafe fn raise_chunks<L: Lanes<Vector = V>, const N: usize>(
+    unsafe fn raise_chunks<L: Lanes<Vector = V>, const N: usize, const WHOLE: bool>(
         &mut self,
         runs: [Run; N],
         ahead: usize,
@@ -286,6 +299,7 @@ impl<'c, S, V: Vector> Collector<'c, S, V> {
     {
         let (call, len) = (self.call, runs[0].len);
         let dtype = call.tensor.info.grad_dtype;
+        let in_place = dtype == Dtype::F32;
         // SAFETY: the runs lie in the tensor; there are slots for their chunks' columns.
         unsafe {
             let (grad_scale, zero) = (V::splat(call.grad_scale), V::splat(0.0));
@@ -302,7 +316,7 @@ impl<'c, S, V: Vector> Collector<'c, S, V> {
                 for (r, gradient) in gradients.iter_mut().enumerate() {
                     let run = runs[r].part(at, CHUNK);
                     self.slices.prefetch(open[r], at + ahead);
-                    *gradient = if dtype == Dtype::F32 && run.len == CHUNK {
+                    *gradient = if in_place {
                         asked = ahead;
                         call.grad.cast::<f32>().add(run.first)
                     } else {
@@ -315,9 +329,14 @@ impl<'c, S, V: Vector> Collector<'c, S, V> {
                 let columns = columns[at..][..CHUNK].as_mut_ptr().cast::<f32>();
                 for i in (0..CHUNK).step_by(V::WIDTH) {
                     let mut column = V::load(columns.add(i));
+                    let lanes = if WHOLE {
+                        V::WIDTH
+                    } else {
+                        lanes_in_memory::<V>(runs[0], i, in_place)
+                    };
                     for r in 0..N {
                         prefetch_line::<L>(gradients[r].wrapping_add(asked), i);
-                        let g = V::load(gradients[r].add(i)).mul(grad_scale); // R1
+                        let g = V::load_first(gradients[r].wrapping_add(i), lanes).mul(grad_scale); // R1
                         let w = self.slices.square(g);
                         let new = self.slices.value(open[r], at + i, w);
                         finite = w.mul_add(zero, finite);

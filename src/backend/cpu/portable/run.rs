@@ -93,8 +93,13 @@ pub(super) unsafe fn load_run<L: Lanes>(data: *const u8, dtype: Dtype, run: Run,
         if run.len == CHUNK {
             return load_chunk::<L>(data, dtype, out);
         }
-        let mut copy = [0_u32; CHUNK];
-        std::ptr::copy_nonoverlapping(data, copy.as_mut_ptr().cast(), run.len * dtype.size());
+        let mut copy = Chunk::ZERO;
+        let to = copy.as_mut_ptr().cast();
+        if dtype == Dtype::F32 {
+            L::read::<{ 4 * CHUNK }>(data, run.len * 4, to);
+        } else {
+            L::read::<{ 2 * CHUNK }>(data, run.len * 2, to);
+        }
         load_chunk::<L>(copy.as_ptr().cast(), dtype, out);
     }
 }
@@ -126,9 +131,14 @@ pub(super) unsafe fn store_run<L: Lanes>(data: *mut u8, dtype: Dtype, run: Run, 
         if run.len == CHUNK {
             return store_chunk::<L>(data, dtype, values);
         }
-        let mut copy = [0_u32; CHUNK];
+        let mut copy = Chunk::ZERO;
         store_chunk::<L>(copy.as_mut_ptr().cast(), dtype, values);
-        std::ptr::copy_nonoverlapping(copy.as_ptr().cast(), data, run.len * dtype.size());
+        let from = copy.as_ptr().cast();
+        if dtype == Dtype::F32 {
+            L::write::<{ 4 * CHUNK }>(from, data, run.len * 4);
+        } else {
+            L::write::<{ 2 * CHUNK }>(from, data, run.len * 2);
+        }
     }
 }
 
