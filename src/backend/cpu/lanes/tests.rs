@@ -510,7 +510,6 @@ fn check_decide<V: Vector>(name: &str) {
     }
 }
 
-/// Single operations: on every pair of notable numbers, and estimates over two octaves and at the ends.
 /// The first numbers of a register, and the first bytes of a chunk: nothing else is read or written, as all
 /// begins and ends with its memory.
 fn check_first<L: Lanes>(name: &str) {
@@ -548,6 +547,7 @@ fn check_first<L: Lanes>(name: &str) {
     }
 }
 
+/// Single operations: on every pair of notable numbers, and estimates over two octaves and at the ends.
 fn check_operations<V: Vector>(name: &str) {
     let lane = |x: V| {
         let mut out = [0.0; 16];

@@ -49,7 +49,7 @@ pub(in crate::backend::cpu) trait Vector: Copy {
     unsafe fn max(self, other: Self) -> Self;
     /// `RN(self a + b)`.
     unsafe fn mul_add(self, a: Self, b: Self) -> Self;
-    /// The first lanes, zeros behind them; there are so many.
+    /// The first lanes, zeros behind them. Here and below, as many as there are at most.
     unsafe fn keep(self, count: usize) -> Self;
     /// [`Vector::load`] of the first lanes, zeros behind them.
     unsafe fn load_first(from: *const f32, count: usize) -> Self;
