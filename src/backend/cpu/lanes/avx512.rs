@@ -30,8 +30,11 @@ impl Lanes for Avx512 {
     #[inline(never)]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
     unsafe fn draw(draws: &Draws<'_>, out: &mut [u16; CHUNK]) {
-        // SAFETY: the caller's promise.
-        unsafe { random::draw::<Groups>(draws, out) }
+        let mut groups = Groups::begin(draws);
+        for key in draws.keys() {
+            groups.next(key);
+        }
+        groups.end(out);
     }
 
     #[inline(never)]

@@ -45,19 +45,6 @@ impl Rounds for Drawn {
     }
 }
 
-/// See [`super::Lanes::draw`].
-#[inline(always)]
-pub(super) unsafe fn draw<R: Rounds>(draws: &Draws<'_>, out: &mut [u16; CHUNK]) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let mut rounds = R::new(draws);
-        for key in draws.keys() {
-            rounds.round(key);
-        }
-        rounds.store(out);
-    }
-}
-
 /// See [`super::Lanes::round_block`].
 #[inline(always)]
 pub(super) unsafe fn round_block<L: Lanes<Vector = V>, V: Vector>(

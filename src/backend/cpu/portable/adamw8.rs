@@ -7,9 +7,7 @@
 use std::ops::Range;
 
 use super::bytes::{Bytes, any_not_finite};
-use super::registers::{
-    ask_ahead, clear_behind, gradient, is_f32_in_place, parameters, store_result,
-};
+use super::registers::{ask_ahead, gradient, is_f32_in_place, lanes, parameters, store_result};
 use super::run::Run;
 use super::{MOST_CHUNKS, skip};
 use crate::backend::cpu::call::TensorCall;
@@ -123,7 +121,7 @@ impl Work {
         moments: &[Bytes<'_, L::Vector>; 2],
         run: Run,
         c: usize,
-        before: [L::Vector; 2],
+        [mut largest_m, mut largest_v]: [L::Vector; 2],
     ) -> [L::Vector; 2] {
         let [m, v] = moments;
         let [new_m, new_v] = self.new.each_mut().map(|new| &mut new[c]);
@@ -138,7 +136,6 @@ impl Work {
             let (scale_m, scale_v) = (splat(self.scales[0]), splat(self.scales[1]));
             let [room_m, room_v] = &mut self.codes;
             let (codes_m, codes_v) = (m.open(run, room_m), v.open(run, room_v));
-            let [mut largest_m, mut largest_v] = before;
             for at in (0..CHUNK).step_by(L::Vector::WIDTH) {
                 ask_ahead::<L>(call, run, at, f32_in_place);
                 let g = L::Vector::load(gradient.add(at)).mul(grad_scale); // R1
@@ -147,20 +144,12 @@ impl Work {
                 let v = v.decoder.decode(codes_v.add(at)).mul(scale_v);
                 let m = beta1.mul_add(m, one_minus_beta1.mul(g)); // R3
                 let v = beta2.mul_add(v, one_minus_beta2.mul(w)); // R4
+                let lanes = lanes::<L::Vector>(run, at);
+                let (m, v) = (m.keep(lanes), v.keep(lanes));
                 m.store(new_m.as_mut_ptr().add(at));
                 v.store(new_v.as_mut_ptr().add(at));
                 largest_m = largest_m.largest(m);
                 largest_v = largest_v.highest(v);
-            }
-            if run.len < CHUNK {
-                clear_behind::<L::Vector>(new_m, run);
-                clear_behind::<L::Vector>(new_v, run);
-                [largest_m, largest_v] = before;
-                let (m, v) = (load::<L::Vector>(new_m), load::<L::Vector>(new_v));
-                for (m, v) in m.as_ref().iter().zip(v.as_ref()) {
-                    largest_m = largest_m.largest(*m);
-                    largest_v = largest_v.highest(*v);
-                }
             }
             [largest_m, largest_v]
         }

@@ -8,13 +8,11 @@ use std::ops::Range;
 
 use super::bytes::{Bytes, any_not_finite};
 use super::momentum::Step;
-use super::registers::{
-    ask_ahead, clear_behind, gradient, is_f32_in_place, parameters, store_result,
-};
+use super::registers::{ask_ahead, gradient, is_f32_in_place, lanes, parameters, store_result};
 use super::run::Run;
 use super::{MOST_CHUNKS, skip};
 use crate::backend::cpu::call::TensorCall;
-use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, Vector, load};
+use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, Vector};
 use crate::plan::Format;
 
 /// Updates units; returns how many were skipped, or `None` for a tensor that this is not for.
@@ -105,7 +103,7 @@ impl Work {
         m: &Bytes<'_, L::Vector>,
         run: Run,
         c: usize,
-        before: L::Vector,
+        mut largest: L::Vector,
     ) -> L::Vector {
         let new = &mut self.new[c];
         // SAFETY: the run lies in the tensor.
@@ -118,26 +116,19 @@ impl Work {
                 L::Vector::splat(call.grad_scale),
                 L::Vector::splat(self.scale),
             );
-            let mut largest = before;
             for at in (0..CHUNK).step_by(L::Vector::WIDTH) {
                 ask_ahead::<L>(call, run, at, f32_in_place);
                 let g = L::Vector::load(gradient.add(at)).mul(grad_scale); // R1
                 let p_old = L::Vector::load(p.add(at));
                 let m_old = m.decoder.decode(codes.add(at)).mul(scale);
                 let (m, change) = rule.step(p_old, g, m_old);
+                let m = m.keep(lanes::<L::Vector>(run, at));
                 m.store(new.as_mut_ptr().add(at));
                 largest = largest.largest(m);
                 let result = L::Vector::load(base.add(at)).sub(change); // R8
                 result.canonical().store(p.add(at));
             }
             store_result::<L>(call, run, p, f32_in_place);
-            if run.len < CHUNK {
-                clear_behind::<L::Vector>(new, run);
-                largest = before;
-                for m in load::<L::Vector>(new).as_ref() {
-                    largest = largest.largest(*m);
-                }
-            }
             largest
         }
     }

@@ -389,18 +389,6 @@ pub(super) unsafe fn store_result<L: Lanes>(
     }
 }
 
-/// Zeros behind a run's numbers.
-#[inline(always)]
-pub(super) unsafe fn clear_behind<V: Vector>(values: &mut Chunk, run: Run) {
-    for at in (0..CHUNK).step_by(V::WIDTH) {
-        // SAFETY: the caller's processor has the instructions; registers lie in the chunk.
-        unsafe {
-            let x = V::load(values.as_ptr().add(at)).keep(lanes::<V>(run, at));
-            x.store(values.as_mut_ptr().add(at));
-        }
-    }
-}
-
 /// The largest magnitudes of a chunk in each lane.
 #[inline(always)]
 pub(super) unsafe fn largest_of<V: Vector>(values: &Chunk) -> V {

@@ -95,11 +95,7 @@ pub(super) unsafe fn load_run<L: Lanes>(data: *const u8, dtype: Dtype, run: Run,
         }
         let mut copy = Chunk::ZERO;
         let to = copy.as_mut_ptr().cast();
-        if dtype == Dtype::F32 {
-            L::read::<{ 4 * CHUNK }>(data, run.len * 4, to);
-        } else {
-            L::read::<{ 2 * CHUNK }>(data, run.len * 2, to);
-        }
+        L::read::<{ 4 * CHUNK }>(data, run.len * dtype.size(), to);
         load_chunk::<L>(copy.as_ptr().cast(), dtype, out);
     }
 }
@@ -134,11 +130,7 @@ pub(super) unsafe fn store_run<L: Lanes>(data: *mut u8, dtype: Dtype, run: Run, 
         let mut copy = Chunk::ZERO;
         store_chunk::<L>(copy.as_mut_ptr().cast(), dtype, values);
         let from = copy.as_ptr().cast();
-        if dtype == Dtype::F32 {
-            L::write::<{ 4 * CHUNK }>(from, data, run.len * 4);
-        } else {
-            L::write::<{ 2 * CHUNK }>(from, data, run.len * 2);
-        }
+        L::write::<{ 4 * CHUNK }>(from, data, run.len * dtype.size());
     }
 }
 
