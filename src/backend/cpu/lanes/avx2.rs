@@ -5,7 +5,7 @@
 use std::arch::x86_64::*;
 use std::convert::Infallible;
 
-use half::f16;
+use half::{bf16, f16};
 
 use super::vector::ONE_AND_HALF_A_DRAW;
 use super::{CHUNK, Chunk, Compiled, Lanes, PACKED, Vector, random, repeat};
@@ -383,6 +383,33 @@ fn first_lanes(count: usize) -> __m256i {
     _mm256_cmpgt_epi32(count, _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))
 }
 
+/// Stores the upper halves of the first numbers plus what may carry into them; of NaN, the canonical one.
+///
+/// # Safety
+/// `to` has room for them.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn store_upper(x: __m256, carry: __m256i, to: *mut bf16, count: usize) {
+    let sum = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), carry));
+    let nan = _mm256_castsi256_ps(_mm256_set1_epi32(NAN_BITS.cast_signed()));
+    let sum = _mm256_blendv_ps(sum, nan, _mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
+    let upper = _mm256_srli_epi32::<16>(_mm256_castps_si256(sum));
+    let words = _mm_packus_epi32(
+        _mm256_castsi256_si128(upper),
+        _mm256_extracti128_si256::<1>(upper),
+    );
+    // SAFETY: the caller's promise.
+    unsafe {
+        if count == 8 {
+            _mm_storeu_si128(to.cast(), words);
+        } else {
+            let mut narrow = [bf16::ZERO; 8];
+            _mm_storeu_si128(narrow.as_mut_ptr().cast(), words);
+            std::ptr::copy_nonoverlapping(narrow.as_ptr(), to, count);
+        }
+    }
+}
+
 #[expect(
     unsafe_op_in_unsafe_fn,
     reason = "each function is an instruction or a few, which the caller's processor has"
@@ -491,6 +518,33 @@ impl Vector for __m256 {
     #[inline(always)]
     unsafe fn keep(self, count: usize) -> Self {
         _mm256_and_ps(self, _mm256_castsi256_ps(first_lanes(count)))
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const bf16, count: usize) -> Self {
+        let narrow = if count == 8 {
+            _mm_loadu_si128(from.cast())
+        } else {
+            let mut first = [bf16::ZERO; 8];
+            std::ptr::copy_nonoverlapping(from, first.as_mut_ptr(), count);
+            _mm_loadu_si128(first.as_ptr().cast())
+        };
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(narrow)))
+    }
+
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut bf16, count: usize) {
+        let x = _mm256_castps_si256(self);
+        // A carry into the upper half, on ties only where that is odd.
+        let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(x), _mm256_set1_epi32(1));
+        let carry = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+        store_upper(self, carry, to, count);
+    }
+
+    #[inline(always)]
+    unsafe fn round_bf16(self, draws: *const u16, to: *mut bf16, count: usize) {
+        let carry = _mm256_cvtepu16_epi32(_mm_loadu_si128(draws.cast()));
+        store_upper(self, carry, to, count);
     }
 
     #[inline(always)]

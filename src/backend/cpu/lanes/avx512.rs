@@ -172,18 +172,6 @@ impl Lanes for Avx512 {
         // SAFETY: as above.
         unsafe { store_f16(values, to) }
     }
-
-    #[inline(always)]
-    unsafe fn store_bf16(values: &Chunk, to: *mut bf16) {
-        // SAFETY: as above.
-        unsafe { store_bf16(values, to) }
-    }
-
-    #[inline(always)]
-    unsafe fn round_bf16(values: &Chunk, draws: &[u16; CHUNK], to: *mut bf16) {
-        // SAFETY: as above.
-        unsafe { round_bf16(values, draws, to) }
-    }
 }
 
 #[inline]
@@ -260,40 +248,6 @@ unsafe fn store_f16(values: &Chunk, to: *mut f16) {
     }
 }
 
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
-unsafe fn store_bf16(values: &Chunk, to: *mut bf16) {
-    for (i, values) in values.as_chunks::<32>().0.iter().enumerate() {
-        let halves = values.as_chunks::<16>().0;
-        // A carry into the upper half, on ties only where that is odd.
-        let round = |x: &[f32; 16]| {
-            let x = widened_nan(load(x));
-            let is_odd = _mm512_test_epi32_mask(x, _mm512_set1_epi32(1 << 16));
-            let (half, below) = (_mm512_set1_epi32(0x8000), _mm512_set1_epi32(0x7fff));
-            _mm512_add_epi32(x, _mm512_mask_mov_epi32(below, is_odd, half))
-        };
-        // SAFETY: the caller's promise.
-        unsafe { store_upper(round(&halves[0]), round(&halves[1]), to.add(32 * i)) };
-    }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
-unsafe fn round_bf16(values: &Chunk, draws: &[u16; CHUNK], to: *mut bf16) {
-    let draws = draws.as_chunks::<32>().0;
-    for (i, (values, draws)) in values.as_chunks::<32>().0.iter().zip(draws).enumerate() {
-        let (halves, draws) = (values.as_chunks::<16>().0, draws.as_chunks::<16>().0);
-        let round = |x: &[f32; 16], draws: &[u16; 16]| {
-            // SAFETY: 16 draws.
-            let draws = unsafe { _mm256_loadu_si256(draws.as_ptr().cast()) };
-            _mm512_add_epi32(widened_nan(load(x)), _mm512_cvtepu16_epi32(draws))
-        };
-        let (low, high) = (round(&halves[0], &draws[0]), round(&halves[1], &draws[1]));
-        // SAFETY: the caller's promise.
-        unsafe { store_upper(low, high, to.add(32 * i)) };
-    }
-}
-
 /// The bits of numbers, NaN as the canonical one of bf16: its upper half stays, whatever is added to the lower.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
@@ -302,19 +256,19 @@ fn widened_nan(x: __m512) -> __m512i {
     _mm512_castps_si512(or_nan(x, _mm512_castsi512_ps(nan)))
 }
 
-/// Stores the upper halves of 32 numbers.
+/// Stores the upper halves of the first numbers.
 ///
 /// # Safety
 /// `to` has room for them.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
-unsafe fn store_upper(low: __m512i, high: __m512i, to: *mut bf16) {
+unsafe fn store_upper(numbers: __m512i, to: *mut bf16, count: usize) {
     #[repr(align(64))]
     struct Odd([u16; 32]);
     static ODD: Odd = {
         let mut odd = [0; 32];
         let mut i = 0;
-        while i < 32 {
+        while i < 16 {
             odd[i] = 2 * i as u16 + 1;
             i += 1;
         }
@@ -323,8 +277,11 @@ unsafe fn store_upper(low: __m512i, high: __m512i, to: *mut bf16) {
     // SAFETY: the caller's promise; a register's words.
     unsafe {
         let order = hidden(&*(&raw const ODD.0).cast::<__m512i>());
-        let words = _mm512_permutex2var_epi16(low, order, high);
-        _mm512_storeu_si512(to.cast(), words);
+        let words = _mm512_castsi512_si256(_mm512_permutexvar_epi16(order, numbers));
+        // As in `write`.
+        if count > 0 {
+            _mm256_mask_storeu_epi16(to.cast(), first_lanes(count), words);
+        }
     }
 }
 
@@ -923,6 +880,28 @@ impl Vector for __m512 {
         if count > 0 {
             _mm512_mask_storeu_ps(to, first_lanes(count), self);
         }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const bf16, count: usize) -> Self {
+        let narrow = _mm256_maskz_loadu_epi16(first_lanes(count), from.cast());
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(narrow)))
+    }
+
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut bf16, count: usize) {
+        let x = widened_nan(self);
+        // A carry into the upper half, on ties only where that is odd.
+        let is_odd = _mm512_test_epi32_mask(x, _mm512_set1_epi32(1 << 16));
+        let (half, below) = (_mm512_set1_epi32(0x8000), _mm512_set1_epi32(0x7fff));
+        let carry = _mm512_mask_mov_epi32(below, is_odd, half);
+        store_upper(_mm512_add_epi32(x, carry), to, count);
+    }
+
+    #[inline(always)]
+    unsafe fn round_bf16(self, draws: *const u16, to: *mut bf16, count: usize) {
+        let draws = _mm512_cvtepu16_epi32(_mm256_loadu_si256(draws.cast()));
+        store_upper(_mm512_add_epi32(widened_nan(self), draws), to, count);
     }
 
     #[inline(always)]

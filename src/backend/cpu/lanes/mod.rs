@@ -21,16 +21,16 @@ pub(super) use avx2::Avx2;
 pub(super) use avx512::Avx512;
 pub(super) use bytes::{Decoder, Encoder};
 pub(super) use portable::Portable;
+pub(super) use random::Random;
 pub(super) use vector::{CellTable, PACKED, SHORT_OF_16, Vector, load, registers};
 
 use std::ops::{Deref, DerefMut};
 
-use half::{bf16, f16};
+use half::f16;
 
 use crate::numerics::{Limbs, Unit, canonical};
 use crate::quant::Table;
 use crate::rng::Draws;
-use crate::weights::{narrow_bf16, stochastic_bf16};
 use random::Rounds;
 
 /// Elements that are handled at a time: one block of the default size.
@@ -278,30 +278,6 @@ pub(super) trait Lanes {
         for (i, value) in values.iter().enumerate() {
             // SAFETY: the caller's promise.
             unsafe { *to.add(i) = f16::from_f32(canonical(*value)) };
-        }
-    }
-
-    /// A chunk of values rounded to bf16, NaN in canonical form.
-    ///
-    /// # Safety
-    /// `to` has room for a chunk's elements.
-    #[inline(always)]
-    unsafe fn store_bf16(values: &Chunk, to: *mut bf16) {
-        for (i, value) in values.iter().enumerate() {
-            // SAFETY: the caller's promise.
-            unsafe { *to.add(i) = narrow_bf16(*value) };
-        }
-    }
-
-    /// The same, rounded by a draw each.
-    ///
-    /// # Safety
-    /// As for [`Lanes::store_bf16`].
-    #[inline(always)]
-    unsafe fn round_bf16(values: &Chunk, draws: &[u16; CHUNK], to: *mut bf16) {
-        for (i, (value, draw)) in values.iter().zip(draws).enumerate() {
-            // SAFETY: the caller's promise.
-            unsafe { *to.add(i) = stochastic_bf16(*value, *draw) };
         }
     }
 }

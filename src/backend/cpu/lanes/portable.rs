@@ -4,10 +4,13 @@
 
 use std::convert::Infallible;
 
+use half::bf16;
+
 use super::{CHUNK, Chunk, Compiled, Lanes, PACKED, Vector, random, repeat};
 use crate::numerics::{INF_BITS, canonical, magnitude};
 use crate::quant::{Table, uniform};
 use crate::rng::Draws;
+use crate::weights::{narrow_bf16, stochastic_bf16};
 
 /// See the module's page.
 pub(in crate::backend::cpu) struct Portable;
@@ -243,6 +246,40 @@ impl Vector for [f32; 8] {
     unsafe fn store_first(self, to: *mut f32, count: usize) {
         // SAFETY: the caller's promise.
         unsafe { std::ptr::copy_nonoverlapping(self.as_ptr(), to, count) };
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const bf16, count: usize) -> Self {
+        let mut first = [bf16::ZERO; 8];
+        // SAFETY: the caller's promise.
+        unsafe { std::ptr::copy_nonoverlapping(from, first.as_mut_ptr(), count) };
+        let mut wide = [0.0; 8];
+        for (wide, narrow) in wide.iter_mut().zip(first) {
+            *wide = f32::from_bits(u32::from(narrow.to_bits()) << 16);
+        }
+        wide
+    }
+
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut bf16, count: usize) {
+        let mut narrow = [bf16::ZERO; 8];
+        for (narrow, x) in narrow.iter_mut().zip(self) {
+            *narrow = narrow_bf16(x);
+        }
+        // SAFETY: the caller's promise.
+        unsafe { std::ptr::copy_nonoverlapping(narrow.as_ptr(), to, count) };
+    }
+
+    #[inline(always)]
+    unsafe fn round_bf16(self, draws: *const u16, to: *mut bf16, count: usize) {
+        let mut narrow = [bf16::ZERO; 8];
+        // SAFETY: the caller's promise.
+        unsafe {
+            for (i, (narrow, x)) in narrow.iter_mut().zip(self).enumerate() {
+                *narrow = stochastic_bf16(x, *draws.add(i));
+            }
+            std::ptr::copy_nonoverlapping(narrow.as_ptr(), to, count);
+        }
     }
 
     #[inline(always)]

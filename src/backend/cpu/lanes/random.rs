@@ -11,7 +11,11 @@ use crate::rng::Draws;
 
 /// The random numbers of a chunk, in few cache lines.
 #[repr(align(64))]
-struct Random([u16; CHUNK]);
+pub(in crate::backend::cpu) struct Random(pub(in crate::backend::cpu) [u16; CHUNK]);
+
+impl Random {
+    pub(in crate::backend::cpu) const ZERO: Self = Self([0; CHUNK]);
+}
 
 /// The random numbers of a chunk in the making. A round waits for the one before, so that others do well to
 /// work in between.
@@ -151,7 +155,7 @@ unsafe fn round<L: Lanes<Vector = V>, V: Vector>(
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut random = Random([0; CHUNK]);
+        let mut random = Random::ZERO;
         let mut rounds = L::Rounds::new(draws);
         let keys = draws.keys();
         let mut new = [V::NO_CODES; PACKED];
@@ -192,7 +196,7 @@ pub(super) unsafe fn round_linear<L: Lanes<Vector = V>, V: Vector>(
     draws: &Draws<'_>,
     codes: *mut u8,
 ) {
-    let mut random = Random([0; CHUNK]);
+    let mut random = Random::ZERO;
     // SAFETY: the caller's promise.
     unsafe {
         L::draw(draws, &mut random.0);

@@ -349,8 +349,11 @@ fn check_bf16<L: Lanes>(name: &str) {
         let mut got = [[bf16::ZERO; CHUNK]; 2];
         // SAFETY: chunks of bf16; the caller's processor has the instructions.
         unsafe {
-            L::store_bf16(&chunk, got[0].as_mut_ptr());
-            L::round_bf16(&chunk, &draws, got[1].as_mut_ptr());
+            for at in (0..CHUNK).step_by(L::Vector::WIDTH) {
+                let x = L::Vector::load(&raw const chunk[at]);
+                x.store_bf16(&raw mut got[0][at], L::Vector::WIDTH);
+                x.round_bf16(&raw const draws[at], &raw mut got[1][at], L::Vector::WIDTH);
+            }
         }
         for (j, x) in values.iter().enumerate() {
             let nearest = bf16::from_f32(canonical(*x));

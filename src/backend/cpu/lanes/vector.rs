@@ -2,6 +2,8 @@
 
 use std::convert::Infallible;
 
+use half::bf16;
+
 use super::CHUNK;
 use crate::backend::cpu::reference::block_scale;
 use crate::quant::Cells;
@@ -55,6 +57,12 @@ pub(in crate::backend::cpu) trait Vector: Copy {
     unsafe fn load_first(from: *const f32, count: usize) -> Self;
     /// [`Vector::store`] of the first lanes.
     unsafe fn store_first(self, to: *mut f32, count: usize);
+    /// The first lanes of bf16, zeros behind them.
+    unsafe fn load_bf16(from: *const bf16, count: usize) -> Self;
+    /// Stores the first lanes rounded to bf16, NaN in canonical form.
+    unsafe fn store_bf16(self, to: *mut bf16, count: usize);
+    /// The same, rounded by a draw each.
+    unsafe fn round_bf16(self, draws: *const u16, to: *mut bf16, count: usize);
     /// With every NaN made the canonical one.
     unsafe fn canonical(self) -> Self;
     /// The larger magnitudes, as integers, so that NaN is the largest.

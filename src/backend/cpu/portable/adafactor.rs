@@ -7,11 +7,9 @@
 
 use std::ops::Range;
 
+use super::elements::{Elements, lanes};
 use super::factored::Factored;
-use super::registers::{
-    Blocks, Kernel, Moment, Plain, Room, Work, ask_ahead, gradient, lanes, lanes_in_memory,
-    parameters, skips, step, store_result,
-};
+use super::registers::{Blocks, Kernel, Moment, Plain, Room, Work, skips, step};
 use super::run::{Run, load_run};
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, Vector, registers};
@@ -94,7 +92,7 @@ impl<L: Lanes, M: Moment<L>> Kernel<L> for Clipped<'_, M> {
     }
 
     #[inline(always)]
-    unsafe fn first<const F32_IN_PLACE: bool>(
+    unsafe fn first<E: Elements<L>>(
         &self,
         call: &TensorCall<'_>,
         run: Run,
@@ -103,15 +101,16 @@ impl<L: Lanes, M: Moment<L>> Kernel<L> for Clipped<'_, M> {
         let Self { rule, v, m } = self;
         // SAFETY: the run lies in the tensor.
         unsafe {
-            let gradient = gradient::<L>(call, run, &mut work.g, F32_IN_PLACE);
+            let gradients = E::gradients(call, run, &mut work.g);
             let splat = |x| L::Vector::splat(x);
             let grad_scale = splat(call.grad_scale);
-            if skips(call, run, gradient, grad_scale) {
+            if skips::<L, E>(call, run, gradients) {
                 return None;
             }
             let (beta1, one_minus_beta1) = (splat(rule.beta1), splat(rule.one_minus_beta1));
             let (clip, alpha, rho_wd) = (splat(rule.clip), splat(rule.alpha), splat(rule.rho_wd));
-            let (p, base) = parameters::<L>(call, run, &mut work.p, F32_IN_PLACE);
+            E::draw(call, run, &mut work.random);
+            let p = E::parameters(call, run, &mut work.p, &work.random);
             let [room_v, room_m] = &mut work.states;
             let v_of_run = Moment::<L>::open(v, run, room_v);
             let open = m.open(run, room_m);
@@ -119,29 +118,28 @@ impl<L: Lanes, M: Moment<L>> Kernel<L> for Clipped<'_, M> {
             let mut largest = splat(0.0);
             for j in 0..registers::<L::Vector>() {
                 let at = j * L::Vector::WIDTH;
-                ask_ahead::<L>(call, run, at, F32_IN_PLACE);
-                let in_memory = lanes_in_memory::<L::Vector>(run, at, F32_IN_PLACE);
-                let (p, base) = (p.wrapping_add(at), base.wrapping_add(at));
-                let g = L::Vector::load_first(gradient.wrapping_add(at), in_memory).mul(grad_scale); // R1
+                E::ask_ahead(call, run, at);
+                let lanes = lanes::<L::Vector>(run, at);
+                let g = E::gradient(gradients, at, lanes).mul(grad_scale); // R1
                 let d = Moment::<L>::decode(v, v_of_run, at).sqrt(); // R5
                 let q = g.div(d).mul(clip); // R6
                 let m = beta1.mul_add(m.decode(open, at), one_minus_beta1.mul(q)); // R3
                 let q = if rule.momentum { m } else { q };
-                let m = m.keep(lanes::<L::Vector>(run, at));
+                let m = m.keep(lanes);
                 m.store(new.as_mut_ptr().add(at));
                 largest = largest.largest(m);
-                let decay = rho_wd.mul(L::Vector::load_first(p, in_memory));
-                let base = L::Vector::load_first(base, in_memory);
-                let result = base.sub(alpha.mul_add(q, decay)); // R7, R8
-                result.canonical().store_first(p, in_memory);
+                let old = E::parameter(p, at, lanes);
+                let decay = rho_wd.mul(old);
+                let result = E::base(p, at, old).sub(alpha.mul_add(q, decay)); // R7, R8
+                E::replace(p, at, lanes, result);
             }
-            store_result::<L>(call, run, p, F32_IN_PLACE);
+            E::end(call, run, p);
             Some((open, m.rescale(run, largest)))
         }
     }
 
     #[inline(always)]
-    unsafe fn second<const F32_IN_PLACE: bool>(
+    unsafe fn second<E: Elements<L>>(
         &self,
         call: &TensorCall<'_>,
         run: Run,

@@ -8,12 +8,10 @@
 
 use std::ops::Range;
 
+use super::elements::{Elements, lanes};
 use super::factored::Factored;
 use super::rank1::{Period, RankOne};
-use super::registers::{
-    Blocks, Kernel, Moment, Plain, Values, Work, ask_ahead, gradient, lanes, lanes_in_memory,
-    largest_of, parameters, skips, step, store_result,
-};
+use super::registers::{Blocks, Kernel, Moment, Plain, Values, Work, largest_of, skips, step};
 use super::run::Run;
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{Lanes, Vector, registers};
@@ -114,18 +112,24 @@ impl<V: Vector> Splat<V> {
         }
     }
 
-    /// Stores the first `lanes` of the new parameters, given the new states, where the old parameters are,
-    /// and where that is which the update is taken from.
+    /// Replaces the parameters of the register at an element of a run, of so many lanes, given the new states.
     #[inline(always)]
-    unsafe fn update(&self, m: V, v: V, p: *mut f32, base: *const f32, lanes: usize) {
-        // SAFETY: as above; the caller's memory has so many elements.
+    unsafe fn update<L: Lanes<Vector = V>, E: Elements<L>>(
+        &self,
+        m: V,
+        v: V,
+        p: E::Parameters,
+        at: usize,
+        lanes: usize,
+    ) {
+        // SAFETY: as above; the caller's run has the parameters.
         unsafe {
             let d = v.sqrt().mul_add(self.inv_sqrt_bc2, self.eps); // R5
             let q = m.div(d); // R6
-            let decay = self.lr_wd.mul(V::load_first(p, lanes));
-            let base = V::load_first(base, lanes);
-            let result = base.sub(self.lr_bc1.mul_add(q, decay)); // R7, R8
-            result.canonical().store_first(p, lanes);
+            let old = E::parameter(p, at, lanes);
+            let decay = self.lr_wd.mul(old);
+            let result = E::base(p, at, old).sub(self.lr_bc1.mul_add(q, decay)); // R7, R8
+            E::replace(p, at, lanes, result);
         }
     }
 }
@@ -150,7 +154,7 @@ impl<L: Lanes, M: Values<L>, V: Values<L>> Kernel<L> for Unscaled<'_, M, V> {
     }
 
     #[inline(always)]
-    unsafe fn first<const F32_IN_PLACE: bool>(
+    unsafe fn first<E: Elements<L>>(
         &self,
         call: &TensorCall<'_>,
         run: Run,
@@ -159,7 +163,7 @@ impl<L: Lanes, M: Values<L>, V: Values<L>> Kernel<L> for Unscaled<'_, M, V> {
         let Self { scalars, m, v } = self;
         // SAFETY: the run lies in the tensor.
         unsafe {
-            let gradient = gradient::<L>(call, run, &mut work.g, F32_IN_PLACE);
+            let gradients = E::gradients(call, run, &mut work.g);
             let rule = Splat::<L::Vector>::new(call, scalars);
             let [room_m, room_v] = &mut work.states;
             let open_m = m.open(run, room_m);
@@ -168,9 +172,8 @@ impl<L: Lanes, M: Values<L>, V: Values<L>> Kernel<L> for Unscaled<'_, M, V> {
             let mut highest = L::Vector::splat(0.0);
             for j in 0..registers::<L::Vector>() {
                 let at = j * L::Vector::WIDTH;
-                ask_ahead::<L>(call, run, at, F32_IN_PLACE);
-                let lanes = lanes_in_memory::<L::Vector>(run, at, F32_IN_PLACE);
-                let g = L::Vector::load_first(gradient.wrapping_add(at), lanes);
+                E::ask_ahead(call, run, at);
+                let g = E::gradient(gradients, at, lanes::<L::Vector>(run, at));
                 let (old_m, old_v) = (m.decode(open_m, at), v.decode(open_v, at));
                 let (m, v) = rule.moments(g, old_m, old_v, V::IS_NEW);
                 new_m.as_mut()[j] = m;
@@ -178,17 +181,17 @@ impl<L: Lanes, M: Values<L>, V: Values<L>> Kernel<L> for Unscaled<'_, M, V> {
                 highest = highest.highest(v);
             }
             // As below. Behind the run there is whatever was read.
-            if !highest.all_usual() && skips(call, run, gradient, rule.grad_scale) {
+            if !highest.all_usual() && skips::<L, E>(call, run, gradients) {
                 return None;
             }
-            let (p, base) = parameters::<L>(call, run, &mut work.p, F32_IN_PLACE);
+            E::draw(call, run, &mut work.random);
+            let p = E::parameters(call, run, &mut work.p, &work.random);
             for j in 0..registers::<L::Vector>() {
                 let at = j * L::Vector::WIDTH;
-                let lanes = lanes_in_memory::<L::Vector>(run, at, F32_IN_PLACE);
                 let (m, v) = (new_m.as_ref()[j], new_v.as_ref()[j]);
-                rule.update(m, v, p.wrapping_add(at), base.wrapping_add(at), lanes);
+                rule.update::<L, E>(m, v, p, at, lanes::<L::Vector>(run, at));
             }
-            store_result::<L>(call, run, p, F32_IN_PLACE);
+            E::end(call, run, p);
             for (j, (x, y)) in new_m.as_ref().iter().zip(new_v.as_ref()).enumerate() {
                 m.put(open_m, *x, j * L::Vector::WIDTH);
                 v.put(open_v, *y, j * L::Vector::WIDTH);
@@ -200,14 +203,7 @@ impl<L: Lanes, M: Values<L>, V: Values<L>> Kernel<L> for Unscaled<'_, M, V> {
     }
 
     #[inline(always)]
-    unsafe fn second<const F32_IN_PLACE: bool>(
-        &self,
-        _: &TensorCall<'_>,
-        _: Run,
-        _: &mut Work,
-        (): (),
-    ) {
-    }
+    unsafe fn second<E: Elements<L>>(&self, _: &TensorCall<'_>, _: Run, _: &mut Work, (): ()) {}
 }
 
 /// AdamW on two states.
@@ -228,7 +224,7 @@ impl<M, V> Moments<'_, M, V> {
     /// Both halves, or one of them, a register of each in turn. Whether there is one is known when this is
     /// compiled.
     #[inline(always)]
-    unsafe fn halves<L: Lanes, const F32_IN_PLACE: bool>(
+    unsafe fn halves<L: Lanes, E: Elements<L>>(
         &self,
         call: &TensorCall<'_>,
         first: Option<(Run, &mut Work)>,
@@ -245,57 +241,56 @@ impl<M, V> Moments<'_, M, V> {
             let zero = L::Vector::splat(0.0);
             let (mut opened, mut stored) = (None, None);
             if let Some((run, work)) = first {
-                let gradient = gradient::<L>(call, run, &mut work.g, F32_IN_PLACE);
+                let gradients = E::gradients(call, run, &mut work.g);
                 let [room_m, room_v] = &mut work.states;
                 let open = (m.open(run, room_m), v.open(run, room_v));
-                opened = Some((run, gradient, open, &mut work.new));
+                opened = Some((run, gradients, open, &mut work.new, &mut work.random));
             }
             if let Some((run, work, left)) = second {
-                let (p, base) = parameters::<L>(call, run, &mut work.p, F32_IN_PLACE);
-                stored = Some((run, p, base, &work.new, left));
+                let p = E::parameters(call, run, &mut work.p, &work.random);
+                stored = Some((run, p, &work.new, left));
             }
             let (mut largest_m, mut largest_v) = (zero, zero);
             for j in 0..registers::<L::Vector>() {
                 let at = j * L::Vector::WIDTH;
-                if let Some((run, gradient, (open_m, open_v), [new_m, new_v])) = &mut opened {
-                    ask_ahead::<L>(call, *run, at, F32_IN_PLACE);
-                    let in_memory = lanes_in_memory::<L::Vector>(*run, at, F32_IN_PLACE);
-                    let g = L::Vector::load_first(gradient.wrapping_add(at), in_memory);
+                if let Some((run, gradients, (open_m, open_v), [new_m, new_v], _)) = &mut opened {
+                    E::ask_ahead(call, *run, at);
+                    let lanes = lanes::<L::Vector>(*run, at);
+                    let g = E::gradient(*gradients, at, lanes);
                     let (old_m, old_v) = (m.decode(*open_m, at), v.decode(*open_v, at));
                     let (m, v) = rule.moments(g, old_m, old_v, V::IS_NEW);
-                    let lanes = lanes::<L::Vector>(*run, at);
                     let (m, v) = (m.keep(lanes), v.keep(lanes));
                     m.store(new_m.as_mut_ptr().add(at));
                     v.store(new_v.as_mut_ptr().add(at));
                     largest_m = largest_m.largest(m);
                     largest_v = largest_v.highest(v);
                 }
-                if let Some((run, p, base, [new_m, new_v], _)) = &stored {
+                if let Some((run, p, [new_m, new_v], _)) = &stored {
                     let m = L::Vector::load(new_m.as_ptr().add(at));
                     let v = L::Vector::load(new_v.as_ptr().add(at));
-                    let lanes = lanes_in_memory::<L::Vector>(*run, at, F32_IN_PLACE);
-                    rule.update(m, v, p.wrapping_add(at), base.wrapping_add(at), lanes);
+                    rule.update::<L, E>(m, v, *p, at, lanes::<L::Vector>(*run, at));
                 }
             }
-            if let Some((run, p, _, [new_m, new_v], left)) = stored {
-                store_result::<L>(call, run, p, F32_IN_PLACE);
+            if let Some((run, p, [new_m, new_v], left)) = stored {
+                E::end(call, run, p);
                 let ((open_m, scale_m), (open_v, scale_v), usual) = left;
                 m.close(call, run, open_m, new_m, scale_m, false);
                 v.close(call, run, open_v, new_v, scale_v, usual);
             }
 
-            let (run, gradient, (open_m, open_v), [_, new_v]) = opened?;
+            let (run, gradients, (open_m, open_v), [_, new_v], random) = opened?;
             // What a finite square leaves of a v that was not negative is not negative either, and v is not
             // finite where the square is not.
             let usual = largest_v.all_usual();
             if !usual {
-                if skips(call, run, gradient, rule.grad_scale) {
+                if skips::<L, E>(call, run, gradients) {
                     return None;
                 }
                 largest_v = largest_of(new_v);
             }
             let scale_m = m.rescale(run, largest_m);
             let scale_v = v.rescale(run, largest_v);
+            E::draw(call, run, random);
             Some(((open_m, scale_m), (open_v, scale_v), usual))
         }
     }
@@ -314,18 +309,18 @@ impl<L: Lanes, M: Moment<L>, V: Moment<L>> Kernel<L> for Moments<'_, M, V> {
     }
 
     #[inline(always)]
-    unsafe fn first<const F32_IN_PLACE: bool>(
+    unsafe fn first<E: Elements<L>>(
         &self,
         call: &TensorCall<'_>,
         run: Run,
         work: &mut Work,
     ) -> Option<Self::Left> {
         // SAFETY: the caller's promise.
-        unsafe { self.halves::<L, F32_IN_PLACE>(call, Some((run, work)), None) }
+        unsafe { self.halves::<L, E>(call, Some((run, work)), None) }
     }
 
     #[inline(always)]
-    unsafe fn second<const F32_IN_PLACE: bool>(
+    unsafe fn second<E: Elements<L>>(
         &self,
         call: &TensorCall<'_>,
         run: Run,
@@ -333,17 +328,17 @@ impl<L: Lanes, M: Moment<L>, V: Moment<L>> Kernel<L> for Moments<'_, M, V> {
         left: Self::Left,
     ) {
         // SAFETY: the caller's promise.
-        unsafe { self.halves::<L, F32_IN_PLACE>(call, None, Some((run, work, left))) };
+        unsafe { self.halves::<L, E>(call, None, Some((run, work, left))) };
     }
 
     #[inline(always)]
-    unsafe fn both<const F32_IN_PLACE: bool>(
+    unsafe fn both<E: Elements<L>>(
         &self,
         call: &TensorCall<'_>,
         first: (Run, &mut Work),
         before: Option<(Run, &mut Work, Self::Left)>,
     ) -> Option<Self::Left> {
         // SAFETY: the caller's promise.
-        unsafe { self.halves::<L, F32_IN_PLACE>(call, Some(first), before) }
+        unsafe { self.halves::<L, E>(call, Some(first), before) }
     }
 }

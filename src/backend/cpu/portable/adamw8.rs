@@ -4,14 +4,15 @@
 
 #![expect(unsafe_code, reason = "reads and writes the caller's raw buffers")]
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::bytes::{Bytes, any_not_finite};
-use super::registers::{ask_ahead, gradient, is_f32_in_place, lanes, parameters, store_result};
+use super::elements::{Elements, Kind, lanes, with_elements};
 use super::run::Run;
 use super::{MOST_CHUNKS, skip};
 use crate::backend::cpu::call::TensorCall;
-use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, Vector, load};
+use crate::backend::cpu::lanes::{CHUNK, Chunk, Compiled, Lanes, Random, Vector, load};
 use crate::numerics::Scalars;
 use crate::optimizer::Adamw;
 use crate::plan::Format;
@@ -36,23 +37,45 @@ pub(super) unsafe fn in_registers<L: Lanes>(
     // SAFETY: the caller's promise; the units lie in the tensor.
     unsafe {
         let moments = [Bytes::<L::Vector>::of(call, 0, m)?, Bytes::of(call, 1, v)?];
-        let mut work = Work {
-            f32_in_place: is_f32_in_place(call),
-            ..Work::ZERO
-        };
+        Some(with_elements!(Kind::of(call), E => L::run(Units::<L, E> {
+            call,
+            scalars,
+            moments,
+            units,
+            elements: PhantomData,
+        })))
+    }
+}
+
+/// Units of a tensor.
+struct Units<'a, L: Lanes, E> {
+    call: &'a TensorCall<'a>,
+    scalars: &'a Scalars,
+    moments: [Bytes<'a, L::Vector>; 2],
+    units: Range<i64>,
+    elements: PhantomData<E>,
+}
+
+impl<L: Lanes, E: Elements<L>> Compiled for Units<'_, L, E> {
+    type Output = i64;
+
+    #[inline(always)]
+    unsafe fn run(self) -> i64 {
+        let mut work = Work::ZERO;
         let mut skipped = 0;
-        for unit in Run::of_units(&call.tensor.grid, units) {
-            skipped += work.step::<L>(call, scalars, &moments, unit);
+        for unit in Run::of_units(&self.call.tensor.grid, self.units) {
+            // SAFETY: the caller's promise; the units lie in the tensor.
+            skipped += unsafe { work.step::<L, E>(self.call, self.scalars, &self.moments, unit) };
         }
-        Some(skipped)
+        skipped
     }
 }
 
 /// What of a unit is not in registers.
 struct Work {
-    f32_in_place: bool,
     p: Chunk,
     g: Chunk,
+    random: Random,
     codes: [[u8; CHUNK]; 2],
     scales: [f32; 2],
     new: [[Chunk; MOST_CHUNKS]; 2],
@@ -60,9 +83,9 @@ struct Work {
 
 impl Work {
     const ZERO: Self = Self {
-        f32_in_place: false,
         p: Chunk::ZERO,
         g: Chunk::ZERO,
+        random: Random::ZERO,
         codes: [[0; CHUNK]; 2],
         scales: [0.0; 2],
         new: [[Chunk::ZERO; MOST_CHUNKS]; 2],
@@ -70,7 +93,7 @@ impl Work {
 
     /// Updates a unit; returns 1 if it was skipped.
     #[inline(always)]
-    unsafe fn step<L: Lanes>(
+    unsafe fn step<L: Lanes, E: Elements<L>>(
         &mut self,
         call: &TensorCall<'_>,
         scalars: &Scalars,
@@ -84,11 +107,11 @@ impl Work {
             let mut largest = [zero; 2];
             self.scales = [*moments[0].scale(unit), *moments[1].scale(unit)];
             for (c, run) in unit.parts(CHUNK).enumerate() {
-                largest = self.advance::<L>(call, scalars, moments, run, c, largest);
+                largest = self.advance::<L, E>(call, scalars, moments, run, c, largest);
             }
             // As in `adamw.rs`.
             if !largest[1].all_usual() {
-                if call.skip_blocks && any_not_finite::<L>(call, unit, &mut self.g) {
+                if call.skip_blocks && any_not_finite::<L, E>(call, unit, &mut self.g) {
                     skip(call, unit);
                     return 1;
                 }
@@ -102,7 +125,7 @@ impl Work {
             let [m, v] = moments;
             let scales = [m.rescale(unit, largest[0]), v.rescale(unit, largest[1])];
             for (c, run) in unit.parts(CHUNK).enumerate() {
-                self.update::<L>(call, scalars, run, c);
+                self.update::<L, E>(call, scalars, run, c);
             }
             for ((moment, new), scale) in moments.iter().zip(&self.new).zip(scales) {
                 moment.close::<L>(call, unit, &new[..chunks], scale);
@@ -114,7 +137,7 @@ impl Work {
     /// Makes the new moments of a run, chunk `c` of the unit, zeros behind it; returns the largest
     /// magnitudes of m and the highest of v in each lane, given those of the chunks before.
     #[inline(always)]
-    unsafe fn advance<L: Lanes>(
+    unsafe fn advance<L: Lanes, E: Elements<L>>(
         &mut self,
         call: &TensorCall<'_>,
         scalars: &Scalars,
@@ -127,8 +150,7 @@ impl Work {
         let [new_m, new_v] = self.new.each_mut().map(|new| &mut new[c]);
         // SAFETY: the run lies in the tensor.
         unsafe {
-            let f32_in_place = self.f32_in_place && run.len == CHUNK;
-            let gradient = gradient::<L>(call, run, &mut self.g, f32_in_place);
+            let gradients = E::gradients(call, run, &mut self.g);
             let splat = |x| L::Vector::splat(x);
             let grad_scale = splat(call.grad_scale);
             let (beta1, one_minus_beta1) = (splat(scalars.beta1), splat(scalars.one_minus_beta1));
@@ -137,14 +159,14 @@ impl Work {
             let [room_m, room_v] = &mut self.codes;
             let (codes_m, codes_v) = (m.open(run, room_m), v.open(run, room_v));
             for at in (0..CHUNK).step_by(L::Vector::WIDTH) {
-                ask_ahead::<L>(call, run, at, f32_in_place);
-                let g = L::Vector::load(gradient.add(at)).mul(grad_scale); // R1
+                E::ask_ahead(call, run, at);
+                let lanes = lanes::<L::Vector>(run, at);
+                let g = E::gradient(gradients, at, lanes).mul(grad_scale); // R1
                 let w = g.mul(g); // R2
                 let m = m.decoder.decode(codes_m.add(at)).mul(scale_m);
                 let v = v.decoder.decode(codes_v.add(at)).mul(scale_v);
                 let m = beta1.mul_add(m, one_minus_beta1.mul(g)); // R3
                 let v = beta2.mul_add(v, one_minus_beta2.mul(w)); // R4
-                let lanes = lanes::<L::Vector>(run, at);
                 let (m, v) = (m.keep(lanes), v.keep(lanes));
                 m.store(new_m.as_mut_ptr().add(at));
                 v.store(new_v.as_mut_ptr().add(at));
@@ -157,7 +179,7 @@ impl Work {
 
     /// Updates the parameters of a run, chunk `c` of the unit.
     #[inline(always)]
-    unsafe fn update<L: Lanes>(
+    unsafe fn update<L: Lanes, E: Elements<L>>(
         &mut self,
         call: &TensorCall<'_>,
         scalars: &Scalars,
@@ -170,18 +192,19 @@ impl Work {
             let splat = |x| L::Vector::splat(x);
             let (inv_sqrt_bc2, eps) = (splat(scalars.inv_sqrt_bc2), splat(scalars.eps));
             let (lr_bc1, lr_wd) = (splat(scalars.lr_bc1), splat(scalars.lr_wd));
-            let f32_in_place = self.f32_in_place && run.len == CHUNK;
-            let (p, base) = parameters::<L>(call, run, &mut self.p, f32_in_place);
+            E::draw(call, run, &mut self.random);
+            let p = E::parameters(call, run, &mut self.p, &self.random);
             for at in (0..CHUNK).step_by(L::Vector::WIDTH) {
                 let (m, v) = (L::Vector::load(m.add(at)), L::Vector::load(v.add(at)));
                 let d = v.sqrt().mul_add(inv_sqrt_bc2, eps); // R5
                 let q = m.div(d); // R6
-                let decay = lr_wd.mul(L::Vector::load(p.add(at)));
-                let base = L::Vector::load(base.add(at));
-                let result = base.sub(lr_bc1.mul_add(q, decay)); // R7, R8
-                result.canonical().store(p.add(at));
+                let lanes = lanes::<L::Vector>(run, at);
+                let old = E::parameter(p, at, lanes);
+                let decay = lr_wd.mul(old);
+                let result = E::base(p, at, old).sub(lr_bc1.mul_add(q, decay)); // R7, R8
+                E::replace(p, at, lanes, result);
             }
-            store_result::<L>(call, run, p, f32_in_place);
+            E::end(call, run, p);
         }
     }
 }

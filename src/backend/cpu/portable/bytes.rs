@@ -4,8 +4,9 @@
 #![expect(unsafe_code, reason = "reads and writes the caller's raw buffers")]
 
 use super::decode::Source;
+use super::elements::Elements;
 use super::encode::encode_unit;
-use super::registers::{any_square_not_finite, gradient};
+use super::registers::any_square_not_finite;
 use super::run::Run;
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{CHUNK, Chunk, Decoder, Encoder, Lanes, Vector, load};
@@ -16,7 +17,7 @@ use crate::quant::{Lines, Rounding};
 
 /// Whether the square of any gradient of a unit is not finite.
 #[inline(always)]
-pub(super) unsafe fn any_not_finite<L: Lanes>(
+pub(super) unsafe fn any_not_finite<L: Lanes, E: Elements<L>>(
     call: &TensorCall<'_>,
     unit: Run,
     g: &mut Chunk,
@@ -25,8 +26,8 @@ pub(super) unsafe fn any_not_finite<L: Lanes>(
     for run in unit.parts(CHUNK) {
         // SAFETY: the run lies in the tensor.
         unsafe {
-            let gradient = gradient::<L>(call, run, g, false);
-            any |= any_square_not_finite(run, gradient, L::Vector::splat(call.grad_scale));
+            let gradients = E::gradients(call, run, g);
+            any |= any_square_not_finite::<L, E>(call, run, gradients);
         }
     }
     any

@@ -14,6 +14,7 @@ mod adamw8;
 mod bytes;
 mod collect;
 mod decode;
+mod elements;
 mod encode;
 mod factored;
 mod maxima;
@@ -282,11 +283,11 @@ fn prefetch<L: Lanes>(data: *const u8, size: usize, run: Run, ahead: usize) {
     }
 }
 
-/// Asks for the line of f32 that begins at element `at`, if one does.
+/// Asks for the line that begins `at` elements after the `first` one, if one does.
 #[inline(always)]
-fn prefetch_line<L: Lanes>(data: *const f32, at: usize) {
-    if (at * size_of::<f32>()).is_multiple_of(LINE) {
-        L::prefetch(data.wrapping_add(at).cast());
+fn prefetch_line<L: Lanes, T>(data: *const u8, first: usize, at: usize) {
+    if (at * size_of::<T>()).is_multiple_of(LINE) {
+        L::prefetch(data.wrapping_add((first + at) * size_of::<T>()));
     }
 }
 

@@ -7,10 +7,8 @@
 
 use std::ops::Range;
 
-use super::registers::{
-    Blocks, Kernel, Moment, Plain, Work, ask_ahead, gradient, lanes, lanes_in_memory, parameters,
-    skips, step, store_result,
-};
+use super::elements::{Elements, lanes};
+use super::registers::{Blocks, Kernel, Moment, Plain, Work, skips, step};
 use super::run::Run;
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{Lanes, Vector, registers};
@@ -116,7 +114,7 @@ impl<L: Lanes, R: Step, M: Moment<L>> Kernel<L> for Momentum<'_, R, M> {
     }
 
     #[inline(always)]
-    unsafe fn first<const F32_IN_PLACE: bool>(
+    unsafe fn first<E: Elements<L>>(
         &self,
         call: &TensorCall<'_>,
         run: Run,
@@ -125,36 +123,35 @@ impl<L: Lanes, R: Step, M: Moment<L>> Kernel<L> for Momentum<'_, R, M> {
         let Self { rule, m } = self;
         // SAFETY: the run lies in the tensor.
         unsafe {
-            let gradient = gradient::<L>(call, run, &mut work.g, F32_IN_PLACE);
+            let gradients = E::gradients(call, run, &mut work.g);
             let grad_scale = L::Vector::splat(call.grad_scale);
-            if skips(call, run, gradient, grad_scale) {
+            if skips::<L, E>(call, run, gradients) {
                 return None;
             }
-            let (p, base) = parameters::<L>(call, run, &mut work.p, F32_IN_PLACE);
+            E::draw(call, run, &mut work.random);
+            let p = E::parameters(call, run, &mut work.p, &work.random);
             let open = m.open(run, &mut work.states[0]);
             let new = &mut work.new[0];
             let mut largest = L::Vector::splat(0.0);
             for j in 0..registers::<L::Vector>() {
                 let at = j * L::Vector::WIDTH;
-                ask_ahead::<L>(call, run, at, F32_IN_PLACE);
-                let in_memory = lanes_in_memory::<L::Vector>(run, at, F32_IN_PLACE);
-                let (p, base) = (p.wrapping_add(at), base.wrapping_add(at));
-                let g = L::Vector::load_first(gradient.wrapping_add(at), in_memory).mul(grad_scale); // R1
-                let before = L::Vector::load_first(p, in_memory);
+                E::ask_ahead(call, run, at);
+                let lanes = lanes::<L::Vector>(run, at);
+                let g = E::gradient(gradients, at, lanes).mul(grad_scale); // R1
+                let before = E::parameter(p, at, lanes);
                 let (m, change) = rule.step(before, g, m.decode(open, at));
-                let m = m.keep(lanes::<L::Vector>(run, at));
+                let m = m.keep(lanes);
                 m.store(new.as_mut_ptr().add(at));
                 largest = largest.largest(m);
-                let result = L::Vector::load_first(base, in_memory).sub(change); // R8
-                result.canonical().store_first(p, in_memory);
+                E::replace(p, at, lanes, E::base(p, at, before).sub(change)); // R8
             }
-            store_result::<L>(call, run, p, F32_IN_PLACE);
+            E::end(call, run, p);
             Some((open, m.rescale(run, largest)))
         }
     }
 
     #[inline(always)]
-    unsafe fn second<const F32_IN_PLACE: bool>(
+    unsafe fn second<E: Elements<L>>(
         &self,
         call: &TensorCall<'_>,
         run: Run,

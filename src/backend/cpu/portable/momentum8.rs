@@ -4,15 +4,16 @@
 
 #![expect(unsafe_code, reason = "reads and writes the caller's raw buffers")]
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::bytes::{Bytes, any_not_finite};
+use super::elements::{Elements, Kind, lanes, with_elements};
 use super::momentum::Step;
-use super::registers::{ask_ahead, gradient, is_f32_in_place, lanes, parameters, store_result};
 use super::run::Run;
 use super::{MOST_CHUNKS, skip};
 use crate::backend::cpu::call::TensorCall;
-use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, Vector};
+use crate::backend::cpu::lanes::{CHUNK, Chunk, Compiled, Lanes, Random, Vector};
 use crate::plan::Format;
 
 /// Updates units; returns how many were skipped, or `None` for a tensor that this is not for.
@@ -34,23 +35,47 @@ pub(super) unsafe fn in_registers<L: Lanes, R: Step>(
     // SAFETY: the caller's promise; the units lie in the tensor.
     unsafe {
         let m = Bytes::<L::Vector>::of(call, 0, m)?;
-        let mut work = Work {
-            f32_in_place: is_f32_in_place(call),
-            ..Work::ZERO
-        };
+        Some(
+            with_elements!(Kind::of(call), E => L::run(Units::<L, R, E> {
+                call,
+                rule,
+                m,
+                units,
+                elements: PhantomData,
+            })),
+        )
+    }
+}
+
+/// Units of a tensor.
+struct Units<'a, L: Lanes, R, E> {
+    call: &'a TensorCall<'a>,
+    rule: &'a R,
+    m: Bytes<'a, L::Vector>,
+    units: Range<i64>,
+    elements: PhantomData<E>,
+}
+
+impl<L: Lanes, R: Step, E: Elements<L>> Compiled for Units<'_, L, R, E> {
+    type Output = i64;
+
+    #[inline(always)]
+    unsafe fn run(self) -> i64 {
+        let mut work = Work::ZERO;
         let mut skipped = 0;
-        for unit in Run::of_units(&call.tensor.grid, units) {
-            skipped += work.step::<L, R>(call, rule, &m, unit);
+        for unit in Run::of_units(&self.call.tensor.grid, self.units) {
+            // SAFETY: the caller's promise; the units lie in the tensor.
+            skipped += unsafe { work.step::<L, R, E>(self.call, self.rule, &self.m, unit) };
         }
-        Some(skipped)
+        skipped
     }
 }
 
 /// What of a unit is not in registers.
 struct Work {
-    f32_in_place: bool,
     p: Chunk,
     g: Chunk,
+    random: Random,
     codes: [u8; CHUNK],
     scale: f32,
     new: [Chunk; MOST_CHUNKS],
@@ -58,9 +83,9 @@ struct Work {
 
 impl Work {
     const ZERO: Self = Self {
-        f32_in_place: false,
         p: Chunk::ZERO,
         g: Chunk::ZERO,
+        random: Random::ZERO,
         codes: [0; CHUNK],
         scale: 0.0,
         new: [Chunk::ZERO; MOST_CHUNKS],
@@ -68,7 +93,7 @@ impl Work {
 
     /// Updates a unit; returns 1 if it was skipped.
     #[inline(always)]
-    unsafe fn step<L: Lanes, R: Step>(
+    unsafe fn step<L: Lanes, R: Step, E: Elements<L>>(
         &mut self,
         call: &TensorCall<'_>,
         rule: &R,
@@ -77,14 +102,14 @@ impl Work {
     ) -> i64 {
         // SAFETY: the runs lie in the tensor.
         unsafe {
-            if call.skip_blocks && any_not_finite::<L>(call, unit, &mut self.g) {
+            if call.skip_blocks && any_not_finite::<L, E>(call, unit, &mut self.g) {
                 skip(call, unit);
                 return 1;
             }
             let mut largest = L::Vector::splat(0.0);
             self.scale = *m.scale(unit);
             for (c, run) in unit.parts(CHUNK).enumerate() {
-                largest = self.update::<L, R>(call, rule, m, run, c, largest);
+                largest = self.update::<L, R, E>(call, rule, m, run, c, largest);
             }
             let new = &self.new[..unit.len.div_ceil(CHUNK)];
             let scale = m.rescale(unit, largest);
@@ -96,7 +121,7 @@ impl Work {
     /// Updates a run, chunk `c` of the unit, and makes its new momentum, zeros behind it; returns the largest
     /// magnitude in each lane, given those of the chunks before.
     #[inline(always)]
-    unsafe fn update<L: Lanes, R: Step>(
+    unsafe fn update<L: Lanes, R: Step, E: Elements<L>>(
         &mut self,
         call: &TensorCall<'_>,
         rule: &R,
@@ -108,27 +133,27 @@ impl Work {
         let new = &mut self.new[c];
         // SAFETY: the run lies in the tensor.
         unsafe {
-            let f32_in_place = self.f32_in_place && run.len == CHUNK;
-            let gradient = gradient::<L>(call, run, &mut self.g, f32_in_place);
-            let (p, base) = parameters::<L>(call, run, &mut self.p, f32_in_place);
+            let gradients = E::gradients(call, run, &mut self.g);
+            E::draw(call, run, &mut self.random);
+            let p = E::parameters(call, run, &mut self.p, &self.random);
             let codes = m.open(run, &mut self.codes);
             let (grad_scale, scale) = (
                 L::Vector::splat(call.grad_scale),
                 L::Vector::splat(self.scale),
             );
             for at in (0..CHUNK).step_by(L::Vector::WIDTH) {
-                ask_ahead::<L>(call, run, at, f32_in_place);
-                let g = L::Vector::load(gradient.add(at)).mul(grad_scale); // R1
-                let p_old = L::Vector::load(p.add(at));
+                E::ask_ahead(call, run, at);
+                let lanes = lanes::<L::Vector>(run, at);
+                let g = E::gradient(gradients, at, lanes).mul(grad_scale); // R1
+                let p_old = E::parameter(p, at, lanes);
                 let m_old = m.decoder.decode(codes.add(at)).mul(scale);
                 let (m, change) = rule.step(p_old, g, m_old);
-                let m = m.keep(lanes::<L::Vector>(run, at));
+                let m = m.keep(lanes);
                 m.store(new.as_mut_ptr().add(at));
                 largest = largest.largest(m);
-                let result = L::Vector::load(base.add(at)).sub(change); // R8
-                result.canonical().store(p.add(at));
+                E::replace(p, at, lanes, E::base(p, at, p_old).sub(change)); // R8
             }
-            store_result::<L>(call, run, p, f32_in_place);
+            E::end(call, run, p);
             largest
         }
     }

@@ -6,29 +6,25 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::run::{Run, draws, load_run, store_run};
-use super::weights::{load_weights, store_weights};
-use super::{AHEAD, prefetch, prefetch_line, skip};
+use super::elements::{Elements, Kind, lanes, with_elements};
+use super::run::{Run, draws};
+use super::skip;
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{
-    CHUNK, CellTable, Chunk, Compiled, Lanes, PACKED, SHORT_OF_16, Vector, load,
+    CHUNK, CellTable, Chunk, Compiled, Lanes, PACKED, Random, SHORT_OF_16, Vector, load,
 };
-use crate::dtype::Dtype;
 use crate::layout::{div_ceil, index};
 use crate::plan::{Codes, Scales, TensorPlan};
 use crate::quant::{Cells, Rounding};
 use crate::rng::Purpose;
 use crate::step::Buffer;
-use crate::weights::Weights;
-
-/// What an update alone is taken from: -0 less a number is its negative, exactly.
-static NOTHING: Chunk = Chunk([-0.0; CHUNK]);
 
 /// Memory for what is not used where it lies: numbers that are not f32, and the end of a row, which
 /// goes on in zeros up to a chunk.
 pub(super) struct Work {
     pub(super) p: Chunk,
     pub(super) g: Chunk,
+    pub(super) random: Random,
     /// The new values of the states, zeros behind the run.
     pub(super) new: [Chunk; 2],
     pub(super) states: [Room; 2],
@@ -38,6 +34,7 @@ impl Work {
     pub(super) const EMPTY: Self = Self {
         p: Chunk::ZERO,
         g: Chunk::ZERO,
+        random: Random::ZERO,
         new: [Chunk::ZERO; 2],
         states: [Room::EMPTY; 2],
     };
@@ -120,15 +117,14 @@ pub(super) trait Kernel<L: Lanes> {
 
     /// Called for the first run of each row, before its first half.
     unsafe fn enter(&mut self, call: &TensorCall<'_>, run: Run);
-    /// Returns what is left of the run, or `None` if it was skipped. `F32_IN_PLACE` as in [`gradient`].
-    unsafe fn first<const F32_IN_PLACE: bool>(
+    /// Returns what is left of the run, or `None` if it was skipped.
+    unsafe fn first<E: Elements<L>>(
         &self,
         call: &TensorCall<'_>,
         run: Run,
         work: &mut Work,
     ) -> Option<Self::Left>;
-    /// `F32_IN_PLACE` as above.
-    unsafe fn second<const F32_IN_PLACE: bool>(
+    unsafe fn second<E: Elements<L>>(
         &self,
         call: &TensorCall<'_>,
         run: Run,
@@ -137,7 +133,7 @@ pub(super) trait Kernel<L: Lanes> {
     );
     /// The first half of a run and the second of one before it, if there is one.
     #[inline(always)]
-    unsafe fn both<const F32_IN_PLACE: bool>(
+    unsafe fn both<E: Elements<L>>(
         &self,
         call: &TensorCall<'_>,
         (run, work): (Run, &mut Work),
@@ -145,9 +141,9 @@ pub(super) trait Kernel<L: Lanes> {
     ) -> Option<Self::Left> {
         // SAFETY: the caller's promise.
         unsafe {
-            let left = self.first::<F32_IN_PLACE>(call, run, work);
+            let left = self.first::<E>(call, run, work);
             if let Some((run, work, left)) = before {
-                self.second::<F32_IN_PLACE>(call, run, work, left);
+                self.second::<E>(call, run, work, left);
             }
             left
         }
@@ -166,37 +162,31 @@ pub(super) unsafe fn step<L: Lanes, K: Kernel<L>>(
 ) -> i64 {
     // SAFETY: the caller's promise.
     unsafe {
-        if is_f32_in_place(call) {
-            let chunks = Chunks::<L, K, true>::new(call, units, kernel);
-            L::run(chunks)
-        } else {
-            let chunks = Chunks::<L, K, false>::new(call, units, kernel);
-            L::run(chunks)
-        }
+        with_elements!(Kind::of(call), E => L::run(Chunks::<L, K, E>::new(call, units, kernel)))
     }
 }
 
-/// Units of a tensor that are of at most a chunk. `F32_IN_PLACE` as in [`gradient`].
-struct Chunks<'a, L: Lanes, K: Kernel<L>, const F32_IN_PLACE: bool> {
+/// Units of a tensor that are of at most a chunk.
+struct Chunks<'a, L, K, E> {
     call: &'a TensorCall<'a>,
     units: Range<i64>,
     kernel: K,
-    lanes: PhantomData<L>,
+    kinds: PhantomData<(L, E)>,
 }
 
-impl<'a, L: Lanes, K: Kernel<L>, const F32_IN_PLACE: bool> Chunks<'a, L, K, F32_IN_PLACE> {
+impl<'a, L, K, E> Chunks<'a, L, K, E> {
     #[inline(always)]
     fn new(call: &'a TensorCall<'a>, units: Range<i64>, kernel: K) -> Self {
         Self {
             call,
             units,
             kernel,
-            lanes: PhantomData,
+            kinds: PhantomData,
         }
     }
 }
 
-impl<L: Lanes, K: Kernel<L>, const F32_IN_PLACE: bool> Compiled for Chunks<'_, L, K, F32_IN_PLACE> {
+impl<L: Lanes, K: Kernel<L>, E: Elements<L>> Compiled for Chunks<'_, L, K, E> {
     type Output = i64;
 
     /// The second half of a chunk goes with the first one of the next: what waits for a scale, or for a root
@@ -222,11 +212,11 @@ impl<L: Lanes, K: Kernel<L>, const F32_IN_PLACE: bool> Compiled for Chunks<'_, L
                         // So that the compiler knows it.
                         let first = (Run { len: CHUNK, ..run }, &mut *here);
                         let second = (Run { len: CHUNK, ..last }, &mut *there, left);
-                        kernel.both::<F32_IN_PLACE>(call, first, Some(second))
+                        kernel.both::<E>(call, first, Some(second))
                     }
                     _ => {
                         let second = before.map(|left| (last, &mut *there, left));
-                        kernel.both::<F32_IN_PLACE>(call, (run, here), second)
+                        kernel.both::<E>(call, (run, here), second)
                     }
                 }
             };
@@ -238,83 +228,22 @@ impl<L: Lanes, K: Kernel<L>, const F32_IN_PLACE: bool> Compiled for Chunks<'_, L
         if let Some(left) = before {
             let Self { call, kernel, .. } = self;
             // SAFETY: as above.
-            unsafe { kernel.second::<F32_IN_PLACE>(call, last, there, left) };
+            unsafe { kernel.second::<E>(call, last, there, left) };
         }
         skipped
     }
 }
 
-/// Whether parameters and gradients are f32 and updated where they are.
-pub(super) fn is_f32_in_place(call: &TensorCall<'_>) -> bool {
-    let info = &call.tensor.info;
-    let f32 = info.param_dtype == Dtype::F32 && info.grad_dtype == Dtype::F32;
-    f32 && call.weight.form == Weights::Plain && call.in_place()
-}
-
-/// How many lanes of the register at an element of a run are the run's.
-#[inline(always)]
-pub(super) fn lanes<V: Vector>(run: Run, at: usize) -> usize {
-    if run.len == CHUNK {
-        return V::WIDTH;
-    }
-    run.len.saturating_sub(at).min(V::WIDTH)
-}
-
-/// How many there are to load: all of a copy, which has zeros behind the run.
-#[inline(always)]
-pub(super) fn lanes_in_memory<V: Vector>(run: Run, at: usize, in_place: bool) -> usize {
-    if in_place {
-        lanes::<V>(run, at)
-    } else {
-        V::WIDTH
-    }
-}
-
-/// Where the gradient of a run of at most a chunk is. `f32_in_place` says that it is used where it lies
-/// ([`is_f32_in_place`]).
-#[inline(always)]
-pub(super) unsafe fn gradient<L: Lanes>(
-    call: &TensorCall<'_>,
-    run: Run,
-    g: &mut Chunk,
-    f32_in_place: bool,
-) -> *const f32 {
-    let info = &call.tensor.info;
-    // SAFETY: the caller's run lies in the tensor.
-    unsafe {
-        if f32_in_place {
-            return call.grad.cast::<f32>().add(run.first);
-        }
-        prefetch::<L>(call.weight.data, info.param_dtype.size(), run, AHEAD);
-        prefetch::<L>(call.grad, info.grad_dtype.size(), run, AHEAD);
-        load_run::<L>(call.grad, info.grad_dtype, run, g);
-    }
-    g.as_ptr()
-}
-
-/// Asks for the parameters and gradients that are [`AHEAD`] of a register's, from element `at` of a run on,
-/// where they are used where they lie; [`gradient`] has asked for others.
-#[inline(always)]
-pub(super) fn ask_ahead<L: Lanes>(call: &TensorCall<'_>, run: Run, at: usize, f32_in_place: bool) {
-    if f32_in_place {
-        for data in [call.weight.data.cast_const(), call.grad] {
-            let ahead = data.cast::<f32>().wrapping_add(run.first + AHEAD);
-            prefetch_line::<L>(ahead, at);
-        }
-    }
-}
-
 /// Skips a run if that is wanted and the square of a gradient is not finite; returns whether it did.
 #[inline(always)]
-pub(super) unsafe fn skips<V: Vector>(
+pub(super) unsafe fn skips<L: Lanes, E: Elements<L>>(
     call: &TensorCall<'_>,
     run: Run,
-    gradient: *const f32,
-    grad_scale: V,
+    gradients: E::Gradients,
 ) -> bool {
     // SAFETY: the caller's run lies in the tensor.
     unsafe {
-        let skips = call.skip_blocks && any_square_not_finite(run, gradient, grad_scale);
+        let skips = call.skip_blocks && any_square_not_finite::<L, E>(call, run, gradients);
         if skips {
             skip(call, run);
         }
@@ -324,68 +253,23 @@ pub(super) unsafe fn skips<V: Vector>(
 
 /// Whether the square of any gradient of a run is not finite.
 #[inline(always)]
-pub(super) unsafe fn any_square_not_finite<V: Vector>(
+pub(super) unsafe fn any_square_not_finite<L: Lanes, E: Elements<L>>(
+    call: &TensorCall<'_>,
     run: Run,
-    gradient: *const f32,
-    grad_scale: V,
+    gradients: E::Gradients,
 ) -> bool {
     // SAFETY: the caller's gradients.
     unsafe {
+        let grad_scale = L::Vector::splat(call.grad_scale);
         // Zero, or NaN if a square is not finite.
-        let zero = V::splat(0.0);
+        let zero = L::Vector::splat(0.0);
         let mut sum = zero;
-        for at in (0..CHUNK).step_by(V::WIDTH) {
-            let g = V::load_first(gradient.wrapping_add(at), lanes::<V>(run, at)).mul(grad_scale);
+        for at in (0..CHUNK).step_by(L::Vector::WIDTH) {
+            let lanes = lanes::<L::Vector>(run, at);
+            let g = E::gradient(gradients, at, lanes).mul(grad_scale);
             sum = g.mul(g).mul_add(zero, sum);
         }
         sum.any_nan()
-    }
-}
-
-/// Where a run's parameters are, to be replaced by the result, and what the update is taken from.
-#[inline(always)]
-pub(super) unsafe fn parameters<L: Lanes>(
-    call: &TensorCall<'_>,
-    run: Run,
-    p: &mut Chunk,
-    f32_in_place: bool,
-) -> (*mut f32, *const f32) {
-    // SAFETY: the caller's run lies in the tensor.
-    unsafe {
-        if f32_in_place {
-            let p = call.weight.data.cast::<f32>().add(run.first);
-            return (p, p.cast_const());
-        }
-        load_weights::<L>(call, run, p);
-        let p = p.as_mut_ptr();
-        let base = if call.in_place() {
-            p.cast_const()
-        } else {
-            NOTHING.as_ptr()
-        };
-        (p, base)
-    }
-}
-
-/// Brings a run's result to where it belongs.
-#[inline(always)]
-pub(super) unsafe fn store_result<L: Lanes>(
-    call: &TensorCall<'_>,
-    run: Run,
-    result: *const f32,
-    f32_in_place: bool,
-) {
-    if f32_in_place {
-        return;
-    }
-    // SAFETY: the caller's run lies in the tensor; the result is in a chunk.
-    unsafe {
-        let chunk = &*result.cast::<Chunk>();
-        if call.in_place() {
-            store_weights::<L>(call, run, chunk);
-        } else {
-            store_run::<L>(call.update, call.tensor.info.param_dtype, run, chunk);
-        }
     }
 }
 

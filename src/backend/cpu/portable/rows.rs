@@ -3,16 +3,18 @@
 
 #![expect(unsafe_code, reason = "reads the caller's raw buffers")]
 
+use std::marker::PhantomData;
+
+use super::AHEAD;
 use super::collect::Part;
+use super::elements::{Elements, Kind, lanes, with_elements};
 use super::factored::Squares;
 use super::maxima::{ColumnMaxima, Columns};
 use super::rank1::{Period, Place, RankOne};
-use super::registers::{Room, lanes_in_memory};
-use super::run::{Run, load_run};
-use super::{AHEAD, prefetch, prefetch_line};
+use super::registers::Room;
+use super::run::Run;
 use crate::backend::cpu::call::TensorCall;
-use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, Vector};
-use crate::dtype::Dtype;
+use crate::backend::cpu::lanes::{CHUNK, Chunk, Compiled, Lanes, Vector};
 use crate::layout::index;
 use crate::optimizer::Update;
 use crate::plan::{Format, Maxima, Pass};
@@ -109,7 +111,7 @@ pub(super) unsafe fn maxima_in_registers<L: Lanes>(
     unsafe {
         if let Some((_, factors)) = call.tensor.factored() {
             let squares = Squares::of(call, factors)?;
-            return Some(raise_part::<L, _>(call, squares, of, memory));
+            return Some(raise::<L, _>(call, squares, None, of, memory));
         }
         let (Update::Adamw(rule), [_, v]) = (&call.rule, call.tensor.states.as_slice()) else {
             return None;
@@ -125,84 +127,122 @@ pub(super) unsafe fn maxima_in_registers<L: Lanes>(
             beta2: L::Vector::splat(scalars.beta2),
             one_minus_beta2: L::Vector::splat(scalars.one_minus_beta2),
         };
-        Some(match v.period {
-            Some(period) => raise_slices::<L>(call, moment, period, of, memory),
-            None => raise_part::<L, _>(call, moment, of, memory),
-        })
+        Some(raise::<L, _>(call, moment, v.period, of, memory))
     }
 }
 
 #[inline(always)]
-unsafe fn raise_part<L: Lanes, S: Slices<L>>(
+unsafe fn raise<L: Lanes, S: Slices<L>>(
     call: &TensorCall<'_>,
     slices: S,
+    period: Option<&Period>,
     of: &Part,
     memory: &mut [ColumnMaxima; 2],
 ) -> bool {
-    let (start, width) = of.columns();
-    let mut columns = Columns::new(memory, start, width);
-    // SAFETY: the rows are the part's.
-    let finite = unsafe {
-        let mut collector = Collector::of(call, slices);
-        for (rows, count) in of.groups::<ROWS>(call.tensor) {
-            if count == ROWS {
-                collector.raise_rows::<L, ROWS>(rows, &mut columns);
-                continue;
-            }
-            for row in &rows[..count] {
-                collector.raise_rows::<L, 1>([*row], &mut columns);
-            }
-        }
-        !collector.finite.any_nan()
-    };
-    let first = call.tensor.grid.lead.len();
-    columns.flush_axes(call, slices.maxima(), first, of.is_alone(call.tensor));
-    finite
+    // SAFETY: the caller's promise.
+    unsafe {
+        with_elements!(Kind::of_gradients(call), E => L::run(Raise::<L, S, E> {
+            call,
+            slices,
+            period,
+            of,
+            memory,
+            kinds: PhantomData,
+        }))
+    }
 }
 
-/// [`raise_part`] for rows that have several periods.
-#[inline(always)]
-unsafe fn raise_slices<L: Lanes>(
-    call: &TensorCall<'_>,
-    moment: NewMoment<'_, L::Vector>,
-    period: &Period,
-    of: &Part,
-    memory: &mut [ColumnMaxima; 2],
-) -> bool {
-    let v = moment.v;
-    let (start, width) = of.columns();
-    let mut columns = Columns::new(memory, 0, period.len);
-    // SAFETY: the runs lie in the tensor, slices in the period.
-    unsafe {
-        let mut collector = Collector::of(call, moment);
-        for segment in of.segments(call.tensor) {
-            let mut largest_of_row = 0;
-            for run in segment.parts(CHUNK) {
-                // The largest magnitudes so far are none, so that these become the run's.
-                let mut sizes = [0; CHUNK];
-                if run.len == CHUNK {
-                    collector.raise_chunks::<L, 1, true>([run], AHEAD, &mut sizes);
-                } else {
-                    collector.raise_chunks::<L, 1, false>([run], AHEAD, &mut sizes);
+/// Maxima to be raised by a part of the grid.
+struct Raise<'a, L, S, E> {
+    call: &'a TensorCall<'a>,
+    slices: S,
+    /// For rows that have several.
+    period: Option<&'a Period>,
+    of: &'a Part,
+    memory: &'a mut [ColumnMaxima; 2],
+    kinds: PhantomData<(L, E)>,
+}
+
+impl<L: Lanes, S: Slices<L>, E: Elements<L>> Compiled for Raise<'_, L, S, E> {
+    type Output = bool;
+
+    /// Returns whether all gradients are finite.
+    #[inline(always)]
+    unsafe fn run(self) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.period {
+                Some(period) => self.by_slices(period),
+                None => self.by_rows(),
+            }
+        }
+    }
+}
+
+impl<L: Lanes, S: Slices<L>, E: Elements<L>> Raise<'_, L, S, E> {
+    #[inline(always)]
+    unsafe fn by_rows(self) -> bool {
+        let (call, of) = (self.call, self.of);
+        let (start, width) = of.columns();
+        let mut columns = Columns::new(self.memory, start, width);
+        // SAFETY: the rows are the part's.
+        let finite = unsafe {
+            let mut collector = Collector::<L, S, E>::of(call, self.slices);
+            for (rows, count) in of.groups::<ROWS>(call.tensor) {
+                if count == ROWS {
+                    collector.raise_rows::<ROWS>(rows, &mut columns);
+                    continue;
                 }
-                for slice in period.slices(run) {
-                    let sizes = &sizes[slice.at..][..slice.len];
-                    let slots = &mut columns.first()[slice.phase..];
-                    let mut largest = 0;
-                    for (slot, size) in slots.iter_mut().zip(sizes) {
-                        *slot = (*size).max(*slot);
-                        largest = largest.max(*size);
-                    }
-                    let place = slice.number * period.len;
-                    let alone = start <= place && place + period.len <= start + width;
-                    period.raise(call, slice.number, largest, alone);
-                    largest_of_row = largest.max(largest_of_row);
+                for row in &rows[..count] {
+                    collector.raise_rows::<1>([*row], &mut columns);
                 }
             }
-            v.raise(call, segment.row, largest_of_row, false);
+            !collector.finite.any_nan()
+        };
+        let first = call.tensor.grid.lead.len();
+        columns.flush_axes(call, self.slices.maxima(), first, of.is_alone(call.tensor));
+        finite
+    }
+
+    #[inline(always)]
+    unsafe fn by_slices(self, period: &Period) -> bool {
+        let Self {
+            call, slices, of, ..
+        } = self;
+        let (start, width) = of.columns();
+        let mut columns = Columns::new(self.memory, 0, period.len);
+        // SAFETY: the runs lie in the tensor, slices in the period.
+        unsafe {
+            let mut collector = Collector::<L, S, E>::of(call, slices);
+            for segment in of.segments(call.tensor) {
+                let mut largest_of_row = 0;
+                for run in segment.parts(CHUNK) {
+                    // The largest magnitudes so far are none, so that these become the run's.
+                    let mut sizes = [0; CHUNK];
+                    if run.len == CHUNK {
+                        collector.raise_chunks::<1, true>([run], AHEAD, &mut sizes);
+                    } else {
+                        collector.raise_chunks::<1, false>([run], AHEAD, &mut sizes);
+                    }
+                    for slice in period.slices(run) {
+                        let sizes = &sizes[slice.at..][..slice.len];
+                        let slots = &mut columns.first()[slice.phase..];
+                        let mut largest = 0;
+                        for (slot, size) in slots.iter_mut().zip(sizes) {
+                            *slot = (*size).max(*slot);
+                            largest = largest.max(*size);
+                        }
+                        let place = slice.number * period.len;
+                        let alone = start <= place && place + period.len <= start + width;
+                        period.raise(call, slice.number, largest, alone);
+                        largest_of_row = largest.max(largest_of_row);
+                    }
+                }
+                slices.raise(call, segment, largest_of_row, false);
+            }
+            columns.flush_axes(call, slices.maxima(), period.axis, false);
+            !collector.finite.any_nan()
         }
-        columns.flush_axes(call, v.maxima.iter(), period.axis, false);
-        !collector.finite.any_nan()
     }
 }
 
@@ -227,51 +267,47 @@ fn parts<const N: usize>(mut rows: [Run; N], at: usize, len: usize) -> [Run; N] 
 }
 
 /// Collects maxima of a part.
-struct Collector<'c, S, V: Vector> {
+struct Collector<'c, L: Lanes, S, E> {
     call: &'c TensorCall<'c>,
     slices: S,
     /// Zero, or NaN where a gradient was not finite.
-    finite: V,
+    finite: L::Vector,
     /// For each of the rows that are collected together.
     rooms: [(Chunk, Room); ROWS],
+    elements: PhantomData<E>,
 }
 
-impl<'c, S, V: Vector> Collector<'c, S, V> {
+impl<'c, L: Lanes, S: Slices<L>, E: Elements<L>> Collector<'c, L, S, E> {
     #[inline(always)]
     unsafe fn of(call: &'c TensorCall<'c>, slices: S) -> Self {
         Self {
             call,
             slices,
             // SAFETY: the kernels are used on processors that have the instructions.
-            finite: unsafe { V::splat(0.0) },
+            finite: unsafe { L::Vector::splat(0.0) },
             rooms: [const { (Chunk::ZERO, Room::EMPTY) }; ROWS],
+            elements: PhantomData,
         }
     }
 
     /// Raises the maxima by rows.
     #[inline(always)]
-    unsafe fn raise_rows<L: Lanes<Vector = V>, const N: usize>(
-        &mut self,
-        rows: [Run; N],
-        columns: &mut Columns<'_>,
-    ) where
-        S: Slices<L>,
-    {
+    unsafe fn raise_rows<const N: usize>(&mut self, rows: [Run; N], columns: &mut Columns<'_>) {
         let (call, len) = (self.call, rows[0].len);
         let whole = len - len % CHUNK;
         let columns = columns.first();
         // SAFETY: the rows lie in the tensor.
         unsafe {
-            let mut largest = [V::splat(0.0); N];
+            let mut largest = [L::Vector::splat(0.0); N];
             let ahead = ahead(call, len, len, N);
             if whole > 0 {
                 let runs = parts(rows, 0, whole);
-                largest = self.raise_chunks::<L, N, true>(runs, ahead, columns);
+                largest = self.raise_chunks::<N, true>(runs, ahead, columns);
             }
             if whole < len {
                 let runs = parts(rows, whole, len - whole);
                 let columns = &mut columns[whole..];
-                let found = self.raise_chunks::<L, N, false>(runs, ahead, columns);
+                let found = self.raise_chunks::<N, false>(runs, ahead, columns);
                 for (largest, found) in largest.iter_mut().zip(found) {
                     *largest = largest.largest(found);
                 }
@@ -288,21 +324,17 @@ impl<'c, S, V: Vector> Collector<'c, S, V> {
     /// Raises the maxima of columns by runs of one length in them, of whole chunks if that is so, or of less
     /// than one; returns the largest values of each run. What follows their last chunks is `ahead` of them.
     #[inline(always)]
-    unsafe fn raise_chunks<L: Lanes<Vector = V>, const N: usize, const WHOLE: bool>(
+    unsafe fn raise_chunks<const N: usize, const WHOLE: bool>(
         &mut self,
         runs: [Run; N],
         ahead: usize,
         columns: &mut [i32],
-    ) -> [V; N]
-    where
-        S: Slices<L>,
-    {
+    ) -> [L::Vector; N] {
         let (call, len) = (self.call, runs[0].len);
-        let dtype = call.tensor.info.grad_dtype;
-        let in_place = dtype == Dtype::F32;
         // SAFETY: the runs lie in the tensor; there are slots for their chunks' columns.
         unsafe {
-            let (grad_scale, zero) = (V::splat(call.grad_scale), V::splat(0.0));
+            let grad_scale = L::Vector::splat(call.grad_scale);
+            let zero = L::Vector::splat(0.0);
             let mut open = [S::NOWHERE; N];
             for (r, open) in open.iter_mut().enumerate() {
                 *open = self.slices.open(runs[r], &mut self.rooms[r].1);
@@ -310,33 +342,25 @@ impl<'c, S, V: Vector> Collector<'c, S, V> {
             let (mut largest, mut finite) = ([zero; N], self.finite);
             for at in (0..len).step_by(CHUNK) {
                 let ahead = if at + AHEAD < len { AHEAD } else { ahead };
-                // How far ahead a register asks for a line, if gradients are used where they lie.
-                let mut asked = 0;
-                let mut gradients = [std::ptr::null(); N];
-                for (r, gradient) in gradients.iter_mut().enumerate() {
-                    let run = runs[r].part(at, CHUNK);
+                let chunks = parts(runs, at, CHUNK);
+                let mut gradients = [E::gradients(call, chunks[0], &mut self.rooms[0].0); N];
+                for r in 0..N {
                     self.slices.prefetch(open[r], at + ahead);
-                    *gradient = if in_place {
-                        asked = ahead;
-                        call.grad.cast::<f32>().add(run.first)
-                    } else {
-                        let copy = &mut self.rooms[r].0;
-                        prefetch::<L>(call.grad, dtype.size(), run, ahead);
-                        load_run::<L>(call.grad, dtype, run, copy);
-                        copy.as_ptr()
-                    };
+                    if r > 0 {
+                        gradients[r] = E::gradients(call, chunks[r], &mut self.rooms[r].0);
+                    }
                 }
                 let columns = columns[at..][..CHUNK].as_mut_ptr().cast::<f32>();
-                for i in (0..CHUNK).step_by(V::WIDTH) {
-                    let mut column = V::load(columns.add(i));
+                for i in (0..CHUNK).step_by(L::Vector::WIDTH) {
+                    let mut column = L::Vector::load(columns.add(i));
                     let lanes = if WHOLE {
-                        V::WIDTH
+                        L::Vector::WIDTH
                     } else {
-                        lanes_in_memory::<V>(runs[0], i, in_place)
+                        lanes::<L::Vector>(runs[0], i)
                     };
                     for r in 0..N {
-                        prefetch_line::<L>(gradients[r].wrapping_add(asked), i);
-                        let g = V::load_first(gradients[r].wrapping_add(i), lanes).mul(grad_scale); // R1
+                        E::ask_for_gradients(call, chunks[r], i, ahead);
+                        let g = E::gradient(gradients[r], i, lanes).mul(grad_scale); // R1
                         let w = self.slices.square(g);
                         let new = self.slices.value(open[r], at + i, w);
                         finite = w.mul_add(zero, finite);

@@ -7,7 +7,7 @@ use std::ops::Range;
 use half::bf16;
 
 use super::super::call::TensorCall;
-use super::super::lanes::{CHUNK, Chunk, Lanes};
+use super::super::lanes::{CHUNK, Chunk, Lanes, Vector};
 use crate::dtype::Dtype;
 use crate::layout::{Grid, div_ceil, index};
 use crate::numerics::{INF_BITS, canonical, magnitude};
@@ -139,7 +139,7 @@ unsafe fn store_chunk<L: Lanes>(data: *mut u8, dtype: Dtype, values: &Chunk) {
     // SAFETY: the caller's memory has room for a chunk.
     unsafe {
         match dtype {
-            Dtype::Bf16 => L::store_bf16(values, data.cast()),
+            Dtype::Bf16 => store_bf16::<L::Vector>(values, data.cast()),
             Dtype::F16 => L::store_f16(values, data.cast()),
             _ => {
                 let data = data.cast::<f32>();
@@ -148,6 +148,15 @@ unsafe fn store_chunk<L: Lanes>(data: *mut u8, dtype: Dtype, values: &Chunk) {
                 }
             }
         }
+    }
+}
+
+/// Rounds a chunk to bf16.
+#[inline(always)]
+unsafe fn store_bf16<V: Vector>(values: &Chunk, to: *mut bf16) {
+    for at in (0..CHUNK).step_by(V::WIDTH) {
+        // SAFETY: the caller's memory has room for a chunk.
+        unsafe { V::load(values.as_ptr().add(at)).store_bf16(to.add(at), V::WIDTH) };
     }
 }
 

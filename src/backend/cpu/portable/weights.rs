@@ -6,7 +6,7 @@ use half::bf16;
 
 use super::run::{Run, draws, load_run, store_run};
 use crate::backend::cpu::call::TensorCall;
-use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes};
+use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, Random, Vector};
 use crate::dtype::Dtype;
 use crate::rng::Purpose;
 use crate::weights::{
@@ -110,8 +110,9 @@ pub(super) unsafe fn store_weights<L: Lanes>(call: &TensorCall<'_>, run: Run, va
         match weight.form {
             Weights::Plain => store_run::<L>(weight.data, weight.dtype, run, values),
             Weights::Stochastic => {
-                let mut random = [0; CHUNK];
-                L::draw(&draws(call, Purpose::Weight, run), &mut random);
+                let mut random = Random::ZERO;
+                L::draw(&draws(call, Purpose::Weight, run), &mut random.0);
+                let random = random.0;
                 if weight.dtype == Dtype::F16 {
                     let mut rounded = Chunk::ZERO;
                     for i in 0..CHUNK {
@@ -120,7 +121,11 @@ pub(super) unsafe fn store_weights<L: Lanes>(call: &TensorCall<'_>, run: Run, va
                     store_run::<L>(weight.data, weight.dtype, run, &rounded);
                 } else {
                     let mut rounded = [bf16::ZERO; CHUNK];
-                    L::round_bf16(values, &random, rounded.as_mut_ptr());
+                    for at in (0..CHUNK).step_by(L::Vector::WIDTH) {
+                        let (draws, to) = (&raw const random[at], &raw mut rounded[at]);
+                        let x = L::Vector::load(values.as_ptr().add(at));
+                        x.round_bf16(draws, to, L::Vector::WIDTH);
+                    }
                     put(&rounded, weight.data, run);
                 }
             }

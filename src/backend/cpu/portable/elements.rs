@@ -1,0 +1,347 @@
+//! Parameters and gradients as kernels of registers see them: where they lie, if both are f32 or both bf16
+//! and updated there, or in copies of a chunk.
+
+#![expect(unsafe_code, reason = "reads and writes the caller's raw buffers")]
+
+use half::bf16;
+
+use super::run::{Run, draws, load_run, store_run};
+use super::weights::{load_weights, store_weights};
+use super::{AHEAD, prefetch, prefetch_line};
+use crate::backend::cpu::call::TensorCall;
+use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, Random, Vector};
+use crate::dtype::Dtype;
+use crate::rng::Purpose;
+use crate::weights::Weights;
+
+/// What an update alone is taken from: -0 less a number is its negative, exactly.
+static NOTHING: Chunk = Chunk([-0.0; CHUNK]);
+
+/// Which [`Elements`] a tensor has.
+pub(super) enum Kind {
+    F32,
+    Bf16,
+    Copied,
+}
+
+impl Kind {
+    pub(super) fn of(call: &TensorCall<'_>) -> Self {
+        let info = &call.tensor.info;
+        let in_place = call.in_place() && info.param_dtype == info.grad_dtype;
+        match (info.param_dtype, call.weight.form) {
+            (Dtype::F32, Weights::Plain) if in_place => Self::F32,
+            (Dtype::Bf16, Weights::Plain | Weights::Stochastic) if in_place => Self::Bf16,
+            _ => Self::Copied,
+        }
+    }
+
+    /// Where gradients alone are used.
+    pub(super) fn of_gradients(call: &TensorCall<'_>) -> Self {
+        match call.tensor.info.grad_dtype {
+            Dtype::F32 => Self::F32,
+            Dtype::Bf16 => Self::Bf16,
+            _ => Self::Copied,
+        }
+    }
+}
+
+/// Evaluates an expression with the [`Elements`] of a kind.
+macro_rules! with_elements {
+    ($kind:expr, $elements:ident => $body:expr) => {
+        match $kind {
+            $crate::backend::cpu::portable::elements::Kind::F32 => {
+                type $elements = $crate::backend::cpu::portable::elements::F32;
+                $body
+            }
+            $crate::backend::cpu::portable::elements::Kind::Bf16 => {
+                type $elements = $crate::backend::cpu::portable::elements::Bf16;
+                $body
+            }
+            $crate::backend::cpu::portable::elements::Kind::Copied => {
+                type $elements = $crate::backend::cpu::portable::elements::Copied;
+                $body
+            }
+        }
+    };
+}
+pub(super) use with_elements;
+
+/// The parameters and gradients of a tensor.
+///
+/// # Safety
+/// Runs are of at most a chunk and lie in the tensor; registers begin in the chunk.
+pub(super) trait Elements<L: Lanes> {
+    /// Where those of a run are.
+    type Gradients: Copy;
+    type Parameters: Copy;
+
+    unsafe fn gradients(call: &TensorCall<'_>, run: Run, copy: &mut Chunk) -> Self::Gradients;
+    /// Asks for the gradients that are so much ahead of the register from element `at` of a run on.
+    fn ask_for_gradients(call: &TensorCall<'_>, run: Run, at: usize, ahead: usize);
+    /// The same for parameters.
+    fn ask_for_parameters(call: &TensorCall<'_>, run: Run, at: usize, ahead: usize);
+    /// Asks for what is [`AHEAD`].
+    #[inline(always)]
+    fn ask_ahead(call: &TensorCall<'_>, run: Run, at: usize) {
+        Self::ask_for_parameters(call, run, at, AHEAD);
+        Self::ask_for_gradients(call, run, at, AHEAD);
+    }
+    /// The gradients from element `at` of the run on, zeros behind it. Here and below, `lanes` are how many
+    /// are the run's ([`lanes()`]).
+    unsafe fn gradient(from: Self::Gradients, at: usize, lanes: usize) -> L::Vector;
+
+    /// Draws for a run, before its parameters are asked for.
+    #[inline(always)]
+    unsafe fn draw(call: &TensorCall<'_>, run: Run, random: &mut Random) {
+        let _ = (call, run, random);
+    }
+    unsafe fn parameters(
+        call: &TensorCall<'_>,
+        run: Run,
+        copy: &mut Chunk,
+        random: &Random,
+    ) -> Self::Parameters;
+    /// The parameters from element `at` of the run on, zeros behind it.
+    unsafe fn parameter(from: Self::Parameters, at: usize, lanes: usize) -> L::Vector;
+    /// What the update is taken from, given the parameters.
+    #[inline(always)]
+    unsafe fn base(from: Self::Parameters, at: usize, parameters: L::Vector) -> L::Vector {
+        let _ = (from, at);
+        parameters
+    }
+    /// Stores the result from element `at` of the run on.
+    unsafe fn replace(to: Self::Parameters, at: usize, lanes: usize, result: L::Vector);
+    /// Ends a run whose results are all stored.
+    #[inline(always)]
+    unsafe fn end(call: &TensorCall<'_>, run: Run, to: Self::Parameters) {
+        let _ = (call, run, to);
+    }
+}
+
+/// How many lanes of the register at an element of a run are the run's.
+#[inline(always)]
+pub(super) fn lanes<V: Vector>(run: Run, at: usize) -> usize {
+    if run.len == CHUNK {
+        return V::WIDTH;
+    }
+    run.len.saturating_sub(at).min(V::WIDTH)
+}
+
+/// Both in f32.
+pub(super) struct F32;
+
+impl<L: Lanes> Elements<L> for F32 {
+    type Gradients = *const f32;
+    type Parameters = *mut f32;
+
+    #[inline(always)]
+    unsafe fn gradients(call: &TensorCall<'_>, run: Run, _: &mut Chunk) -> *const f32 {
+        call.grad.cast::<f32>().wrapping_add(run.first)
+    }
+
+    #[inline(always)]
+    fn ask_for_gradients(call: &TensorCall<'_>, run: Run, at: usize, ahead: usize) {
+        prefetch_line::<L, f32>(call.grad, run.first + ahead, at);
+    }
+
+    #[inline(always)]
+    fn ask_for_parameters(call: &TensorCall<'_>, run: Run, at: usize, ahead: usize) {
+        prefetch_line::<L, f32>(call.weight.data, run.first + ahead, at);
+    }
+
+    #[inline(always)]
+    unsafe fn gradient(from: *const f32, at: usize, lanes: usize) -> L::Vector {
+        // SAFETY: the caller's promise.
+        unsafe { L::Vector::load_first(from.wrapping_add(at), lanes) }
+    }
+
+    #[inline(always)]
+    unsafe fn parameters(call: &TensorCall<'_>, run: Run, _: &mut Chunk, _: &Random) -> *mut f32 {
+        call.weight.data.cast::<f32>().wrapping_add(run.first)
+    }
+
+    #[inline(always)]
+    unsafe fn parameter(from: *mut f32, at: usize, lanes: usize) -> L::Vector {
+        // SAFETY: the caller's promise.
+        unsafe { L::Vector::load_first(from.wrapping_add(at), lanes) }
+    }
+
+    #[inline(always)]
+    unsafe fn replace(to: *mut f32, at: usize, lanes: usize, result: L::Vector) {
+        // SAFETY: the caller's promise.
+        unsafe { result.canonical().store_first(to.wrapping_add(at), lanes) };
+    }
+}
+
+/// Both in bf16, to nearest or by draws.
+pub(super) struct Bf16;
+
+/// The parameters of a run, and their draws, or null.
+#[derive(Clone, Copy)]
+pub(super) struct Bf16Parameters {
+    data: *mut bf16,
+    draws: *const u16,
+}
+
+impl<L: Lanes> Elements<L> for Bf16 {
+    type Gradients = *const bf16;
+    type Parameters = Bf16Parameters;
+
+    #[inline(always)]
+    unsafe fn gradients(call: &TensorCall<'_>, run: Run, _: &mut Chunk) -> *const bf16 {
+        call.grad.cast::<bf16>().wrapping_add(run.first)
+    }
+
+    #[inline(always)]
+    fn ask_for_gradients(call: &TensorCall<'_>, run: Run, at: usize, ahead: usize) {
+        prefetch_line::<L, bf16>(call.grad, run.first + ahead, at);
+    }
+
+    #[inline(always)]
+    fn ask_for_parameters(call: &TensorCall<'_>, run: Run, at: usize, ahead: usize) {
+        prefetch_line::<L, bf16>(call.weight.data, run.first + ahead, at);
+    }
+
+    #[inline(always)]
+    unsafe fn gradient(from: *const bf16, at: usize, lanes: usize) -> L::Vector {
+        // SAFETY: the caller's promise.
+        unsafe { L::Vector::load_bf16(from.wrapping_add(at), lanes) }
+    }
+
+    #[inline(always)]
+    unsafe fn draw(call: &TensorCall<'_>, run: Run, random: &mut Random) {
+        if call.weight.form == Weights::Stochastic {
+            // SAFETY: the kernels are used on processors that have the instructions.
+            unsafe { L::draw(&draws(call, Purpose::Weight, run), &mut random.0) };
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn parameters(
+        call: &TensorCall<'_>,
+        run: Run,
+        _: &mut Chunk,
+        random: &Random,
+    ) -> Bf16Parameters {
+        Bf16Parameters {
+            data: call.weight.data.cast::<bf16>().wrapping_add(run.first),
+            draws: if call.weight.form == Weights::Stochastic {
+                random.0.as_ptr()
+            } else {
+                std::ptr::null()
+            },
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn parameter(from: Bf16Parameters, at: usize, lanes: usize) -> L::Vector {
+        // SAFETY: the caller's promise.
+        unsafe { L::Vector::load_bf16(from.data.wrapping_add(at), lanes) }
+    }
+
+    #[inline(always)]
+    unsafe fn replace(to: Bf16Parameters, at: usize, lanes: usize, result: L::Vector) {
+        let data = to.data.wrapping_add(at);
+        // SAFETY: the caller's promise; there are draws for a chunk.
+        unsafe {
+            if to.draws.is_null() {
+                result.store_bf16(data, lanes);
+            } else {
+                result.round_bf16(to.draws.wrapping_add(at), data, lanes);
+            }
+        }
+    }
+}
+
+/// Whatever they are, in copies that go on in zeros up to a chunk.
+pub(super) struct Copied;
+
+/// The parameters of a run, to be replaced by the result, and what the update is taken from.
+#[derive(Clone, Copy)]
+pub(super) struct CopiedParameters {
+    data: *mut f32,
+    base: *const f32,
+}
+
+impl<L: Lanes> Elements<L> for Copied {
+    type Gradients = *const f32;
+    type Parameters = CopiedParameters;
+
+    #[inline(always)]
+    unsafe fn gradients(call: &TensorCall<'_>, run: Run, copy: &mut Chunk) -> *const f32 {
+        // SAFETY: the caller's promise.
+        unsafe { load_run::<L>(call.grad, call.tensor.info.grad_dtype, run, copy) };
+        copy.as_ptr()
+    }
+
+    // All that is ahead of the run, with its first register.
+    #[inline(always)]
+    fn ask_for_gradients(call: &TensorCall<'_>, run: Run, at: usize, ahead: usize) {
+        if at == 0 {
+            prefetch::<L>(call.grad, call.tensor.info.grad_dtype.size(), run, ahead);
+        }
+    }
+
+    #[inline(always)]
+    fn ask_for_parameters(call: &TensorCall<'_>, run: Run, at: usize, ahead: usize) {
+        if at == 0 {
+            let size = call.tensor.info.param_dtype.size();
+            prefetch::<L>(call.weight.data, size, run, ahead);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn gradient(from: *const f32, at: usize, _: usize) -> L::Vector {
+        // SAFETY: a register of the copy.
+        unsafe { L::Vector::load(from.add(at)) }
+    }
+
+    #[inline(always)]
+    unsafe fn parameters(
+        call: &TensorCall<'_>,
+        run: Run,
+        copy: &mut Chunk,
+        _: &Random,
+    ) -> CopiedParameters {
+        // SAFETY: the caller's promise.
+        unsafe { load_weights::<L>(call, run, copy) };
+        let data = copy.as_mut_ptr();
+        let base = if call.in_place() {
+            data.cast_const()
+        } else {
+            NOTHING.as_ptr()
+        };
+        CopiedParameters { data, base }
+    }
+
+    #[inline(always)]
+    unsafe fn parameter(from: CopiedParameters, at: usize, _: usize) -> L::Vector {
+        // SAFETY: a register of the copy.
+        unsafe { L::Vector::load(from.data.add(at)) }
+    }
+
+    #[inline(always)]
+    unsafe fn base(from: CopiedParameters, at: usize, _: L::Vector) -> L::Vector {
+        // SAFETY: a register of a chunk.
+        unsafe { L::Vector::load(from.base.add(at)) }
+    }
+
+    #[inline(always)]
+    unsafe fn replace(to: CopiedParameters, at: usize, _: usize, result: L::Vector) {
+        // SAFETY: a register of the copy.
+        unsafe { result.canonical().store(to.data.add(at)) };
+    }
+
+    #[inline(always)]
+    unsafe fn end(call: &TensorCall<'_>, run: Run, to: CopiedParameters) {
+        // SAFETY: the caller's promise; the result is in a chunk.
+        unsafe {
+            let result = &*to.data.cast::<Chunk>();
+            if call.in_place() {
+                store_weights::<L>(call, run, result);
+            } else {
+                store_run::<L>(call.update, call.tensor.info.param_dtype, run, result);
+            }
+        }
+    }
+}
