@@ -115,11 +115,16 @@ impl<L: Lanes, M: Moment<L>> Kernel<L> for Clipped<'_, M> {
             let v_of_run = Moment::<L>::open(v, run, room_v);
             let open = m.open(run, room_m);
             let new = &mut work.new[0];
-            let mut largest = splat(0.0);
+            let zero = splat(0.0);
+            let mut largest = zero;
             for j in 0..registers::<L::Vector>() {
                 let at = j * L::Vector::WIDTH;
-                E::ask_ahead(call, run, at);
                 let lanes = lanes::<L::Vector>(run, at);
+                if lanes == 0 {
+                    zero.store(new.as_mut_ptr().add(at));
+                    continue;
+                }
+                E::ask_ahead(call, run, at);
                 let g = E::gradient(gradients, at, lanes).mul(grad_scale); // R1
                 let d = Moment::<L>::decode(v, v_of_run, at).sqrt(); // R5
                 let q = g.div(d).mul(clip); // R6

@@ -172,8 +172,12 @@ impl<L: Lanes, M: Values<L>, V: Values<L>> Kernel<L> for Unscaled<'_, M, V> {
             let mut highest = L::Vector::splat(0.0);
             for j in 0..registers::<L::Vector>() {
                 let at = j * L::Vector::WIDTH;
+                let lanes = lanes::<L::Vector>(run, at);
+                if lanes == 0 {
+                    break;
+                }
                 E::ask_ahead(call, run, at);
-                let g = E::gradient(gradients, at, lanes::<L::Vector>(run, at));
+                let g = E::gradient(gradients, at, lanes);
                 let (old_m, old_v) = (m.decode(open_m, at), v.decode(open_v, at));
                 let (m, v) = rule.moments(g, old_m, old_v, V::IS_NEW);
                 new_m.as_mut()[j] = m;
@@ -188,8 +192,12 @@ impl<L: Lanes, M: Values<L>, V: Values<L>> Kernel<L> for Unscaled<'_, M, V> {
             let p = E::parameters(call, run, &mut work.p, &work.random);
             for j in 0..registers::<L::Vector>() {
                 let at = j * L::Vector::WIDTH;
+                let lanes = lanes::<L::Vector>(run, at);
+                if lanes == 0 {
+                    break;
+                }
                 let (m, v) = (new_m.as_ref()[j], new_v.as_ref()[j]);
-                rule.update::<L, E>(m, v, p, at, lanes::<L::Vector>(run, at));
+                rule.update::<L, E>(m, v, p, at, lanes);
             }
             E::end(call, run, p);
             for (j, (x, y)) in new_m.as_ref().iter().zip(new_v.as_ref()).enumerate() {
@@ -254,21 +262,28 @@ impl<M, V> Moments<'_, M, V> {
             for j in 0..registers::<L::Vector>() {
                 let at = j * L::Vector::WIDTH;
                 if let Some((run, gradients, (open_m, open_v), [new_m, new_v], _)) = &mut opened {
-                    E::ask_ahead(call, *run, at);
                     let lanes = lanes::<L::Vector>(*run, at);
-                    let g = E::gradient(*gradients, at, lanes);
-                    let (old_m, old_v) = (m.decode(*open_m, at), v.decode(*open_v, at));
-                    let (m, v) = rule.moments(g, old_m, old_v, V::IS_NEW);
-                    let (m, v) = (m.keep(lanes), v.keep(lanes));
+                    let (m, v) = if lanes == 0 {
+                        (zero, zero)
+                    } else {
+                        E::ask_ahead(call, *run, at);
+                        let g = E::gradient(*gradients, at, lanes);
+                        let (old_m, old_v) = (m.decode(*open_m, at), v.decode(*open_v, at));
+                        let (m, v) = rule.moments(g, old_m, old_v, V::IS_NEW);
+                        (m.keep(lanes), v.keep(lanes))
+                    };
                     m.store(new_m.as_mut_ptr().add(at));
                     v.store(new_v.as_mut_ptr().add(at));
                     largest_m = largest_m.largest(m);
                     largest_v = largest_v.highest(v);
                 }
                 if let Some((run, p, [new_m, new_v], _)) = &stored {
-                    let m = L::Vector::load(new_m.as_ptr().add(at));
-                    let v = L::Vector::load(new_v.as_ptr().add(at));
-                    rule.update::<L, E>(m, v, *p, at, lanes::<L::Vector>(*run, at));
+                    let lanes = lanes::<L::Vector>(*run, at);
+                    if lanes > 0 {
+                        let m = L::Vector::load(new_m.as_ptr().add(at));
+                        let v = L::Vector::load(new_v.as_ptr().add(at));
+                        rule.update::<L, E>(m, v, *p, at, lanes);
+                    }
                 }
             }
             if let Some((run, p, [new_m, new_v], left)) = stored {

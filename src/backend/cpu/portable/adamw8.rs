@@ -152,15 +152,20 @@ impl Work {
         unsafe {
             let gradients = E::gradients(call, run, &mut self.g);
             let splat = |x| L::Vector::splat(x);
-            let grad_scale = splat(call.grad_scale);
+            let (grad_scale, zero) = (splat(call.grad_scale), splat(0.0));
             let (beta1, one_minus_beta1) = (splat(scalars.beta1), splat(scalars.one_minus_beta1));
             let (beta2, one_minus_beta2) = (splat(scalars.beta2), splat(scalars.one_minus_beta2));
             let (scale_m, scale_v) = (splat(self.scales[0]), splat(self.scales[1]));
             let [room_m, room_v] = &mut self.codes;
             let (codes_m, codes_v) = (m.open(run, room_m), v.open(run, room_v));
             for at in (0..CHUNK).step_by(L::Vector::WIDTH) {
-                E::ask_ahead(call, run, at);
                 let lanes = lanes::<L::Vector>(run, at);
+                if lanes == 0 {
+                    zero.store(new_m.as_mut_ptr().add(at));
+                    zero.store(new_v.as_mut_ptr().add(at));
+                    continue;
+                }
+                E::ask_ahead(call, run, at);
                 let g = E::gradient(gradients, at, lanes).mul(grad_scale); // R1
                 let w = g.mul(g); // R2
                 let m = m.decoder.decode(codes_m.add(at)).mul(scale_m);
@@ -195,10 +200,13 @@ impl Work {
             E::draw(call, run, &mut self.random);
             let p = E::parameters(call, run, &mut self.p, &self.random);
             for at in (0..CHUNK).step_by(L::Vector::WIDTH) {
+                let lanes = lanes::<L::Vector>(run, at);
+                if lanes == 0 {
+                    break;
+                }
                 let (m, v) = (L::Vector::load(m.add(at)), L::Vector::load(v.add(at)));
                 let d = v.sqrt().mul_add(inv_sqrt_bc2, eps); // R5
                 let q = m.div(d); // R6
-                let lanes = lanes::<L::Vector>(run, at);
                 let old = E::parameter(p, at, lanes);
                 let decay = lr_wd.mul(old);
                 let result = E::base(p, at, old).sub(lr_bc1.mul_add(q, decay)); // R7, R8

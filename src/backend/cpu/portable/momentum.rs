@@ -132,11 +132,16 @@ impl<L: Lanes, R: Step, M: Moment<L>> Kernel<L> for Momentum<'_, R, M> {
             let p = E::parameters(call, run, &mut work.p, &work.random);
             let open = m.open(run, &mut work.states[0]);
             let new = &mut work.new[0];
-            let mut largest = L::Vector::splat(0.0);
+            let zero = L::Vector::splat(0.0);
+            let mut largest = zero;
             for j in 0..registers::<L::Vector>() {
                 let at = j * L::Vector::WIDTH;
-                E::ask_ahead(call, run, at);
                 let lanes = lanes::<L::Vector>(run, at);
+                if lanes == 0 {
+                    zero.store(new.as_mut_ptr().add(at));
+                    continue;
+                }
+                E::ask_ahead(call, run, at);
                 let g = E::gradient(gradients, at, lanes).mul(grad_scale); // R1
                 let before = E::parameter(p, at, lanes);
                 let (m, change) = rule.step(before, g, m.decode(open, at));

@@ -141,9 +141,14 @@ impl Work {
                 L::Vector::splat(call.grad_scale),
                 L::Vector::splat(self.scale),
             );
+            let zero = L::Vector::splat(0.0);
             for at in (0..CHUNK).step_by(L::Vector::WIDTH) {
-                E::ask_ahead(call, run, at);
                 let lanes = lanes::<L::Vector>(run, at);
+                if lanes == 0 {
+                    zero.store(new.as_mut_ptr().add(at));
+                    continue;
+                }
+                E::ask_ahead(call, run, at);
                 let g = E::gradient(gradients, at, lanes).mul(grad_scale); // R1
                 let p_old = E::parameter(p, at, lanes);
                 let m_old = m.decoder.decode(codes.add(at)).mul(scale);

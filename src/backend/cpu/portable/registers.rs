@@ -266,6 +266,9 @@ pub(super) unsafe fn any_square_not_finite<L: Lanes, E: Elements<L>>(
         let mut sum = zero;
         for at in (0..CHUNK).step_by(L::Vector::WIDTH) {
             let lanes = lanes::<L::Vector>(run, at);
+            if lanes == 0 {
+                break;
+            }
             let g = E::gradient(gradients, at, lanes).mul(grad_scale);
             sum = g.mul(g).mul_add(zero, sum);
         }

@@ -352,12 +352,15 @@ impl<'c, L: Lanes, S: Slices<L>, E: Elements<L>> Collector<'c, L, S, E> {
                 }
                 let columns = columns[at..][..CHUNK].as_mut_ptr().cast::<f32>();
                 for i in (0..CHUNK).step_by(L::Vector::WIDTH) {
-                    let mut column = L::Vector::load(columns.add(i));
                     let lanes = if WHOLE {
                         L::Vector::WIDTH
                     } else {
                         lanes::<L::Vector>(runs[0], i)
                     };
+                    if lanes == 0 {
+                        break;
+                    }
+                    let mut column = L::Vector::load(columns.add(i));
                     for r in 0..N {
                         E::ask_for_gradients(call, chunks[r], i, ahead);
                         let g = E::gradient(gradients[r], i, lanes).mul(grad_scale); // R1
