@@ -2,10 +2,12 @@
 
 #![expect(unsafe_code, reason = "reads and writes the caller's raw buffers")]
 
+use std::marker::PhantomData;
+
 use super::decode::{Source, dither, smallest};
 use super::run::{Run, code_row, draws, largest, scale_row, store_run};
 use crate::backend::cpu::call::TensorCall;
-use crate::backend::cpu::lanes::{CHUNK, Chunk, Encoder, Lanes, load};
+use crate::backend::cpu::lanes::{CHUNK, Chunk, Compiled, Encoder, Lanes, load};
 use crate::backend::cpu::memory::load_code;
 use crate::backend::cpu::reference::block_scale;
 use crate::dtype::Dtype;
@@ -26,34 +28,74 @@ pub(super) unsafe fn encode_unit<L: Lanes>(
     values: &[Chunk],
     source: Source,
 ) {
-    let buffers = call.state_buffers(state);
-    // SAFETY: the unit lies in the tensor, so its codes and scales lie in the buffers.
+    // By itself: it is much, and most kernels come here seldom.
+    // SAFETY: the caller's promise.
     unsafe {
-        match &call.tensor.states[state].format {
-            Format::F32 => {
-                for (run, values) in unit.parts(CHUNK).zip(values) {
-                    store_run::<L>(buffers[0].data.cast(), Dtype::F32, run, values);
-                }
-            }
-            Format::Codes(codes) => match &codes.scales {
-                Scales::Block(block) => {
-                    encode_blocks::<L>(call, state, codes, index(*block), unit, values);
-                }
-                Scales::Maxima(maxima) => {
+        L::run(Encoded::<L> {
+            call,
+            state,
+            unit,
+            values,
+            source,
+            lanes: PhantomData,
+        });
+    }
+}
+
+/// A unit to be coded.
+struct Encoded<'a, L> {
+    call: &'a TensorCall<'a>,
+    state: usize,
+    unit: Run,
+    values: &'a [Chunk],
+    source: Source,
+    lanes: PhantomData<L>,
+}
+
+impl<L: Lanes> Compiled for Encoded<'_, L> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run(self) {
+        let Self {
+            call,
+            state,
+            unit,
+            values,
+            source,
+            ..
+        } = self;
+        let buffers = call.state_buffers(state);
+        // SAFETY: the unit lies in the tensor, so its codes and scales lie in the buffers.
+        unsafe {
+            match &call.tensor.states[state].format {
+                Format::F32 => {
                     for (run, values) in unit.parts(CHUNK).zip(values) {
-                        let mut scales = Chunk::ZERO;
-                        smallest(call, maxima, &buffers[1..], run, source, &mut scales);
-                        let mut out = [0; CHUNK];
-                        if codes.rounding == Rounding::Nearest {
-                            nearest_scaled::<L>(&**values, &scales, &codes.table, &mut out);
-                        } else {
-                            round_randomly::<L>(call, state, codes, run, values, &scales, &mut out);
-                        }
-                        store_codes::<L>(call, codes, buffers[0], run, &mut out);
+                        store_run::<L>(buffers[0].data.cast(), Dtype::F32, run, values);
                     }
                 }
-            },
-            Format::Factored(_) | Format::Cover(_) => {}
+                Format::Codes(codes) => match &codes.scales {
+                    Scales::Block(block) => {
+                        encode_blocks::<L>(call, state, codes, index(*block), unit, values);
+                    }
+                    Scales::Maxima(maxima) => {
+                        for (run, values) in unit.parts(CHUNK).zip(values) {
+                            let mut scales = Chunk::ZERO;
+                            smallest(call, maxima, &buffers[1..], run, source, &mut scales);
+                            let mut out = [0; CHUNK];
+                            if codes.rounding == Rounding::Nearest {
+                                nearest_scaled::<L>(&**values, &scales, &codes.table, &mut out);
+                            } else {
+                                round_randomly::<L>(
+                                    call, state, codes, run, values, &scales, &mut out,
+                                );
+                            }
+                            store_codes::<L>(call, codes, buffers[0], run, &mut out);
+                        }
+                    }
+                },
+                Format::Factored(_) | Format::Cover(_) => {}
+            }
         }
     }
 }
