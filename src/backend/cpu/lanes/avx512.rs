@@ -202,7 +202,7 @@ unsafe fn read<const N: usize>(from: *const u8, len: usize, to: *mut u8) {
     for at in (0..N).step_by(64) {
         // SAFETY: the caller's promise; bytes that a mask leaves out are not touched.
         unsafe {
-            // Under a mask that leaves out all, a page that is not there still costs a thousand cycles.
+            // Under a mask that leaves out all, a page that is not there still costs hundreds of cycles.
             let bytes = if at < len {
                 _mm512_maskz_loadu_epi8(first_bytes(len, at), from.add(at).cast())
             } else {
