@@ -368,6 +368,33 @@ fn check_bf16<L: Lanes>(name: &str) {
     }
 }
 
+/// The first lanes of bf16: what is behind them is read as zeros, and is not written.
+fn check_first_bf16<L: Lanes>(name: &str) {
+    let width = L::Vector::WIDTH;
+    let from: [bf16; CHUNK] = std::array::from_fn(|i| bf16::from_f32(1.0 + i as f32));
+    let kept = bf16::from_f32(-3.0);
+    for count in 0..=width {
+        let mut wide = Chunk([7.0; CHUNK]);
+        let mut got = [[kept; CHUNK]; 2];
+        // SAFETY: chunks of bf16; the caller's processor has the instructions.
+        unsafe {
+            let x = L::Vector::load_bf16(from.as_ptr(), count);
+            x.store(wide.as_mut_ptr());
+            x.store_bf16(got[0].as_mut_ptr(), count);
+            x.round_bf16([0; CHUNK].as_ptr(), got[1].as_mut_ptr(), count);
+        }
+        for i in 0..CHUNK {
+            let is_first = i < count;
+            if i < width {
+                let want = if is_first { from[i].to_f32() } else { 0.0 };
+                assert_eq!(wide[i].to_bits(), want.to_bits(), "{name} {count} {i}");
+            }
+            let want = if is_first { from[i] } else { kept };
+            assert_eq!(got.map(|got| got[i]), [want; 2], "{name} {count} {i}");
+        }
+    }
+}
+
 /// The codes that registers make of values, unpacked.
 ///
 /// # Safety
@@ -744,6 +771,7 @@ fn check<L: Lanes>(name: &str) {
     check_bytes::<L>(name);
     check_f16::<L>(name);
     check_bf16::<L>(name);
+    check_first_bf16::<L>(name);
     check_search::<L::Vector>(name);
     check_pick::<L::Vector>(name);
     check_decide::<L::Vector>(name);
