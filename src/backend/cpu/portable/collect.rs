@@ -212,11 +212,16 @@ pub(in crate::backend::cpu) unsafe fn store_statistics(call: &TensorCall<'_>) {
         let first = usize::from(matches!(plan.format, Format::Codes(_)));
         let buffers = &call.state_buffers(state)[first..];
         for (maxima, buffer) in plan.maxima().iter().zip(buffers) {
-            for position in 0..maxima.projection.extent() {
-                let at = maxima.projection.globalize(position, call.offset);
-                let bits = canonical_magnitude(call.statistic(maxima.word + at));
-                // SAFETY: the position lies in the buffer.
-                unsafe { *buffer.data.cast::<i32>().add(index(position)) = bits };
+            let projection = &maxima.projection;
+            // Neighbours along the last kept axis are neighbours in the global tensor, too.
+            let len = projection.shape.last().map_or(1, |extent| index(*extent));
+            for first in (0..index(projection.extent())).step_by(len.max(1)) {
+                let word = maxima.word + projection.globalize(first as i64, call.offset);
+                for i in 0..len {
+                    let bits = canonical_magnitude(call.statistic(word + i));
+                    // SAFETY: the position lies in the buffer.
+                    unsafe { *buffer.data.cast::<i32>().add(first + i) = bits };
+                }
             }
         }
         if let Format::Factored(factors) = &plan.format {
