@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use super::elements::{Elements, lanes};
 use super::factored::Factored;
-use super::rank1::{Period, RankOne};
+use super::rank1::{Memory, RankOne};
 use super::registers::{Blocks, Kernel, Moment, Plain, Values, Work, largest_of, skips, step};
 use super::run::Run;
 use crate::backend::cpu::call::TensorCall;
@@ -50,8 +50,8 @@ pub(super) unsafe fn in_registers<L: Lanes>(
                 if let Some(v) = Blocks::of(call, 1, v) {
                     return Some(step::<L, _>(call, units, Moments { scalars, m, v }));
                 }
-                let mut period = Period::MEMORY;
-                let v = RankOne::of(call, 1, v, Pass::Apply, &mut period)?;
+                let mut memory = Memory::UNSET;
+                let v = RankOne::of::<L>(call, 1, v, Pass::Apply, &mut memory)?;
                 Some(step::<L, _>(call, units, Moments { scalars, m, v }))
             }
             (Format::Codes(m), Format::Factored(factors)) => {

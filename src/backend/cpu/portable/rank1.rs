@@ -50,6 +50,8 @@ pub(super) struct RankOne<'a, V: Vector> {
     lead: Axes,
     /// The scales along the row's axes, in the state and in the statistics: a row's, or a period's.
     columns: [*const f32; 2],
+    /// The same of the end of a row that is not a whole chunk, for one.
+    end: [*const f32; 2],
     /// No new one of them is larger, as an integer.
     bound: i32,
     /// For rows that have several.
@@ -73,14 +75,14 @@ impl InRow {
 }
 
 impl<'a, V: Vector> RankOne<'a, V> {
-    /// `None` for a state that this is not for. The memory is for a period.
+    /// `None` for a state that this is not for.
     #[inline(always)]
-    pub(super) unsafe fn of(
+    pub(super) unsafe fn of<L: Lanes<Vector = V>>(
         call: &TensorCall<'_>,
         state: usize,
         codes: &'a Codes,
         pass: Pass,
-        memory: &'a mut MaybeUninit<Period>,
+        memory: &'a mut Memory,
     ) -> Option<Self> {
         let tensor = call.tensor;
         let Scales::Maxima(maxima) = &codes.scales else {
@@ -110,6 +112,7 @@ impl<'a, V: Vector> RankOne<'a, V> {
                 complete,
                 lead: Axes::of(call, maxima, &buffers[1..], 0..tensor.grid.lead.len()),
                 columns: [std::ptr::null(); 2],
+                end: [std::ptr::null(); 2],
                 bound: NO_SCALE,
                 period: None,
                 row: InRow::NONE,
@@ -118,12 +121,22 @@ impl<'a, V: Vector> RankOne<'a, V> {
                 let last = Axis::of(call, maxima, &buffers[1..], axes - 1);
                 rank_one.columns = last.maxima.map(<*const i32>::cast);
             } else {
-                let period = Period::new(call, maxima, &buffers[1..], complete, memory);
+                let period = Period::new(call, maxima, &buffers[1..], complete, &mut memory.period);
                 rank_one.columns = [period.columns(0), period.columns(1)];
                 rank_one.bound = period.bound;
                 if period.len < index(tensor.grid.cols) {
                     rank_one.period = Some(period);
                 }
+            }
+            let cols = index(tensor.grid.cols);
+            let len = cols % CHUNK;
+            if rank_one.period.is_none() && len > 0 {
+                let arrays = 1 + usize::from(complete);
+                for (columns, end) in rank_one.columns.iter().zip(&mut memory.end).take(arrays) {
+                    let first = columns.add(cols - len).cast();
+                    L::read::<{ 4 * CHUNK }>(first, 4 * len, end.as_mut_ptr().cast());
+                }
+                rank_one.end = memory.end.each_ref().map(|columns| columns.as_ptr().cast());
             }
             Some(rank_one)
         }
@@ -152,7 +165,8 @@ impl<'a, V: Vector> RankOne<'a, V> {
     /// Where the codes of a run are, and the scales of its columns, for whole chunks.
     ///
     /// # Safety
-    /// The run lies in the row; where that has several periods, it is of at most a chunk.
+    /// The run is of whole chunks of the row, or its end of less than one; where the row has several periods, it
+    /// is of at most a chunk.
     #[inline(always)]
     pub(super) unsafe fn place<L: Lanes>(&self, row: InRow, run: Run, room: &mut Room) -> Place {
         // SAFETY: the caller's promise.
@@ -162,11 +176,7 @@ impl<'a, V: Vector> RankOne<'a, V> {
                 period.spread::<L>(run, self.complete, &mut room.columns);
                 columns = room.columns.each_ref().map(|columns| columns.as_ptr());
             } else if !run.len.is_multiple_of(CHUNK) {
-                let read = columns.iter().take(1 + usize::from(self.complete));
-                for (columns, room) in read.zip(&mut room.columns) {
-                    L::read::<{ 4 * CHUNK }>(columns.cast(), run.len * 4, room.as_mut_ptr().cast());
-                }
-                columns = room.columns.each_ref().map(|columns| columns.as_ptr());
+                columns = self.end;
             }
             Place {
                 row: row.codes,
@@ -304,6 +314,20 @@ impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
     }
 }
 
+/// Memory for scales that are not used where they lie.
+pub(super) struct Memory {
+    period: MaybeUninit<Period>,
+    /// Of the end of a row, old and new.
+    end: [MaybeUninit<Chunk>; 2],
+}
+
+impl Memory {
+    pub(super) const UNSET: Self = Self {
+        period: MaybeUninit::uninit(),
+        end: [const { MaybeUninit::uninit() }; 2],
+    };
+}
+
 /// The scales along the trailing axes of a tensor, in the order of its elements. A row has them again and
 /// again, each time under the maxima of other slices of its axes before them.
 pub(super) struct Period {
@@ -436,8 +460,6 @@ pub(super) struct Slice {
 }
 
 impl Period {
-    pub(super) const MEMORY: MaybeUninit<Self> = MaybeUninit::uninit();
-
     /// The first axis of a tensor's period, and its length.
     #[inline(always)]
     pub(super) fn axes(tensor: &TensorPlan) -> (usize, usize) {

@@ -10,7 +10,7 @@ use super::collect::Part;
 use super::elements::{Elements, Kind, lanes, with_elements};
 use super::factored::Squares;
 use super::maxima::{ColumnMaxima, Columns};
-use super::rank1::{Period, Place, RankOne};
+use super::rank1::{Memory, Period, Place, RankOne};
 use super::registers::Room;
 use super::run::Run;
 use crate::backend::cpu::call::TensorCall;
@@ -120,8 +120,8 @@ pub(super) unsafe fn maxima_in_registers<L: Lanes>(
             return None;
         };
         let scalars = rule.scalars()?;
-        let mut period = Period::MEMORY;
-        let v = RankOne::<L::Vector>::of(call, 1, codes, Pass::Maxima, &mut period)?;
+        let mut scales = Memory::UNSET;
+        let v = RankOne::of::<L>(call, 1, codes, Pass::Maxima, &mut scales)?;
         let moment = NewMoment {
             v,
             beta2: L::Vector::splat(scalars.beta2),
