@@ -308,6 +308,23 @@ fn non_finite_gradients_under_every_policy() {
     }
 }
 
+/// States that a step was let spoil, and none that is skipped for them.
+#[test]
+fn finite_gradients_on_states_that_are_not() {
+    for spec in [1, 3, 9, 14, 16].map(|i| specs().swap_remove(i)) {
+        let tensors = all_tensors(Dtype::F32, Dtype::F32);
+        check(&spec, &tensors, 3, |model, t| {
+            if t == 1 {
+                model.nonfinite = NonFinite::Propagate;
+                hostile(model, t);
+            } else {
+                model.nonfinite = NonFinite::SkipTensor;
+                assert_eq!(model.skipped, [0; 2]);
+            }
+        });
+    }
+}
+
 #[test]
 fn scales_and_skips() {
     for spec in specs() {

@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use super::elements::{Elements, lanes};
+use super::elements::{Ahead, Elements, lanes};
 use super::factored::Factored;
 use super::registers::{Blocks, Kernel, Moment, Plain, Room, Work, skips, step};
 use super::run::{Run, load_run};
@@ -111,6 +111,7 @@ impl<L: Lanes, M: Moment<L>> Kernel<L> for Clipped<'_, M> {
             let (clip, alpha, rho_wd) = (splat(rule.clip), splat(rule.alpha), splat(rule.rho_wd));
             E::draw(call, run, &mut work.random);
             let p = E::parameters(call, run, &mut work.p, &work.random);
+            let ahead = Ahead::of_both::<L, E>(call, run);
             let [room_v, room_m] = &mut work.states;
             let v_of_run = Moment::<L>::open(v, run, room_v);
             let open = m.open(run, room_m);
@@ -124,7 +125,7 @@ impl<L: Lanes, M: Moment<L>> Kernel<L> for Clipped<'_, M> {
                     zero.store(new.as_mut_ptr().add(at));
                     continue;
                 }
-                E::ask_ahead(call, run, at);
+                E::ask(ahead, at);
                 let g = E::gradient(gradients, at, lanes).mul(grad_scale); // R1
                 let d = Moment::<L>::decode(v, v_of_run, at).sqrt(); // R5
                 let q = g.div(d).mul(clip); // R6

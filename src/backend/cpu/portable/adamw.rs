@@ -8,7 +8,7 @@
 
 use std::ops::Range;
 
-use super::elements::{Elements, lanes};
+use super::elements::{Ahead, Elements, lanes};
 use super::factored::Factored;
 use super::rank1::{Memory, RankOne};
 use super::registers::{Blocks, Kernel, Moment, Plain, Values, Work, largest_of, skips, step};
@@ -164,6 +164,7 @@ impl<L: Lanes, M: Values<L>, V: Values<L>> Kernel<L> for Unscaled<'_, M, V> {
         // SAFETY: the run lies in the tensor.
         unsafe {
             let gradients = E::gradients(call, run, &mut work.g);
+            let ahead = Ahead::of_both::<L, E>(call, run);
             let rule = Splat::<L::Vector>::new(call, scalars);
             let [room_m, room_v] = &mut work.states;
             let open_m = m.open(run, room_m);
@@ -176,7 +177,7 @@ impl<L: Lanes, M: Values<L>, V: Values<L>> Kernel<L> for Unscaled<'_, M, V> {
                 if lanes == 0 {
                     break;
                 }
-                E::ask_ahead(call, run, at);
+                E::ask(ahead, at);
                 let g = E::gradient(gradients, at, lanes);
                 let (old_m, old_v) = (m.decode(open_m, at), v.decode(open_v, at));
                 let (m, v) = rule.moments(g, old_m, old_v, V::IS_NEW);
@@ -252,7 +253,14 @@ impl<M, V> Moments<'_, M, V> {
                 let gradients = E::gradients(call, run, &mut work.g);
                 let [room_m, room_v] = &mut work.states;
                 let open = (m.open(run, room_m), v.open(run, room_v));
-                opened = Some((run, gradients, open, &mut work.new, &mut work.random));
+                let ahead = Ahead::of_both::<L, E>(call, run);
+                opened = Some((
+                    run,
+                    (gradients, ahead),
+                    open,
+                    &mut work.new,
+                    &mut work.random,
+                ));
             }
             if let Some((run, work, left)) = second {
                 let p = E::parameters(call, run, &mut work.p, &work.random);
@@ -261,12 +269,14 @@ impl<M, V> Moments<'_, M, V> {
             let (mut largest_m, mut largest_v) = (zero, zero);
             for j in 0..registers::<L::Vector>() {
                 let at = j * L::Vector::WIDTH;
-                if let Some((run, gradients, (open_m, open_v), [new_m, new_v], _)) = &mut opened {
+                if let Some((run, (gradients, ahead), (open_m, open_v), [new_m, new_v], _)) =
+                    &mut opened
+                {
                     let lanes = lanes::<L::Vector>(*run, at);
                     let (m, v) = if lanes == 0 {
                         (zero, zero)
                     } else {
-                        E::ask_ahead(call, *run, at);
+                        E::ask(*ahead, at);
                         let g = E::gradient(*gradients, at, lanes);
                         let (old_m, old_v) = (m.decode(*open_m, at), v.decode(*open_v, at));
                         let (m, v) = rule.moments(g, old_m, old_v, V::IS_NEW);
@@ -293,7 +303,7 @@ impl<M, V> Moments<'_, M, V> {
                 v.close(call, run, open_v, new_v, scale_v, usual);
             }
 
-            let (run, gradients, (open_m, open_v), [_, new_v], random) = opened?;
+            let (run, (gradients, _), (open_m, open_v), [_, new_v], random) = opened?;
             // What a finite square leaves of a v that was not negative is not negative either, and v is not
             // finite where the square is not.
             let usual = largest_v.all_usual();

@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::bytes::{Bytes, any_not_finite};
-use super::elements::{Elements, Kind, lanes, with_elements};
+use super::elements::{Ahead, Elements, Kind, lanes, with_elements};
 use super::run::Run;
 use super::{MOST_CHUNKS, skip};
 use crate::backend::cpu::call::TensorCall;
@@ -151,6 +151,7 @@ impl Work {
         // SAFETY: the run lies in the tensor.
         unsafe {
             let gradients = E::gradients(call, run, &mut self.g);
+            let ahead = Ahead::of_both::<L, E>(call, run);
             let splat = |x| L::Vector::splat(x);
             let (grad_scale, zero) = (splat(call.grad_scale), splat(0.0));
             let (beta1, one_minus_beta1) = (splat(scalars.beta1), splat(scalars.one_minus_beta1));
@@ -165,7 +166,7 @@ impl Work {
                     zero.store(new_v.as_mut_ptr().add(at));
                     continue;
                 }
-                E::ask_ahead(call, run, at);
+                E::ask(ahead, at);
                 let g = E::gradient(gradients, at, lanes).mul(grad_scale); // R1
                 let w = g.mul(g); // R2
                 let m = m.decoder.decode(codes_m.add(at)).mul(scale_m);

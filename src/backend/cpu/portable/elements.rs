@@ -7,7 +7,7 @@ use half::bf16;
 
 use super::run::{Run, draws, load_run, store_run};
 use super::weights::{load_weights, store_weights};
-use super::{AHEAD, prefetch, prefetch_line};
+use super::{AHEAD, prefetch_line, prefetch_lines};
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, Random, Vector};
 use crate::dtype::Dtype;
@@ -75,17 +75,11 @@ pub(super) trait Elements<L: Lanes> {
     type Gradients: Copy;
     type Parameters: Copy;
 
+    /// Bytes of a parameter and of a gradient.
+    fn sizes(call: &TensorCall<'_>) -> [usize; 2];
     unsafe fn gradients(call: &TensorCall<'_>, run: Run, copy: &mut Chunk) -> Self::Gradients;
-    /// Asks for the gradients that are so much ahead of the register from element `at` of a run on.
-    fn ask_for_gradients(call: &TensorCall<'_>, run: Run, at: usize, ahead: usize);
-    /// The same for parameters.
-    fn ask_for_parameters(call: &TensorCall<'_>, run: Run, at: usize, ahead: usize);
-    /// Asks for what is [`AHEAD`].
-    #[inline(always)]
-    fn ask_ahead(call: &TensorCall<'_>, run: Run, at: usize) {
-        Self::ask_for_parameters(call, run, at, AHEAD);
-        Self::ask_for_gradients(call, run, at, AHEAD);
-    }
+    /// Asks for what is ahead of the register from element `at` of a run on.
+    fn ask<const N: usize>(ahead: [Ahead; N], at: usize);
     /// The gradients from element `at` of the run on, zeros behind it. Here and below, `lanes` are how many
     /// are the run's ([`lanes()`]).
     unsafe fn gradient(from: Self::Gradients, at: usize, lanes: usize) -> L::Vector;
@@ -118,6 +112,43 @@ pub(super) trait Elements<L: Lanes> {
     }
 }
 
+/// Elements ahead of a run. Found before its loop, which would read anew what it reads through references: what
+/// it stores could have changed that.
+#[derive(Clone, Copy)]
+pub(super) struct Ahead {
+    first: *const u8,
+    /// Of an element, in bytes.
+    size: usize,
+}
+
+impl Ahead {
+    #[inline(always)]
+    fn of(data: *const u8, size: usize, run: Run, elements: usize) -> Self {
+        let first = data.wrapping_add((run.first + elements) * size);
+        Self { first, size }
+    }
+
+    /// So many gradients.
+    #[inline(always)]
+    pub(super) fn of_gradients<L: Lanes, E: Elements<L>>(
+        call: &TensorCall<'_>,
+        run: Run,
+        elements: usize,
+    ) -> Self {
+        Self::of(call.grad, E::sizes(call)[1], run, elements)
+    }
+
+    /// Parameters and gradients that are [`AHEAD`].
+    #[inline(always)]
+    pub(super) fn of_both<L: Lanes, E: Elements<L>>(call: &TensorCall<'_>, run: Run) -> [Self; 2] {
+        let sizes = E::sizes(call);
+        [
+            Self::of(call.weight.data, sizes[0], run, AHEAD),
+            Self::of(call.grad, sizes[1], run, AHEAD),
+        ]
+    }
+}
+
 /// How many lanes of the register at an element of a run are the run's.
 #[inline(always)]
 pub(super) fn lanes<V: Vector>(run: Run, at: usize) -> usize {
@@ -135,18 +166,20 @@ impl<L: Lanes> Elements<L> for F32 {
     type Parameters = *mut f32;
 
     #[inline(always)]
+    fn sizes(_: &TensorCall<'_>) -> [usize; 2] {
+        [size_of::<f32>(); 2]
+    }
+
+    #[inline(always)]
     unsafe fn gradients(call: &TensorCall<'_>, run: Run, _: &mut Chunk) -> *const f32 {
         call.grad.cast::<f32>().wrapping_add(run.first)
     }
 
     #[inline(always)]
-    fn ask_for_gradients(call: &TensorCall<'_>, run: Run, at: usize, ahead: usize) {
-        prefetch_line::<L, f32>(call.grad, run.first + ahead, at);
-    }
-
-    #[inline(always)]
-    fn ask_for_parameters(call: &TensorCall<'_>, run: Run, at: usize, ahead: usize) {
-        prefetch_line::<L, f32>(call.weight.data, run.first + ahead, at);
+    fn ask<const N: usize>(ahead: [Ahead; N], at: usize) {
+        for ahead in ahead {
+            prefetch_line::<L, f32>(ahead.first, at);
+        }
     }
 
     #[inline(always)]
@@ -188,18 +221,20 @@ impl<L: Lanes> Elements<L> for Bf16 {
     type Parameters = Bf16Parameters;
 
     #[inline(always)]
+    fn sizes(_: &TensorCall<'_>) -> [usize; 2] {
+        [size_of::<bf16>(); 2]
+    }
+
+    #[inline(always)]
     unsafe fn gradients(call: &TensorCall<'_>, run: Run, _: &mut Chunk) -> *const bf16 {
         call.grad.cast::<bf16>().wrapping_add(run.first)
     }
 
     #[inline(always)]
-    fn ask_for_gradients(call: &TensorCall<'_>, run: Run, at: usize, ahead: usize) {
-        prefetch_line::<L, bf16>(call.grad, run.first + ahead, at);
-    }
-
-    #[inline(always)]
-    fn ask_for_parameters(call: &TensorCall<'_>, run: Run, at: usize, ahead: usize) {
-        prefetch_line::<L, bf16>(call.weight.data, run.first + ahead, at);
+    fn ask<const N: usize>(ahead: [Ahead; N], at: usize) {
+        for ahead in ahead {
+            prefetch_line::<L, bf16>(ahead.first, at);
+        }
     }
 
     #[inline(always)]
@@ -268,25 +303,25 @@ impl<L: Lanes> Elements<L> for Copied {
     type Parameters = CopiedParameters;
 
     #[inline(always)]
+    fn sizes(call: &TensorCall<'_>) -> [usize; 2] {
+        let info = &call.tensor.info;
+        [info.param_dtype.size(), info.grad_dtype.size()]
+    }
+
+    #[inline(always)]
     unsafe fn gradients(call: &TensorCall<'_>, run: Run, copy: &mut Chunk) -> *const f32 {
         // SAFETY: the caller's promise.
         unsafe { load_run::<L>(call.grad, call.tensor.info.grad_dtype, run, copy) };
         copy.as_ptr()
     }
 
-    // All that is ahead of the run, with its first register.
+    // A chunk, with the run's first register.
     #[inline(always)]
-    fn ask_for_gradients(call: &TensorCall<'_>, run: Run, at: usize, ahead: usize) {
+    fn ask<const N: usize>(ahead: [Ahead; N], at: usize) {
         if at == 0 {
-            prefetch::<L>(call.grad, call.tensor.info.grad_dtype.size(), run, ahead);
-        }
-    }
-
-    #[inline(always)]
-    fn ask_for_parameters(call: &TensorCall<'_>, run: Run, at: usize, ahead: usize) {
-        if at == 0 {
-            let size = call.tensor.info.param_dtype.size();
-            prefetch::<L>(call.weight.data, size, run, ahead);
+            for ahead in ahead {
+                prefetch_lines::<L>(ahead.first, CHUNK * ahead.size);
+            }
         }
     }
 

@@ -10,7 +10,7 @@ use super::decode::{Factors, decode_run};
 use super::rows::maxima_in_registers;
 use super::run::{Run, Stretch, Stretches, any_non_finite, largest};
 use super::weights::load_weights;
-use super::{AHEAD, load_gradient, prefetch, update};
+use super::{AHEAD, any_of_runs_non_finite, load_gradient, prefetch, update};
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes};
 use crate::layout::index;
@@ -53,7 +53,8 @@ pub(super) unsafe fn collect_maxima<L: Lanes>(call: &TensorCall<'_>, of: &Part) 
                 if let Some(rms) = call.tensor.rms {
                     call.raise(rms.param_max, largest_weight::<L>(call, of));
                 }
-                finite
+                // A state that is not finite spoils maxima, too.
+                finite || !any_of_runs_non_finite::<L>(call, of.segments(tensor))
             }
             None => {
                 let last_axis = of.last_axis(tensor);

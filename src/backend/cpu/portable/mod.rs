@@ -277,17 +277,24 @@ const LINE: usize = 64;
 /// in turn, each asks for a line ([`prefetch_line`]): of many at once each waits for those before.
 #[inline(always)]
 fn prefetch<L: Lanes>(data: *const u8, size: usize, run: Run, ahead: usize) {
-    let first = (run.first + ahead) * size;
-    for at in (0..run.len * size).step_by(LINE) {
-        L::prefetch(data.wrapping_add(first + at));
+    let first = data.wrapping_add((run.first + ahead) * size);
+    prefetch_lines::<L>(first, run.len * size);
+}
+
+/// Asks for so many bytes.
+#[inline(always)]
+fn prefetch_lines<L: Lanes>(first: *const u8, bytes: usize) {
+    for at in (0..bytes).step_by(LINE) {
+        L::prefetch(first.wrapping_add(at));
     }
 }
 
-/// Asks for the line that begins `at` elements after the `first` one, if one does.
+/// Asks for the line that begins `at` elements after the first one, if one does.
 #[inline(always)]
-fn prefetch_line<L: Lanes, T>(data: *const u8, first: usize, at: usize) {
-    if (at * size_of::<T>()).is_multiple_of(LINE) {
-        L::prefetch(data.wrapping_add((first + at) * size_of::<T>()));
+fn prefetch_line<L: Lanes, T>(first: *const u8, at: usize) {
+    let at = at * size_of::<T>();
+    if at.is_multiple_of(LINE) {
+        L::prefetch(first.wrapping_add(at));
     }
 }
 
@@ -356,9 +363,22 @@ pub(super) unsafe fn zero_update(call: &TensorCall<'_>, units: Range<i64>) {
 /// `call.grad` is valid for the plan.
 #[inline(always)]
 unsafe fn scan<L: Lanes>(call: &TensorCall<'_>, units: Range<i64>) -> bool {
+    // SAFETY: the caller's promise; the units lie in the tensor.
+    unsafe { any_of_runs_non_finite::<L>(call, Run::of_units(&call.tensor.grid, units)) }
+}
+
+/// Whether any gradient of runs is non-finite.
+///
+/// # Safety
+/// As for [`scan`]; the runs lie in the tensor.
+#[inline(always)]
+unsafe fn any_of_runs_non_finite<L: Lanes>(
+    call: &TensorCall<'_>,
+    runs: impl Iterator<Item = Run>,
+) -> bool {
     let mut g = Chunk::ZERO;
-    for unit in Run::of_units(&call.tensor.grid, units) {
-        for run in unit.parts(CHUNK) {
+    for run in runs {
+        for run in run.parts(CHUNK) {
             // SAFETY: the run lies in the tensor.
             unsafe { load_gradient::<L>(call, run, &mut g) };
             if any_non_finite(&*g) {

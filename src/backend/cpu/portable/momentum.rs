@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use super::elements::{Elements, lanes};
+use super::elements::{Ahead, Elements, lanes};
 use super::registers::{Blocks, Kernel, Moment, Plain, Work, skips, step};
 use super::run::Run;
 use crate::backend::cpu::call::TensorCall;
@@ -130,6 +130,7 @@ impl<L: Lanes, R: Step, M: Moment<L>> Kernel<L> for Momentum<'_, R, M> {
             }
             E::draw(call, run, &mut work.random);
             let p = E::parameters(call, run, &mut work.p, &work.random);
+            let ahead = Ahead::of_both::<L, E>(call, run);
             let open = m.open(run, &mut work.states[0]);
             let new = &mut work.new[0];
             let zero = L::Vector::splat(0.0);
@@ -141,7 +142,7 @@ impl<L: Lanes, R: Step, M: Moment<L>> Kernel<L> for Momentum<'_, R, M> {
                     zero.store(new.as_mut_ptr().add(at));
                     continue;
                 }
-                E::ask_ahead(call, run, at);
+                E::ask(ahead, at);
                 let g = E::gradient(gradients, at, lanes).mul(grad_scale); // R1
                 let before = E::parameter(p, at, lanes);
                 let (m, change) = rule.step(before, g, m.decode(open, at));

@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::bytes::{Bytes, any_not_finite};
-use super::elements::{Elements, Kind, lanes, with_elements};
+use super::elements::{Ahead, Elements, Kind, lanes, with_elements};
 use super::momentum::Step;
 use super::run::Run;
 use super::{MOST_CHUNKS, skip};
@@ -136,6 +136,7 @@ impl Work {
             let gradients = E::gradients(call, run, &mut self.g);
             E::draw(call, run, &mut self.random);
             let p = E::parameters(call, run, &mut self.p, &self.random);
+            let ahead = Ahead::of_both::<L, E>(call, run);
             let codes = m.open(run, &mut self.codes);
             let (grad_scale, scale) = (
                 L::Vector::splat(call.grad_scale),
@@ -148,7 +149,7 @@ impl Work {
                     zero.store(new.as_mut_ptr().add(at));
                     continue;
                 }
-                E::ask_ahead(call, run, at);
+                E::ask(ahead, at);
                 let g = E::gradient(gradients, at, lanes).mul(grad_scale); // R1
                 let p_old = E::parameter(p, at, lanes);
                 let m_old = m.decoder.decode(codes.add(at)).mul(scale);

@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 
 use super::AHEAD;
 use super::collect::Part;
-use super::elements::{Elements, Kind, lanes, with_elements};
+use super::elements::{Ahead, Elements, Kind, lanes, with_elements};
 use super::factored::Squares;
 use super::maxima::{ColumnMaxima, Columns};
 use super::rank1::{Memory, Period, Place, RankOne};
@@ -16,6 +16,7 @@ use super::run::Run;
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{CHUNK, Chunk, Compiled, Lanes, Vector};
 use crate::layout::index;
+use crate::numerics::INF_BITS;
 use crate::optimizer::Update;
 use crate::plan::{Format, Maxima, Pass};
 
@@ -37,13 +38,14 @@ pub(super) trait Slices<L: Lanes>: Copy {
     unsafe fn open(&self, run: Run, room: &mut Room) -> Self::Open;
     /// Asks for what the values of a chunk from element `at` of the run on need.
     fn prefetch(&self, open: Self::Open, at: usize);
-    /// The squares of gradients; not finite where these are not.
+    /// The squares of gradients.
     #[inline(always)]
     unsafe fn square(&self, g: L::Vector) -> L::Vector {
         // SAFETY: the kernels are used on processors that have the instructions.
         unsafe { g.mul(g) } // R2
     }
-    /// The values of a register from element `at` of the run on, given the squares there.
+    /// The values of a register from element `at` of the run on, given the squares there; not finite where
+    /// these are not.
     unsafe fn value(&self, open: Self::Open, at: usize, w: L::Vector) -> L::Vector;
     /// Raises the maxima of the axes before a row by its largest value, as an integer; `alone` says that no
     /// one else works on what is in its slice of the first axis.
@@ -96,8 +98,8 @@ impl<L: Lanes> Slices<L> for NewMoment<'_, L::Vector> {
 }
 
 /// Raises the maxima of v's slices, or of the squares' under a factored v, by a part of the grid; returns
-/// whether all gradients are finite, or `None` for a tensor that this is not for. The memory is for the
-/// maxima of columns.
+/// whether all maxima are finite, as they are not if a square of a gradient is not, or `None` for a tensor that
+/// this is not for. The memory is for the maxima of columns.
 ///
 /// # Safety
 /// As for [`super::collect()`]; no other state has maxima.
@@ -166,7 +168,7 @@ struct Raise<'a, L, S, E> {
 impl<L: Lanes, S: Slices<L>, E: Elements<L>> Compiled for Raise<'_, L, S, E> {
     type Output = bool;
 
-    /// Returns whether all gradients are finite.
+    /// Returns whether all maxima are finite.
     #[inline(always)]
     unsafe fn run(self) -> bool {
         // SAFETY: the caller's promise.
@@ -197,7 +199,7 @@ impl<L: Lanes, S: Slices<L>, E: Elements<L>> Raise<'_, L, S, E> {
                     collector.raise_rows::<1>([*row], &mut columns);
                 }
             }
-            !collector.finite.any_nan()
+            collector.all_finite()
         };
         let first = call.tensor.grid.lead.len();
         columns.flush_axes(call, self.slices.maxima(), first, of.is_alone(call.tensor));
@@ -241,7 +243,7 @@ impl<L: Lanes, S: Slices<L>, E: Elements<L>> Raise<'_, L, S, E> {
                 slices.raise(call, segment, largest_of_row, false);
             }
             columns.flush_axes(call, slices.maxima(), period.axis, false);
-            !collector.finite.any_nan()
+            collector.all_finite()
         }
     }
 }
@@ -270,8 +272,8 @@ fn parts<const N: usize>(mut rows: [Run; N], at: usize, len: usize) -> [Run; N] 
 struct Collector<'c, L: Lanes, S, E> {
     call: &'c TensorCall<'c>,
     slices: S,
-    /// Zero, or NaN where a gradient was not finite.
-    finite: L::Vector,
+    /// The largest values so far.
+    largest: L::Vector,
     /// For each of the rows that are collected together.
     rooms: [(Chunk, Room); ROWS],
     elements: PhantomData<E>,
@@ -284,10 +286,16 @@ impl<'c, L: Lanes, S: Slices<L>, E: Elements<L>> Collector<'c, L, S, E> {
             call,
             slices,
             // SAFETY: the kernels are used on processors that have the instructions.
-            finite: unsafe { L::Vector::splat(0.0) },
+            largest: unsafe { L::Vector::splat(0.0) },
             rooms: [const { (Chunk::ZERO, Room::EMPTY) }; ROWS],
             elements: PhantomData,
         }
+    }
+
+    #[inline(always)]
+    unsafe fn all_finite(&self) -> bool {
+        // SAFETY: as in `of`.
+        unsafe { self.largest.reduce_largest() < INF_BITS.cast_signed() }
     }
 
     /// Raises the maxima by rows.
@@ -334,18 +342,19 @@ impl<'c, L: Lanes, S: Slices<L>, E: Elements<L>> Collector<'c, L, S, E> {
         // SAFETY: the runs lie in the tensor; there are slots for their chunks' columns.
         unsafe {
             let grad_scale = L::Vector::splat(call.grad_scale);
-            let zero = L::Vector::splat(0.0);
+            let slices = self.slices; // A copy, which what is stored cannot change.
             let mut open = [S::NOWHERE; N];
             for (r, open) in open.iter_mut().enumerate() {
-                *open = self.slices.open(runs[r], &mut self.rooms[r].1);
+                *open = slices.open(runs[r], &mut self.rooms[r].1);
             }
-            let (mut largest, mut finite) = ([zero; N], self.finite);
+            let mut largest = [L::Vector::splat(0.0); N];
             for at in (0..len).step_by(CHUNK) {
                 let ahead = if at + AHEAD < len { AHEAD } else { ahead };
                 let chunks = parts(runs, at, CHUNK);
                 let mut gradients = [E::gradients(call, chunks[0], &mut self.rooms[0].0); N];
+                let asked = chunks.map(|run| Ahead::of_gradients::<L, E>(call, run, ahead));
                 for r in 0..N {
-                    self.slices.prefetch(open[r], at + ahead);
+                    slices.prefetch(open[r], at + ahead);
                     if r > 0 {
                         gradients[r] = E::gradients(call, chunks[r], &mut self.rooms[r].0);
                     }
@@ -362,18 +371,19 @@ impl<'c, L: Lanes, S: Slices<L>, E: Elements<L>> Collector<'c, L, S, E> {
                     }
                     let mut column = L::Vector::load(columns.add(i));
                     for r in 0..N {
-                        E::ask_for_gradients(call, chunks[r], i, ahead);
+                        E::ask([asked[r]], i);
                         let g = E::gradient(gradients[r], i, lanes).mul(grad_scale); // R1
-                        let w = self.slices.square(g);
-                        let new = self.slices.value(open[r], at + i, w);
-                        finite = w.mul_add(zero, finite);
+                        let w = slices.square(g);
+                        let new = slices.value(open[r], at + i, w);
                         largest[r] = largest[r].largest(new);
                         column = column.largest(new);
                     }
                     column.store(columns.add(i));
                 }
             }
-            self.finite = finite;
+            for largest in largest {
+                self.largest = self.largest.largest(largest);
+            }
             largest
         }
     }
