@@ -16,7 +16,7 @@ use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, Vector, registers};
 use crate::optimizer::Adafactor;
 use crate::plan::Format;
 
-/// Updates units of at most a chunk; returns how many were skipped, or `None` for a tensor that this is
+/// Updates units of a chunk; returns how many were skipped, or `None` for a tensor that this is
 /// not for.
 ///
 /// # Safety

@@ -14,12 +14,12 @@ use super::rank1::{Memory, RankOne};
 use super::registers::{Blocks, Kernel, Moment, Plain, Values, Work, largest_of, skips, step};
 use super::run::Run;
 use crate::backend::cpu::call::TensorCall;
-use crate::backend::cpu::lanes::{Lanes, Vector, registers};
+use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, Random, Vector, registers};
 use crate::numerics::Scalars;
 use crate::optimizer::Adamw;
 use crate::plan::{Format, Pass};
 
-/// Updates units of at most a chunk; returns how many were skipped, or `None` for a tensor that this is
+/// Updates units of a chunk; returns how many were skipped, or `None` for a tensor that this is
 /// not for.
 ///
 /// # Safety
@@ -229,9 +229,87 @@ type Left<L, M, V> = (
     bool,
 );
 
+/// A run in its first half.
+struct First<'w, L: Lanes, E: Elements<L>, M: Moment<L>, V: Moment<L>> {
+    run: Run,
+    gradients: E::Gradients,
+    ahead: [Ahead; 2],
+    open: (M::Open, V::Open),
+    new: &'w mut [Chunk; 2],
+    /// Of the new m's magnitudes, and of the new v.
+    largest: [L::Vector; 2],
+    random: &'w mut Random,
+}
+
+/// A run in its second half.
+struct Second<'w, L: Lanes, E: Elements<L>, M: Moment<L>, V: Moment<L>> {
+    run: Run,
+    p: E::Parameters,
+    new: &'w [Chunk; 2],
+    left: Left<L, M, V>,
+}
+
 impl<M, V> Moments<'_, M, V> {
-    /// Both halves, or one of them, a register of each in turn. Whether there is one is known when this is
-    /// compiled.
+    /// Some registers of both halves, or of one of them, a register of each in turn. Whether there is one is
+    /// known when this is compiled, and whether all registers are `WHOLE`.
+    #[inline(always)]
+    unsafe fn registers<L: Lanes, E: Elements<L>, const WHOLE: bool>(
+        &self,
+        rule: Splat<L::Vector>,
+        registers: Range<usize>,
+        first: &mut Option<First<'_, L, E, M, V>>,
+        second: &Option<Second<'_, L, E, M, V>>,
+    ) where
+        M: Moment<L>,
+        V: Moment<L>,
+    {
+        let Self { m, v, .. } = self;
+        // SAFETY: the runs lie in the tensor.
+        unsafe {
+            let zero = L::Vector::splat(0.0);
+            for j in registers {
+                let at = j * L::Vector::WIDTH;
+                if let Some(first) = first {
+                    let lanes = if WHOLE {
+                        L::Vector::WIDTH
+                    } else {
+                        lanes::<L::Vector>(first.run, at)
+                    };
+                    let (m, v) = if lanes == 0 {
+                        (zero, zero)
+                    } else {
+                        E::ask(first.ahead, at);
+                        let g = E::gradient(first.gradients, at, lanes);
+                        let (open_m, open_v) = first.open;
+                        let (old_m, old_v) = (m.decode(open_m, at), v.decode(open_v, at));
+                        let (m, v) = rule.moments(g, old_m, old_v, V::IS_NEW);
+                        (m.keep(lanes), v.keep(lanes))
+                    };
+                    let ([new_m, new_v], [largest_m, largest_v]) =
+                        (&mut *first.new, &mut first.largest);
+                    m.store(new_m.as_mut_ptr().add(at));
+                    v.store(new_v.as_mut_ptr().add(at));
+                    *largest_m = largest_m.largest(m);
+                    *largest_v = largest_v.highest(v);
+                }
+                if let Some(second) = second {
+                    let lanes = if WHOLE {
+                        L::Vector::WIDTH
+                    } else {
+                        lanes::<L::Vector>(second.run, at)
+                    };
+                    if lanes > 0 {
+                        let [new_m, new_v] = second.new;
+                        let m = L::Vector::load(new_m.as_ptr().add(at));
+                        let v = L::Vector::load(new_v.as_ptr().add(at));
+                        rule.update::<L, E>(m, v, second.p, at, lanes);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Both halves, or one of them. Whether there is one is known when this is compiled.
     #[inline(always)]
     unsafe fn halves<L: Lanes, E: Elements<L>>(
         &self,
@@ -247,75 +325,55 @@ impl<M, V> Moments<'_, M, V> {
         // SAFETY: the runs lie in the tensor.
         unsafe {
             let rule = Splat::<L::Vector>::new(call, scalars);
-            let zero = L::Vector::splat(0.0);
             let (mut opened, mut stored) = (None, None);
+            let mut whole = CHUNK;
             if let Some((run, work)) = first {
-                let gradients = E::gradients(call, run, &mut work.g);
+                whole = whole.min(run.len);
                 let [room_m, room_v] = &mut work.states;
-                let open = (m.open(run, room_m), v.open(run, room_v));
-                let ahead = Ahead::of_both::<L, E>(call, run);
-                opened = Some((
+                opened = Some(First {
                     run,
-                    (gradients, ahead),
-                    open,
-                    &mut work.new,
-                    &mut work.random,
-                ));
+                    gradients: E::gradients(call, run, &mut work.g),
+                    ahead: Ahead::of_both::<L, E>(call, run),
+                    open: (m.open(run, room_m), v.open(run, room_v)),
+                    new: &mut work.new,
+                    largest: [L::Vector::splat(0.0); 2],
+                    random: &mut work.random,
+                });
             }
             if let Some((run, work, left)) = second {
-                let p = E::parameters(call, run, &mut work.p, &work.random);
-                stored = Some((run, p, &work.new, left));
+                whole = whole.min(run.len);
+                stored = Some(Second {
+                    run,
+                    p: E::parameters(call, run, &mut work.p, &work.random),
+                    new: &work.new,
+                    left,
+                });
             }
-            let (mut largest_m, mut largest_v) = (zero, zero);
-            for j in 0..registers::<L::Vector>() {
-                let at = j * L::Vector::WIDTH;
-                if let Some((run, (gradients, ahead), (open_m, open_v), [new_m, new_v], _)) =
-                    &mut opened
-                {
-                    let lanes = lanes::<L::Vector>(*run, at);
-                    let (m, v) = if lanes == 0 {
-                        (zero, zero)
-                    } else {
-                        E::ask(*ahead, at);
-                        let g = E::gradient(*gradients, at, lanes);
-                        let (old_m, old_v) = (m.decode(*open_m, at), v.decode(*open_v, at));
-                        let (m, v) = rule.moments(g, old_m, old_v, V::IS_NEW);
-                        (m.keep(lanes), v.keep(lanes))
-                    };
-                    m.store(new_m.as_mut_ptr().add(at));
-                    v.store(new_v.as_mut_ptr().add(at));
-                    largest_m = largest_m.largest(m);
-                    largest_v = largest_v.highest(v);
-                }
-                if let Some((run, p, [new_m, new_v], _)) = &stored {
-                    let lanes = lanes::<L::Vector>(*run, at);
-                    if lanes > 0 {
-                        let m = L::Vector::load(new_m.as_ptr().add(at));
-                        let v = L::Vector::load(new_v.as_ptr().add(at));
-                        rule.update::<L, E>(m, v, *p, at, lanes);
-                    }
-                }
-            }
-            if let Some((run, p, [new_m, new_v], left)) = stored {
+            let (whole, all) = (whole / L::Vector::WIDTH, registers::<L::Vector>());
+            self.registers::<L, E, true>(rule, 0..whole, &mut opened, &stored);
+            self.registers::<L, E, false>(rule, whole..all, &mut opened, &stored);
+            if let Some(Second { run, p, new, left }) = stored {
                 E::end(call, run, p);
                 let ((open_m, scale_m), (open_v, scale_v), usual) = left;
-                m.close(call, run, open_m, new_m, scale_m, false);
-                v.close(call, run, open_v, new_v, scale_v, usual);
+                m.close(call, run, open_m, &new[0], scale_m, false);
+                v.close(call, run, open_v, &new[1], scale_v, usual);
             }
 
-            let (run, (gradients, _), (open_m, open_v), [_, new_v], random) = opened?;
+            let first = opened?;
+            let (run, [largest_m, mut largest_v]) = (first.run, first.largest);
             // What a finite square leaves of a v that was not negative is not negative either, and v is not
             // finite where the square is not.
             let usual = largest_v.all_usual();
             if !usual {
-                if skips::<L, E>(call, run, gradients) {
+                if skips::<L, E>(call, run, first.gradients) {
                     return None;
                 }
-                largest_v = largest_of(new_v);
+                largest_v = largest_of(&first.new[1]);
             }
             let scale_m = m.rescale(run, largest_m);
             let scale_v = v.rescale(run, largest_v);
-            E::draw(call, run, random);
+            E::draw(call, run, first.random);
+            let (open_m, open_v) = first.open;
             Some(((open_m, scale_m), (open_v, scale_v), usual))
         }
     }

@@ -177,17 +177,17 @@ unsafe fn apply<L: Lanes>(call: &TensorCall<'_>, units: Range<i64>) -> i64 {
 /// [`apply`] for what has a kernel of its own; `None` for what has none.
 #[inline(always)]
 unsafe fn in_registers<L: Lanes>(call: &TensorCall<'_>, units: Range<i64>) -> Option<i64> {
-    let one_chunk = index(call.tensor.grid.block) <= CHUNK;
+    use std::cmp::Ordering::{Equal, Greater};
     // SAFETY: the caller's promise.
     unsafe {
-        match (&call.rule, one_chunk) {
-            (Update::Adamw(rule), true) => adamw::in_registers::<L>(call, rule, units),
-            (Update::Adamw(rule), false) => adamw8::in_registers::<L>(call, rule, units),
-            (Update::Sgdm(rule), true) => momentum::in_registers::<L, _>(call, rule, units),
-            (Update::Sgdm(rule), false) => momentum8::in_registers::<L, _>(call, rule, units),
-            (Update::Adafactor(rule), true) => adafactor::in_registers::<L>(call, rule, units),
-            (Update::Lion(rule), true) => momentum::in_registers::<L, _>(call, rule, units),
-            (Update::Lion(rule), false) => momentum8::in_registers::<L, _>(call, rule, units),
+        match (&call.rule, index(call.tensor.grid.block).cmp(&CHUNK)) {
+            (Update::Adamw(rule), Equal) => adamw::in_registers::<L>(call, rule, units),
+            (Update::Adamw(rule), Greater) => adamw8::in_registers::<L>(call, rule, units),
+            (Update::Sgdm(rule), Equal) => momentum::in_registers::<L, _>(call, rule, units),
+            (Update::Sgdm(rule), Greater) => momentum8::in_registers::<L, _>(call, rule, units),
+            (Update::Adafactor(rule), Equal) => adafactor::in_registers::<L>(call, rule, units),
+            (Update::Lion(rule), Equal) => momentum::in_registers::<L, _>(call, rule, units),
+            (Update::Lion(rule), Greater) => momentum8::in_registers::<L, _>(call, rule, units),
             _ => None,
         }
     }

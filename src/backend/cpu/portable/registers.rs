@@ -150,7 +150,7 @@ pub(super) trait Kernel<L: Lanes> {
     }
 }
 
-/// Updates units of at most a chunk; returns how many were skipped.
+/// Updates units of a chunk; returns how many were skipped.
 ///
 /// # Safety
 /// As for [`super::apply`].
@@ -166,7 +166,7 @@ pub(super) unsafe fn step<L: Lanes, K: Kernel<L>>(
     }
 }
 
-/// Units of a tensor that are of at most a chunk.
+/// Units of a tensor that are of a chunk.
 struct Chunks<'a, L, K, E> {
     call: &'a TensorCall<'a>,
     units: Range<i64>,
@@ -192,41 +192,44 @@ impl<L: Lanes, K: Kernel<L>, E: Elements<L>> Compiled for Chunks<'_, L, K, E> {
     /// The second half of a chunk goes with the first one of the next: what waits for a scale, or for a root
     /// and a quotient, has something beside it that does not.
     #[inline(always)]
-    unsafe fn run(mut self) -> i64 {
+    unsafe fn run(self) -> i64 {
+        let Self {
+            call,
+            units,
+            mut kernel,
+            ..
+        } = self;
         let mut works = [Work::EMPTY; 2];
         let [mut here, mut there] = works.each_mut();
         // The run before, of no elements if nothing is left of it: the compiler may look at its length first.
         let (mut last, mut before) = (Run::NONE, None);
         let mut skipped = 0;
-        let mut row = usize::MAX;
-        for run in Run::of_units(&self.call.tensor.grid, self.units.clone()) {
+        for row in Run::of_rows(&call.tensor.grid, units) {
             // SAFETY: the runs lie in the tensor.
-            let left = unsafe {
-                if run.row != row {
-                    self.kernel.enter(self.call, run);
-                    row = run.row;
-                }
-                let (kernel, call) = (&self.kernel, self.call);
-                match before {
-                    Some(left) if run.len == CHUNK && last.len == CHUNK => {
-                        // So that the compiler knows it.
-                        let first = (Run { len: CHUNK, ..run }, &mut *here);
-                        let second = (Run { len: CHUNK, ..last }, &mut *there, left);
-                        kernel.both::<E>(call, first, Some(second))
+            unsafe { kernel.enter(call, row) };
+            for run in row.parts(CHUNK) {
+                // SAFETY: as above.
+                let left = unsafe {
+                    match before {
+                        Some(left) if run.len == CHUNK && last.len == CHUNK => {
+                            // So that the compiler knows it.
+                            let first = (Run { len: CHUNK, ..run }, &mut *here);
+                            let second = (Run { len: CHUNK, ..last }, &mut *there, left);
+                            kernel.both::<E>(call, first, Some(second))
+                        }
+                        _ => {
+                            let second = before.map(|left| (last, &mut *there, left));
+                            kernel.both::<E>(call, (run, here), second)
+                        }
                     }
-                    _ => {
-                        let second = before.map(|left| (last, &mut *there, left));
-                        kernel.both::<E>(call, (run, here), second)
-                    }
-                }
-            };
-            skipped += i64::from(left.is_none());
-            last = if left.is_some() { run } else { Run::NONE };
-            before = left;
-            std::mem::swap(&mut here, &mut there);
+                };
+                skipped += i64::from(left.is_none());
+                last = if left.is_some() { run } else { Run::NONE };
+                before = left;
+                std::mem::swap(&mut here, &mut there);
+            }
         }
         if let Some(left) = before {
-            let Self { call, kernel, .. } = self;
             // SAFETY: as above.
             unsafe { kernel.second::<E>(call, last, there, left) };
         }

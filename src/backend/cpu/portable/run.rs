@@ -66,6 +66,27 @@ impl Run {
         })
     }
 
+    /// The runs of consecutive units, those of a row together.
+    #[inline(always)]
+    pub(super) fn of_rows(grid: &Grid, units: Range<i64>) -> impl Iterator<Item = Self> {
+        let (mut row, mut col, _) = if units.is_empty() {
+            (0, 0, 0)
+        } else {
+            grid.unit(units.start)
+        };
+        let (mut left, mut in_row) = (units, grid.blocks - col / grid.block);
+        std::iter::from_fn(move || {
+            if left.is_empty() {
+                return None;
+            }
+            let count = in_row.min(left.end - left.start);
+            let run = Self::at(grid, row, col, (count * grid.block).min(grid.cols - col));
+            left.start += count;
+            (row, col, in_row) = (row + 1, 0, grid.blocks);
+            Some(run)
+        })
+    }
+
     /// The run from `at` on, at most `len` elements.
     #[inline(always)]
     pub(super) fn part(self, at: usize, len: usize) -> Self {
