@@ -13,6 +13,7 @@ use super::run::Run;
 use super::{MOST_CHUNKS, skip};
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{CHUNK, Chunk, Compiled, Lanes, Random, Vector, load};
+use crate::layout::index;
 use crate::numerics::Scalars;
 use crate::optimizer::Adamw;
 use crate::plan::Format;
@@ -61,11 +62,15 @@ impl<L: Lanes, E: Elements<L>> Compiled for Units<'_, L, E> {
 
     #[inline(always)]
     unsafe fn run(self) -> i64 {
+        let grid = &self.call.tensor.grid;
         let mut work = Work::ZERO;
         let mut skipped = 0;
-        for unit in Run::of_units(&self.call.tensor.grid, self.units) {
-            // SAFETY: the caller's promise; the units lie in the tensor.
-            skipped += unsafe { work.step::<L, E>(self.call, self.scalars, &self.moments, unit) };
+        for row in Run::of_rows(grid, self.units) {
+            for unit in row.parts(index(grid.block)) {
+                // SAFETY: the caller's promise; the units lie in the tensor.
+                skipped +=
+                    unsafe { work.step::<L, E>(self.call, self.scalars, &self.moments, unit) };
+            }
         }
         skipped
     }

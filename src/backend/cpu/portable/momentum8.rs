@@ -14,6 +14,7 @@ use super::run::Run;
 use super::{MOST_CHUNKS, skip};
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{CHUNK, Chunk, Compiled, Lanes, Random, Vector};
+use crate::layout::index;
 use crate::plan::Format;
 
 /// Updates units; returns how many were skipped, or `None` for a tensor that this is not for.
@@ -61,11 +62,14 @@ impl<L: Lanes, R: Step, E: Elements<L>> Compiled for Units<'_, L, R, E> {
 
     #[inline(always)]
     unsafe fn run(self) -> i64 {
+        let grid = &self.call.tensor.grid;
         let mut work = Work::ZERO;
         let mut skipped = 0;
-        for unit in Run::of_units(&self.call.tensor.grid, self.units) {
-            // SAFETY: the caller's promise; the units lie in the tensor.
-            skipped += unsafe { work.step::<L, R, E>(self.call, self.rule, &self.m, unit) };
+        for row in Run::of_rows(grid, self.units) {
+            for unit in row.parts(index(grid.block)) {
+                // SAFETY: the caller's promise; the units lie in the tensor.
+                skipped += unsafe { work.step::<L, R, E>(self.call, self.rule, &self.m, unit) };
+            }
         }
         skipped
     }

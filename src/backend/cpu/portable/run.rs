@@ -51,19 +51,8 @@ impl Run {
     /// The runs of consecutive units.
     #[inline(always)]
     pub(super) fn of_units(grid: &Grid, units: Range<i64>) -> impl Iterator<Item = Self> {
-        let (mut row, mut col, _) = if units.is_empty() {
-            (0, 0, 0)
-        } else {
-            grid.unit(units.start)
-        };
-        units.map(move |_| {
-            let run = Self::at(grid, row, col, grid.block.min(grid.cols - col));
-            col += grid.block;
-            if col >= grid.cols {
-                (row, col) = (row + 1, 0);
-            }
-            run
-        })
+        let len = index(grid.block);
+        Self::of_rows(grid, units).flat_map(move |row| row.parts(len))
     }
 
     /// The runs of consecutive units, those of a row together.
@@ -98,7 +87,7 @@ impl Run {
         }
     }
 
-    /// The run in pieces of at most `len` elements, at most one chunk.
+    /// The run in pieces of at most `len` elements.
     #[inline(always)]
     pub(super) fn parts(self, len: usize) -> impl Iterator<Item = Self> {
         (0..self.len).step_by(len).map(move |at| self.part(at, len))
