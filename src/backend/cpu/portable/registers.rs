@@ -110,12 +110,12 @@ pub(super) unsafe fn close_codes<L: Lanes>(row: *mut u8, run: Run, codes: *mut u
 /// stores them under their scales.
 ///
 /// # Safety
-/// Runs are of at most a chunk and lie in the tensor.
+/// Runs lie in the tensor and, but for a row's, are of at most a chunk.
 pub(super) trait Kernel<L: Lanes> {
     /// What the first half leaves to the second, beside [`Work`].
     type Left: Copy;
 
-    /// Called for the first run of each row, before its first half.
+    /// Called for each row, before the first half of its first run; `run` is all that is to be updated of it.
     unsafe fn enter(&mut self, call: &TensorCall<'_>, run: Run);
     /// Returns what is left of the run, or `None` if it was skipped.
     unsafe fn first<E: Elements<L>>(
@@ -295,7 +295,7 @@ pub(super) unsafe fn largest_of<V: Vector>(values: &Chunk) -> V {
 /// A state of the tensor as a kernel sees it.
 ///
 /// # Safety
-/// Runs are of at most a chunk and lie in the tensor.
+/// As for [`Kernel`].
 pub(super) trait Moment<L: Lanes> {
     /// What decoding a run needs.
     type Open: Copy;
@@ -306,7 +306,7 @@ pub(super) trait Moment<L: Lanes> {
     /// Whether the values are the new ones already.
     const IS_NEW: bool = false;
 
-    /// Called for the first run of each row.
+    /// Called for each row, as [`Kernel::enter`].
     unsafe fn enter(&mut self, call: &TensorCall<'_>, run: Run);
     /// A run that is not a whole chunk is read from the room.
     unsafe fn open(&self, run: Run, room: &mut Room) -> Self::Open;
