@@ -325,6 +325,17 @@ fn finite_gradients_on_states_that_are_not() {
     }
 }
 
+/// Tensors large enough not to go through all passes together with the others.
+#[test]
+fn tensors_that_follow_each_other() {
+    let tensors: Vec<_> = (0..3)
+        .map(|i| TensorInfo::new(format!("t{i}"), &[2050, 2048], Dtype::F32))
+        .collect();
+    for preset in ["adamw4", "factor4"] {
+        check(&Spec::preset(preset).unwrap(), &tensors, 1, |_, _| {});
+    }
+}
+
 #[test]
 fn scales_and_skips() {
     for spec in specs() {

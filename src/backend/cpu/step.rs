@@ -360,8 +360,8 @@ impl Step<'_> {
         let scan = pass == Pass::Maxima
             && matches!(args.nonfinite, NonFinite::SkipTensor | NonFinite::SkipStep);
         let (Some(kernels), Some(schedule)) = (self.context.kernels, self.schedule()) else {
-            for (i, tensor) in plan.tensors.iter().enumerate() {
-                if scan || tensor.needs_statistics() {
+            for i in wave {
+                if scan || plan.tensors[i].needs_statistics() {
                     // SAFETY: the caller's promise.
                     unsafe { reference::collect(&self.tensor(i), pass) };
                 }
