@@ -325,14 +325,41 @@ fn finite_gradients_on_states_that_are_not() {
     }
 }
 
-/// Tensors large enough not to go through all passes together with the others.
+/// Tensors large enough not to go through all passes together with the others, and small ones without
+/// statistics between them. Two have gradients that are not finite.
 #[test]
 fn tensors_that_follow_each_other() {
-    let tensors: Vec<_> = (0..3)
-        .map(|i| TensorInfo::new(format!("t{i}"), &[2050, 2048], Dtype::F32))
-        .collect();
-    for preset in ["adamw4", "factor4"] {
-        check(&Spec::preset(preset).unwrap(), &tensors, 1, |_, _| {});
+    let shapes: [&[i64]; 7] = [
+        &[100],
+        &[520, 1024],
+        &[7],
+        &[1024, 640],
+        &[640, 1000],
+        &[3],
+        &[640, 1000],
+    ];
+    let of = |grad| {
+        let tensors = shapes.iter().enumerate().map(|(i, shape)| TensorInfo {
+            grad_dtype: grad,
+            ..TensorInfo::new(format!("t{i}"), shape, Dtype::F32)
+        });
+        tensors.collect::<Vec<_>>()
+    };
+    let spoil = |model: &mut Model, tensor: usize, dtype| {
+        let value = bytes(std::iter::once(f32::NAN), dtype);
+        model.grads[tensor].as_mut()[..value.len()].copy_from_slice(&value);
+    };
+    for (preset, grad, policy) in [
+        ("adamw4", Dtype::F32, NonFinite::SkipTensor),
+        ("adamw4-robust", Dtype::Bf16, NonFinite::Default),
+        ("factor4", Dtype::F32, NonFinite::Default),
+        ("adafactor", Dtype::F32, NonFinite::SkipTensor),
+    ] {
+        check(&Spec::preset(preset).unwrap(), &of(grad), 1, |model, _| {
+            model.nonfinite = policy;
+            spoil(model, 2, grad);
+            spoil(model, 4, grad);
+        });
     }
 }
 

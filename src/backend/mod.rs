@@ -73,7 +73,10 @@ impl Context {
     /// Prepares `tensors`, refusing what this backend has no kernel for.
     pub(crate) fn schedule(&self, spec: &Spec, tensors: &[TensorPlan]) -> Result<Schedule> {
         match self {
-            Self::Cpu(_) => Ok(Schedule::Cpu(cpu::Schedule::new(tensors))),
+            Self::Cpu(cpu) => {
+                let schedule = cpu::Schedule::new(tensors, cpu.threads());
+                Ok(Schedule::Cpu(schedule))
+            }
             Self::Cuda(cuda) => {
                 let schedule = cuda.schedule(spec, tensors)?;
                 Ok(Schedule::Cuda(Box::new(schedule)))

@@ -2,6 +2,7 @@
 
 #![expect(unsafe_code, reason = "works on the caller's raw buffers")]
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicI32, AtomicI64, Ordering};
 
 use super::memory::{Weight, load};
@@ -20,6 +21,8 @@ pub(super) struct TensorCall<'a> {
     pub(super) index: usize,
     pub(super) weight: Weight,
     pub(super) grad: *const u8,
+    /// What is to be asked for beside each gradient from `grad` on, for the pass that follows, up to an end.
+    pub(super) next_grad: Range<*const u8>,
     /// Null: in place.
     pub(super) update: *mut u8,
     /// All state buffers of the plan.

@@ -127,6 +127,14 @@ impl CpuContext {
         })
     }
 
+    /// How many threads work on a step: a host that has them does not say, and may have many.
+    pub(crate) fn threads(&self) -> usize {
+        match &self.threads {
+            Threads::Own(pool) => pool.threads(),
+            Threads::Host(_) => usize::MAX,
+        }
+    }
+
     /// Runs `body` for every index, each under IEEE floating-point settings whatever the host's
     /// threads have.
     fn run(&self, count: i64, body: &(dyn Fn(i64) + Sync)) {
@@ -286,6 +294,7 @@ impl CpuContext {
             let call = TensorCall {
                 tensor,
                 index: i,
+                next_grad: std::ptr::null()..std::ptr::null(),
                 weight: Weight {
                     data: values[i].data.cast(),
                     dtype: crate::dtype::Dtype::F32,

@@ -137,6 +137,11 @@ impl Pool {
         Ok(pool)
     }
 
+    /// How many threads work, the caller's among them.
+    pub(super) fn threads(&self) -> usize {
+        1 + self.workers.len()
+    }
+
     /// Calls `body(0) … body(count - 1)`, each once, on any thread, and returns when all are done.
     pub(super) fn run(&self, count: i64, body: &Body<'_>) {
         let turn = self.turn.try_lock();

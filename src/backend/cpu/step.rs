@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use super::call::TensorCall;
 use super::memory::Weight;
-use super::{CpuContext, portable, reference};
+use super::{CpuContext, Kernels, portable, reference};
 use crate::backend::Call;
 use crate::layout::{div_ceil, index};
 use crate::numerics::{Hyper, power};
@@ -30,10 +30,13 @@ const LARGEST_TASK: i64 = 1 << 20;
 /// How many times as large tasks of the statistics are: one begins and ends with a row of column maxima.
 const STATS_TASKS: i64 = 4;
 
-/// Elements of tensors whose passes follow each other before the next tensors' first: enough for
-/// many small tensors to share the threads, and few enough for what one pass has read to be found
-/// in a cache by the next.
-const WAVE_ELEMENTS: i64 = 1 << 22;
+/// Elements of tensors whose passes follow each other before the next tensors' first, for each thread: enough for
+/// many small tensors to share the threads, and few enough for what one pass has read, and has asked for, to be
+/// found in a cache by the next.
+const WAVE_ELEMENTS: i64 = 1 << 19;
+
+/// There are no more of them.
+const LARGEST_WAVE: i64 = 1 << 22;
 
 /// Elements of a task, of tensors that go through all passes together with as many.
 fn task_elements(elements: i64) -> i64 {
@@ -87,16 +90,25 @@ pub(crate) struct Schedule {
     sums: Vec<i64>,
     /// Of the other passes over the statistics.
     maxima: Vec<i64>,
+    /// Of the maxima where gradients of tensors without statistics are looked at, too.
     scan: Vec<i64>,
     /// Tensors that go through all passes together.
     waves: Vec<Range<usize>>,
     /// [`task_elements`] of each tensor.
     task_elements: Vec<i64>,
+    /// How many bytes of gradients the tensors with statistics before each tensor have.
+    gradients: Vec<i64>,
+    /// How many of the next wave are asked for.
+    asked: i64,
 }
 
 impl Schedule {
-    pub(crate) fn new(tensors: &[TensorPlan]) -> Self {
-        let waves = waves(tensors);
+    /// For a context of so many threads.
+    pub(crate) fn new(tensors: &[TensorPlan], threads: usize) -> Self {
+        let wave_elements = WAVE_ELEMENTS
+            .saturating_mul(threads as i64)
+            .min(LARGEST_WAVE);
+        let waves = waves(tensors, wave_elements);
         let mut each = Vec::with_capacity(tensors.len());
         for wave in &waves {
             let tensors = &tensors[wave.clone()];
@@ -105,33 +117,40 @@ impl Schedule {
             each.extend(tensors.iter().map(|_| task_elements(elements)));
         }
         let prefix = |tasks: &dyn Fn(&TensorPlan, i64) -> i64| {
-            let mut sums = vec![0];
+            let mut sums = vec![0_i64];
             for (tensor, each) in tensors.iter().zip(&each) {
-                sums.push(sums[sums.len() - 1] + tasks(tensor, *each));
+                sums.push(sums[sums.len() - 1].saturating_add(tasks(tensor, *each)));
             }
             sums
         };
         let apply =
             |tensor: &TensorPlan, each| div_ceil(tensor.grid.units(), units_per_task(tensor, each));
-        let statistics = |pass| {
-            prefix(&move |tensor, each| {
-                if tensor.numel == 0 || !tensor.needs_statistics() {
-                    return 0;
-                }
-                Parts::of(tensor, pass, each).count(tensor)
-            })
+        let statistics = |tensor: &TensorPlan, pass, each| {
+            if tensor.numel == 0 || !tensor.needs_statistics() {
+                return 0;
+            }
+            Parts::of(tensor, pass, each).count(tensor)
         };
         Self {
             apply: prefix(&apply),
-            sums: statistics(Pass::Sums),
-            maxima: statistics(Pass::Maxima),
+            sums: prefix(&|tensor, each| statistics(tensor, Pass::Sums, each)),
+            maxima: prefix(&|tensor, each| statistics(tensor, Pass::Maxima, each)),
             scan: prefix(&|tensor, each| {
                 if tensor.needs_statistics() {
-                    0
+                    statistics(tensor, Pass::Maxima, each)
                 } else {
                     apply(tensor, each)
                 }
             }),
+            gradients: prefix(&|tensor, _| {
+                if tensor.needs_statistics() {
+                    let size = tensor.info.grad_dtype.size() as i64;
+                    tensor.numel.saturating_mul(size)
+                } else {
+                    0
+                }
+            }),
+            asked: wave_elements * size_of::<f32>() as i64,
             waves,
             task_elements: each,
         }
@@ -142,16 +161,32 @@ impl Schedule {
         let each = units_per_task(tensor, self.task_elements[index]);
         part(tensor.grid.units(), each, task)
     }
+
+    /// Which tensor of the next wave has the gradients to be asked for beside those of a tensor from byte `at` on,
+    /// and how far into it they begin: as far into that wave as these are into theirs, which goes backwards, so
+    /// that what is read first was asked for last.
+    fn next_gradients(
+        &self,
+        tensor: usize,
+        at: i64,
+        wave: &Range<usize>,
+        next: &Range<usize>,
+    ) -> Option<(usize, i64)> {
+        let at = self.gradients[tensor] - self.gradients[wave.start] + at;
+        let of_next = self.gradients[next.start] + at;
+        (at < self.asked && of_next < self.gradients[next.end])
+            .then(|| locate(&self.gradients, of_next))
+    }
 }
 
 /// Tensors without statistics have one pass and join whatever wave they come in.
-fn waves(tensors: &[TensorPlan]) -> Vec<Range<usize>> {
+fn waves(tensors: &[TensorPlan], wave_elements: i64) -> Vec<Range<usize>> {
     let (mut waves, mut start, mut elements) = (Vec::new(), 0, 0);
     for (i, tensor) in tensors.iter().enumerate() {
         if tensor.needs_statistics() {
             elements += tensor.numel;
         }
-        if elements >= WAVE_ELEMENTS {
+        if elements >= wave_elements {
             waves.push(start..i + 1);
             (start, elements) = (i + 1, 0);
         }
@@ -162,10 +197,46 @@ fn waves(tensors: &[TensorPlan]) -> Vec<Range<usize>> {
     waves
 }
 
-/// Tensor and task within it, of task `task` of a call.
+/// Tensor and task within it, of task `task` of a call; or other things that there are so many of.
 fn locate(prefix: &[i64], task: i64) -> (usize, i64) {
     let tensor = prefix.partition_point(|sum| *sum <= task) - 1;
     (tensor, task - prefix[tensor])
+}
+
+/// The tasks of some tensors, in the order in which they are handed out.
+struct Tasks<'a> {
+    before: &'a [i64],
+    all: Range<i64>,
+    order: Order,
+}
+
+#[derive(Clone, Copy)]
+enum Order {
+    Forward,
+    Reverse,
+}
+
+impl<'a> Tasks<'a> {
+    fn of(before: &'a [i64], wave: &Range<usize>, order: Order) -> Self {
+        Self {
+            before,
+            all: before[wave.start]..before[wave.end],
+            order,
+        }
+    }
+
+    fn count(&self) -> i64 {
+        self.all.end - self.all.start
+    }
+
+    /// Tensor and task within it.
+    fn get(&self, task: i64) -> (usize, i64) {
+        let task = match self.order {
+            Order::Forward => self.all.start + task,
+            Order::Reverse => self.all.end - 1 - task,
+        };
+        locate(self.before, task)
+    }
 }
 
 /// One step on this backend.
@@ -222,6 +293,7 @@ impl Step<'_> {
                 },
             },
             grad: args.grads[i].data.cast(),
+            next_grad: std::ptr::null()..std::ptr::null(),
             update: args
                 .updates
                 .map_or(std::ptr::null_mut(), |updates| updates[i].data.cast()),
@@ -306,14 +378,16 @@ impl Step<'_> {
             }
             _ => std::slice::from_ref(&all),
         };
-        for wave in waves {
+        for (i, wave) in waves.iter().enumerate() {
             // SAFETY: the caller's promise.
             unsafe {
                 for pass in COLLECTING.into_iter().filter(|pass| asked(*pass)) {
-                    self.collect(pass, wave.clone());
+                    if i == 0 || pass != Pass::Maxima {
+                        self.collect(pass, wave);
+                    }
                 }
                 if asked(Pass::Apply) {
-                    let wave = self.apply(wave.clone());
+                    let wave = self.apply(wave, waves.get(i + 1));
                     skipped = [skipped[0] + wave[0], skipped[1] + wave[1]];
                 }
             }
@@ -327,41 +401,63 @@ impl Step<'_> {
         }
     }
 
-    /// Runs `body` for every task of a wave, given its tensor and its number in that.
-    fn for_each_task(
+    /// Whether gradients of tensors without statistics are looked at with the maxima of the others.
+    fn scans(&self) -> bool {
+        matches!(
+            self.call.args.nonfinite,
+            NonFinite::SkipTensor | NonFinite::SkipStep
+        )
+    }
+
+    /// The tasks of a pass over the statistics.
+    fn tasks<'a>(&self, schedule: &'a Schedule, pass: Pass, wave: &Range<usize>) -> Tasks<'a> {
+        let before = match pass {
+            Pass::Sums => &schedule.sums,
+            Pass::Maxima if self.scans() => &schedule.scan,
+            _ => &schedule.maxima,
+        };
+        Tasks::of(before, wave, Order::Forward)
+    }
+
+    /// Does one of [`Step::tasks`].
+    ///
+    /// # Safety
+    /// As for [`Step::collect`].
+    unsafe fn collect_task(
         &self,
-        prefix: &[i64],
-        wave: &Range<usize>,
-        order: Order,
-        body: impl Fn(usize, i64) + Sync,
+        kernels: &Kernels,
+        schedule: &Schedule,
+        pass: Pass,
+        (i, task): (usize, i64),
     ) {
-        let (first, end) = (prefix[wave.start], prefix[wave.end]);
-        self.context.run(end - first, &|task| {
-            let (tensor, task) = locate(
-                prefix,
-                match order {
-                    Order::Forward => first + task,
-                    Order::Reverse => end - 1 - task,
-                },
-            );
-            body(tensor, task);
-        });
+        let call = self.tensor(i);
+        let grid = &call.tensor.grid;
+        // SAFETY: the caller's promise.
+        unsafe {
+            if call.tensor.needs_statistics() {
+                let parts = Parts::of(call.tensor, pass, schedule.task_elements[i]);
+                let rows = part(grid.rows, parts.rows, task % parts.bands);
+                let columns = part(grid.cols, parts.columns, task / parts.bands);
+                (kernels.collect)(&call, pass, rows, columns);
+            } else if (kernels.scan)(&call, schedule.units(call.tensor, i, task)) {
+                call.flag().store(1, Ordering::Relaxed);
+            }
+        }
     }
 
     /// # Safety
     /// The call's buffers are valid; the statistics of the passes before are complete, and this
     /// one's were zeroed.
-    unsafe fn collect(&self, pass: Pass, wave: Range<usize>) {
-        let (plan, args) = (self.call.plan, self.call.args);
+    unsafe fn collect(&self, pass: Pass, wave: &Range<usize>) {
+        let plan = self.call.plan;
         let offsets = plan.scratch.offsets();
         if pass != Pass::Maxima && offsets[pass as usize] == offsets[pass as usize + 1] {
             return;
         }
-        let scan = pass == Pass::Maxima
-            && matches!(args.nonfinite, NonFinite::SkipTensor | NonFinite::SkipStep);
-        let (Some(kernels), Some(schedule)) = (self.context.kernels, self.schedule()) else {
-            for i in wave {
-                if scan || plan.tensors[i].needs_statistics() {
+        let (Some(kernels), Some(schedule)) = (&self.context.kernels, self.schedule()) else {
+            let scans = pass == Pass::Maxima && self.scans();
+            for i in wave.clone() {
+                if scans || plan.tensors[i].needs_statistics() {
                     // SAFETY: the caller's promise.
                     unsafe { reference::collect(&self.tensor(i), pass) };
                 }
@@ -370,31 +466,13 @@ impl Step<'_> {
         };
         if matches!(pass, Pass::UpdateMaxima | Pass::UpdateSums) {
             // SAFETY: the caller's promise.
-            unsafe { self.refresh(&wave) };
+            unsafe { self.refresh(wave) };
         }
-        let tasks = match pass {
-            Pass::Sums => &schedule.sums,
-            _ => &schedule.maxima,
-        };
-        self.for_each_task(tasks, &wave, Order::Forward, |i, task| {
-            let call = self.tensor(i);
-            let grid = &call.tensor.grid;
-            let parts = Parts::of(call.tensor, pass, schedule.task_elements[i]);
-            let rows = part(grid.rows, parts.rows, task % parts.bands);
-            let columns = part(grid.cols, parts.columns, task / parts.bands);
+        let tasks = self.tasks(schedule, pass, wave);
+        self.context.run(tasks.count(), &|task| {
             // SAFETY: the caller's promise.
-            unsafe { (kernels.collect)(&call, pass, rows, columns) };
+            unsafe { self.collect_task(kernels, schedule, pass, tasks.get(task)) };
         });
-        if scan {
-            self.for_each_task(&schedule.scan, &wave, Order::Forward, |i, task| {
-                let call = self.tensor(i);
-                let units = schedule.units(call.tensor, i, task);
-                // SAFETY: the caller's promise.
-                if unsafe { (kernels.scan)(&call, units) } {
-                    call.flag().store(1, Ordering::Relaxed);
-                }
-            });
-        }
     }
 
     /// Computes the new factors of a wave's tensors.
@@ -410,11 +488,12 @@ impl Step<'_> {
         }
     }
 
+    /// Updates the tensors of a wave, and collects the maxima of the next one's, which need not wait for that.
     /// Returns how many blocks and how many tensors were skipped.
     ///
     /// # Safety
-    /// The call's buffers are valid; the statistics are complete.
-    unsafe fn apply(&self, wave: Range<usize>) -> [i64; 2] {
+    /// The call's buffers are valid; the statistics are complete, and the next wave's maxima were zeroed.
+    unsafe fn apply(&self, wave: &Range<usize>, next: Option<&Range<usize>>) -> [i64; 2] {
         let blocks = AtomicI64::new(0);
         let skip_all = self.skips_all();
         let of = |i| {
@@ -424,14 +503,30 @@ impl Step<'_> {
             call
         };
         let mut tensors_skipped = 0;
-        match (self.context.kernels, self.schedule()) {
+        match (&self.context.kernels, self.schedule()) {
             (Some(kernels), Some(schedule)) => {
                 // SAFETY: the caller's promise.
-                unsafe { self.refresh(&wave) };
+                unsafe { self.refresh(wave) };
                 // What the statistics have read last is still in a cache.
-                self.for_each_task(&schedule.apply, &wave, Order::Reverse, |i, task| {
-                    let call = of(i);
+                let tasks = Tasks::of(&schedule.apply, wave, Order::Reverse);
+                let maxima = next.map(|next| self.tasks(schedule, Pass::Maxima, next));
+                let count = tasks.count();
+                let all = count + maxima.as_ref().map_or(0, Tasks::count);
+                self.context.run(all, &|task| {
+                    if let Some(maxima) = &maxima
+                        && task >= count
+                    {
+                        let task = maxima.get(task - count);
+                        // SAFETY: the caller's promise.
+                        unsafe { self.collect_task(kernels, schedule, Pass::Maxima, task) };
+                        return;
+                    }
+                    let (i, task) = tasks.get(task);
+                    let mut call = of(i);
                     let units = schedule.units(call.tensor, i, task);
+                    if let Some(next) = next {
+                        call.next_grad = self.next_gradients(schedule, &call, &units, wave, next);
+                    }
                     // SAFETY: the caller's promise; tasks have disjoint units.
                     unsafe {
                         if !call.skip {
@@ -442,7 +537,7 @@ impl Step<'_> {
                         }
                     }
                 });
-                for i in wave {
+                for i in wave.clone() {
                     let call = of(i);
                     tensors_skipped += i64::from(call.skip);
                     if !call.skip {
@@ -452,23 +547,42 @@ impl Step<'_> {
                 }
             }
             _ => {
-                for i in wave {
+                for i in wave.clone() {
                     let call = of(i);
                     tensors_skipped += i64::from(call.skip);
                     // SAFETY: the caller's promise.
                     blocks.fetch_add(unsafe { reference::apply(&call) }, Ordering::Relaxed);
                 }
+                if let Some(next) = next {
+                    // SAFETY: the caller's promise.
+                    unsafe { self.collect(Pass::Maxima, next) };
+                }
             }
         }
         [blocks.into_inner(), tensors_skipped]
     }
-}
 
-/// In which order tasks are handed out.
-#[derive(Clone, Copy)]
-enum Order {
-    Forward,
-    Reverse,
+    /// [`TensorCall::next_grad`] for units of a tensor.
+    fn next_gradients(
+        &self,
+        schedule: &Schedule,
+        call: &TensorCall<'_>,
+        units: &Range<i64>,
+        wave: &Range<usize>,
+        next: &Range<usize>,
+    ) -> Range<*const u8> {
+        let (row, col, _) = call.tensor.grid.unit(units.start);
+        let element = row * call.tensor.grid.cols + col;
+        let at = element * call.tensor.info.grad_dtype.size() as i64;
+        let Some((i, from)) = schedule.next_gradients(call.index, at, wave, next) else {
+            return std::ptr::null()..std::ptr::null();
+        };
+        let gradients = &self.call.args.grads[i];
+        let first = gradients.data.cast::<u8>().cast_const();
+        // As if the tensor began where its first element's would be.
+        let begin = first.wrapping_offset((from - at) as isize);
+        begin..first.wrapping_add(index(gradients.bytes))
+    }
 }
 
 #[cfg(test)]
@@ -488,7 +602,7 @@ mod tests {
         let tensors = tensors.map(|(i, shape)| TensorInfo::new(format!("{i}"), shape, Dtype::F32));
         let spec = Spec::preset(preset).unwrap();
         let plan = Plan::new(context, &spec, tensors.collect()).unwrap();
-        let schedule = Schedule::new(&plan.tensors);
+        let schedule = Schedule::new(&plan.tensors, 1);
         (plan, schedule)
     }
 
@@ -504,6 +618,29 @@ mod tests {
         ] {
             assert_eq!(task_elements(elements), each, "{elements} elements");
         }
+    }
+
+    #[test]
+    fn gradients_that_are_asked_for_are_as_far_into_the_next_wave() {
+        let shapes: [&[i64]; 5] = [&[640, 1000], &[5], &[640, 1000], &[7], &[1000, 1000]];
+        let (plan, schedule) = schedule("adamw4", &shapes);
+        let waves = &schedule.waves;
+        assert_eq!(waves.as_slice(), [0..1, 1..3, 3..5]);
+        let next = |tensor, at, wave: usize| {
+            schedule.next_gradients(tensor, at, &waves[wave], &waves[wave + 1])
+        };
+        let most = WAVE_ELEMENTS * 4;
+        // The small tensor has none.
+        assert_eq!(next(0, 0, 0), Some((2, 0)));
+        assert_eq!(next(0, 4096, 0), Some((2, 4096)));
+        assert_eq!(next(2, 4096, 1), Some((4, 4096)));
+        // No more than a cache holds of them.
+        assert_eq!(next(2, most - 4, 1), Some((4, most - 4)));
+        assert_eq!(next(2, most, 1), None);
+        assert_eq!(
+            schedule.gradients[plan.tensors.len()],
+            4 * (2 * 640_000 + 1_000_000)
+        );
     }
 
     #[test]

@@ -122,6 +122,12 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch_later(address: *const u8) {
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) };
+    }
+
+    #[inline(always)]
     unsafe fn load_f16(from: *const f16, out: &mut Chunk) {
         // SAFETY: the caller's promise.
         unsafe { load_f16(from, out) }

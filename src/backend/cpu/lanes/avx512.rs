@@ -150,6 +150,12 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn prefetch_later(address: *const u8) {
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) };
+    }
+
+    #[inline(always)]
     unsafe fn read<const N: usize>(from: *const u8, len: usize, to: *mut u8) {
         // SAFETY: as above.
         unsafe { read::<N>(from, len, to) }

@@ -234,6 +234,12 @@ pub(super) trait Lanes {
         let _ = address;
     }
 
+    /// The same of what is used later, which the nearest cache has no room for.
+    #[inline(always)]
+    fn prefetch_later(address: *const u8) {
+        let _ = address;
+    }
+
     /// Up to N bytes, a multiple of 64, from elsewhere, and zeros behind them.
     ///
     /// # Safety

@@ -234,6 +234,7 @@ struct First<'w, L: Lanes, E: Elements<L>, M: Moment<L>, V: Moment<L>> {
     run: Run,
     gradients: E::Gradients,
     ahead: [Ahead; 2],
+    next: Ahead<true>,
     open: (M::Open, V::Open),
     new: &'w mut [Chunk; 2],
     /// Of the new m's magnitudes, and of the new v.
@@ -278,6 +279,9 @@ impl<M, V> Moments<'_, M, V> {
                         (zero, zero)
                     } else {
                         E::ask(first.ahead, at);
+                        if V::COLLECTED {
+                            E::ask([first.next], at);
+                        }
                         let g = E::gradient(first.gradients, at, lanes);
                         let (open_m, open_v) = first.open;
                         let (old_m, old_v) = (m.decode(open_m, at), v.decode(open_v, at));
@@ -333,6 +337,7 @@ impl<M, V> Moments<'_, M, V> {
                     run,
                     gradients: E::gradients(call, run, &mut work.g),
                     ahead: Ahead::of_both::<L, E>(call, run),
+                    next: Ahead::of_next::<L, E>(call, run),
                     open: (m.open(run, room_m), v.open(run, room_v)),
                     new: &mut work.new,
                     largest: [L::Vector::splat(0.0); 2],

@@ -7,7 +7,7 @@ use half::bf16;
 
 use super::run::{Run, draws, load_run, store_run};
 use super::weights::{load_weights, store_weights};
-use super::{AHEAD, prefetch_line, prefetch_lines};
+use super::{AHEAD, LINE};
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, Random, Vector};
 use crate::dtype::Dtype;
@@ -79,7 +79,7 @@ pub(super) trait Elements<L: Lanes> {
     fn sizes(call: &TensorCall<'_>) -> [usize; 2];
     unsafe fn gradients(call: &TensorCall<'_>, run: Run, copy: &mut Chunk) -> Self::Gradients;
     /// Asks for what is ahead of the register from element `at` of a run on.
-    fn ask<const N: usize>(ahead: [Ahead; N], at: usize);
+    fn ask<const N: usize, const LATER: bool>(ahead: [Ahead<LATER>; N], at: usize);
     /// The gradients from element `at` of the run on, zeros behind it. Here and below, `lanes` are how many
     /// are the run's ([`lanes()`]).
     unsafe fn gradient(from: Self::Gradients, at: usize, lanes: usize) -> L::Vector;
@@ -112,22 +112,39 @@ pub(super) trait Elements<L: Lanes> {
     }
 }
 
-/// Elements ahead of a run. Found before its loop, which would read anew what it reads through references: what
-/// it stores could have changed that.
+/// Elements ahead of a run, or those that a `LATER` pass reads. Found before its loop, which would read anew what it
+/// reads through references: what it stores could have changed that.
 #[derive(Clone, Copy)]
-pub(super) struct Ahead {
+pub(super) struct Ahead<const LATER: bool = false> {
     first: *const u8,
     /// Of an element, in bytes.
     size: usize,
 }
 
-impl Ahead {
+impl<const LATER: bool> Ahead<LATER> {
     #[inline(always)]
     fn of(data: *const u8, size: usize, run: Run, elements: usize) -> Self {
         let first = data.wrapping_add((run.first + elements) * size);
         Self { first, size }
     }
 
+    /// Asks for the line that begins `at` elements after the first one, if one does.
+    #[inline(always)]
+    fn line<L: Lanes, T>(self, at: usize) {
+        let at = at * size_of::<T>();
+        if !at.is_multiple_of(LINE) {
+            return;
+        }
+        let address = self.first.wrapping_add(at);
+        if LATER {
+            L::prefetch_later(address);
+        } else {
+            L::prefetch(address);
+        }
+    }
+}
+
+impl Ahead {
     /// So many gradients.
     #[inline(always)]
     pub(super) fn of_gradients<L: Lanes, E: Elements<L>>(
@@ -146,6 +163,20 @@ impl Ahead {
             Self::of(call.weight.data, sizes[0], run, AHEAD),
             Self::of(call.grad, sizes[1], run, AHEAD),
         ]
+    }
+}
+
+impl Ahead<true> {
+    /// [`TensorCall::next_grad`], or, behind its end, what was asked for before.
+    #[inline(always)]
+    pub(super) fn of_next<L: Lanes, E: Elements<L>>(call: &TensorCall<'_>, run: Run) -> Self {
+        let size = E::sizes(call)[1];
+        let next = Self::of(call.next_grad.start, size, run, 0);
+        if next.first < call.next_grad.end {
+            next
+        } else {
+            Self::of(call.grad, size, run, 0)
+        }
     }
 }
 
@@ -176,9 +207,9 @@ impl<L: Lanes> Elements<L> for F32 {
     }
 
     #[inline(always)]
-    fn ask<const N: usize>(ahead: [Ahead; N], at: usize) {
+    fn ask<const N: usize, const LATER: bool>(ahead: [Ahead<LATER>; N], at: usize) {
         for ahead in ahead {
-            prefetch_line::<L, f32>(ahead.first, at);
+            ahead.line::<L, f32>(at);
         }
     }
 
@@ -231,9 +262,9 @@ impl<L: Lanes> Elements<L> for Bf16 {
     }
 
     #[inline(always)]
-    fn ask<const N: usize>(ahead: [Ahead; N], at: usize) {
+    fn ask<const N: usize, const LATER: bool>(ahead: [Ahead<LATER>; N], at: usize) {
         for ahead in ahead {
-            prefetch_line::<L, bf16>(ahead.first, at);
+            ahead.line::<L, bf16>(at);
         }
     }
 
@@ -317,10 +348,12 @@ impl<L: Lanes> Elements<L> for Copied {
 
     // A chunk, with the run's first register.
     #[inline(always)]
-    fn ask<const N: usize>(ahead: [Ahead; N], at: usize) {
+    fn ask<const N: usize, const LATER: bool>(ahead: [Ahead<LATER>; N], at: usize) {
         if at == 0 {
             for ahead in ahead {
-                prefetch_lines::<L>(ahead.first, CHUNK * ahead.size);
+                for byte in (0..CHUNK * ahead.size).step_by(LINE) {
+                    ahead.line::<L, u8>(byte);
+                }
             }
         }
     }

@@ -48,6 +48,7 @@ impl<L: Lanes> Moment<L> for Factored<'_> {
     type Scale = ();
 
     const IS_NEW: bool = true;
+    const COLLECTED: bool = true;
 
     #[inline(always)]
     unsafe fn enter(&mut self, call: &TensorCall<'_>, run: Run) {

@@ -274,26 +274,11 @@ const LINE: usize = 64;
 
 /// Asks for elements of parameters or gradients that are as much ahead of a run: a chunk's instructions
 /// are more than a processor looks ahead, and its own prefetching ends with a page. Where registers are taken
-/// in turn, each asks for a line ([`prefetch_line`]): of many at once each waits for those before.
+/// in turn, each asks for a line (`Elements::ask`): of many at once each waits for those before.
 #[inline(always)]
 fn prefetch<L: Lanes>(data: *const u8, size: usize, run: Run, ahead: usize) {
     let first = data.wrapping_add((run.first + ahead) * size);
-    prefetch_lines::<L>(first, run.len * size);
-}
-
-/// Asks for so many bytes.
-#[inline(always)]
-fn prefetch_lines<L: Lanes>(first: *const u8, bytes: usize) {
-    for at in (0..bytes).step_by(LINE) {
-        L::prefetch(first.wrapping_add(at));
-    }
-}
-
-/// Asks for the line that begins `at` elements after the first one, if one does.
-#[inline(always)]
-fn prefetch_line<L: Lanes, T>(first: *const u8, at: usize) {
-    let at = at * size_of::<T>();
-    if at.is_multiple_of(LINE) {
+    for at in (0..run.len * size).step_by(LINE) {
         L::prefetch(first.wrapping_add(at));
     }
 }

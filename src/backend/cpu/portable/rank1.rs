@@ -234,6 +234,8 @@ impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
     type Open = Place;
     type Scale = ();
 
+    const COLLECTED: bool = true;
+
     #[inline(always)]
     unsafe fn enter(&mut self, _: &TensorCall<'_>, run: Run) {
         // SAFETY: the caller's run lies in the tensor.

@@ -306,6 +306,9 @@ pub(super) trait Moment<L: Lanes> {
     /// Whether the values are the new ones already.
     const IS_NEW: bool = false;
 
+    /// Whether a pass over the gradients has gone before.
+    const COLLECTED: bool = false;
+
     /// Called for each row, as [`Kernel::enter`].
     unsafe fn enter(&mut self, call: &TensorCall<'_>, run: Run);
     /// A run that is not a whole chunk is read from the room.
