@@ -128,10 +128,10 @@ impl CpuContext {
     }
 
     /// How many threads work on a step: a host that has them does not say, and may have many.
-    pub(crate) fn threads(&self) -> usize {
+    pub(crate) fn threads(&self) -> i64 {
         match &self.threads {
-            Threads::Own(pool) => pool.threads(),
-            Threads::Host(_) => usize::MAX,
+            Threads::Own(pool) => pool.threads() as i64,
+            Threads::Host(_) => i64::MAX,
         }
     }
 

@@ -104,10 +104,8 @@ pub(crate) struct Schedule {
 
 impl Schedule {
     /// For a context of so many threads.
-    pub(crate) fn new(tensors: &[TensorPlan], threads: usize) -> Self {
-        let wave_elements = WAVE_ELEMENTS
-            .saturating_mul(threads as i64)
-            .min(LARGEST_WAVE);
+    pub(crate) fn new(tensors: &[TensorPlan], threads: i64) -> Self {
+        let wave_elements = WAVE_ELEMENTS.saturating_mul(threads).min(LARGEST_WAVE);
         let waves = waves(tensors, wave_elements);
         let mut each = Vec::with_capacity(tensors.len());
         for wave in &waves {
@@ -488,7 +486,7 @@ impl Step<'_> {
         }
     }
 
-    /// Updates the tensors of a wave, and collects the maxima of the next one's, which need not wait for that.
+    /// Updates the tensors of a wave, and collects the maxima of the next one, which need not wait for that.
     /// Returns how many blocks and how many tensors were skipped.
     ///
     /// # Safety
@@ -617,6 +615,23 @@ mod tests {
             (i64::MAX, 1 << 20),
         ] {
             assert_eq!(task_elements(elements), each, "{elements} elements");
+        }
+    }
+
+    #[test]
+    fn waves_grow_with_the_threads_up_to_a_largest_one() {
+        let shapes: [&[i64]; 9] = [&[512, 1024]; 9];
+        let (plan, one) = schedule("adamw4", &shapes);
+        assert_eq!(one.waves.len(), 9);
+        // Those of a host are not known.
+        for (threads, waves) in [
+            (2, vec![2, 2, 2, 2, 1]),
+            (8, vec![8, 1]),
+            (i64::MAX, vec![8, 1]),
+        ] {
+            let schedule = Schedule::new(&plan.tensors, threads);
+            let lengths: Vec<_> = schedule.waves.iter().map(ExactSizeIterator::len).collect();
+            assert_eq!(lengths, waves, "{threads} threads");
         }
     }
 
