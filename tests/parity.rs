@@ -116,6 +116,13 @@ fn specs() -> Vec<Spec> {
         everywhere("adamw8"),
         everywhere("sgdm8"),
         everywhere("lion8"),
+        adam(spec(Quantizer::f32(), Quantizer::f32())),
+        adam(everywhere("adamw8")),
+        adam(everywhere("adamw4-robust")),
+        adam(Spec {
+            m: Some(Quantizer::f32()),
+            ..factored(FactorAxes::Merged)
+        }),
     ]
 }
 
@@ -301,6 +308,45 @@ fn non_finite_gradients_under_every_policy() {
                     model.nonfinite = policy;
                     if t != 2 {
                         hostile(model, t);
+                    }
+                });
+            }
+        }
+    }
+}
+
+/// Gradients whose squares are not finite, with parameters whose decay makes them small.
+#[test]
+fn gradients_that_the_decay_hides() {
+    let adam = specs()
+        .into_iter()
+        .filter(|spec| spec.optimizer == Optimizer::Adam);
+    for spec in adam {
+        let normalization = spec.v.as_ref().and_then(|v| v.normalization);
+        for policy in [
+            NonFinite::SkipBlock,
+            NonFinite::SkipTensor,
+            NonFinite::Propagate,
+        ] {
+            let of_slices = normalization.is_some_and(|n| n != Normalization::Block);
+            if of_slices && policy == NonFinite::SkipBlock {
+                continue;
+            }
+            for dtype in [Dtype::F32, Dtype::Bf16] {
+                check(&spec, &all_tensors(dtype, dtype), 2, |model, t| {
+                    model.nonfinite = policy;
+                    model.hyper.weight_decay = 0.5;
+                    let value = |x: f32| bytes(std::iter::once(x), dtype);
+                    let (param, grad) = (value(-(2_f32.powi(66))), value(2_f32.powi(65)));
+                    let tensors = model.params.iter_mut().zip(&mut model.grads);
+                    for (i, (params, grads)) in tensors.enumerate() {
+                        for j in 0..params.bytes / param.len() {
+                            if common::word(t + 7 * i as u64, j as u64).is_multiple_of(301) {
+                                let at = j * param.len()..(j + 1) * param.len();
+                                params.as_mut()[at.clone()].copy_from_slice(&param);
+                                grads.as_mut()[at].copy_from_slice(&grad);
+                            }
+                        }
                     }
                 });
             }

@@ -20,7 +20,7 @@ use crate::spec::{Optimizer, Spec};
 pub(crate) struct Adamw {
     s: Scalars,
     /// Added to the gradient times p; 0 if the decay is decoupled.
-    l2: f32,
+    pub(crate) l2: f32,
     amsgrad: bool,
     factored: bool,
 }
@@ -58,14 +58,15 @@ impl Adamw {
         }
     }
 
-    /// What it computes with, unless it has options.
+    /// What it computes with, but for Adam's decay and unless it is AMSGrad.
     pub(crate) fn scalars(&self) -> Option<&Scalars> {
-        (self.l2 == 0.0 && !self.amsgrad).then_some(&self.s)
+        (!self.amsgrad).then_some(&self.s)
     }
 
     /// This rule without options and with v of its own for each element, if it is that.
     pub(crate) fn plain(&self) -> Option<Plain<'_>> {
-        (self.scalars().is_some() && !self.factored).then_some(Plain(self))
+        let options = self.l2 != 0.0 || self.amsgrad || self.factored;
+        (!options).then_some(Plain(self))
     }
 
     /// R3, R5 to R7: the new m, and the update.

@@ -62,6 +62,15 @@ impl TensorCall<'_> {
         self.tensor.rms.is_some() || self.rule.gradient_has_param()
     }
 
+    /// What of its parameters Adam adds to the gradients.
+    #[inline(always)]
+    pub(super) fn l2(&self) -> f32 {
+        match &self.rule {
+            Update::Adamw(rule) => rule.l2,
+            _ => 0.0,
+        }
+    }
+
     /// The position of a column in the global form of a projection that keeps the last axis alone, or all
     /// axes of the grid's rows.
     pub(super) fn on_columns(&self, projection: &Projection, column: usize) -> usize {

@@ -1,5 +1,5 @@
-//! AdamW without options on units of a chunk, a register at a time, for the states of
-//! `registers.rs`, `rank1.rs` and `factored.rs`. What else there is takes the way of
+//! AdamW and Adam on units of a chunk, a register at a time, for the states of `registers.rs`, `rank1.rs` and
+//! `factored.rs`. What else there is takes the way of
 //! [`super::apply_unit`], to the same bits.
 //!
 //! Rounding steps are numbered as in `optimizer/adamw.rs`.
@@ -8,10 +8,12 @@
 
 use std::ops::Range;
 
-use super::elements::{Ahead, Elements, lanes};
+use super::elements::{Ahead, Decayed, Elements, lanes};
 use super::factored::Factored;
 use super::rank1::{Memory, RankOne};
-use super::registers::{Blocks, Kernel, Moment, Plain, Values, Work, largest_of, skips, step};
+use super::registers::{
+    Blocks, Kernel, Moment, Plain, Values, Work, largest_of, skips, step, step_on,
+};
 use super::run::Run;
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, Random, Vector, registers};
@@ -39,27 +41,47 @@ pub(super) unsafe fn in_registers<L: Lanes>(
         match (&m.format, &v.format) {
             (Format::F32, Format::F32) => {
                 let (m, v) = (Plain::of(call, 0), Plain::of(call, 1));
-                Some(step::<L, _>(call, units, Unscaled { scalars, m, v }))
+                Some(on_elements::<L, _>(call, units, Unscaled { scalars, m, v }))
             }
             (Format::F32, Format::Factored(factors)) => {
                 let (m, v) = (Plain::of(call, 0), Factored::of(call, factors)?);
-                Some(step::<L, _>(call, units, Unscaled { scalars, m, v }))
+                Some(on_elements::<L, _>(call, units, Unscaled { scalars, m, v }))
             }
             (Format::Codes(m), Format::Codes(v)) => {
                 let m = Blocks::<L::Vector>::of(call, 0, m)?;
                 if let Some(v) = Blocks::of(call, 1, v) {
-                    return Some(step::<L, _>(call, units, Moments { scalars, m, v }));
+                    return Some(on_elements::<L, _>(call, units, Moments { scalars, m, v }));
                 }
                 let mut memory = Memory::UNSET;
                 let v = RankOne::of::<L>(call, 1, v, Pass::Apply, &mut memory)?;
-                Some(step::<L, _>(call, units, Moments { scalars, m, v }))
+                Some(on_elements::<L, _>(call, units, Moments { scalars, m, v }))
             }
             (Format::Codes(m), Format::Factored(factors)) => {
                 let m = Blocks::<L::Vector>::of(call, 0, m)?;
                 let v = Factored::of(call, factors)?;
-                Some(step::<L, _>(call, units, Moments { scalars, m, v }))
+                Some(on_elements::<L, _>(call, units, Moments { scalars, m, v }))
             }
             _ => None,
+        }
+    }
+}
+
+/// [`step`], or with Adam's decay.
+///
+/// # Safety
+/// As for [`super::apply`].
+#[inline(always)]
+unsafe fn on_elements<L: Lanes, K: Kernel<L>>(
+    call: &TensorCall<'_>,
+    units: Range<i64>,
+    kernel: K,
+) -> i64 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if call.l2() == 0.0 {
+            step::<L, K>(call, units, kernel)
+        } else {
+            step_on::<L, K, Decayed>(call, units, kernel)
         }
     }
 }
@@ -80,11 +102,14 @@ struct Splat<V: Vector> {
 
 impl<V: Vector> Splat<V> {
     #[inline(always)]
-    unsafe fn new(call: &TensorCall<'_>, scalars: &Scalars) -> Self {
+    unsafe fn new<L: Lanes<Vector = V>, E: Elements<L>>(
+        call: &TensorCall<'_>,
+        scalars: &Scalars,
+    ) -> Self {
         // SAFETY: the kernels are used on processors that have the instructions.
         unsafe {
             Self {
-                grad_scale: V::splat(call.grad_scale),
+                grad_scale: V::splat(E::grad_scale(call)),
                 beta1: V::splat(scalars.beta1),
                 one_minus_beta1: V::splat(scalars.one_minus_beta1),
                 beta2: V::splat(scalars.beta2),
@@ -127,7 +152,11 @@ impl<V: Vector> Splat<V> {
             let d = v.sqrt().mul_add(self.inv_sqrt_bc2, self.eps); // R5
             let q = m.div(d); // R6
             let old = E::parameter(p, at, lanes);
-            let decay = self.lr_wd.mul(old);
+            let decay = if E::DECAYED {
+                V::splat(0.0)
+            } else {
+                self.lr_wd.mul(old)
+            };
             let result = E::base(p, at, old).sub(self.lr_bc1.mul_add(q, decay)); // R7, R8
             E::replace(p, at, lanes, result);
         }
@@ -165,7 +194,7 @@ impl<L: Lanes, M: Values<L>, V: Values<L>> Kernel<L> for Unscaled<'_, M, V> {
         unsafe {
             let gradients = E::gradients(call, run, &mut work.g);
             let ahead = Ahead::of_both::<L, E>(call, run);
-            let rule = Splat::<L::Vector>::new(call, scalars);
+            let rule = Splat::<L::Vector>::new::<L, E>(call, scalars);
             let [room_m, room_v] = &mut work.states;
             let open_m = m.open(run, room_m);
             let open_v = v.open(run, room_v);
@@ -186,7 +215,8 @@ impl<L: Lanes, M: Values<L>, V: Values<L>> Kernel<L> for Unscaled<'_, M, V> {
                 highest = highest.highest(v);
             }
             // As below. Behind the run there is whatever was read.
-            if !highest.all_usual() && skips::<L, E>(call, run, gradients) {
+            let usual = highest.all_usual() && !E::hides_non_finite(gradients);
+            if !usual && skips::<L, E>(call, run, gradients) {
                 return None;
             }
             E::draw(call, run, &mut work.random);
@@ -327,7 +357,7 @@ impl<M, V> Moments<'_, M, V> {
         let Self { scalars, m, v } = self;
         // SAFETY: the runs lie in the tensor.
         unsafe {
-            let rule = Splat::<L::Vector>::new(call, scalars);
+            let rule = Splat::<L::Vector>::new::<L, E>(call, scalars);
             let (mut opened, mut stored, mut left) = (None, None, None);
             let mut whole = CHUNK;
             if let Some((run, work)) = first {
@@ -369,7 +399,7 @@ impl<M, V> Moments<'_, M, V> {
             // What a finite square leaves of a v that was not negative is not negative either, and v is not
             // finite where the square is not.
             let usual = largest_v.all_usual();
-            if !usual {
+            if !usual || E::hides_non_finite(first.gradients) {
                 if skips::<L, E>(call, run, first.gradients) {
                     return None;
                 }

@@ -1,4 +1,4 @@
-//! AdamW without options on moments of eight bits (`bytes.rs`).
+//! AdamW and Adam on moments of eight bits (`bytes.rs`).
 //!
 //! Rounding steps are numbered as in `optimizer/adamw.rs`.
 
@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::bytes::{Bytes, any_not_finite};
-use super::elements::{Ahead, Elements, Kind, lanes, with_elements};
+use super::elements::{Ahead, Decayed, Elements, Kind, lanes, with_elements};
 use super::run::Run;
 use super::{MOST_CHUNKS, skip};
 use crate::backend::cpu::call::TensorCall;
@@ -38,13 +38,30 @@ pub(super) unsafe fn in_registers<L: Lanes>(
     // SAFETY: the caller's promise; the units lie in the tensor.
     unsafe {
         let moments = [Bytes::<L::Vector>::of(call, 0, m)?, Bytes::of(call, 1, v)?];
-        Some(with_elements!(Kind::of(call), E => L::run(Units::<L, E> {
+        Some(if call.l2() == 0.0 {
+            with_elements!(Kind::of(call), E => step::<L, E>(call, scalars, moments, units))
+        } else {
+            step::<L, Decayed>(call, scalars, moments, units)
+        })
+    }
+}
+
+#[inline(always)]
+unsafe fn step<L: Lanes, E: Elements<L>>(
+    call: &TensorCall<'_>,
+    scalars: &Scalars,
+    moments: [Bytes<'_, L::Vector>; 2],
+    units: Range<i64>,
+) -> i64 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        L::run(Units {
             call,
             scalars,
             moments,
             units,
-            elements: PhantomData,
-        })))
+            elements: PhantomData::<E>,
+        })
     }
 }
 
@@ -158,7 +175,7 @@ impl Work {
             let gradients = E::gradients(call, run, &mut self.g);
             let ahead = Ahead::of_both::<L, E>(call, run);
             let splat = |x| L::Vector::splat(x);
-            let (grad_scale, zero) = (splat(call.grad_scale), splat(0.0));
+            let (grad_scale, zero) = (splat(E::grad_scale(call)), splat(0.0));
             let (beta1, one_minus_beta1) = (splat(scalars.beta1), splat(scalars.one_minus_beta1));
             let (beta2, one_minus_beta2) = (splat(scalars.beta2), splat(scalars.one_minus_beta2));
             let (scale_m, scale_v) = (splat(self.scales[0]), splat(self.scales[1]));
@@ -183,6 +200,9 @@ impl Work {
                 v.store(new_v.as_mut_ptr().add(at));
                 largest_m = largest_m.largest(m);
                 largest_v = largest_v.highest(v);
+            }
+            if E::hides_non_finite(gradients) {
+                largest_v = splat(f32::NAN);
             }
             [largest_m, largest_v]
         }
@@ -214,7 +234,11 @@ impl Work {
                 let d = v.sqrt().mul_add(inv_sqrt_bc2, eps); // R5
                 let q = m.div(d); // R6
                 let old = E::parameter(p, at, lanes);
-                let decay = lr_wd.mul(old);
+                let decay = if E::DECAYED {
+                    splat(0.0)
+                } else {
+                    lr_wd.mul(old)
+                };
                 let result = E::base(p, at, old).sub(lr_bc1.mul_add(q, decay)); // R7, R8
                 E::replace(p, at, lanes, result);
             }

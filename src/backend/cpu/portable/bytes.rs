@@ -6,7 +6,6 @@
 use super::decode::Source;
 use super::elements::Elements;
 use super::encode::encode_unit;
-use super::registers::any_square_not_finite;
 use super::run::Run;
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{CHUNK, Chunk, Decoder, Encoder, Lanes, Vector, load};
@@ -27,7 +26,7 @@ pub(super) unsafe fn any_not_finite<L: Lanes, E: Elements<L>>(
         // SAFETY: the run lies in the tensor.
         unsafe {
             let gradients = E::gradients(call, run, g);
-            any |= any_square_not_finite::<L, E>(call, run, gradients);
+            any |= E::any_non_finite(call, run, gradients);
         }
     }
     any

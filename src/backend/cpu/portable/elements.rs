@@ -1,5 +1,5 @@
 //! Parameters and gradients as kernels of registers see them: where they lie, if both are f32 or both bf16
-//! and updated there, or in copies of a chunk.
+//! and updated there, or else in copies of a chunk.
 
 #![expect(unsafe_code, reason = "reads and writes the caller's raw buffers")]
 
@@ -75,6 +75,14 @@ pub(super) trait Elements<L: Lanes> {
     type Gradients: Copy;
     type Parameters: Copy;
 
+    /// Whether gradients come scaled and with Adam's decay in them: R1 is done, and R7 has no decay.
+    const DECAYED: bool = false;
+
+    /// What gradients are to be multiplied by.
+    #[inline(always)]
+    fn grad_scale(call: &TensorCall<'_>) -> f32 {
+        call.grad_scale
+    }
     /// Bytes of a parameter and of a gradient.
     fn sizes(call: &TensorCall<'_>) -> [usize; 2];
     unsafe fn gradients(call: &TensorCall<'_>, run: Run, copy: &mut Chunk) -> Self::Gradients;
@@ -83,6 +91,33 @@ pub(super) trait Elements<L: Lanes> {
     /// The gradients from element `at` of the run on, zeros behind it. Here and below, `lanes` are how many
     /// are the run's ([`lanes()`]).
     unsafe fn gradient(from: Self::Gradients, at: usize, lanes: usize) -> L::Vector;
+
+    /// Whether the square of a gradient is not finite and that may not show in the states.
+    #[inline(always)]
+    fn hides_non_finite(gradients: Self::Gradients) -> bool {
+        let _ = gradients;
+        false
+    }
+    /// Whether the square of any gradient of a run is not finite.
+    #[inline(always)]
+    unsafe fn any_non_finite(call: &TensorCall<'_>, run: Run, gradients: Self::Gradients) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let grad_scale = L::Vector::splat(call.grad_scale);
+            // Zero, or NaN if a square is not finite.
+            let zero = L::Vector::splat(0.0);
+            let mut sum = zero;
+            for at in (0..CHUNK).step_by(L::Vector::WIDTH) {
+                let lanes = lanes::<L::Vector>(run, at);
+                if lanes == 0 {
+                    break;
+                }
+                let g = Self::gradient(gradients, at, lanes).mul(grad_scale);
+                sum = g.mul(g).mul_add(zero, sum);
+            }
+            sum.any_nan()
+        }
+    }
 
     /// Draws for a run, before its parameters are asked for.
     #[inline(always)]
@@ -155,13 +190,22 @@ impl Ahead {
         Self::of(call.grad, E::sizes(call)[1], run, elements)
     }
 
+    /// So many parameters.
+    #[inline(always)]
+    pub(super) fn of_parameters<L: Lanes, E: Elements<L>>(
+        call: &TensorCall<'_>,
+        run: Run,
+        elements: usize,
+    ) -> Self {
+        Self::of(call.weight.data, E::sizes(call)[0], run, elements)
+    }
+
     /// Parameters and gradients that are [`AHEAD`].
     #[inline(always)]
     pub(super) fn of_both<L: Lanes, E: Elements<L>>(call: &TensorCall<'_>, run: Run) -> [Self; 2] {
-        let sizes = E::sizes(call);
         [
-            Self::of(call.weight.data, sizes[0], run, AHEAD),
-            Self::of(call.grad, sizes[1], run, AHEAD),
+            Self::of_parameters::<L, E>(call, run, AHEAD),
+            Self::of_gradients::<L, E>(call, run, AHEAD),
         ]
     }
 }
@@ -319,8 +363,41 @@ impl<L: Lanes> Elements<L> for Bf16 {
     }
 }
 
-/// Whatever they are, in copies that go on in zeros up to a chunk.
+/// Whatever they are, in copies that go on in zeros up to a chunk, but for f32 of whole chunks.
 pub(super) struct Copied;
+
+impl Copied {
+    /// The f32 values of a run's gradients.
+    #[inline(always)]
+    unsafe fn gradients<L: Lanes>(call: &TensorCall<'_>, run: Run, copy: &mut Chunk) -> *const f32 {
+        let dtype = call.tensor.info.grad_dtype;
+        if dtype == Dtype::F32 && run.len == CHUNK {
+            return call.grad.cast::<f32>().wrapping_add(run.first);
+        }
+        // SAFETY: the caller's run lies in the tensor.
+        unsafe { load_run::<L>(call.grad, dtype, run, copy) };
+        copy.as_ptr()
+    }
+
+    /// Whether the parameters of a run are read and replaced where they lie.
+    #[inline(always)]
+    fn in_place(call: &TensorCall<'_>, run: Run) -> bool {
+        let weight = &call.weight;
+        let are_f32 = weight.dtype == Dtype::F32 && weight.form == Weights::Plain;
+        are_f32 && call.in_place() && run.len == CHUNK
+    }
+
+    /// The f32 values of a run's parameters.
+    #[inline(always)]
+    unsafe fn parameters<L: Lanes>(call: &TensorCall<'_>, run: Run, copy: &mut Chunk) -> *mut f32 {
+        if Self::in_place(call, run) {
+            return call.weight.data.cast::<f32>().wrapping_add(run.first);
+        }
+        // SAFETY: the caller's run lies in the tensor.
+        unsafe { load_weights::<L>(call, run, copy) };
+        copy.as_mut_ptr()
+    }
+}
 
 /// The parameters of a run, to be replaced by the result, and what the update is taken from.
 #[derive(Clone, Copy)]
@@ -342,8 +419,7 @@ impl<L: Lanes> Elements<L> for Copied {
     #[inline(always)]
     unsafe fn gradients(call: &TensorCall<'_>, run: Run, copy: &mut Chunk) -> *const f32 {
         // SAFETY: the caller's promise.
-        unsafe { load_run::<L>(call.grad, call.tensor.info.grad_dtype, run, copy) };
-        copy.as_ptr()
+        unsafe { Self::gradients::<L>(call, run, copy) }
     }
 
     // A chunk, with the run's first register.
@@ -360,7 +436,7 @@ impl<L: Lanes> Elements<L> for Copied {
 
     #[inline(always)]
     unsafe fn gradient(from: *const f32, at: usize, _: usize) -> L::Vector {
-        // SAFETY: a register of the copy.
+        // SAFETY: a register of a chunk.
         unsafe { L::Vector::load(from.add(at)) }
     }
 
@@ -372,8 +448,7 @@ impl<L: Lanes> Elements<L> for Copied {
         _: &Random,
     ) -> CopiedParameters {
         // SAFETY: the caller's promise.
-        unsafe { load_weights::<L>(call, run, copy) };
-        let data = copy.as_mut_ptr();
+        let data = unsafe { Self::parameters::<L>(call, run, copy) };
         let base = if call.in_place() {
             data.cast_const()
         } else {
@@ -384,7 +459,7 @@ impl<L: Lanes> Elements<L> for Copied {
 
     #[inline(always)]
     unsafe fn parameter(from: CopiedParameters, at: usize, _: usize) -> L::Vector {
-        // SAFETY: a register of the copy.
+        // SAFETY: a register of a chunk.
         unsafe { L::Vector::load(from.data.add(at)) }
     }
 
@@ -396,12 +471,15 @@ impl<L: Lanes> Elements<L> for Copied {
 
     #[inline(always)]
     unsafe fn replace(to: CopiedParameters, at: usize, _: usize, result: L::Vector) {
-        // SAFETY: a register of the copy.
+        // SAFETY: a register of a chunk.
         unsafe { result.canonical().store(to.data.add(at)) };
     }
 
     #[inline(always)]
     unsafe fn end(call: &TensorCall<'_>, run: Run, to: CopiedParameters) {
+        if Self::in_place(call, run) {
+            return;
+        }
         // SAFETY: the caller's promise; the result is in a chunk.
         unsafe {
             let result = &*to.data.cast::<Chunk>();
@@ -411,5 +489,114 @@ impl<L: Lanes> Elements<L> for Copied {
                 store_run::<L>(call.update, call.tensor.info.param_dtype, run, result);
             }
         }
+    }
+}
+
+/// Under Adam's decay: gradients scaled and with the decay in them, in copies, and parameters as in [`Copied`].
+pub(super) struct Decayed;
+
+/// The gradients of a run, and whether the squares of all were finite without the decay.
+#[derive(Clone, Copy)]
+pub(super) struct DecayedGradients {
+    data: *const f32,
+    finite: bool,
+}
+
+impl<L: Lanes> Elements<L> for Decayed {
+    type Gradients = DecayedGradients;
+    type Parameters = CopiedParameters;
+
+    const DECAYED: bool = true;
+
+    #[inline(always)]
+    fn grad_scale(_: &TensorCall<'_>) -> f32 {
+        1.0
+    }
+
+    #[inline(always)]
+    fn sizes(call: &TensorCall<'_>) -> [usize; 2] {
+        <Copied as Elements<L>>::sizes(call)
+    }
+
+    #[inline(always)]
+    unsafe fn gradients(call: &TensorCall<'_>, run: Run, copy: &mut Chunk) -> DecayedGradients {
+        let mut weights = Chunk::ZERO;
+        // SAFETY: the caller's promise.
+        unsafe {
+            let g = Copied::gradients::<L>(call, run, copy);
+            let p = Copied::parameters::<L>(call, run, &mut weights);
+            let (scale, decay) = (
+                L::Vector::splat(call.grad_scale),
+                L::Vector::splat(call.l2()),
+            );
+            let to = copy.as_mut_ptr();
+            let mut largest = L::Vector::splat(0.0);
+            for at in (0..CHUNK).step_by(L::Vector::WIDTH) {
+                let g = L::Vector::load(g.add(at)).mul(scale); // R1
+                largest = largest.largest(g);
+                let p = L::Vector::load(p.add(at));
+                decay.mul_add(p, g).store(to.add(at));
+            }
+            DecayedGradients {
+                data: to,
+                finite: largest.mul(largest).all_usual(),
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn ask<const N: usize, const LATER: bool>(ahead: [Ahead<LATER>; N], at: usize) {
+        <Copied as Elements<L>>::ask(ahead, at);
+    }
+
+    #[inline(always)]
+    unsafe fn gradient(from: DecayedGradients, at: usize, _: usize) -> L::Vector {
+        // SAFETY: a register of the copy.
+        unsafe { L::Vector::load(from.data.add(at)) }
+    }
+
+    #[inline(always)]
+    fn hides_non_finite(gradients: DecayedGradients) -> bool {
+        !gradients.finite
+    }
+
+    #[inline(always)]
+    unsafe fn any_non_finite(_: &TensorCall<'_>, _: Run, gradients: DecayedGradients) -> bool {
+        !gradients.finite
+    }
+
+    #[inline(always)]
+    unsafe fn parameters(
+        call: &TensorCall<'_>,
+        run: Run,
+        copy: &mut Chunk,
+        random: &Random,
+    ) -> CopiedParameters {
+        // SAFETY: the caller's promise.
+        unsafe { <Copied as Elements<L>>::parameters(call, run, copy, random) }
+    }
+
+    #[inline(always)]
+    unsafe fn parameter(from: CopiedParameters, at: usize, lanes: usize) -> L::Vector {
+        // SAFETY: the caller's promise.
+        unsafe { <Copied as Elements<L>>::parameter(from, at, lanes) }
+    }
+
+    #[inline(always)]
+    unsafe fn base(from: CopiedParameters, at: usize, parameters: L::Vector) -> L::Vector {
+        // SAFETY: the caller's promise.
+        unsafe { <Copied as Elements<L>>::base(from, at, parameters) }
+    }
+
+    #[inline(always)]
+    unsafe fn replace(to: CopiedParameters, at: usize, lanes: usize, result: L::Vector) {
+        // SAFETY: the caller's promise.
+        unsafe { <Copied as Elements<L>>::replace(to, at, lanes, result) };
+    }
+
+    #[inline(always)]
+    unsafe fn end(call: &TensorCall<'_>, run: Run, to: CopiedParameters) {
+        // SAFETY: the caller's promise.
+        unsafe { <Copied as Elements<L>>::end(call, run, to) };
     }
 }

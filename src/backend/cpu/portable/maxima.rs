@@ -43,7 +43,7 @@ pub(super) unsafe fn collect_maxima<L: Lanes>(call: &TensorCall<'_>, of: &Part) 
     let mut memory = Columns::MEMORY;
     // SAFETY: the caller's promise; the runs lie in the tensor.
     let all_finite = unsafe {
-        let registers = if wanted.of_squares(call) {
+        let registers = if wanted.of_squares() {
             maxima_in_registers::<L>(call, of, &mut memory)
         } else {
             None
@@ -148,9 +148,9 @@ enum States {
 
 impl Wanted {
     /// Whether v and the squares of gradients are all that is wanted, but for the largest parameter.
-    fn of_squares(self, call: &TensorCall<'_>) -> bool {
+    fn of_squares(self) -> bool {
         let squares = self.squares && self.states == States::None;
-        !call.rule.gradient_has_param() && (squares || self.states == States::SecondMoment)
+        squares || self.states == States::SecondMoment
     }
 
     fn of(call: &TensorCall<'_>) -> Self {

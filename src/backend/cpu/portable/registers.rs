@@ -6,7 +6,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::elements::{Elements, Kind, lanes, with_elements};
+use super::elements::{Elements, Kind, with_elements};
 use super::run::{Run, draws};
 use super::skip;
 use crate::backend::cpu::call::TensorCall;
@@ -161,8 +161,27 @@ pub(super) unsafe fn step<L: Lanes, K: Kernel<L>>(
     kernel: K,
 ) -> i64 {
     // SAFETY: the caller's promise.
+    unsafe { with_elements!(Kind::of(call), E => step_on::<L, K, E>(call, units, kernel)) }
+}
+
+/// [`step`] on elements of one kind.
+///
+/// # Safety
+/// As for [`super::apply`].
+#[inline(always)]
+pub(super) unsafe fn step_on<L: Lanes, K: Kernel<L>, E: Elements<L>>(
+    call: &TensorCall<'_>,
+    units: Range<i64>,
+    kernel: K,
+) -> i64 {
+    // SAFETY: the caller's promise.
     unsafe {
-        with_elements!(Kind::of(call), E => L::run(Chunks::<L, K, E>::new(call, units, kernel)))
+        L::run(Chunks {
+            call,
+            units,
+            kernel,
+            kinds: PhantomData::<(L, E)>,
+        })
     }
 }
 
@@ -172,18 +191,6 @@ struct Chunks<'a, L, K, E> {
     units: Range<i64>,
     kernel: K,
     kinds: PhantomData<(L, E)>,
-}
-
-impl<'a, L, K, E> Chunks<'a, L, K, E> {
-    #[inline(always)]
-    fn new(call: &'a TensorCall<'a>, units: Range<i64>, kernel: K) -> Self {
-        Self {
-            call,
-            units,
-            kernel,
-            kinds: PhantomData,
-        }
-    }
 }
 
 impl<L: Lanes, K: Kernel<L>, E: Elements<L>> Compiled for Chunks<'_, L, K, E> {
@@ -246,36 +253,11 @@ pub(super) unsafe fn skips<L: Lanes, E: Elements<L>>(
 ) -> bool {
     // SAFETY: the caller's run lies in the tensor.
     unsafe {
-        let skips = call.skip_blocks && any_square_not_finite::<L, E>(call, run, gradients);
+        let skips = call.skip_blocks && E::any_non_finite(call, run, gradients);
         if skips {
             skip(call, run);
         }
         skips
-    }
-}
-
-/// Whether the square of any gradient of a run is not finite.
-#[inline(always)]
-pub(super) unsafe fn any_square_not_finite<L: Lanes, E: Elements<L>>(
-    call: &TensorCall<'_>,
-    run: Run,
-    gradients: E::Gradients,
-) -> bool {
-    // SAFETY: the caller's gradients.
-    unsafe {
-        let grad_scale = L::Vector::splat(call.grad_scale);
-        // Zero, or NaN if a square is not finite.
-        let zero = L::Vector::splat(0.0);
-        let mut sum = zero;
-        for at in (0..CHUNK).step_by(L::Vector::WIDTH) {
-            let lanes = lanes::<L::Vector>(run, at);
-            if lanes == 0 {
-                break;
-            }
-            let g = E::gradient(gradients, at, lanes).mul(grad_scale);
-            sum = g.mul(g).mul_add(zero, sum);
-        }
-        sum.any_nan()
     }
 }
 

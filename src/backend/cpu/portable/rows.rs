@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 
 use super::AHEAD;
 use super::collect::Part;
-use super::elements::{Ahead, Elements, Kind, lanes, with_elements};
+use super::elements::{Ahead, Decayed, Elements, Kind, lanes, with_elements};
 use super::factored::Squares;
 use super::maxima::{ColumnMaxima, Columns};
 use super::rank1::{Memory, Period, Place, RankOne};
@@ -143,14 +143,34 @@ unsafe fn raise<L: Lanes, S: Slices<L>>(
 ) -> bool {
     // SAFETY: the caller's promise.
     unsafe {
-        with_elements!(Kind::of_gradients(call), E => L::run(Raise::<L, S, E> {
+        if call.l2() == 0.0 {
+            with_elements!(Kind::of_gradients(call), E => {
+                raise_by::<L, S, E>(call, slices, period, of, memory)
+            })
+        } else {
+            raise_by::<L, S, Decayed>(call, slices, period, of, memory)
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn raise_by<L: Lanes, S: Slices<L>, E: Elements<L>>(
+    call: &TensorCall<'_>,
+    slices: S,
+    period: Option<&Period>,
+    of: &Part,
+    memory: &mut [ColumnMaxima; 2],
+) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe {
+        L::run(Raise {
             call,
             slices,
             period,
             of,
             memory,
-            kinds: PhantomData,
-        }))
+            kinds: PhantomData::<(L, E)>,
+        })
     }
 }
 
@@ -274,6 +294,8 @@ struct Collector<'c, L: Lanes, S, E> {
     slices: S,
     /// The largest values so far.
     largest: L::Vector,
+    /// Whether a gradient was found that these do not show.
+    hides_non_finite: bool,
     /// For each of the rows that are collected together.
     rooms: [(Chunk, Room); ROWS],
     elements: PhantomData<E>,
@@ -287,6 +309,7 @@ impl<'c, L: Lanes, S: Slices<L>, E: Elements<L>> Collector<'c, L, S, E> {
             slices,
             // SAFETY: the kernels are used on processors that have the instructions.
             largest: unsafe { L::Vector::splat(0.0) },
+            hides_non_finite: false,
             rooms: [const { (Chunk::ZERO, Room::EMPTY) }; ROWS],
             elements: PhantomData,
         }
@@ -295,7 +318,7 @@ impl<'c, L: Lanes, S: Slices<L>, E: Elements<L>> Collector<'c, L, S, E> {
     #[inline(always)]
     unsafe fn all_finite(&self) -> bool {
         // SAFETY: as in `of`.
-        unsafe { self.largest.reduce_largest() < INF_BITS.cast_signed() }
+        !self.hides_non_finite && unsafe { self.largest.reduce_largest() < INF_BITS.cast_signed() }
     }
 
     /// Raises the maxima by rows.
@@ -341,7 +364,7 @@ impl<'c, L: Lanes, S: Slices<L>, E: Elements<L>> Collector<'c, L, S, E> {
         let (call, len) = (self.call, runs[0].len);
         // SAFETY: the runs lie in the tensor; there are slots for their chunks' columns.
         unsafe {
-            let grad_scale = L::Vector::splat(call.grad_scale);
+            let grad_scale = L::Vector::splat(E::grad_scale(call));
             let slices = self.slices; // A copy, which what is stored cannot change.
             let mut open = [S::NOWHERE; N];
             for (r, open) in open.iter_mut().enumerate() {
@@ -353,11 +376,13 @@ impl<'c, L: Lanes, S: Slices<L>, E: Elements<L>> Collector<'c, L, S, E> {
                 let chunks = parts(runs, at, CHUNK);
                 let mut gradients = [E::gradients(call, chunks[0], &mut self.rooms[0].0); N];
                 let asked = chunks.map(|run| Ahead::of_gradients::<L, E>(call, run, ahead));
+                let too = chunks.map(|run| Ahead::of_parameters::<L, E>(call, run, ahead));
                 for r in 0..N {
                     slices.prefetch(open[r], at + ahead);
                     if r > 0 {
                         gradients[r] = E::gradients(call, chunks[r], &mut self.rooms[r].0);
                     }
+                    self.hides_non_finite |= E::hides_non_finite(gradients[r]);
                 }
                 let columns = columns[at..][..CHUNK].as_mut_ptr().cast::<f32>();
                 for i in (0..CHUNK).step_by(L::Vector::WIDTH) {
@@ -372,6 +397,9 @@ impl<'c, L: Lanes, S: Slices<L>, E: Elements<L>> Collector<'c, L, S, E> {
                     let mut column = L::Vector::load(columns.add(i));
                     for r in 0..N {
                         E::ask([asked[r]], i);
+                        if E::DECAYED {
+                            E::ask([too[r]], i);
+                        }
                         let g = E::gradient(gradients[r], i, lanes).mul(grad_scale); // R1
                         let w = slices.square(g);
                         let new = slices.value(open[r], at + i, w);
