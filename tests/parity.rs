@@ -45,6 +45,24 @@ fn at_random(quantizer: Quantizer) -> Quantizer {
     }
 }
 
+fn of_bits(bits: u32, quantizer: Quantizer) -> Quantizer {
+    Quantizer { bits, ..quantizer }
+}
+
+fn corrected(quantizer: Quantizer) -> Quantizer {
+    Quantizer {
+        scale_correction: true,
+        ..quantizer
+    }
+}
+
+fn dithered(quantizer: Quantizer) -> Quantizer {
+    Quantizer {
+        dither: true,
+        ..quantizer
+    }
+}
+
 fn specs() -> Vec<Spec> {
     let de = |block| Quantizer::block(block, Mapping::De);
     let linear = |block| Quantizer::block(block, Mapping::Linear);
@@ -116,6 +134,15 @@ fn specs() -> Vec<Spec> {
         everywhere("adamw8"),
         everywhere("sgdm8"),
         everywhere("lion8"),
+        spec(de(32), linear(32)),
+        spec(at_random(de(64)), at_random(linear(32))),
+        spec(corrected(de(64)), dithered(linear(64))),
+        spec(corrected(de(32)), corrected(linear(256))),
+        spec(of_bits(8, de(64)), of_bits(8, linear(32))),
+        spec(
+            of_bits(2, Quantizer::block(64, Mapping::LinearWithZero)),
+            dithered(of_bits(8, linear(32))),
+        ),
         adam(spec(Quantizer::f32(), Quantizer::f32())),
         adam(everywhere("adamw8")),
         adam(everywhere("adamw4-robust")),
@@ -290,7 +317,7 @@ fn hostile(model: &mut Model, t: u64) {
 
 #[test]
 fn non_finite_gradients_under_every_policy() {
-    for spec in [1, 3, 4, 8, 9, 28, 30, 31, 32].map(|i| specs().swap_remove(i)) {
+    for spec in [1, 3, 4, 8, 9, 28, 30, 31, 32, 35, 37].map(|i| specs().swap_remove(i)) {
         let normalization = spec.v.as_ref().and_then(|v| v.normalization);
         let of_slices = normalization != Some(Normalization::Block);
         for policy in [

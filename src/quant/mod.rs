@@ -110,22 +110,33 @@ pub(crate) fn decode(code: u8, scale: f32, table: &Table) -> f32 {
 
 /// The scale that makes `sum(x q)` equal `sum(x^2)` (EDEN's correction, as in ZE-EDEN, arXiv
 /// 2610.12444): `scale sum(x^2) / max(sum(x q), tiny)`, in f64, sums as a zero-padded halving tree.
+#[inline(always)]
 pub(crate) fn corrected_scale(scale: f32, values: &[f32], decoded: impl Fn(usize) -> f32) -> f32 {
-    let squares = tree_sum(values.len(), |i| {
-        f64::from(values[i]) * f64::from(values[i])
-    });
-    let products = tree_sum(values.len(), |i| {
-        f64::from(values[i]) * f64::from(decoded(i))
-    });
+    let square = |i: usize| f64::from(values[i]) * f64::from(values[i]);
+    let product = |i| f64::from(values[i]) * f64::from(decoded(i));
+    // Of most blocks, so that the others' memory is not filled for them.
+    const SHORT: usize = 128;
+    let (squares, products) = if values.len() <= SHORT {
+        (
+            tree_sum::<SHORT>(values.len(), square),
+            tree_sum::<SHORT>(values.len(), product),
+        )
+    } else {
+        (
+            tree_sum::<4096>(values.len(), square),
+            tree_sum::<4096>(values.len(), product),
+        )
+    };
     crate::numerics::canonical(
         (f64::from(scale) * (squares / products.max(f64::MIN_POSITIVE))) as f32,
     )
 }
 
 /// Halves the list, padded with zeros to a power of two, until one number is left: element `i` is
-/// added to element `i + half`.
-fn tree_sum(count: usize, term: impl Fn(usize) -> f64) -> f64 {
-    let mut terms = [0.0_f64; 4096];
+/// added to element `i + half`. There are at most `N`.
+#[inline(always)]
+fn tree_sum<const N: usize>(count: usize, term: impl Fn(usize) -> f64) -> f64 {
+    let mut terms = [0.0_f64; N];
     for (i, slot) in terms[..count].iter_mut().enumerate() {
         *slot = term(i);
     }

@@ -147,7 +147,7 @@ unsafe fn code_bytes<'a, const BYTES: usize>(
 
 /// The levels of a run's codes, without their scales.
 #[inline(always)]
-unsafe fn levels<L: Lanes>(
+pub(super) unsafe fn levels<L: Lanes>(
     call: &TensorCall<'_>,
     codes: &Codes,
     buffer: Buffer,

@@ -4,11 +4,12 @@
 
 use std::marker::PhantomData;
 
-use super::decode::{Source, dither, smallest};
+use super::MOST_CHUNKS;
+use super::collect::flat;
+use super::decode::{Source, dither, levels, smallest};
 use super::run::{Run, code_row, draws, largest, scale_row, store_run};
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{CHUNK, Chunk, Compiled, Encoder, Lanes, load};
-use crate::backend::cpu::memory::load_code;
 use crate::backend::cpu::reference::block_scale;
 use crate::dtype::Dtype;
 use crate::layout::index;
@@ -110,89 +111,158 @@ unsafe fn encode_blocks<L: Lanes>(
     unit: Run,
     values: &[Chunk],
 ) {
-    let buffers = call.state_buffers(state);
-    let mut at = 0;
-    while at < unit.len {
-        let run = unit.part(at, block);
-        // A block is a number of chunks, or a part of one.
-        let chunks = &values[at / CHUNK..(at + run.len).div_ceil(CHUNK)];
-        let whole = block >= CHUNK;
-        let inside = at % CHUNK..at % CHUNK + block.min(CHUNK);
-        let mut maximum = 0;
-        for chunk in chunks {
-            let values = if whole {
-                &**chunk
-            } else {
-                &chunk[inside.clone()]
-            };
-            maximum = largest(values).max(maximum);
-        }
-        let scale = block_scale(maximum);
-        // SAFETY: the unit lies in the tensor, so its codes and scales lie in the buffers.
-        unsafe {
-            if whole && codes.rounding == Rounding::Nearest && codes.dither.is_none() {
-                let nearest = Nearest::within(&codes.table, scale);
-                for (run, values) in run.parts(CHUNK).zip(chunks) {
-                    let mut out = [0; CHUNK];
-                    nearest.find::<L>(values, &mut out);
-                    store_codes::<L>(call, codes, buffers[0], run, &mut out);
-                }
-            } else {
-                for (run, values) in run.parts(CHUNK).zip(chunks) {
-                    // A part of a chunk is moved to its beginning.
-                    let mut moved = Chunk::ZERO;
-                    moved[..inside.len()].copy_from_slice(&values[inside.clone()]);
-                    encode_part::<L>(call, state, codes, block, run, scale, &mut moved);
-                }
+    // SAFETY: the unit lies in the tensor, so its codes and scales lie in the buffers.
+    unsafe {
+        if block < CHUNK {
+            for (run, values) in unit.parts(CHUNK).zip(values) {
+                encode_short_blocks::<L>(call, state, codes, block, run, values);
             }
-            let stored = if codes.scale_correction {
-                let row = code_row(call.tensor, codes, buffers[0], run.row).cast_const();
-                let per_byte = index(codes.per_byte);
-                let mut flat = [0.0; 4096];
-                for (i, x) in flat[..run.len].iter_mut().enumerate() {
-                    *x = values[(at + i) / CHUNK][(at + i) % CHUNK];
-                }
-                corrected_scale(scale, &flat[..run.len], |i| {
-                    let code = load_code(row, per_byte, run.col + i);
-                    quant::decode(code, scale, &codes.table)
-                })
-            } else {
-                scale
-            };
-            let scales = scale_row(call.tensor, buffers[1], block, run.row);
-            *scales.add(run.col / block) = stored;
+            return;
         }
-        at += run.len;
+        let buffers = call.state_buffers(state);
+        let scales = scale_row(call.tensor, buffers[1], block, unit.row);
+        for (run, chunks) in unit.parts(block).zip(values.chunks(block / CHUNK)) {
+            let scale = block_scale(largest(&flat(chunks)[..run.len]));
+            let nearest = Nearest::of(codes, scale);
+            for (run, values) in run.parts(CHUNK).zip(chunks) {
+                let mut out = [0; CHUNK];
+                if codes.rounding != Rounding::Nearest {
+                    let scales = Chunk([scale; CHUNK]);
+                    round_randomly::<L>(call, state, codes, run, values, &scales, &mut out);
+                } else if let Some(spacing) = codes.dither {
+                    let mut shifted = *values;
+                    let offset = dither(call, state, run, block, spacing, scale);
+                    shift(&mut *shifted, offset);
+                    nearest.find::<L>(&shifted, &mut out);
+                } else {
+                    nearest.find::<L>(values, &mut out);
+                }
+                store_codes::<L>(call, codes, buffers[0], run, &mut out);
+            }
+            let values = &flat(chunks)[..run.len];
+            *scales.add(run.col / block) =
+                final_scale::<L>(call, codes, buffers[0], run, values, scale);
+        }
     }
 }
 
-/// Codes a run of at most a chunk inside one block, with dither or random numbers.
+/// [`encode_blocks`] for a run of at most a chunk of blocks that are shorter.
 #[inline(always)]
-unsafe fn encode_part<L: Lanes>(
+unsafe fn encode_short_blocks<L: Lanes>(
     call: &TensorCall<'_>,
     state: usize,
     codes: &Codes,
     block: usize,
     run: Run,
-    scale: f32,
-    values: &mut Chunk,
+    values: &Chunk,
 ) {
-    let mut out = [0; CHUNK];
-    if codes.rounding != Rounding::Nearest {
-        let scales = Chunk([scale; CHUNK]);
-        round_randomly::<L>(call, state, codes, run, values, &scales, &mut out);
-    } else {
+    let mut scales = Chunk::ZERO;
+    let mut shifted = *values;
+    for (part, scales) in run.parts(block).zip(scales.chunks_exact_mut(block)) {
+        let values = &mut shifted[part.col - run.col..][..block];
+        let scale = block_scale(largest(values));
+        scales.fill(scale);
         if let Some(spacing) = codes.dither {
-            let offset = dither(call, state, run, block, spacing, scale);
-            for x in values.iter_mut() {
-                *x += offset;
-            }
+            shift(values, dither(call, state, part, block, spacing, scale));
         }
-        Nearest::new(&codes.table, scale).find::<L>(values, &mut out);
     }
-    let buffer = call.state_buffers(state)[0];
-    // SAFETY: the caller's run lies in the tensor, so its codes lie in the buffer.
-    unsafe { store_codes::<L>(call, codes, buffer, run, &mut out) };
+    let mut out = [0; CHUNK];
+    if codes.rounding == Rounding::Nearest {
+        nearest_scaled::<L>(&*shifted, &scales, &codes.table, &mut out);
+    } else {
+        round_randomly::<L>(call, state, codes, run, values, &scales, &mut out);
+    }
+    let buffers = call.state_buffers(state);
+    // SAFETY: the caller's run lies in the tensor, so its codes and scales lie in the buffers.
+    unsafe {
+        store_codes::<L>(call, codes, buffers[0], run, &mut out);
+        let to = scale_row(call.tensor, buffers[1], block, run.row);
+        for part in run.parts(block) {
+            let at = part.col - run.col;
+            let values = &values[at..][..part.len];
+            *to.add(part.col / block) =
+                final_scale::<L>(call, codes, buffers[0], part, values, scales[at]);
+        }
+    }
+}
+
+#[inline(always)]
+fn shift(values: &mut [f32], offset: f32) {
+    for x in values {
+        *x += offset;
+    }
+}
+
+/// The corrected scale of a block, of at most so many chunks, whose codes are stored.
+struct Corrected<'a, L, const CHUNKS: usize> {
+    call: &'a TensorCall<'a>,
+    codes: &'a Codes,
+    buffer: Buffer,
+    block: Run,
+    values: &'a [f32],
+    scale: f32,
+    lanes: PhantomData<L>,
+}
+
+impl<L: Lanes, const CHUNKS: usize> Compiled for Corrected<'_, L, CHUNKS> {
+    type Output = f32;
+
+    #[inline(always)]
+    unsafe fn run(self) -> f32 {
+        let Self {
+            call,
+            codes,
+            buffer,
+            block,
+            values,
+            scale,
+            ..
+        } = self;
+        let mut decoded = [Chunk::ZERO; CHUNKS];
+        for (run, decoded) in block.parts(CHUNK).zip(&mut decoded) {
+            // SAFETY: the caller's block lies in the tensor.
+            unsafe { levels::<L>(call, codes, buffer, run, decoded) };
+        }
+        let decoded = flat(&decoded);
+        corrected_scale(scale, values, |i| decoded[i] * scale)
+    }
+}
+
+/// The scale of a block, given its values, that is stored once its codes are.
+#[inline(always)]
+unsafe fn final_scale<L: Lanes>(
+    call: &TensorCall<'_>,
+    codes: &Codes,
+    buffer: Buffer,
+    block: Run,
+    values: &[f32],
+    scale: f32,
+) -> f32 {
+    if !codes.scale_correction {
+        return scale;
+    }
+    // By itself: it has much memory on the stack.
+    macro_rules! corrected {
+        ($chunks:expr) => {
+            L::run(Corrected::<L, $chunks> {
+                call,
+                codes,
+                buffer,
+                block,
+                values,
+                scale,
+                lanes: PhantomData,
+            })
+        };
+    }
+    // SAFETY: the caller's block lies in the tensor.
+    unsafe {
+        if block.len <= CHUNK {
+            corrected!(1)
+        } else {
+            corrected!(MOST_CHUNKS)
+        }
+    }
 }
 
 /// How the nearest codes under one scale are found.
@@ -208,28 +278,26 @@ enum Nearest<'a> {
 }
 
 impl<'a> Nearest<'a> {
-    /// For values whose magnitudes are at most the scale.
     #[inline(always)]
-    fn within(table: &'a Table, scale: f32) -> Self {
-        match &table.lines {
-            Some(lines) if table.linear.is_none() && Lines::cover(scale) => {
-                Self::Lines(lines, &table.midpoints, scale)
-            }
-            _ => Self::new(table, scale),
-        }
-    }
-
-    #[inline(always)]
-    fn new(table: &'a Table, scale: f32) -> Self {
+    fn of(codes: &'a Codes, scale: f32) -> Self {
+        let table = &codes.table;
         if let Some(levels) = table.linear
             && !scale.is_subnormal()
         {
-            Self::Linear(levels, scale)
-        } else if table.midpoints.len() <= 15 {
-            Self::Few(padded(&table.midpoints, f32::INFINITY, scale))
-        } else {
+            return Self::Linear(levels, scale);
+        }
+        match &table.lines {
+            // For values whose magnitudes are at most the scale.
+            Some(lines)
+                if table.linear.is_none() && codes.dither.is_none() && Lines::cover(scale) =>
+            {
+                Self::Lines(lines, &table.midpoints, scale)
+            }
             // Thresholds do not decrease, as rounding is monotonic.
-            Self::Many(padded(&table.midpoints, f32::INFINITY, scale))
+            _ if table.midpoints.len() <= 15 => {
+                Self::Few(padded(&table.midpoints, f32::INFINITY, scale))
+            }
+            _ => Self::Many(padded(&table.midpoints, f32::INFINITY, scale)),
         }
     }
 

@@ -3,8 +3,8 @@
 //! processor's baseline, for AVX2 with FMA and F16C (without a hardware `fma` every multiply-add is
 //! a library call), and for AVX-512.
 //!
-//! The unit of work is one block of one row (`Grid::unit`): its states are decoded into chunks on
-//! the stack, updated by the rules of `optimizer/`, and coded again.
+//! The unit of work is one block of one row (`Grid::unit`), or a few that are short: its states are decoded
+//! into chunks on the stack, updated by the rules of `optimizer/`, and coded again.
 
 #![expect(unsafe_code, reason = "reads and writes the caller's raw buffers")]
 
@@ -161,7 +161,10 @@ unsafe fn apply<L: Lanes>(call: &TensorCall<'_>, units: Range<i64>) -> i64 {
         // Most blocks are one chunk, and their arrays stay in the nearest cache.
         if index(grid.block) <= CHUNK {
             let mut work = Unit::<1>::ZERO;
-            for run in Run::of_units(grid, units) {
+            let block = index(grid.block);
+            // Several units are one run, unless some are to be skipped.
+            let apart = block < CHUNK && call.skip_blocks && scan::<L>(call, units.clone());
+            for run in Run::of_length(grid, units, if apart { block } else { CHUNK }) {
                 skipped += apply_unit::<L, 1>(call, run, &mut work);
             }
         } else {

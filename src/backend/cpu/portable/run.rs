@@ -48,10 +48,19 @@ impl Run {
         }
     }
 
-    /// The runs of consecutive units.
+    /// The runs of consecutive units, of those shorter than a chunk a chunk's together.
     #[inline(always)]
     pub(super) fn of_units(grid: &Grid, units: Range<i64>) -> impl Iterator<Item = Self> {
-        let len = index(grid.block);
+        Self::of_length(grid, units, index(grid.block).max(CHUNK))
+    }
+
+    /// The runs of at most this length of consecutive units.
+    #[inline(always)]
+    pub(super) fn of_length(
+        grid: &Grid,
+        units: Range<i64>,
+        len: usize,
+    ) -> impl Iterator<Item = Self> {
         Self::of_rows(grid, units).flat_map(move |row| row.parts(len))
     }
 
