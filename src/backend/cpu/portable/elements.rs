@@ -422,15 +422,10 @@ impl<L: Lanes> Elements<L> for Copied {
         unsafe { Self::gradients::<L>(call, run, copy) }
     }
 
-    // A chunk, with the run's first register.
     #[inline(always)]
     fn ask<const N: usize, const LATER: bool>(ahead: [Ahead<LATER>; N], at: usize) {
-        if at == 0 {
-            for ahead in ahead {
-                for byte in (0..CHUNK * ahead.size).step_by(LINE) {
-                    ahead.line::<L, u8>(byte);
-                }
-            }
+        for ahead in ahead {
+            ahead.line::<L, u8>(at * ahead.size);
         }
     }
 
