@@ -83,6 +83,12 @@ impl Weights {
     }
 }
 
+/// The value of b, NaN as it is.
+#[inline(always)]
+pub(crate) fn widen_bf16(b: bf16) -> f32 {
+    f32::from_bits(u32::from(b.to_bits()) << 16)
+}
+
 /// `x` rounded to the nearest bf16, NaN in canonical form, without a branch.
 #[inline(always)]
 pub(crate) fn narrow_bf16(x: f32) -> bf16 {
@@ -164,47 +170,69 @@ pub(crate) fn split_remainder(theta: f32) -> (bf16, u16) {
 #[inline(always)]
 pub(crate) fn join_remainder(b: bf16, low: u16) -> f32 {
     let bits = u32::from(b.to_bits()) << 16;
-    if low >= 0x8000 && bits & 0x7fff_0000 == 0 || b.is_nan() {
-        return canonical(f32::from_bits(bits));
+    // From its half on, b was rounded up, and theta is below it.
+    let low = i32::from(low.cast_signed());
+    let low = if bits & 0x7fff_0000 == 0 {
+        low.max(0)
+    } else {
+        low
+    };
+    if b.is_nan() {
+        f32::from_bits(NAN_BITS)
+    } else {
+        f32::from_bits(bits.wrapping_add_signed(low))
     }
-    f32::from_bits(bits - (u32::from(low >> 15) << 16) + u32::from(low))
 }
 
 /// b and the correction `RNE(254 (theta - b) / U)`, where U is the last place of b.
 #[inline(always)]
 pub(crate) fn split_correction(theta: f32) -> (bf16, i8) {
     let b = narrow_bf16(theta);
-    let error = theta - f32::from_bits(u32::from(b.to_bits()) << 16);
-    let correction = (254.0 * (error / last_place(b))).round_ties_even();
+    let error = theta - widen_bf16(b);
+    // By 1 / U, a power of two, in two steps where f32 has none so large.
+    let exponent = exponent(b);
+    let inverse = f32::from_bits((261 - exponent.max(8)) << 23);
+    let rest = f32::from_bits((127 + exponent.max(8) - exponent) << 23);
+    let correction = 254.0 * (error * inverse * rest);
     // Where b is not finite the error is NaN or infinite.
     let finite = b.to_bits() & 0x7f80 != 0x7f80;
     let correction = if finite { correction } else { 0.0 };
-    // From -127 to 127: the lowest bits of its sum with 1.5 2^23.
+    // From -127 to 127: the lowest bits of its sum with 1.5 2^23, which is rounded to an integer.
     (b, (correction + 12_582_912.0).to_bits() as i8)
 }
 
 /// `RN(b + RN(correction RN(U / 254)))`.
 #[inline(always)]
 pub(crate) fn join_correction(b: bf16, correction: i8) -> f32 {
-    let step = last_place(b) / 254.0;
-    let theta = b.to_f32() + f32::from(correction) * step;
-    if b.is_finite() {
-        theta
-    } else {
-        canonical(b.to_f32())
-    }
-}
-
-/// The distance of bf16 values in the binade of b.
-#[inline(always)]
-fn last_place(b: bf16) -> f32 {
-    let exponent = u32::from((b.to_bits() >> 7) & 0xff).max(1);
-    // 2^(exponent - 134), which is subnormal up to exponent 7.
-    f32::from_bits(if exponent > 7 {
+    /// The step of exponent 15, the last one whose step is subnormal.
+    const SUBNORMAL: u32 = 4_227_330;
+    let exponent = exponent(b);
+    // Those before it are its halves, rounded: without a tie, as 2^30 / 254 is 4227330.02.
+    let halvings = 15_u32.saturating_sub(exponent);
+    let step = f32::from_bits(if exponent > 15 {
         (exponent - 7) << 23
     } else {
-        1 << (exponent + 15)
+        (SUBNORMAL + (1 << halvings >> 1)) >> halvings
+    });
+    // Scaled by a power of two, 1 / 254 is rounded as by itself.
+    let step = if exponent > 15 {
+        step * (1.0 / 254.0)
+    } else {
+        step
+    };
+    let value = widen_bf16(b);
+    let theta = value + f32::from(correction) * step;
+    canonical(if b.to_bits() & 0x7f80 == 0x7f80 {
+        value
+    } else {
+        theta
     })
+}
+
+/// The biased exponent of b; U is `2^(exponent - 134)`.
+#[inline(always)]
+fn exponent(b: bf16) -> u32 {
+    u32::from((b.to_bits() >> 7) & 0xff).max(1)
 }
 
 #[cfg(test)]
@@ -243,6 +271,48 @@ mod tests {
             join_remainder(bf16::from_bits(0x8000), 0x9000).to_bits(),
             1 << 31
         );
+    }
+
+    /// The distance of bf16 values in the binade of b.
+    fn last_place(b: bf16) -> f32 {
+        2_f64.powi(exponent(b).cast_signed() - 134) as f32
+    }
+
+    #[test]
+    fn corrections_are_those_of_their_formulas() {
+        for bits in 0..=u16::MAX {
+            let b = bf16::from_bits(bits);
+            for correction in i8::MIN..=i8::MAX {
+                let step = last_place(b) / 254.0;
+                let theta = b.to_f32() + f32::from(correction) * step;
+                let theta = if b.is_finite() {
+                    theta
+                } else {
+                    canonical(b.to_f32())
+                };
+                let joined = join_correction(b, correction).to_bits();
+                assert_eq!(joined, theta.to_bits(), "{b:e} {correction}");
+            }
+        }
+        for theta in values().filter(|theta| theta.is_finite()) {
+            let (b, correction) = split_correction(theta);
+            if b.is_finite() {
+                let units = 254.0 * ((theta - b.to_f32()) / last_place(b));
+                let nearest = units.round_ties_even() as i8;
+                assert_eq!(correction, nearest, "{theta:e}");
+            }
+        }
+    }
+
+    #[test]
+    fn remainders_that_fit_no_zero_or_nan_count_for_nothing() {
+        for low in 0..=u16::MAX {
+            let zero = [0, 0x8000].map(|b| join_remainder(bf16::from_bits(b), low).to_bits());
+            let low_alone = if low < 0x8000 { u32::from(low) } else { 0 };
+            assert_eq!(zero, [low_alone, 1 << 31 | low_alone]);
+            let nan = join_remainder(bf16::from_bits(0xff81), low);
+            assert_eq!(nan.to_bits(), NAN_BITS);
+        }
     }
 
     #[test]

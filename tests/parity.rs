@@ -285,6 +285,33 @@ fn all_shapes_dtypes_and_quantizers() {
     }
 }
 
+#[test]
+fn updates_take_the_place_of_gradients() {
+    for spec in specs() {
+        for dtype in [Dtype::F32, Dtype::Bf16] {
+            let tensors = all_tensors(dtype, dtype);
+            let model = |variant, threads| {
+                let mut model = Model::new(variant, threads, &spec, tensors.clone());
+                model.fill_params();
+                model.fill_grads(1);
+                model
+            };
+            let mut apart = model(Variant::Reference, 1).with_updates();
+            apart.run().unwrap();
+            for variant in variants() {
+                let mut there = model(variant, 2);
+                there.updates_in_grads = true;
+                there.run().unwrap();
+                assert!(
+                    Some(&there.grads) == apart.updates.as_ref() && there.state == apart.state,
+                    "{variant:?}, {}",
+                    spec.to_json().unwrap()
+                );
+            }
+        }
+    }
+}
+
 /// Gradients with everything that floating point has.
 fn hostile(model: &mut Model, t: u64) {
     let special = [

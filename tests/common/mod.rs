@@ -133,6 +133,8 @@ pub struct Model {
     pub params: Vec<Memory>,
     pub grads: Vec<Memory>,
     pub updates: Option<Vec<Memory>>,
+    /// Whether updates take the place of the gradients.
+    pub updates_in_grads: bool,
     pub state: Vec<Memory>,
     pub scratch: Memory,
     pub hyper: Hyper,
@@ -162,6 +164,7 @@ impl Model {
             params: sized(|info| info.param_dtype),
             grads: sized(|info| info.grad_dtype),
             updates: None,
+            updates_in_grads: false,
             state: plan
                 .buffers()
                 .iter()
@@ -216,7 +219,8 @@ impl Model {
     pub fn stage(&mut self, stage: Stage, offsets: Option<&[Option<&[i64]>]>) -> Result<()> {
         let list = |memory: &[Memory]| memory.iter().map(Memory::buffer).collect::<Vec<_>>();
         let (params, grads, state) = (list(&self.params), list(&self.grads), list(&self.state));
-        let updates = self.updates.as_deref().map(list);
+        let own = self.updates_in_grads.then_some(self.grads.as_slice());
+        let updates = own.or(self.updates.as_deref()).map(list);
         let hyper = vec![self.hyper; self.plan.groups()];
         let args = StepArgs {
             params: &params,

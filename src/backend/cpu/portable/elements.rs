@@ -7,7 +7,7 @@ use half::bf16;
 
 use super::run::{Run, draws, load_run, store_run};
 use super::weights::{load_weights, store_weights};
-use super::{AHEAD, LINE};
+use super::{AHEAD, LINE, prefetch};
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, Random, Vector};
 use crate::dtype::Dtype;
@@ -379,31 +379,35 @@ impl Copied {
         copy.as_ptr()
     }
 
-    /// Whether the parameters of a run are read and replaced where they lie.
+    /// Whether the parameters of a run are read, and results written, where they lie.
     #[inline(always)]
-    fn in_place(call: &TensorCall<'_>, run: Run) -> bool {
+    fn uses_f32(call: &TensorCall<'_>, run: Run) -> bool {
         let weight = &call.weight;
-        let are_f32 = weight.dtype == Dtype::F32 && weight.form == Weights::Plain;
-        are_f32 && call.in_place() && run.len == CHUNK
+        weight.dtype == Dtype::F32 && weight.form == Weights::Plain && run.len == CHUNK
     }
 
     /// The f32 values of a run's parameters.
     #[inline(always)]
-    unsafe fn parameters<L: Lanes>(call: &TensorCall<'_>, run: Run, copy: &mut Chunk) -> *mut f32 {
-        if Self::in_place(call, run) {
+    unsafe fn parameters<L: Lanes>(
+        call: &TensorCall<'_>,
+        run: Run,
+        copy: &mut Chunk,
+    ) -> *const f32 {
+        if Self::uses_f32(call, run) {
             return call.weight.data.cast::<f32>().wrapping_add(run.first);
         }
         // SAFETY: the caller's run lies in the tensor.
         unsafe { load_weights::<L>(call, run, copy) };
-        copy.as_mut_ptr()
+        copy.as_ptr()
     }
 }
 
-/// The parameters of a run, to be replaced by the result, and what the update is taken from.
+/// The parameters of a run, what the update is taken from, and where the result goes.
 #[derive(Clone, Copy)]
 pub(super) struct CopiedParameters {
-    data: *mut f32,
+    data: *const f32,
     base: *const f32,
+    result: *mut f32,
 }
 
 impl<L: Lanes> Elements<L> for Copied {
@@ -442,14 +446,22 @@ impl<L: Lanes> Elements<L> for Copied {
         copy: &mut Chunk,
         _: &Random,
     ) -> CopiedParameters {
+        if let Some((_, dtype)) = call.weight.form.beside() {
+            prefetch::<L>(call.weight.beside, dtype.size(), run, AHEAD);
+        }
         // SAFETY: the caller's promise.
         let data = unsafe { Self::parameters::<L>(call, run, copy) };
-        let base = if call.in_place() {
-            data.cast_const()
+        let (base, memory) = if call.in_place() {
+            (data, call.weight.data)
         } else {
-            NOTHING.as_ptr()
+            (NOTHING.as_ptr(), call.update)
         };
-        CopiedParameters { data, base }
+        let result = if Self::uses_f32(call, run) {
+            memory.cast::<f32>().wrapping_add(run.first)
+        } else {
+            copy.as_mut_ptr()
+        };
+        CopiedParameters { data, base, result }
     }
 
     #[inline(always)]
@@ -467,17 +479,17 @@ impl<L: Lanes> Elements<L> for Copied {
     #[inline(always)]
     unsafe fn replace(to: CopiedParameters, at: usize, _: usize, result: L::Vector) {
         // SAFETY: a register of a chunk.
-        unsafe { result.canonical().store(to.data.add(at)) };
+        unsafe { result.canonical().store(to.result.add(at)) };
     }
 
     #[inline(always)]
     unsafe fn end(call: &TensorCall<'_>, run: Run, to: CopiedParameters) {
-        if Self::in_place(call, run) {
+        if Self::uses_f32(call, run) {
             return;
         }
         // SAFETY: the caller's promise; the result is in a chunk.
         unsafe {
-            let result = &*to.data.cast::<Chunk>();
+            let result = &*to.result.cast::<Chunk>();
             if call.in_place() {
                 store_weights::<L>(call, run, result);
             } else {

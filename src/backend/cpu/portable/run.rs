@@ -14,6 +14,7 @@ use crate::numerics::{INF_BITS, canonical, magnitude};
 use crate::plan::{Codes, MAX_AXES, Maxima, TensorPlan};
 use crate::rng::{Draws, Purpose};
 use crate::step::Buffer;
+use crate::weights::widen_bf16;
 
 /// A run of elements inside one row of the grid.
 ///
@@ -128,7 +129,7 @@ unsafe fn load_chunk<L: Lanes>(data: *const u8, dtype: Dtype, out: &mut Chunk) {
             Dtype::Bf16 => {
                 let data = data.cast::<bf16>();
                 for (i, out) in out.iter_mut().enumerate() {
-                    *out = f32::from_bits(u32::from((*data.add(i)).to_bits()) << 16);
+                    *out = widen_bf16(*data.add(i));
                 }
             }
             Dtype::F16 => L::load_f16(data.cast(), out),

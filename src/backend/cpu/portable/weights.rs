@@ -2,7 +2,7 @@
 
 #![expect(unsafe_code, reason = "reads and writes the caller's raw buffers")]
 
-use half::bf16;
+use half::{bf16, f16};
 
 use super::run::{Run, draws, load_run, store_run};
 use crate::backend::cpu::call::TensorCall;
@@ -11,7 +11,7 @@ use crate::dtype::Dtype;
 use crate::rng::Purpose;
 use crate::weights::{
     Weights, from_master, join_correction, join_remainder, narrow_bf16, round_f16,
-    split_correction, split_remainder,
+    split_correction, split_remainder, widen_bf16,
 };
 
 /// The f32 values of a run of at most a chunk of parameters, zeros behind them.
@@ -24,25 +24,38 @@ pub(super) unsafe fn load_weights<L: Lanes>(call: &TensorCall<'_>, run: Run, out
             Weights::Plain | Weights::Stochastic => {
                 load_run::<L>(weight.data, weight.dtype, run, out);
             }
-            Weights::Master => {
-                let mut b = Chunk::ZERO;
-                load_run::<L>(weight.data, weight.dtype, run, &mut b);
+            Weights::Master if weight.dtype == Dtype::F16 => {
+                let (mut b, mut rounded) = (Chunk::ZERO, Chunk::ZERO);
+                load_run::<L>(weight.data, Dtype::F16, run, &mut b);
                 load_run::<L>(weight.beside, Dtype::F32, run, out);
-                let rounded = round_to::<L>(weight.dtype, out);
+                let mut halves = [f16::ZERO; CHUNK];
+                L::store_f16(out, halves.as_mut_ptr());
+                L::load_f16(halves.as_ptr(), &mut rounded);
                 for ((out, b), rounded) in out.iter_mut().zip(&*b).zip(&*rounded) {
                     *out = from_master(*b, *out, *rounded);
                 }
             }
+            Weights::Master => {
+                let (mut b, mut master) = ([bf16::ZERO; CHUNK], [0.0; CHUNK]);
+                let b = elements(weight.data, run, &mut b);
+                let master = elements(weight.beside, run, &mut master);
+                for i in 0..CHUNK {
+                    let [b, rounded] = [b[i], narrow_bf16(master[i])].map(widen_bf16);
+                    out[i] = from_master(b, master[i], rounded);
+                }
+            }
             Weights::Remainder16 => {
-                let b: [bf16; CHUNK] = copy(weight.data, run);
-                let low: [u16; CHUNK] = copy(weight.beside, run);
+                let (mut b, mut low) = ([bf16::ZERO; CHUNK], [0_u16; CHUNK]);
+                let b = elements(weight.data, run, &mut b);
+                let low = elements(weight.beside, run, &mut low);
                 for i in 0..CHUNK {
                     out[i] = join_remainder(b[i], low[i]);
                 }
             }
             Weights::Correction8 => {
-                let b: [bf16; CHUNK] = copy(weight.data, run);
-                let correction: [i8; CHUNK] = copy(weight.beside, run);
+                let (mut b, mut correction) = ([bf16::ZERO; CHUNK], [0_i8; CHUNK]);
+                let b = elements(weight.data, run, &mut b);
+                let correction = elements(weight.beside, run, &mut correction);
                 for i in 0..CHUNK {
                     out[i] = join_correction(b[i], correction[i]);
                 }
@@ -51,21 +64,20 @@ pub(super) unsafe fn load_weights<L: Lanes>(call: &TensorCall<'_>, run: Run, out
     }
 }
 
-/// The elements of a run of at most a chunk, zeros behind them.
+/// The elements of a run of at most a chunk: where they lie, or, for less than one, in a copy, with what is
+/// in it behind them.
 #[inline(always)]
-unsafe fn copy<T: Copy + Default>(from: *const u8, run: Run) -> [T; CHUNK] {
-    let mut out = [T::default(); CHUNK];
-    // SAFETY: the caller's run lies in the tensor, whose elements are of this type.
+unsafe fn elements<T: Copy>(from: *const u8, run: Run, copy: &mut [T; CHUNK]) -> &[T; CHUNK] {
+    // SAFETY: the caller's run lies in the tensor, whose elements are of this type and aligned for it; no one
+    // writes them while they are borrowed.
     unsafe {
         let from = from.cast::<T>().add(run.first);
         if run.len == CHUNK {
-            // Of a known length, so that these are moves of vectors.
-            std::ptr::copy_nonoverlapping(from, out.as_mut_ptr(), CHUNK);
-        } else {
-            std::ptr::copy_nonoverlapping(from, out.as_mut_ptr(), run.len);
+            return &*from.cast();
         }
+        std::ptr::copy_nonoverlapping(from, copy.as_mut_ptr(), run.len);
     }
-    out
+    copy
 }
 
 /// Stores the elements of a run of at most a chunk.
@@ -80,25 +92,6 @@ unsafe fn put<T: Copy>(values: &[T; CHUNK], to: *mut u8, run: Run) {
             std::ptr::copy_nonoverlapping(values.as_ptr(), to, run.len);
         }
     }
-}
-
-/// Values rounded to a dtype of 16 bits, NaN in canonical form.
-#[inline(always)]
-fn round_to<L: Lanes>(dtype: Dtype, values: &Chunk) -> Chunk {
-    let mut rounded = Chunk::ZERO;
-    if dtype == Dtype::F16 {
-        let mut halves = [half::f16::ZERO; CHUNK];
-        // SAFETY: a chunk of f16; the kernels are used on processors that have the instructions.
-        unsafe {
-            L::store_f16(values, halves.as_mut_ptr());
-            L::load_f16(halves.as_ptr(), &mut rounded);
-        }
-        return rounded;
-    }
-    for (rounded, value) in rounded.iter_mut().zip(&**values) {
-        *rounded = f32::from_bits(u32::from(narrow_bf16(*value).to_bits()) << 16);
-    }
-    rounded
 }
 
 /// Stores the f32 values of a run of at most a chunk of parameters in their form.
