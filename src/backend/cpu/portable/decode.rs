@@ -2,10 +2,12 @@
 
 #![expect(unsafe_code, reason = "reads and writes the caller's raw buffers")]
 
+use std::marker::PhantomData;
+
 use super::collect::fresh_values;
 use super::run::{Run, Stretch, Stretches, code_row, global, load_run, scale_row};
 use crate::backend::cpu::call::TensorCall;
-use crate::backend::cpu::lanes::{CHUNK, Chunk, Decoder, Lanes, Vector, registers};
+use crate::backend::cpu::lanes::{CHUNK, Chunk, Compiled, Decoder, Lanes, Vector, registers};
 use crate::backend::cpu::reference::factored;
 use crate::dtype::Dtype;
 use crate::layout::index;
@@ -29,6 +31,48 @@ pub(super) enum Source {
     Statistics,
     /// In the state's buffers.
     Stored,
+}
+
+/// [`decode_run`] in a function of its own.
+#[inline(always)]
+pub(super) unsafe fn decode_apart<L: Lanes>(
+    call: &TensorCall<'_>,
+    state: usize,
+    run: Run,
+    factors: Factors,
+    out: &mut Chunk,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        L::run(Decoded::<L> {
+            call,
+            state,
+            run,
+            factors,
+            out,
+            lanes: PhantomData,
+        });
+    }
+}
+
+/// A run to be decoded.
+struct Decoded<'a, L> {
+    call: &'a TensorCall<'a>,
+    state: usize,
+    run: Run,
+    factors: Factors,
+    out: &'a mut Chunk,
+    lanes: PhantomData<L>,
+}
+
+impl<L: Lanes> Compiled for Decoded<'_, L> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run(self) {
+        // SAFETY: the caller's promise.
+        unsafe { decode_run::<L>(self.call, self.state, self.run, self.factors, self.out) };
+    }
 }
 
 /// Decodes a run of at most a chunk of a state, zeros behind it. It begins where a byte of codes

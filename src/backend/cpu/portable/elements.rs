@@ -379,35 +379,31 @@ impl Copied {
         copy.as_ptr()
     }
 
-    /// Whether the parameters of a run are read, and results written, where they lie.
+    /// Whether the parameters of a run are read and replaced where they lie.
     #[inline(always)]
-    fn uses_f32(call: &TensorCall<'_>, run: Run) -> bool {
+    fn in_place(call: &TensorCall<'_>, run: Run) -> bool {
         let weight = &call.weight;
-        weight.dtype == Dtype::F32 && weight.form == Weights::Plain && run.len == CHUNK
+        let are_f32 = weight.dtype == Dtype::F32 && weight.form == Weights::Plain;
+        are_f32 && call.in_place() && run.len == CHUNK
     }
 
     /// The f32 values of a run's parameters.
     #[inline(always)]
-    unsafe fn parameters<L: Lanes>(
-        call: &TensorCall<'_>,
-        run: Run,
-        copy: &mut Chunk,
-    ) -> *const f32 {
-        if Self::uses_f32(call, run) {
+    unsafe fn parameters<L: Lanes>(call: &TensorCall<'_>, run: Run, copy: &mut Chunk) -> *mut f32 {
+        if Self::in_place(call, run) {
             return call.weight.data.cast::<f32>().wrapping_add(run.first);
         }
         // SAFETY: the caller's run lies in the tensor.
         unsafe { load_weights::<L>(call, run, copy) };
-        copy.as_ptr()
+        copy.as_mut_ptr()
     }
 }
 
-/// The parameters of a run, what the update is taken from, and where the result goes.
+/// The parameters of a run, to be replaced by the result, and what the update is taken from.
 #[derive(Clone, Copy)]
 pub(super) struct CopiedParameters {
-    data: *const f32,
+    data: *mut f32,
     base: *const f32,
-    result: *mut f32,
 }
 
 impl<L: Lanes> Elements<L> for Copied {
@@ -451,17 +447,12 @@ impl<L: Lanes> Elements<L> for Copied {
         }
         // SAFETY: the caller's promise.
         let data = unsafe { Self::parameters::<L>(call, run, copy) };
-        let (base, memory) = if call.in_place() {
-            (data, call.weight.data)
+        let base = if call.in_place() {
+            data.cast_const()
         } else {
-            (NOTHING.as_ptr(), call.update)
+            NOTHING.as_ptr()
         };
-        let result = if Self::uses_f32(call, run) {
-            memory.cast::<f32>().wrapping_add(run.first)
-        } else {
-            copy.as_mut_ptr()
-        };
-        CopiedParameters { data, base, result }
+        CopiedParameters { data, base }
     }
 
     #[inline(always)]
@@ -479,17 +470,17 @@ impl<L: Lanes> Elements<L> for Copied {
     #[inline(always)]
     unsafe fn replace(to: CopiedParameters, at: usize, _: usize, result: L::Vector) {
         // SAFETY: a register of a chunk.
-        unsafe { result.canonical().store(to.result.add(at)) };
+        unsafe { result.canonical().store(to.data.add(at)) };
     }
 
     #[inline(always)]
     unsafe fn end(call: &TensorCall<'_>, run: Run, to: CopiedParameters) {
-        if Self::uses_f32(call, run) {
+        if Self::in_place(call, run) {
             return;
         }
         // SAFETY: the caller's promise; the result is in a chunk.
         unsafe {
-            let result = &*to.result.cast::<Chunk>();
+            let result = &*to.data.cast::<Chunk>();
             if call.in_place() {
                 store_weights::<L>(call, run, result);
             } else {
