@@ -376,7 +376,7 @@ impl<'c, L: Lanes, S: Slices<L>, E: Elements<L>> Collector<'c, L, S, E> {
                 let chunks = parts(runs, at, CHUNK);
                 let mut gradients = [E::gradients(call, chunks[0], &mut self.rooms[0].0); N];
                 let asked = chunks.map(|run| Ahead::of_gradients::<L, E>(call, run, ahead));
-                let too = chunks.map(|run| Ahead::of_parameters::<L, E>(call, run, ahead));
+                let parameters = chunks.map(|run| Ahead::of_parameters::<L, E>(call, run, ahead));
                 for r in 0..N {
                     slices.prefetch(open[r], at + ahead);
                     if r > 0 {
@@ -398,7 +398,7 @@ impl<'c, L: Lanes, S: Slices<L>, E: Elements<L>> Collector<'c, L, S, E> {
                     for r in 0..N {
                         E::ask([asked[r]], i);
                         if E::DECAYED {
-                            E::ask([too[r]], i);
+                            E::ask([parameters[r]], i);
                         }
                         let g = E::gradient(gradients[r], i, lanes).mul(grad_scale); // R1
                         let w = slices.square(g);
