@@ -195,8 +195,7 @@ pub(crate) fn split_correction(theta: f32) -> (bf16, i8) {
     let rest = f32::from_bits((127 + exponent.max(8) - exponent) << 23);
     let correction = 254.0 * (error * inverse * rest);
     // Where b is not finite the error is NaN or infinite.
-    let finite = b.to_bits() & 0x7f80 != 0x7f80;
-    let correction = if finite { correction } else { 0.0 };
+    let correction = if b.is_finite() { correction } else { 0.0 };
     // From -127 to 127: the lowest bits of its sum with 1.5 2^23, which is rounded to an integer.
     (b, (correction + 12_582_912.0).to_bits() as i8)
 }
@@ -222,11 +221,7 @@ pub(crate) fn join_correction(b: bf16, correction: i8) -> f32 {
     };
     let value = widen_bf16(b);
     let theta = value + f32::from(correction) * step;
-    canonical(if b.to_bits() & 0x7f80 == 0x7f80 {
-        value
-    } else {
-        theta
-    })
+    canonical(if b.is_finite() { theta } else { value })
 }
 
 /// The biased exponent of b; U is `2^(exponent - 134)`.

@@ -110,23 +110,20 @@ pub(crate) fn decode(code: u8, scale: f32, table: &Table) -> f32 {
 
 /// The scale that makes `sum(x q)` equal `sum(x^2)` (EDEN's correction, as in ZE-EDEN, arXiv
 /// 2610.12444): `scale sum(x^2) / max(sum(x q), tiny)`, in f64, sums as a zero-padded halving tree.
+///
+/// There are at most `N` values.
 #[inline(always)]
-pub(crate) fn corrected_scale(scale: f32, values: &[f32], decoded: impl Fn(usize) -> f32) -> f32 {
-    let square = |i: usize| f64::from(values[i]) * f64::from(values[i]);
-    let product = |i| f64::from(values[i]) * f64::from(decoded(i));
-    // Of most blocks, so that the others' memory is not filled for them.
-    const SHORT: usize = 128;
-    let (squares, products) = if values.len() <= SHORT {
-        (
-            tree_sum::<SHORT>(values.len(), square),
-            tree_sum::<SHORT>(values.len(), product),
-        )
-    } else {
-        (
-            tree_sum::<4096>(values.len(), square),
-            tree_sum::<4096>(values.len(), product),
-        )
-    };
+pub(crate) fn corrected_scale<const N: usize>(
+    scale: f32,
+    values: &[f32],
+    decoded: impl Fn(usize) -> f32,
+) -> f32 {
+    let squares = tree_sum::<N>(values.len(), |i| {
+        f64::from(values[i]) * f64::from(values[i])
+    });
+    let products = tree_sum::<N>(values.len(), |i| {
+        f64::from(values[i]) * f64::from(decoded(i))
+    });
     crate::numerics::canonical(
         (f64::from(scale) * (squares / products.max(f64::MIN_POSITIVE))) as f32,
     )

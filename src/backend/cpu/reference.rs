@@ -466,7 +466,7 @@ unsafe fn encode_block(
         }
         if let (Scales::Block(block), true) = (&codes.scales, codes.scale_correction) {
             let scale = stored_scale(tensor, codes, &buffers[1..], first);
-            let corrected = corrected_scale(scale, &values[range], |i| {
+            let corrected = corrected_scale::<4096>(scale, &values[range], |i| {
                 decode(
                     code(tensor, codes, buffers[0], first + i),
                     scale,

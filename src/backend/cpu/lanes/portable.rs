@@ -10,7 +10,7 @@ use super::{CHUNK, Chunk, Compiled, Lanes, PACKED, Vector, random, repeat};
 use crate::numerics::{INF_BITS, canonical, magnitude};
 use crate::quant::{Table, uniform};
 use crate::rng::Draws;
-use crate::weights::{narrow_bf16, stochastic_bf16};
+use crate::weights::{narrow_bf16, stochastic_bf16, widen_bf16};
 
 /// See the module's page.
 pub(in crate::backend::cpu) struct Portable;
@@ -255,7 +255,7 @@ impl Vector for [f32; 8] {
         unsafe { std::ptr::copy_nonoverlapping(from, first.as_mut_ptr(), count) };
         let mut wide = [0.0; 8];
         for (wide, narrow) in wide.iter_mut().zip(first) {
-            *wide = f32::from_bits(u32::from(narrow.to_bits()) << 16);
+            *wide = widen_bf16(narrow);
         }
         wide
     }

@@ -8,12 +8,10 @@
 
 use std::ops::Range;
 
-use super::elements::{Ahead, Decayed, Elements, lanes};
+use super::elements::{Ahead, Elements, Kind, lanes, with_decay};
 use super::factored::Factored;
 use super::rank1::{Memory, RankOne};
-use super::registers::{
-    Blocks, Kernel, Moment, Plain, Values, Work, largest_of, skips, step, step_on,
-};
+use super::registers::{Blocks, Kernel, Moment, Plain, Values, Work, largest_of, skips, step_on};
 use super::run::Run;
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, Random, Vector, registers};
@@ -66,7 +64,7 @@ pub(super) unsafe fn in_registers<L: Lanes>(
     }
 }
 
-/// [`step`], or with Adam's decay.
+/// [`super::registers::step`], or with Adam's decay.
 ///
 /// # Safety
 /// As for [`super::apply`].
@@ -77,13 +75,7 @@ unsafe fn on_elements<L: Lanes, K: Kernel<L>>(
     kernel: K,
 ) -> i64 {
     // SAFETY: the caller's promise.
-    unsafe {
-        if call.l2() == 0.0 {
-            step::<L, K>(call, units, kernel)
-        } else {
-            step_on::<L, K, Decayed>(call, units, kernel)
-        }
-    }
+    unsafe { with_decay!(call, Kind::of(call), E => step_on::<L, K, E>(call, units, kernel)) }
 }
 
 /// The rule on registers.

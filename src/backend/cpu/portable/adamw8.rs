@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::bytes::{Bytes, any_not_finite};
-use super::elements::{Ahead, Decayed, Elements, Kind, lanes, with_elements};
+use super::elements::{Ahead, Elements, Kind, lanes, with_decay};
 use super::run::Run;
 use super::{MOST_CHUNKS, skip};
 use crate::backend::cpu::call::TensorCall;
@@ -38,30 +38,15 @@ pub(super) unsafe fn in_registers<L: Lanes>(
     // SAFETY: the caller's promise; the units lie in the tensor.
     unsafe {
         let moments = [Bytes::<L::Vector>::of(call, 0, m)?, Bytes::of(call, 1, v)?];
-        Some(if call.l2() == 0.0 {
-            with_elements!(Kind::of(call), E => step::<L, E>(call, scalars, moments, units))
-        } else {
-            step::<L, Decayed>(call, scalars, moments, units)
-        })
-    }
-}
-
-#[inline(always)]
-unsafe fn step<L: Lanes, E: Elements<L>>(
-    call: &TensorCall<'_>,
-    scalars: &Scalars,
-    moments: [Bytes<'_, L::Vector>; 2],
-    units: Range<i64>,
-) -> i64 {
-    // SAFETY: the caller's promise.
-    unsafe {
-        L::run(Units {
-            call,
-            scalars,
-            moments,
-            units,
-            elements: PhantomData::<E>,
-        })
+        Some(
+            with_decay!(call, Kind::of(call), E => L::run(Units::<L, E> {
+                call,
+                scalars,
+                moments,
+                units,
+                elements: PhantomData,
+            })),
+        )
     }
 }
 

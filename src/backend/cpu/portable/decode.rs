@@ -33,15 +33,17 @@ pub(super) enum Source {
     Stored,
 }
 
-/// [`decode_run`] in a function of its own.
+/// Decodes a run of at most a chunk of a state, zeros behind it. It begins where a byte of codes
+/// does.
 #[inline(always)]
-pub(super) unsafe fn decode_apart<L: Lanes>(
+pub(super) unsafe fn decode_run<L: Lanes>(
     call: &TensorCall<'_>,
     state: usize,
     run: Run,
     factors: Factors,
     out: &mut Chunk,
 ) {
+    // By itself, as in `encode.rs`.
     // SAFETY: the caller's promise.
     unsafe {
         L::run(Decoded::<L> {
@@ -70,51 +72,45 @@ impl<L: Lanes> Compiled for Decoded<'_, L> {
 
     #[inline(always)]
     unsafe fn run(self) {
-        // SAFETY: the caller's promise.
-        unsafe { decode_run::<L>(self.call, self.state, self.run, self.factors, self.out) };
-    }
-}
-
-/// Decodes a run of at most a chunk of a state, zeros behind it. It begins where a byte of codes
-/// does.
-#[inline(always)]
-pub(super) unsafe fn decode_run<L: Lanes>(
-    call: &TensorCall<'_>,
-    state: usize,
-    run: Run,
-    factors: Factors,
-    out: &mut Chunk,
-) {
-    let buffers = call.state_buffers(state);
-    // SAFETY: the run lies in the tensor, so its codes and scales lie in the buffers.
-    unsafe {
-        match &call.tensor.states[state].format {
-            Format::F32 => load_run::<L>(buffers[0].data.cast(), Dtype::F32, run, out),
-            Format::Codes(codes) => {
-                match &codes.scales {
-                    Scales::Block(block) => {
-                        decode_blocks::<L>(call, state, codes, index(*block), run, out);
-                    }
-                    Scales::Maxima(maxima) => {
-                        let mut scales = Chunk::ZERO;
-                        smallest(
-                            call,
-                            maxima,
-                            &buffers[1..],
-                            run,
-                            Source::Stored,
-                            &mut scales,
-                        );
-                        levels::<L>(call, codes, buffers[0], run, out);
-                        for (x, scale) in out.iter_mut().zip(&*scales) {
-                            *x *= scale;
+        let Self {
+            call,
+            state,
+            run,
+            factors,
+            out,
+            ..
+        } = self;
+        let buffers = call.state_buffers(state);
+        // SAFETY: the run lies in the tensor, so its codes and scales lie in the buffers.
+        unsafe {
+            match &call.tensor.states[state].format {
+                Format::F32 => load_run::<L>(buffers[0].data.cast(), Dtype::F32, run, out),
+                Format::Codes(codes) => {
+                    match &codes.scales {
+                        Scales::Block(block) => {
+                            decode_blocks::<L>(call, state, codes, index(*block), run, out);
+                        }
+                        Scales::Maxima(maxima) => {
+                            let mut scales = Chunk::ZERO;
+                            smallest(
+                                call,
+                                maxima,
+                                &buffers[1..],
+                                run,
+                                Source::Stored,
+                                &mut scales,
+                            );
+                            levels::<L>(call, codes, buffers[0], run, out);
+                            for (x, scale) in out.iter_mut().zip(&*scales) {
+                                *x *= scale;
+                            }
                         }
                     }
+                    out[run.len..].fill(0.0);
                 }
-                out[run.len..].fill(0.0);
+                Format::Cover(maxima) => smallest(call, maxima, buffers, run, Source::Stored, out),
+                Format::Factored(all) => decode_factors(call, all, buffers, factors, run, out),
             }
-            Format::Cover(maxima) => smallest(call, maxima, buffers, run, Source::Stored, out),
-            Format::Factored(all) => decode_factors(call, all, buffers, factors, run, out),
         }
     }
 }

@@ -66,6 +66,19 @@ macro_rules! with_elements {
 }
 pub(super) use with_elements;
 
+/// The same for the rule of a call, which may be Adam with its decay.
+macro_rules! with_decay {
+    ($call:expr, $kind:expr, $elements:ident => $body:expr) => {
+        if $call.l2() == 0.0 {
+            $crate::backend::cpu::portable::elements::with_elements!($kind, $elements => $body)
+        } else {
+            type $elements = $crate::backend::cpu::portable::elements::Decayed;
+            $body
+        }
+    };
+}
+pub(super) use with_decay;
+
 /// The parameters and gradients of a tensor.
 ///
 /// # Safety
@@ -81,8 +94,9 @@ pub(super) trait Elements<L: Lanes> {
     /// What gradients are to be multiplied by.
     #[inline(always)]
     fn grad_scale(call: &TensorCall<'_>) -> f32 {
-        call.grad_scale
+        if Self::DECAYED { 1.0 } else { call.grad_scale }
     }
+
     /// Bytes of a parameter and of a gradient.
     fn sizes(call: &TensorCall<'_>) -> [usize; 2];
     unsafe fn gradients(call: &TensorCall<'_>, run: Run, copy: &mut Chunk) -> Self::Gradients;
@@ -98,9 +112,13 @@ pub(super) trait Elements<L: Lanes> {
         let _ = gradients;
         false
     }
+
     /// Whether the square of any gradient of a run is not finite.
     #[inline(always)]
     unsafe fn any_non_finite(call: &TensorCall<'_>, run: Run, gradients: Self::Gradients) -> bool {
+        if Self::DECAYED {
+            return Self::hides_non_finite(gradients);
+        }
         // SAFETY: the caller's promise.
         unsafe {
             let grad_scale = L::Vector::splat(call.grad_scale);
@@ -364,9 +382,15 @@ impl<L: Lanes> Elements<L> for Bf16 {
 }
 
 /// Whatever they are, in copies that go on in zeros up to a chunk, but for f32 of whole chunks.
-pub(super) struct Copied;
+pub(super) type Copied = Copies<false>;
 
-impl Copied {
+/// The same with Adam's decay in gradients, all of which are copied.
+pub(super) type Decayed = Copies<true>;
+
+/// [`Copied`] or [`Decayed`].
+pub(super) struct Copies<const DECAYED: bool>;
+
+impl<const DECAYED: bool> Copies<DECAYED> {
     /// The f32 values of a run's gradients.
     #[inline(always)]
     unsafe fn gradients<L: Lanes>(call: &TensorCall<'_>, run: Run, copy: &mut Chunk) -> *const f32 {
@@ -399,6 +423,13 @@ impl Copied {
     }
 }
 
+/// The gradients of a run, and whether the squares of all were finite without the decay.
+#[derive(Clone, Copy)]
+pub(super) struct CopiedGradients {
+    data: *const f32,
+    finite: bool,
+}
+
 /// The parameters of a run, to be replaced by the result, and what the update is taken from.
 #[derive(Clone, Copy)]
 pub(super) struct CopiedParameters {
@@ -406,9 +437,11 @@ pub(super) struct CopiedParameters {
     base: *const f32,
 }
 
-impl<L: Lanes> Elements<L> for Copied {
-    type Gradients = *const f32;
+impl<L: Lanes, const DECAYED: bool> Elements<L> for Copies<DECAYED> {
+    type Gradients = CopiedGradients;
     type Parameters = CopiedParameters;
+
+    const DECAYED: bool = DECAYED;
 
     #[inline(always)]
     fn sizes(call: &TensorCall<'_>) -> [usize; 2] {
@@ -417,9 +450,35 @@ impl<L: Lanes> Elements<L> for Copied {
     }
 
     #[inline(always)]
-    unsafe fn gradients(call: &TensorCall<'_>, run: Run, copy: &mut Chunk) -> *const f32 {
+    unsafe fn gradients(call: &TensorCall<'_>, run: Run, copy: &mut Chunk) -> CopiedGradients {
         // SAFETY: the caller's promise.
-        unsafe { Self::gradients::<L>(call, run, copy) }
+        unsafe {
+            let g = Self::gradients::<L>(call, run, copy);
+            if !DECAYED {
+                return CopiedGradients {
+                    data: g,
+                    finite: true,
+                };
+            }
+            let mut weights = Chunk::ZERO;
+            let p = Self::parameters::<L>(call, run, &mut weights);
+            let (scale, decay) = (
+                L::Vector::splat(call.grad_scale),
+                L::Vector::splat(call.l2()),
+            );
+            let to = copy.as_mut_ptr();
+            let mut largest = L::Vector::splat(0.0);
+            for at in (0..CHUNK).step_by(L::Vector::WIDTH) {
+                let g = L::Vector::load(g.add(at)).mul(scale); // R1
+                largest = largest.largest(g);
+                let p = L::Vector::load(p.add(at));
+                decay.mul_add(p, g).store(to.add(at));
+            }
+            CopiedGradients {
+                data: to,
+                finite: largest.mul(largest).all_usual(),
+            }
+        }
     }
 
     #[inline(always)]
@@ -430,9 +489,14 @@ impl<L: Lanes> Elements<L> for Copied {
     }
 
     #[inline(always)]
-    unsafe fn gradient(from: *const f32, at: usize, _: usize) -> L::Vector {
+    unsafe fn gradient(from: CopiedGradients, at: usize, _: usize) -> L::Vector {
         // SAFETY: a register of a chunk.
-        unsafe { L::Vector::load(from.add(at)) }
+        unsafe { L::Vector::load(from.data.add(at)) }
+    }
+
+    #[inline(always)]
+    fn hides_non_finite(gradients: CopiedGradients) -> bool {
+        !gradients.finite
     }
 
     #[inline(always)]
@@ -487,114 +551,5 @@ impl<L: Lanes> Elements<L> for Copied {
                 store_run::<L>(call.update, call.tensor.info.param_dtype, run, result);
             }
         }
-    }
-}
-
-/// Under Adam's decay: gradients scaled and with the decay in them, in copies, and parameters as in [`Copied`].
-pub(super) struct Decayed;
-
-/// The gradients of a run, and whether the squares of all were finite without the decay.
-#[derive(Clone, Copy)]
-pub(super) struct DecayedGradients {
-    data: *const f32,
-    finite: bool,
-}
-
-impl<L: Lanes> Elements<L> for Decayed {
-    type Gradients = DecayedGradients;
-    type Parameters = CopiedParameters;
-
-    const DECAYED: bool = true;
-
-    #[inline(always)]
-    fn grad_scale(_: &TensorCall<'_>) -> f32 {
-        1.0
-    }
-
-    #[inline(always)]
-    fn sizes(call: &TensorCall<'_>) -> [usize; 2] {
-        <Copied as Elements<L>>::sizes(call)
-    }
-
-    #[inline(always)]
-    unsafe fn gradients(call: &TensorCall<'_>, run: Run, copy: &mut Chunk) -> DecayedGradients {
-        let mut weights = Chunk::ZERO;
-        // SAFETY: the caller's promise.
-        unsafe {
-            let g = Copied::gradients::<L>(call, run, copy);
-            let p = Copied::parameters::<L>(call, run, &mut weights);
-            let (scale, decay) = (
-                L::Vector::splat(call.grad_scale),
-                L::Vector::splat(call.l2()),
-            );
-            let to = copy.as_mut_ptr();
-            let mut largest = L::Vector::splat(0.0);
-            for at in (0..CHUNK).step_by(L::Vector::WIDTH) {
-                let g = L::Vector::load(g.add(at)).mul(scale); // R1
-                largest = largest.largest(g);
-                let p = L::Vector::load(p.add(at));
-                decay.mul_add(p, g).store(to.add(at));
-            }
-            DecayedGradients {
-                data: to,
-                finite: largest.mul(largest).all_usual(),
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn ask<const N: usize, const LATER: bool>(ahead: [Ahead<LATER>; N], at: usize) {
-        <Copied as Elements<L>>::ask(ahead, at);
-    }
-
-    #[inline(always)]
-    unsafe fn gradient(from: DecayedGradients, at: usize, _: usize) -> L::Vector {
-        // SAFETY: a register of the copy.
-        unsafe { L::Vector::load(from.data.add(at)) }
-    }
-
-    #[inline(always)]
-    fn hides_non_finite(gradients: DecayedGradients) -> bool {
-        !gradients.finite
-    }
-
-    #[inline(always)]
-    unsafe fn any_non_finite(_: &TensorCall<'_>, _: Run, gradients: DecayedGradients) -> bool {
-        !gradients.finite
-    }
-
-    #[inline(always)]
-    unsafe fn parameters(
-        call: &TensorCall<'_>,
-        run: Run,
-        copy: &mut Chunk,
-        random: &Random,
-    ) -> CopiedParameters {
-        // SAFETY: the caller's promise.
-        unsafe { <Copied as Elements<L>>::parameters(call, run, copy, random) }
-    }
-
-    #[inline(always)]
-    unsafe fn parameter(from: CopiedParameters, at: usize, lanes: usize) -> L::Vector {
-        // SAFETY: the caller's promise.
-        unsafe { <Copied as Elements<L>>::parameter(from, at, lanes) }
-    }
-
-    #[inline(always)]
-    unsafe fn base(from: CopiedParameters, at: usize, parameters: L::Vector) -> L::Vector {
-        // SAFETY: the caller's promise.
-        unsafe { <Copied as Elements<L>>::base(from, at, parameters) }
-    }
-
-    #[inline(always)]
-    unsafe fn replace(to: CopiedParameters, at: usize, lanes: usize, result: L::Vector) {
-        // SAFETY: the caller's promise.
-        unsafe { <Copied as Elements<L>>::replace(to, at, lanes, result) };
-    }
-
-    #[inline(always)]
-    unsafe fn end(call: &TensorCall<'_>, run: Run, to: CopiedParameters) {
-        // SAFETY: the caller's promise.
-        unsafe { <Copied as Elements<L>>::end(call, run, to) };
     }
 }

@@ -139,9 +139,15 @@ unsafe fn encode_blocks<L: Lanes>(
                 }
                 store_codes::<L>(call, codes, buffers[0], run, &mut out);
             }
-            let values = &flat(chunks)[..run.len];
-            *scales.add(run.col / block) =
-                final_scale::<L>(call, codes, buffers[0], run, values, scale);
+            let coded = Coded {
+                call,
+                codes,
+                buffer: buffers[0],
+                run,
+                values: &flat(chunks)[..run.len],
+                scale,
+            };
+            *scales.add(run.col / block) = coded.final_scale::<L>();
         }
     }
 }
@@ -179,9 +185,15 @@ unsafe fn encode_short_blocks<L: Lanes>(
         let to = scale_row(call.tensor, buffers[1], block, run.row);
         for part in run.parts(block) {
             let at = part.col - run.col;
-            let values = &values[at..][..part.len];
-            *to.add(part.col / block) =
-                final_scale::<L>(call, codes, buffers[0], part, values, scales[at]);
+            let coded = Coded {
+                call,
+                codes,
+                buffer: buffers[0],
+                run: part,
+                values: &values[at..][..part.len],
+                scale: scales[at],
+            };
+            *to.add(part.col / block) = coded.final_scale::<L>();
         }
     }
 }
@@ -193,74 +205,52 @@ fn shift(values: &mut [f32], offset: f32) {
     }
 }
 
-/// The corrected scale of a block, of at most so many chunks, whose codes are stored.
-struct Corrected<'a, L, const CHUNKS: usize> {
+/// A block whose codes are stored.
+#[derive(Clone, Copy)]
+struct Coded<'a> {
     call: &'a TensorCall<'a>,
     codes: &'a Codes,
     buffer: Buffer,
-    block: Run,
+    run: Run,
     values: &'a [f32],
     scale: f32,
-    lanes: PhantomData<L>,
 }
 
-impl<L: Lanes, const CHUNKS: usize> Compiled for Corrected<'_, L, CHUNKS> {
+/// The scale that corrects that of a block of at most `N` elements.
+struct Corrected<'a, L, const N: usize>(Coded<'a>, PhantomData<L>);
+
+impl<L: Lanes, const N: usize> Compiled for Corrected<'_, L, N> {
     type Output = f32;
 
     #[inline(always)]
     unsafe fn run(self) -> f32 {
-        let Self {
-            call,
-            codes,
-            buffer,
-            block,
-            values,
-            scale,
-            ..
-        } = self;
-        let mut decoded = [Chunk::ZERO; CHUNKS];
-        for (run, decoded) in block.parts(CHUNK).zip(&mut decoded) {
+        let Self(block, _) = self;
+        let mut decoded = [0.0; N];
+        for (run, decoded) in block.run.parts(CHUNK).zip(decoded.chunks_mut(CHUNK)) {
+            let mut chunk = Chunk::ZERO;
             // SAFETY: the caller's block lies in the tensor.
-            unsafe { levels::<L>(call, codes, buffer, run, decoded) };
+            unsafe { levels::<L>(block.call, block.codes, block.buffer, run, &mut chunk) };
+            decoded.copy_from_slice(&*chunk);
         }
-        let decoded = flat(&decoded);
-        corrected_scale(scale, values, |i| decoded[i] * scale)
+        corrected_scale::<N>(block.scale, block.values, |i| decoded[i] * block.scale)
     }
 }
 
-/// The scale of a block, given its values, that is stored once its codes are.
-#[inline(always)]
-unsafe fn final_scale<L: Lanes>(
-    call: &TensorCall<'_>,
-    codes: &Codes,
-    buffer: Buffer,
-    block: Run,
-    values: &[f32],
-    scale: f32,
-) -> f32 {
-    if !codes.scale_correction {
-        return scale;
-    }
-    // By itself: it has much memory on the stack.
-    macro_rules! corrected {
-        ($chunks:expr) => {
-            L::run(Corrected::<L, $chunks> {
-                call,
-                codes,
-                buffer,
-                block,
-                values,
-                scale,
-                lanes: PhantomData,
-            })
-        };
-    }
-    // SAFETY: the caller's block lies in the tensor.
-    unsafe {
-        if block.len <= CHUNK {
-            corrected!(1)
-        } else {
-            corrected!(MOST_CHUNKS)
+impl Coded<'_> {
+    /// The scale to be stored.
+    #[inline(always)]
+    unsafe fn final_scale<L: Lanes>(self) -> f32 {
+        if !self.codes.scale_correction {
+            return self.scale;
+        }
+        // By itself: it has much memory on the stack.
+        // SAFETY: the caller's block lies in the tensor.
+        unsafe {
+            if self.run.len <= CHUNK {
+                L::run(Corrected::<L, CHUNK>(self, PhantomData))
+            } else {
+                L::run(Corrected::<L, { MOST_CHUNKS * CHUNK }>(self, PhantomData))
+            }
         }
     }
 }

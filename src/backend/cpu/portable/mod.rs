@@ -38,7 +38,7 @@ use crate::plan::Pass;
 
 use collect::collect;
 pub(super) use collect::{MAXIMA_COLUMNS, SUMS_COLUMNS, refresh, store_statistics};
-use decode::{Factors, Source, decode_apart, decode_run};
+use decode::{Factors, Source, decode_run};
 use encode::encode_unit;
 use run::{Run, any_non_finite, fill_zero, load_run, store_run};
 use weights::{load_weights, store_weights};
@@ -230,7 +230,7 @@ unsafe fn apply_unit<L: Lanes, const CHUNKS: usize>(
             let (p, g) = (&mut work.p[c], &mut work.g[c]);
             load_weights::<L>(call, run, p);
             for (state, values) in work.states.iter_mut().enumerate().take(states) {
-                decode_apart::<L>(call, state, run, Factors::Fresh, &mut values[c]);
+                decode_run::<L>(call, state, run, Factors::Fresh, &mut values[c]);
             }
             update(
                 &call.rule,

@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 
 use super::AHEAD;
 use super::collect::Part;
-use super::elements::{Ahead, Decayed, Elements, Kind, lanes, with_elements};
+use super::elements::{Ahead, Elements, Kind, lanes, with_decay};
 use super::factored::Squares;
 use super::maxima::{ColumnMaxima, Columns};
 use super::rank1::{Memory, Period, Place, RankOne};
@@ -143,34 +143,14 @@ unsafe fn raise<L: Lanes, S: Slices<L>>(
 ) -> bool {
     // SAFETY: the caller's promise.
     unsafe {
-        if call.l2() == 0.0 {
-            with_elements!(Kind::of_gradients(call), E => {
-                raise_by::<L, S, E>(call, slices, period, of, memory)
-            })
-        } else {
-            raise_by::<L, S, Decayed>(call, slices, period, of, memory)
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn raise_by<L: Lanes, S: Slices<L>, E: Elements<L>>(
-    call: &TensorCall<'_>,
-    slices: S,
-    period: Option<&Period>,
-    of: &Part,
-    memory: &mut [ColumnMaxima; 2],
-) -> bool {
-    // SAFETY: the caller's promise.
-    unsafe {
-        L::run(Raise {
+        with_decay!(call, Kind::of_gradients(call), E => L::run(Raise::<L, S, E> {
             call,
             slices,
             period,
             of,
             memory,
-            kinds: PhantomData::<(L, E)>,
-        })
+            kinds: PhantomData,
+        }))
     }
 }
 
