@@ -7,7 +7,7 @@ use std::convert::Infallible;
 
 use half::{bf16, f16};
 
-use super::vector::ONE_AND_HALF_A_DRAW;
+use super::vector::{EvenTable, ONE_AND_HALF_A_DRAW};
 use super::{CHUNK, Chunk, Compiled, Lanes, PACKED, Vector, random, repeat};
 use crate::numerics::{INF_BITS, NAN_BITS};
 use crate::quant::Table;
@@ -18,6 +18,7 @@ pub(in crate::backend::cpu) struct Avx2;
 
 impl Lanes for Avx2 {
     type Vector = __m256;
+    const QUOTIENTS_BESIDE_CODES: bool = true;
     type Rounds = random::Drawn;
 
     #[inline(never)]
@@ -224,11 +225,79 @@ fn select_of_256(codes: &[u8], values: &[f32; 256], out: &mut [f32]) {
     }
 }
 
+/// The four bytes of each value of a table of 16, the lowest ones first, in both halves of a register each.
+#[derive(Clone, Copy)]
+pub(in crate::backend::cpu) struct Planes {
+    bytes: [__m256i; 4],
+    /// Whether the lower two are zero, as of a linear table and of its squares.
+    upper: bool,
+    /// What values are to be multiplied by.
+    scale: Option<__m256>,
+}
+
+impl Planes {
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn new(values: &[f32; 16]) -> Self {
+        let mut bytes = [_mm256_setzero_si256(); 4];
+        for (i, plane) in bytes.iter_mut().enumerate() {
+            let mut of_each = [0; 16];
+            for (byte, value) in of_each.iter_mut().zip(values) {
+                *byte = value.to_bits().to_le_bytes()[i];
+            }
+            // SAFETY: 16 bytes.
+            *plane =
+                _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(of_each.as_ptr().cast()) });
+        }
+        Self {
+            bytes,
+            upper: values.iter().all(|x| x.to_bits().trailing_zeros() >= 16),
+            scale: None,
+        }
+    }
+
+    /// The values of 32 codes, two a byte: their bytes are looked up for all at a time, within 128 bits.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn at(self, pairs: __m128i) -> [__m256; 4] {
+        // In each half four codes of every register, each pair's byte twice.
+        let order = _mm256_setr_epi8(
+            0, 0, 1, 1, 4, 4, 5, 5, 8, 8, 9, 9, 12, 12, 13, 13, //
+            2, 2, 3, 3, 6, 6, 7, 7, 10, 10, 11, 11, 14, 14, 15, 15,
+        );
+        let pairs = _mm256_broadcastsi128_si256(pairs);
+        let even = _mm256_shuffle_epi8(pairs, order);
+        let odd = _mm256_and_si256(_mm256_srli_epi16::<4>(even), _mm256_set1_epi16(0x0f00));
+        let even = _mm256_and_si256(even, _mm256_set1_epi16(0x000f));
+        let codes = _mm256_or_si256(even, odd);
+        let [a, b, c, d] = self.bytes;
+        let mut lower = [_mm256_setzero_si256(); 2];
+        if !self.upper {
+            let (a, b) = (_mm256_shuffle_epi8(a, codes), _mm256_shuffle_epi8(b, codes));
+            lower = [_mm256_unpacklo_epi8(a, b), _mm256_unpackhi_epi8(a, b)];
+        }
+        let (c, d) = (_mm256_shuffle_epi8(c, codes), _mm256_shuffle_epi8(d, codes));
+        let upper = [_mm256_unpacklo_epi8(c, d), _mm256_unpackhi_epi8(c, d)];
+        let mut values = [
+            _mm256_castsi256_ps(_mm256_unpacklo_epi16(lower[0], upper[0])),
+            _mm256_castsi256_ps(_mm256_unpackhi_epi16(lower[0], upper[0])),
+            _mm256_castsi256_ps(_mm256_unpacklo_epi16(lower[1], upper[1])),
+            _mm256_castsi256_ps(_mm256_unpackhi_epi16(lower[1], upper[1])),
+        ];
+        if let Some(scale) = self.scale {
+            for value in &mut values {
+                *value = _mm256_mul_ps(*value, scale);
+            }
+        }
+        values
+    }
+}
+
 /// The thresholds that each of four comparisons chooses from, by the bits found before it.
 #[derive(Clone, Copy)]
-pub(in crate::backend::cpu) struct Levels([__m256; 4]);
+pub(in crate::backend::cpu) struct Thresholds([__m256; 4]);
 
-impl Levels {
+impl Thresholds {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     fn new(thresholds: &[f32; 16]) -> Self {
@@ -242,13 +311,26 @@ impl Levels {
         ])
     }
 
+    /// The thresholds that a comparison looks at, given the bits before it. They are permuted within 128 bits where
+    /// there are no more of them: across takes some processors more than twice as long.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn at(&self, comparison: usize, bits: __m256i) -> __m256 {
+        let thresholds = self.0[comparison];
+        match comparison {
+            0 => thresholds,
+            1 | 2 => _mm256_permutevar_ps(thresholds, bits),
+            _ => _mm256_permutevar8x32_ps(thresholds, bits),
+        }
+    }
+
     /// The number of thresholds, each times `scale` if there is one, that x is above.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     fn search<const OR_EQUAL: bool>(&self, x: __m256, scale: Option<__m256>) -> __m256i {
         let mut code = _mm256_setzero_si256();
-        for level in self.0 {
-            let mut threshold = _mm256_permutevar8x32_ps(level, code);
+        for comparison in 0..4 {
+            let mut threshold = self.at(comparison, code);
             if let Some(scale) = scale {
                 threshold = _mm256_mul_ps(threshold, scale);
             }
@@ -277,7 +359,7 @@ fn store_bytes(codes: __m256i, out: &mut [u8; 8]) {
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn count(values: &[f32], thresholds: &[f32; 16], out: &mut [u8]) {
-    let levels = Levels::new(thresholds);
+    let levels = Thresholds::new(thresholds);
     let groups = values.as_chunks::<8>().0;
     for (values, out) in groups.iter().zip(out.as_chunks_mut::<8>().0) {
         // SAFETY: eight floats.
@@ -294,7 +376,7 @@ fn count_scaled<const OR_EQUAL: bool>(
     thresholds: &[f32; 16],
     out: &mut [u8],
 ) {
-    let levels = Levels::new(thresholds);
+    let levels = Thresholds::new(thresholds);
     let groups = values.as_chunks::<8>().0.iter();
     let groups = groups.zip(scales.as_chunks::<8>().0);
     for ((values, scales), out) in groups.zip(out.as_chunks_mut::<8>().0) {
@@ -317,7 +399,7 @@ fn count_of_256(values: &[f32], thresholds: &[f32; 256], out: &mut [u8]) {
     for (coarse, group) in coarse.iter_mut().zip(thresholds.as_chunks::<16>().0) {
         *coarse = group[15];
     }
-    let levels = Levels::new(&coarse);
+    let levels = Thresholds::new(&coarse);
     let groups = values.as_chunks::<8>().0;
     for (values, out) in groups.iter().zip(out.as_chunks_mut::<8>().0) {
         // SAFETY: eight floats.
@@ -381,6 +463,15 @@ unsafe fn store_f16(values: &Chunk, to: *mut f16) {
     }
 }
 
+/// The pairs of four registers of codes below 16: even + 16 odd.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn pairs([a, b, c, d]: [__m256i; 4]) -> __m256i {
+    let words = (_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+    let bytes = _mm256_packs_epi16(words.0, words.1);
+    _mm256_maddubs_epi16(bytes, _mm256_set1_epi16(0x1001))
+}
+
 /// At most eight.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -426,7 +517,12 @@ impl Vector for __m256 {
     // SAFETY: zero bits are zeros.
     const ZEROS: [Self; 16] = [unsafe { std::mem::zeroed() }; 16];
     type Table = Halves;
-    type Thresholds = Levels;
+    type Thresholds = Thresholds;
+    type Levels = Planes;
+    type Few = [Self; 4];
+    // SAFETY: zero bits are zeros.
+    const FEW: [Self; 4] = [unsafe { std::mem::zeroed() }; 4];
+    type Even = Even;
     type Cells = Infallible;
     type Codes = __m256i;
     // SAFETY: zero bits are zeros.
@@ -641,45 +737,37 @@ impl Vector for __m256 {
     }
 
     #[inline(always)]
-    unsafe fn decode(table: Halves, codes: *const u8) -> Self {
-        decode(table, codes.cast::<i32>().read_unaligned())
+    unsafe fn levels(table: &[f32; 16]) -> Planes {
+        Planes::new(table)
     }
 
     #[inline(always)]
-    unsafe fn thresholds(table: Halves) -> Levels {
-        let mut thresholds = [0.0; 16];
-        _mm256_storeu_ps(thresholds.as_mut_ptr(), table.0);
-        _mm256_storeu_ps(thresholds.as_mut_ptr().add(8), table.1);
-        Levels::new(&thresholds)
-    }
-
-    #[inline(always)]
-    unsafe fn search<const OR_EQUAL: bool>(self, thresholds: &Levels) -> __m256i {
-        thresholds.search::<OR_EQUAL>(self, None)
-    }
-
-    #[inline(always)]
-    unsafe fn decide<const OR_EQUAL: bool>(
-        self,
-        q: Self,
-        factor: Self,
-        below: Halves,
-        scale: Option<Self>,
-    ) -> __m256i {
-        // The second operand is taken where q is NaN.
-        let q = _mm256_max_ps(_mm256_mul_ps(q, factor), _mm256_setzero_ps());
-        let floor = _mm256_cvttps_epi32(q);
-        let mut threshold = below.at(floor);
-        if let Some(scale) = scale {
-            threshold = _mm256_mul_ps(threshold, scale);
+    unsafe fn scale_levels(levels: Planes, scale: Self) -> Planes {
+        Planes {
+            scale: Some(scale),
+            ..levels
         }
-        let not_above = if OR_EQUAL {
-            _mm256_cmp_ps::<_CMP_LT_OQ>(self, threshold)
-        } else {
-            _mm256_cmp_ps::<_CMP_LE_OQ>(self, threshold)
-        };
-        // The comparison is 0 or -1.
-        _mm256_add_epi32(floor, _mm256_castps_si256(not_above))
+    }
+
+    #[inline(always)]
+    unsafe fn decode(levels: Planes, codes: *const u8) -> [Self; 4] {
+        levels.at(_mm_loadu_si128(codes.cast()))
+    }
+
+    #[inline(always)]
+    unsafe fn thresholds(values: &[f32; 16]) -> Thresholds {
+        Thresholds::new(values)
+    }
+
+    #[inline(always)]
+    unsafe fn scale_thresholds(Thresholds(levels): Thresholds, scale: Self) -> Thresholds {
+        let [a, b, c, d] = levels;
+        Thresholds([a.mul(scale), b.mul(scale), c.mul(scale), d.mul(scale)])
+    }
+
+    #[inline(always)]
+    unsafe fn search<const OR_EQUAL: bool>(self, thresholds: &Thresholds) -> __m256i {
+        thresholds.search::<OR_EQUAL>(self, None)
     }
 
     #[inline(always)]
@@ -696,25 +784,10 @@ impl Vector for __m256 {
 
     #[inline(always)]
     unsafe fn store_codes(codes: [__m256i; PACKED], to: *mut u8) {
-        let mut packed = _mm256_setzero_si256();
-        for codes in codes {
-            packed = _mm256_or_si256(_mm256_slli_epi32::<4>(packed), codes);
-        }
-        // Each 64 bits have the even codes of eight registers, the last one's lowest, and above them
-        // the odd ones: they become the pairs of registers 7, 5, 3, 1 and then of 6, 4, 2, 0.
-        let nibbles = _mm256_set1_epi64x(0xf0f0_f0f0_0f0f_0f0f_u64.cast_signed());
-        let swapped = _mm256_shuffle_epi32::<0b10_11_00_01>(packed);
-        let up = _mm256_sllv_epi32(swapped, _mm256_setr_epi32(4, 32, 4, 32, 4, 32, 4, 32));
-        let down = _mm256_srlv_epi32(swapped, _mm256_setr_epi32(32, 4, 32, 4, 32, 4, 32, 4));
-        let kept = _mm256_and_si256(packed, nibbles);
-        let moved = _mm256_andnot_si256(nibbles, _mm256_or_si256(up, down));
-        let pairs = _mm256_or_si256(kept, moved);
-        // Register by register, two bytes of each half.
-        let order = _mm256_setr_epi8(
-            7, 15, 3, 11, 6, 14, 2, 10, 5, 13, 1, 9, 4, 12, 0, 8, //
-            7, 15, 3, 11, 6, 14, 2, 10, 5, 13, 1, 9, 4, 12, 0, 8,
-        );
-        let pairs = _mm256_shuffle_epi8(pairs, order);
+        let [a, b, c, d, e, f, g, h] = codes;
+        let (first, last) = (pairs([a, b, c, d]), pairs([e, f, g, h]));
+        // Of each register in turn, its first four codes in one half, and the others in the other.
+        let pairs = _mm256_packus_epi16(first, last);
         let (low, high) = (
             _mm256_castsi256_si128(pairs),
             _mm256_extracti128_si256::<1>(pairs),
@@ -733,5 +806,75 @@ impl Vector for __m256 {
         let codes = _mm256_add_epi32(_mm256_cvttps_epi32(self), _mm256_set1_epi32(zero));
         // Which makes 0 of what is negative.
         store_bytes(codes, &mut *to.cast());
+    }
+}
+
+/// The thresholds below codes k of a linear table, `first + step k`, or of its squares, `first + step (k^2 + k)`,
+/// all of which are exact. To look them up would take permutations across 128 bits.
+#[derive(Clone, Copy)]
+pub(in crate::backend::cpu) struct Even {
+    first: __m256,
+    step: __m256,
+    scale: Option<__m256>,
+}
+
+#[expect(
+    unsafe_op_in_unsafe_fn,
+    reason = "each function is an instruction or a few, which the caller's processor has"
+)]
+impl EvenTable<__m256> for Even {
+    #[inline(always)]
+    unsafe fn new(below: &[f32; 16]) -> Self {
+        let steps = [below[2] - below[1], below[3] - below[2]];
+        let (first, step) = if steps[0] == steps[1] {
+            (below[1] - steps[0], steps[0])
+        } else {
+            // From k^2 + k = 2 to 6.
+            (below[1] - steps[0] / 2.0, steps[0] / 4.0)
+        };
+        Self {
+            first: _mm256_set1_ps(first),
+            step: _mm256_set1_ps(step),
+            scale: None,
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn scale(self, scale: __m256) -> Self {
+        Self {
+            scale: Some(scale),
+            ..self
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn decide<const OR_EQUAL: bool, const SQUARES: bool>(
+        self,
+        x: __m256,
+        q: __m256,
+        factor: __m256,
+        scale: Option<__m256>,
+    ) -> __m256i {
+        // From 2^23 on the lowest bits of a number are its integer.
+        const WHOLE: f32 = (1_u32 << 23) as f32;
+        let whole = _mm256_set1_ps(WHOLE);
+        let number = _mm256_fmadd_ps(q, factor, _mm256_set1_ps(WHOLE - 0.5));
+        // The second operand is taken where q is NaN.
+        let number = _mm256_max_ps(number, whole);
+        let k = _mm256_sub_ps(number, whole);
+        let at = if SQUARES { _mm256_fmadd_ps(k, k, k) } else { k };
+        let mut threshold = _mm256_fmadd_ps(at, self.step, self.first);
+        if let Some(scale) = scale.or(self.scale) {
+            threshold = _mm256_mul_ps(threshold, scale);
+        }
+        let not_above = if OR_EQUAL {
+            _mm256_cmp_ps::<_CMP_LT_OQ>(x, threshold)
+        } else {
+            _mm256_cmp_ps::<_CMP_LE_OQ>(x, threshold)
+        };
+        // The comparison is 0 or -1.
+        let code = _mm256_add_epi32(_mm256_castps_si256(number), _mm256_castps_si256(not_above));
+        let code = _mm256_sub_epi32(code, _mm256_castps_si256(whole));
+        _mm256_max_epi32(code, _mm256_setzero_si256())
     }
 }

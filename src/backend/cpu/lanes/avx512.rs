@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 use half::{bf16, f16};
 
 use super::random::Rounds;
-use super::vector::{CellTable, ONE_AND_HALF_A_DRAW};
+use super::vector::{CellTable, EvenTable, ONE_AND_HALF_A_DRAW};
 use super::{Avx2, CHUNK, Chunk, Compiled, Lanes, PACKED, Portable, Vector, random, repeat};
 use crate::numerics::{INF_BITS, Limbs, NAN_BITS, Unit};
 use crate::quant::{self, Cells};
@@ -630,7 +630,7 @@ impl CellTable<__m512> for InCells {
 /// A binary search in registers: the thresholds that each of four comparisons chooses from, at the
 /// index that the comparisons before it have found.
 #[derive(Clone, Copy)]
-pub(in crate::backend::cpu) struct Levels {
+pub(in crate::backend::cpu) struct Thresholds {
     middle: __m512,
     quarters: [__m512; 2],
     eighths: __m512,
@@ -638,7 +638,7 @@ pub(in crate::backend::cpu) struct Levels {
     one: __m512i,
 }
 
-impl Levels {
+impl Thresholds {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
     fn new(table: Table) -> Self {
@@ -692,7 +692,7 @@ fn above<const OR_EQUAL: bool>(x: __m512, threshold: __m512, scale: Option<__m51
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
 fn count(values: &[f32], thresholds: &[f32; 16], out: &mut [u8]) {
-    let levels = Levels::new(Table::new(thresholds));
+    let levels = Thresholds::new(Table::new(thresholds));
     let groups = values.as_chunks::<16>().0;
     for (values, out) in groups.iter().zip(out.as_chunks_mut::<16>().0) {
         store_bytes(levels.search::<false>(load(values), None), out);
@@ -707,7 +707,7 @@ fn count_scaled<const OR_EQUAL: bool>(
     thresholds: &[f32; 16],
     out: &mut [u8],
 ) {
-    let levels = Levels::new(Table::new(thresholds));
+    let levels = Thresholds::new(Table::new(thresholds));
     let groups = values.as_chunks::<16>().0.iter();
     let groups = groups.zip(scales.as_chunks::<16>().0);
     for ((values, scales), out) in groups.zip(out.as_chunks_mut::<16>().0) {
@@ -724,7 +724,7 @@ fn count_of_256(values: &[f32], thresholds: &[f32; 256], out: &mut [u8]) {
     for (coarse, group) in coarse.iter_mut().zip(thresholds.as_chunks::<16>().0) {
         *coarse = group[15];
     }
-    let levels = Levels::new(Table::new(&coarse));
+    let levels = Thresholds::new(Table::new(&coarse));
     let groups = values.as_chunks::<16>().0;
     for (values, out) in groups.iter().zip(out.as_chunks_mut::<16>().0) {
         let x = load(values);
@@ -795,7 +795,12 @@ impl Vector for __m512 {
     // SAFETY: zero bits are zeros.
     const ZEROS: [Self; 8] = [unsafe { std::mem::zeroed() }; 8];
     type Table = Table;
-    type Thresholds = Levels;
+    type Thresholds = Thresholds;
+    type Levels = Table;
+    type Few = [Self; 1];
+    // SAFETY: zero bits are zeros.
+    const FEW: [Self; 1] = [unsafe { std::mem::zeroed() }];
+    type Even = Table;
     type Cells = InCells;
     type Codes = __m512i;
     // SAFETY: zero bits are zeros.
@@ -1019,45 +1024,40 @@ impl Vector for __m512 {
     }
 
     #[inline(always)]
-    unsafe fn decode(table: Table, codes: *const u8) -> Self {
-        table.decode(&*codes.cast())
+    unsafe fn levels(table: &[f32; 16]) -> Table {
+        Self::table(table)
     }
 
     #[inline(always)]
-    unsafe fn thresholds(table: Table) -> Levels {
-        Levels::new(table)
+    unsafe fn scale_levels(levels: Table, scale: Self) -> Table {
+        Self::scale(levels, scale)
     }
 
     #[inline(always)]
-    unsafe fn search<const OR_EQUAL: bool>(self, thresholds: &Levels) -> __m512i {
-        thresholds.search::<OR_EQUAL>(self, None)
+    unsafe fn decode(levels: Table, codes: *const u8) -> [Self; 1] {
+        [levels.decode(&*codes.cast())]
     }
 
     #[inline(always)]
-    unsafe fn decide<const OR_EQUAL: bool>(
-        self,
-        q: Self,
-        factor: Self,
-        below: Table,
-        scale: Option<Self>,
-    ) -> __m512i {
-        // Added to 2^23 and rounded down, a number leaves its integer in the lowest bits; NaN has
-        // zeros there if it comes of 0 times infinity.
-        let whole = _mm512_set1_ps((1_u32 << 23) as f32);
-        let floor = _mm512_fmadd_round_ps::<{ _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC }>(
-            q, factor, whole,
-        );
-        let floor = _mm512_castps_si512(floor);
-        let mut threshold = _mm512_permutexvar_ps(floor, below.values);
-        if let Some(scale) = scale {
-            threshold = _mm512_mul_ps(threshold, scale);
+    unsafe fn thresholds(values: &[f32; 16]) -> Thresholds {
+        Thresholds::new(Self::table(values))
+    }
+
+    #[inline(always)]
+    unsafe fn scale_thresholds(thresholds: Thresholds, scale: Self) -> Thresholds {
+        let [low, high] = thresholds.quarters;
+        Thresholds {
+            middle: _mm512_mul_ps(thresholds.middle, scale),
+            quarters: [_mm512_mul_ps(low, scale), _mm512_mul_ps(high, scale)],
+            eighths: _mm512_mul_ps(thresholds.eighths, scale),
+            sixteenths: _mm512_mul_ps(thresholds.sixteenths, scale),
+            ..thresholds
         }
-        let not_above = if OR_EQUAL {
-            _mm512_cmp_ps_mask::<_CMP_LT_OQ>(self, threshold)
-        } else {
-            _mm512_cmp_ps_mask::<_CMP_LE_OQ>(self, threshold)
-        };
-        _mm512_mask_sub_epi32(floor, not_above, floor, below.one)
+    }
+
+    #[inline(always)]
+    unsafe fn search<const OR_EQUAL: bool>(self, thresholds: &Thresholds) -> __m512i {
+        thresholds.search::<OR_EQUAL>(self, None)
     }
 
     #[inline(always)]
@@ -1116,5 +1116,48 @@ impl Vector for __m512 {
             _mm512_max_epi32(codes, _mm512_setzero_si512()),
             &mut *to.cast(),
         );
+    }
+}
+
+#[expect(
+    unsafe_op_in_unsafe_fn,
+    reason = "each function is an instruction or a few, which the caller's processor has"
+)]
+impl EvenTable<__m512> for Table {
+    #[inline(always)]
+    unsafe fn new(below: &[f32; 16]) -> Self {
+        __m512::table(below)
+    }
+
+    #[inline(always)]
+    unsafe fn scale(self, scale: __m512) -> Self {
+        __m512::scale(self, scale)
+    }
+
+    #[inline(always)]
+    unsafe fn decide<const OR_EQUAL: bool, const SQUARES: bool>(
+        self,
+        x: __m512,
+        q: __m512,
+        factor: __m512,
+        scale: Option<__m512>,
+    ) -> __m512i {
+        // Added to 2^23 and rounded down, a number leaves its integer in the lowest bits; NaN has
+        // zeros there if it comes of 0 times infinity.
+        let whole = _mm512_set1_ps((1_u32 << 23) as f32);
+        let floor = _mm512_fmadd_round_ps::<{ _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC }>(
+            q, factor, whole,
+        );
+        let floor = _mm512_castps_si512(floor);
+        let mut threshold = _mm512_permutexvar_ps(floor, self.values);
+        if let Some(scale) = scale {
+            threshold = _mm512_mul_ps(threshold, scale);
+        }
+        let not_above = if OR_EQUAL {
+            _mm512_cmp_ps_mask::<_CMP_LT_OQ>(x, threshold)
+        } else {
+            _mm512_cmp_ps_mask::<_CMP_LE_OQ>(x, threshold)
+        };
+        _mm512_mask_sub_epi32(floor, not_above, floor, self.one)
     }
 }

@@ -26,7 +26,7 @@ impl<'a, V: Vector> Encoder<'a, V> {
         unsafe {
             Self {
                 midpoints,
-                breaks: V::thresholds(V::table(&lines.breaks)),
+                breaks: V::thresholds(&lines.breaks),
                 slopes: V::table(&lines.slopes),
                 offsets: V::table(&lines.offsets),
                 zero: lines.zero,

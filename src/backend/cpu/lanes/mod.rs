@@ -9,6 +9,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod bytes;
+mod coding;
 mod portable;
 mod random;
 #[cfg(test)]
@@ -20,9 +21,12 @@ pub(super) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(super) use avx512::Avx512;
 pub(super) use bytes::{Decoder, Encoder};
+pub(super) use coding::{Beside, Coder, Decided, Picked, Searched, code};
 pub(super) use portable::Portable;
 pub(super) use random::Random;
-pub(super) use vector::{CellTable, PACKED, SHORT_OF_16, Vector, load, registers};
+pub(super) use vector::{
+    CellTable, EvenTable, PACKED, SHORT_OF_16, Vector, few, load, load_few, registers,
+};
 
 use std::ops::{Deref, DerefMut};
 
@@ -86,6 +90,10 @@ pub(super) trait Lanes {
 
     /// The random numbers of a chunk in the making.
     type Rounds: Rounds;
+
+    /// Whether quotients are made beside codes and not beside new states: a processor may not look far enough
+    /// ahead for a root and a quotient to pass while it does so much else.
+    const QUOTIENTS_BESIDE_CODES: bool = false;
 
     /// Runs a kernel in a function of its own, compiled for the implementation's instructions.
     unsafe fn run<K: Compiled>(kernel: K) -> K::Output;

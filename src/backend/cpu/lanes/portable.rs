@@ -6,7 +6,7 @@ use std::convert::Infallible;
 
 use half::bf16;
 
-use super::{CHUNK, Chunk, Compiled, Lanes, PACKED, Vector, random, repeat};
+use super::{CHUNK, Chunk, Compiled, EvenTable, Lanes, PACKED, Vector, random, repeat};
 use crate::numerics::{INF_BITS, canonical, magnitude};
 use crate::quant::{Table, uniform};
 use crate::rng::Draws;
@@ -143,6 +143,10 @@ impl Vector for [f32; 8] {
     const ZEROS: [Self; 16] = [[0.0; 8]; 16];
     type Table = [f32; 16];
     type Thresholds = [f32; 16];
+    type Levels = [f32; 16];
+    type Few = [Self; 1];
+    const FEW: [Self; 1] = [[0.0; 8]];
+    type Even = [f32; 16];
     type Cells = Infallible;
     type Codes = [u8; 8];
     const NO_CODES: [u8; 8] = [0; 8];
@@ -371,19 +375,35 @@ impl Vector for [f32; 8] {
     }
 
     #[inline(always)]
-    unsafe fn decode(table: [f32; 16], codes: *const u8) -> Self {
+    unsafe fn levels(table: &[f32; 16]) -> [f32; 16] {
+        *table
+    }
+
+    #[inline(always)]
+    unsafe fn scale_levels(levels: [f32; 16], scale: Self) -> [f32; 16] {
+        // SAFETY: the caller's promise.
+        unsafe { Self::scale(levels, scale) }
+    }
+
+    #[inline(always)]
+    unsafe fn decode(levels: [f32; 16], codes: *const u8) -> [Self; 1] {
         let mut out = [0.0; 8];
         // SAFETY: the caller's promise.
         let bytes = unsafe { *codes.cast::<[u8; 4]>() };
         for (i, out) in out.iter_mut().enumerate() {
-            *out = table[usize::from(bytes[i / 2] >> (4 * (i % 2)) & 15)];
+            *out = levels[usize::from(bytes[i / 2] >> (4 * (i % 2)) & 15)];
         }
-        out
+        [out]
     }
 
     #[inline(always)]
-    unsafe fn thresholds(table: [f32; 16]) -> [f32; 16] {
-        table
+    unsafe fn thresholds(values: &[f32; 16]) -> [f32; 16] {
+        *values
+    }
+
+    #[inline(always)]
+    unsafe fn scale_thresholds(thresholds: [f32; 16], scale: Self) -> [f32; 16] {
+        thresholds.map(|x| x * scale[0])
     }
 
     #[inline(always)]
@@ -399,33 +419,6 @@ impl Vector for [f32; 8] {
             }
         }
         counts.map(|count| count as u8)
-    }
-
-    #[inline(always)]
-    unsafe fn decide<const OR_EQUAL: bool>(
-        self,
-        q: Self,
-        factor: Self,
-        below: [f32; 16],
-        scale: Option<Self>,
-    ) -> [u8; 8] {
-        let mut codes = [0; 8];
-        for (i, code) in codes.iter_mut().enumerate() {
-            // NaN becomes 0.
-            let floor = (q[i] * factor[i]) as u8 & 15;
-            let mut threshold = below[usize::from(floor)];
-            if let Some(scale) = scale {
-                threshold *= scale[i];
-            }
-            let x = self[i];
-            let below = if OR_EQUAL {
-                x < threshold
-            } else {
-                x <= threshold
-            };
-            *code = floor - u8::from(below);
-        }
-        codes
     }
 
     #[inline(always)]
@@ -467,5 +460,43 @@ impl Vector for [f32; 8] {
         let bytes = self.map(|x| (x as i32 + zero).max(0) as u8);
         // SAFETY: the caller's promise.
         unsafe { *to.cast() = bytes };
+    }
+}
+
+impl EvenTable<[f32; 8]> for [f32; 16] {
+    #[inline(always)]
+    unsafe fn new(below: &[f32; 16]) -> Self {
+        *below
+    }
+
+    #[inline(always)]
+    unsafe fn scale(self, scale: [f32; 8]) -> Self {
+        self.map(|x| x * scale[0])
+    }
+
+    #[inline(always)]
+    unsafe fn decide<const OR_EQUAL: bool, const SQUARES: bool>(
+        self,
+        x: [f32; 8],
+        q: [f32; 8],
+        factor: [f32; 8],
+        scale: Option<[f32; 8]>,
+    ) -> [u8; 8] {
+        let mut codes = [0; 8];
+        for (i, code) in codes.iter_mut().enumerate() {
+            // NaN becomes 0.
+            let floor = (q[i] * factor[i]) as u8 & 15;
+            let mut threshold = self[usize::from(floor)];
+            if let Some(scale) = scale {
+                threshold *= scale[i];
+            }
+            let below = if OR_EQUAL {
+                x[i] < threshold
+            } else {
+                x[i] <= threshold
+            };
+            *code = floor - u8::from(below);
+        }
+        codes
     }
 }

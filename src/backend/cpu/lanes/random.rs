@@ -5,7 +5,10 @@
 
 #![expect(unsafe_code, reason = "the functions of registers are unsafe")]
 
-use super::{CHUNK, CellTable, Chunk, Lanes, PACKED, SHORT_OF_16, Vector};
+use super::{
+    CHUNK, CellTable, Chunk, Coder, Decided, EvenTable, Lanes, PACKED, Picked, SHORT_OF_16,
+    Searched, Vector,
+};
 use crate::quant::{Cells, Table};
 use crate::rng::Draws;
 
@@ -75,72 +78,25 @@ pub(super) unsafe fn round_block<L: Lanes<Vector = V>, V: Vector>(
         let factor = SHORT_OF_16 / scale;
         // A finite factor means a scale that is not subnormal.
         if usual && table.linear == Some(16.0) && factor.is_finite() {
-            let reached = Computed {
+            let reached = Decided::<V, true> {
                 factor: V::splat(factor),
-                levels: V::scale(V::table(&table.reached), all),
+                thresholds: V::Even::new(&table.reached).scale(all),
             };
             round::<L, V>(values, reached, steps, draws, codes);
         } else if let Some(cells) = &table.level_cells
             && let Some(cells) = V::Cells::new(cells)
             && factor.is_finite()
         {
-            let reached = Picked {
+            let reached = Picked::<V, true> {
                 factor: V::splat(Cells::FACTOR * (1.0 / scale)),
                 cells: cells.scale(all),
             };
             round::<L, V>(values, reached, steps, draws, codes);
         } else {
-            let levels = V::scale(V::table(&table.next), all);
-            let reached = Searched::<V>(V::thresholds(levels));
+            let levels = V::scale_thresholds(V::thresholds(&table.next), all);
+            let reached = Searched::<V, true>(levels);
             round::<L, V>(values, reached, steps, draws, codes);
         }
-    }
-}
-
-/// How the code of the level that a number reaches is found.
-///
-/// # Safety
-/// As for [`Vector`].
-trait Reached<V: Vector> {
-    unsafe fn code(&self, x: V) -> V::Codes;
-}
-
-/// See [`Vector::decide`].
-struct Computed<V: Vector> {
-    factor: V,
-    levels: V::Table,
-}
-
-impl<V: Vector> Reached<V> for Computed<V> {
-    #[inline(always)]
-    unsafe fn code(&self, x: V) -> V::Codes {
-        // SAFETY: the caller's promise.
-        unsafe { x.decide::<true>(x, self.factor, self.levels, None) }
-    }
-}
-
-/// See [`CellTable::pick`].
-struct Picked<V: Vector> {
-    factor: V,
-    cells: V::Cells,
-}
-
-impl<V: Vector> Reached<V> for Picked<V> {
-    #[inline(always)]
-    unsafe fn code(&self, x: V) -> V::Codes {
-        // SAFETY: the caller's promise.
-        unsafe { self.cells.pick::<true>(x, self.factor) }
-    }
-}
-
-/// See [`Vector::search`].
-struct Searched<V: Vector>(V::Thresholds);
-
-impl<V: Vector> Reached<V> for Searched<V> {
-    #[inline(always)]
-    unsafe fn code(&self, x: V) -> V::Codes {
-        // SAFETY: the caller's promise.
-        unsafe { x.search::<true>(&self.0) }
     }
 }
 
@@ -148,7 +104,7 @@ impl<V: Vector> Reached<V> for Searched<V> {
 #[inline(always)]
 unsafe fn round<L: Lanes<Vector = V>, V: Vector>(
     values: &Chunk,
-    reached: impl Reached<V>,
+    mut reached: impl Coder<V>,
     [low, rise]: [V::Table; 2],
     draws: &Draws<'_>,
     codes: *mut u8,
@@ -164,7 +120,8 @@ unsafe fn round<L: Lanes<Vector = V>, V: Vector>(
             ($($j:literal)*) => {
                 $(
                     rounds.round(&keys[$j]);
-                    new[$j] = reached.code(V::load(values.as_ptr().add($j * V::WIDTH)));
+                    let at = $j * V::WIDTH;
+                    new[$j] = reached.code(V::load(values.as_ptr().add(at)), at);
                 )*
             };
         }
@@ -177,7 +134,7 @@ unsafe fn round<L: Lanes<Vector = V>, V: Vector>(
                 let at = (i * PACKED + j) * V::WIDTH;
                 let x = V::load(values.as_ptr().add(at));
                 if i > 0 {
-                    *code = reached.code(x);
+                    *code = reached.code(x, at);
                 }
                 let part = x.sub(V::at(low, *code));
                 *code = part.step_up(V::at(rise, *code), random.0.as_ptr().add(at), *code);
@@ -201,15 +158,19 @@ pub(super) unsafe fn round_linear<L: Lanes<Vector = V>, V: Vector>(
     unsafe {
         L::draw(draws, &mut random.0);
         let (low, next) = (V::table(&table.first()), V::table(&table.next));
-        let (factor, reached) = (V::splat(SHORT_OF_16), V::table(&table.reached));
+        let (factor, reached) = (V::splat(SHORT_OF_16), V::Even::new(&table.reached));
         for i in 0..CHUNK / (PACKED * V::WIDTH) {
             let mut new = [V::NO_CODES; PACKED];
             for (j, new) in new.iter_mut().enumerate() {
                 let at = (i * PACKED + j) * V::WIDTH;
                 let x = V::load(values.as_ptr().add(at));
                 let scale = V::load(scales.as_ptr().add(at));
-                let code =
-                    x.decide::<true>(x.mul(scale.reciprocal()), factor, reached, Some(scale));
+                let code = reached.decide::<true, false>(
+                    x,
+                    x.mul(scale.reciprocal()),
+                    factor,
+                    Some(scale),
+                );
                 let low = V::at(low, code).mul(scale);
                 let rise = V::at(next, code).mul(scale).sub(low);
                 *new = x.sub(low).step_up(rise, random.0.as_ptr().add(at), code);

@@ -433,8 +433,8 @@ fn check_search<V: Vector>(name: &str) {
             let want = counts(&values, |x| passed.iter().filter(|t| x > **t).count());
             // SAFETY: the caller's processor has the instructions.
             let got = unsafe {
-                let scaled = V::scale(V::table(&midpoints), V::splat(scale));
-                let thresholds = V::thresholds(scaled);
+                let thresholds = V::thresholds(&midpoints);
+                let thresholds = V::scale_thresholds(thresholds, V::splat(scale));
                 packed_codes::<V>(&values, |x| x.search::<false>(&thresholds))
             };
             assert_eq!(got, want, "{name} {mapping:?} {scale:e}");
@@ -519,19 +519,25 @@ fn check_decide<V: Vector>(name: &str) {
             let want = counts(&values, |x| thresholds.iter().filter(|t| x > **t).count());
             // SAFETY: the caller's processor has the instructions.
             unsafe {
-                let (below, all) = (V::table(&below), V::splat(scale));
+                let (below, all) = (V::Even::new(&below), V::splat(scale));
                 let factor = SHORT_OF_16 / scale;
                 if table.linear.is_some() && factor.is_finite() {
-                    let (scaled, factor) = (V::scale(below, all), V::splat(factor));
-                    let got =
-                        packed_codes::<V>(&values, |x| x.decide::<false>(x, factor, scaled, None));
+                    let (scaled, factor) = (below.scale(all), V::splat(factor));
+                    let got = packed_codes::<V>(&values, |x| {
+                        scaled.decide::<false, false>(x, x, factor, None)
+                    });
                     assert_eq!(got, want, "{name} {mapping:?} {scale:e}");
                 }
                 if scale < 2_f32.powi(125) {
                     let got = packed_codes::<V>(&values, |x| {
                         let q = x.mul(all.reciprocal());
                         let q = if table.square.is_some() { q.sqrt() } else { q };
-                        x.decide::<false>(q, V::splat(SHORT_OF_16), below, Some(all))
+                        let factor = V::splat(SHORT_OF_16);
+                        if table.square.is_some() {
+                            below.decide::<false, true>(x, q, factor, Some(all))
+                        } else {
+                            below.decide::<false, false>(x, q, factor, Some(all))
+                        }
                     });
                     assert_eq!(got, want, "{name} {mapping:?} {scale:e}, estimated");
                 }
@@ -623,14 +629,28 @@ fn check_operations<V: Vector>(name: &str) {
     assert_eq!(lane(unsafe { V::splat(0.0).reciprocal() }), f32::INFINITY);
 
     let bytes: Vec<u8> = (0..=255).map(|i: u8| i.wrapping_mul(37)).collect();
-    let levels: [f32; 16] = std::array::from_fn(|i| i as f32 * 1.5 - 3.0);
-    for bytes in bytes.chunks(V::WIDTH / 2) {
-        let mut out = vec![0.0; V::WIDTH];
-        // SAFETY: as above; two codes a byte.
-        unsafe { V::decode(V::table(&levels), bytes.as_ptr()).store(out.as_mut_ptr()) };
-        let codes = bytes.iter().flat_map(|byte| [byte & 15, byte >> 4]);
-        let want: Vec<f32> = codes.map(|code| levels[usize::from(code)]).collect();
-        assert_eq!(out, want, "{name}");
+    // Of numbers with 16 bits at most, and with more.
+    for step in [1.5, 0.1] {
+        let levels: [f32; 16] = std::array::from_fn(|i| i as f32 * step - 3.0);
+        for scale in [None, Some(0.3)] {
+            for bytes in bytes.chunks(few::<V>() * V::WIDTH / 2) {
+                let mut out = vec![0.0; 2 * bytes.len()];
+                // SAFETY: as above; two codes a byte.
+                unsafe {
+                    let mut levels = V::levels(&levels);
+                    if let Some(scale) = scale {
+                        levels = V::scale_levels(levels, V::splat(scale));
+                    }
+                    let values = V::decode(levels, bytes.as_ptr());
+                    for (x, out) in values.as_ref().iter().zip(out.chunks_mut(V::WIDTH)) {
+                        x.store(out.as_mut_ptr());
+                    }
+                }
+                let codes = bytes.iter().flat_map(|byte| [byte & 15, byte >> 4]);
+                let want = codes.map(|code| levels[usize::from(code)] * scale.unwrap_or(1.0));
+                assert_eq!(out, want.collect::<Vec<f32>>(), "{name} {step} {scale:?}");
+            }
+        }
     }
 }
 

@@ -26,6 +26,17 @@ pub(in crate::backend::cpu) trait Vector: Copy {
     /// What [`Vector::search`] needs of 15 thresholds, in whatever order it looks at them.
     type Thresholds: Copy;
 
+    /// What [`Vector::decode`] needs of a table of 16.
+    type Levels: Copy;
+
+    /// Registers whose codes are decoded together, one where that is as fast.
+    type Few: Copy + AsRef<[Self]> + AsMut<[Self]>;
+    /// Zeros.
+    const FEW: Self::Few;
+
+    /// Thresholds of a linear table of 16, or of its squares.
+    type Even: EvenTable<Self>;
+
     /// Cells in registers; [`Infallible`] where [`Vector::search`] is as fast.
     type Cells: CellTable<Self>;
 
@@ -98,32 +109,48 @@ pub(in crate::backend::cpu) trait Vector: Copy {
     unsafe fn at(table: Self::Table, codes: Self::Codes) -> Self;
     /// The values at the lowest four bits of the exponents, as they are stored.
     unsafe fn by_exponent(self, table: Self::Table) -> Self;
-    /// The values of [`Vector::WIDTH`] codes of four bits, the even ones in the low nibbles.
-    unsafe fn decode(table: Self::Table, codes: *const u8) -> Self;
-    unsafe fn thresholds(table: Self::Table) -> Self::Thresholds;
+    unsafe fn levels(table: &[f32; 16]) -> Self::Levels;
+    /// With every value times a scale.
+    unsafe fn scale_levels(levels: Self::Levels, scale: Self) -> Self::Levels;
+    /// The values of a few registers' codes of four bits, the even ones in the low nibbles.
+    unsafe fn decode(levels: Self::Levels, codes: *const u8) -> Self::Few;
+    unsafe fn thresholds(values: &[f32; 16]) -> Self::Thresholds;
+    /// All of them times a scale.
+    unsafe fn scale_thresholds(thresholds: Self::Thresholds, scale: Self) -> Self::Thresholds;
     /// The number of thresholds that `self` is above, or reaches for `OR_EQUAL`; the sixteenth of the
     /// table is infinite.
     unsafe fn search<const OR_EQUAL: bool>(self, thresholds: &Self::Thresholds) -> Self::Codes;
-    /// `floor(q factor)`, which is from 0 to 15, where `self` is above the threshold of that index, or
-    /// reaches it for `OR_EQUAL`, and one less where it does not. Thresholds are `below`, times `scale`
-    /// if there is one. Where q is NaN the code is 0.
-    unsafe fn decide<const OR_EQUAL: bool>(
-        self,
-        q: Self,
-        factor: Self,
-        below: Self::Table,
-        scale: Option<Self>,
-    ) -> Self::Codes;
     /// Codes, each one more where `RN(u rise)` is below `self`, u being [`crate::quant::uniform`] of a
     /// draw.
     unsafe fn step_up(self, rise: Self, draws: *const u16, codes: Self::Codes) -> Self::Codes;
-    /// Stores the lowest four bits of codes, the even ones in the low nibbles.
+    /// Stores codes that other functions have found, the even ones in the low nibbles.
     unsafe fn store_codes(codes: [Self::Codes; PACKED], to: *mut u8);
     /// [`Vector::WIDTH`] bytes as numbers.
     unsafe fn load_bytes(from: *const u8) -> Self;
     /// Stores each number without its fraction, plus `zero`, as a byte; 0 if that is negative. It is
     /// at most 255.
     unsafe fn store_bytes(self, zero: i32, to: *mut u8);
+}
+
+/// The thresholds of a linear table of 16, or of its squares.
+///
+/// # Safety
+/// As for [`Vector`].
+pub(in crate::backend::cpu) trait EvenTable<V: Vector>: Copy {
+    /// Given the threshold below each code, the first one below all numbers.
+    unsafe fn new(below: &[f32; 16]) -> Self;
+    /// With every threshold times a scale.
+    unsafe fn scale(self, scale: V) -> Self;
+    /// The codes of numbers x, as numbers of thresholds that they are above, or reach for `OR_EQUAL`, the
+    /// thresholds times `scale` if there is one, given `q factor` as [`SHORT_OF_16`] describes it, for a
+    /// linear table or for its `SQUARES`. Where q is NaN the code is 0.
+    unsafe fn decide<const OR_EQUAL: bool, const SQUARES: bool>(
+        self,
+        x: V,
+        q: V,
+        factor: V,
+        scale: Option<V>,
+    ) -> V::Codes;
 }
 
 /// The cells of a table.
@@ -164,8 +191,9 @@ pub(in crate::backend::cpu) const PACKED: usize = 8;
 /// between codes k - 1 and k lies where `y = 16 x / s` is k + 1/2, but for a few last places, so that the
 /// code is below y - 1/2 and at least y - 3/2, or 0 or 15 at the ends. This number times the quotient,
 /// even if that was taken with an estimate of `1 / s`, is less than y, and by 2^-5 at most. So its floor is
-/// the code or one more, and at most 15: the threshold between the two decides ([`Vector::decide`]). Of
-/// levels that are reached, the one of code k is where y is k + 1, and the same holds.
+/// the code or one more, and at most 15: the threshold between the two decides ([`EvenTable::decide`]). Of
+/// levels that are reached, the one of code k is where y is k + 1, and the same holds. It holds of every
+/// integer from that number less one to that number, too, if those below 0 are 0.
 /// A subnormal s is not for this, as its products with neighbouring thresholds may be one number.
 ///
 /// Under the table of the squares of these levels, y is `16 sqrt(x / s)`, and the threshold between codes
@@ -179,6 +207,25 @@ pub(super) const ONE_AND_HALF_A_DRAW: i32 = 0x3f80_0040;
 /// Registers of a chunk.
 pub(in crate::backend::cpu) const fn registers<V: Vector>() -> usize {
     CHUNK / V::WIDTH
+}
+
+/// Registers whose codes are decoded together.
+pub(in crate::backend::cpu) const fn few<V: Vector>() -> usize {
+    size_of::<V::Few>() / size_of::<V>()
+}
+
+/// A few registers.
+///
+/// # Safety
+/// As for [`Vector`].
+#[inline(always)]
+pub(in crate::backend::cpu) unsafe fn load_few<V: Vector>(from: *const f32) -> V::Few {
+    let mut values = V::FEW;
+    for (j, x) in values.as_mut().iter_mut().enumerate() {
+        // SAFETY: the caller's promise.
+        *x = unsafe { V::load(from.add(j * V::WIDTH)) };
+    }
+    values
 }
 
 /// The registers of a chunk.

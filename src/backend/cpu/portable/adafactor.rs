@@ -12,7 +12,7 @@ use super::factored::Factored;
 use super::registers::{Blocks, Kernel, Moment, Plain, Room, Work, skips, step};
 use super::run::{Run, load_run};
 use crate::backend::cpu::call::TensorCall;
-use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, Vector, registers};
+use crate::backend::cpu::lanes::{Beside, CHUNK, Chunk, Lanes, Vector, few};
 use crate::optimizer::Adafactor;
 use crate::plan::Format;
 
@@ -60,16 +60,26 @@ impl<L: Lanes> Moment<L> for Absent {
     unsafe fn open(&self, _: Run, _: &mut Room) {}
 
     #[inline(always)]
-    unsafe fn decode(&self, (): (), _: usize) -> L::Vector {
-        // SAFETY: the kernels are used on processors that have the instructions.
-        unsafe { L::Vector::splat(0.0) }
+    unsafe fn decode(&self, (): (), _: usize) -> <L::Vector as Vector>::Few {
+        L::Vector::FEW
     }
 
     #[inline(always)]
     unsafe fn rescale(&self, _: Run, _: L::Vector) {}
 
     #[inline(always)]
-    unsafe fn close(&self, _: &TensorCall<'_>, _: Run, (): (), _: &Chunk, (): (), _: bool) {}
+    unsafe fn close(
+        &self,
+        _: &TensorCall<'_>,
+        _: Run,
+        (): (),
+        _: (&Chunk, bool),
+        (): (),
+        beside: impl Beside<L::Vector>,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { beside.all() };
+    }
 }
 
 /// The rule on its states.
@@ -118,26 +128,31 @@ impl<L: Lanes, M: Moment<L>> Kernel<L> for Clipped<'_, M> {
             let new = &mut work.new[0];
             let zero = splat(0.0);
             let mut largest = zero;
-            for j in 0..registers::<L::Vector>() {
-                let at = j * L::Vector::WIDTH;
-                let lanes = lanes::<L::Vector>(run, at);
-                if lanes == 0 {
-                    zero.store(new.as_mut_ptr().add(at));
-                    continue;
+            for first in (0..CHUNK).step_by(few::<L::Vector>() * L::Vector::WIDTH) {
+                let of_v = Moment::<L>::decode(v, v_of_run, first);
+                let of_m = m.decode(open, first);
+                let registers = of_v.as_ref().iter().zip(of_m.as_ref()).enumerate();
+                for (i, (v, m)) in registers {
+                    let at = first + i * L::Vector::WIDTH;
+                    let lanes = lanes::<L::Vector>(run, at);
+                    if lanes == 0 {
+                        zero.store(new.as_mut_ptr().add(at));
+                        continue;
+                    }
+                    E::ask(ahead, at);
+                    let g = E::gradient(gradients, at, lanes).mul(grad_scale); // R1
+                    let d = v.sqrt(); // R5
+                    let q = g.div(d).mul(clip); // R6
+                    let m = beta1.mul_add(*m, one_minus_beta1.mul(q)); // R3
+                    let q = if rule.momentum { m } else { q };
+                    let m = m.keep(lanes);
+                    m.store(new.as_mut_ptr().add(at));
+                    largest = largest.largest(m);
+                    let old = E::parameter(p, at, lanes);
+                    let decay = rho_wd.mul(old);
+                    let result = E::base(p, at, old).sub(alpha.mul_add(q, decay)); // R7, R8
+                    E::replace(p, at, lanes, result);
                 }
-                E::ask(ahead, at);
-                let g = E::gradient(gradients, at, lanes).mul(grad_scale); // R1
-                let d = Moment::<L>::decode(v, v_of_run, at).sqrt(); // R5
-                let q = g.div(d).mul(clip); // R6
-                let m = beta1.mul_add(m.decode(open, at), one_minus_beta1.mul(q)); // R3
-                let q = if rule.momentum { m } else { q };
-                let m = m.keep(lanes);
-                m.store(new.as_mut_ptr().add(at));
-                largest = largest.largest(m);
-                let old = E::parameter(p, at, lanes);
-                let decay = rho_wd.mul(old);
-                let result = E::base(p, at, old).sub(alpha.mul_add(q, decay)); // R7, R8
-                E::replace(p, at, lanes, result);
             }
             E::end(call, run, p);
             Some((open, m.rescale(run, largest)))
@@ -153,7 +168,10 @@ impl<L: Lanes, M: Moment<L>> Kernel<L> for Clipped<'_, M> {
         (open, scale): Self::Left,
     ) {
         // SAFETY: the run lies in the tensor.
-        unsafe { self.m.close(call, run, open, &work.new[0], scale, false) };
+        unsafe {
+            self.m
+                .close(call, run, open, (&work.new[0], false), scale, ())
+        };
     }
 }
 
@@ -174,11 +192,14 @@ pub(super) unsafe fn unclipped<L: Lanes>(
         load_run::<L>(call.grad, call.tensor.info.grad_dtype, run, out);
         let columns = Moment::<L>::open(v, run, room);
         let grad_scale = L::Vector::splat(call.grad_scale);
-        for at in (0..CHUNK).step_by(L::Vector::WIDTH) {
-            let to = out.as_mut_ptr().add(at);
-            let g = L::Vector::load(to).mul(grad_scale); // R1
-            let d = Moment::<L>::decode(v, columns, at).sqrt(); // R5
-            g.div(d).store(to); // R6
+        for first in (0..CHUNK).step_by(few::<L::Vector>() * L::Vector::WIDTH) {
+            let of_v = Moment::<L>::decode(v, columns, first);
+            for (i, v) in of_v.as_ref().iter().enumerate() {
+                let to = out.as_mut_ptr().add(first + i * L::Vector::WIDTH);
+                let g = L::Vector::load(to).mul(grad_scale); // R1
+                let d = v.sqrt(); // R5
+                g.div(d).store(to); // R6
+            }
         }
     }
 }

@@ -14,7 +14,7 @@ use super::rank1::{Memory, RankOne};
 use super::registers::{Blocks, Kernel, Moment, Plain, Values, Work, largest_of, skips, step_on};
 use super::run::Run;
 use crate::backend::cpu::call::TensorCall;
-use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, Random, Vector, registers};
+use crate::backend::cpu::lanes::{Beside, CHUNK, Chunk, Lanes, Random, Vector, few, registers};
 use crate::numerics::Scalars;
 use crate::optimizer::Adamw;
 use crate::plan::{Format, Pass};
@@ -129,20 +129,25 @@ impl<V: Vector> Splat<V> {
         }
     }
 
-    /// Replaces the parameters of the register at an element of a run, of so many lanes, given the new states.
+    /// What the new m is to be divided by.
+    #[inline(always)]
+    unsafe fn divisor(&self, v: V) -> V {
+        // SAFETY: as above.
+        unsafe { v.sqrt().mul_add(self.inv_sqrt_bc2, self.eps) } // R5
+    }
+
+    /// Replaces the parameters of the register at an element of a run, of so many lanes, given the quotient of
+    /// the new m and its divisor, R6.
     #[inline(always)]
     unsafe fn update<L: Lanes<Vector = V>, E: Elements<L>>(
         &self,
-        m: V,
-        v: V,
+        q: V,
         p: E::Parameters,
         at: usize,
         lanes: usize,
     ) {
         // SAFETY: as above; the caller's run has the parameters.
         unsafe {
-            let d = v.sqrt().mul_add(self.inv_sqrt_bc2, self.eps); // R5
-            let q = m.div(d); // R6
             let old = E::parameter(p, at, lanes);
             let decay = if E::DECAYED {
                 V::splat(0.0)
@@ -192,19 +197,24 @@ impl<L: Lanes, M: Values<L>, V: Values<L>> Kernel<L> for Unscaled<'_, M, V> {
             let open_v = v.open(run, room_v);
             let (mut new_m, mut new_v) = (L::Vector::ZEROS, L::Vector::ZEROS);
             let mut highest = L::Vector::splat(0.0);
-            for j in 0..registers::<L::Vector>() {
-                let at = j * L::Vector::WIDTH;
-                let lanes = lanes::<L::Vector>(run, at);
-                if lanes == 0 {
-                    break;
+            let few = few::<L::Vector>();
+            for first in (0..registers::<L::Vector>()).step_by(few) {
+                let at = first * L::Vector::WIDTH;
+                let old = [m.decode(open_m, at), v.decode(open_v, at)];
+                for i in 0..few {
+                    let (j, at) = (first + i, at + i * L::Vector::WIDTH);
+                    let lanes = lanes::<L::Vector>(run, at);
+                    if lanes == 0 {
+                        break;
+                    }
+                    E::ask(ahead, at);
+                    let g = E::gradient(gradients, at, lanes);
+                    let [old_m, old_v] = old.each_ref().map(|old| old.as_ref()[i]);
+                    let (m, v) = rule.moments(g, old_m, old_v, V::IS_NEW);
+                    new_m.as_mut()[j] = m;
+                    new_v.as_mut()[j] = v;
+                    highest = highest.highest(v);
                 }
-                E::ask(ahead, at);
-                let g = E::gradient(gradients, at, lanes);
-                let (old_m, old_v) = (m.decode(open_m, at), v.decode(open_v, at));
-                let (m, v) = rule.moments(g, old_m, old_v, V::IS_NEW);
-                new_m.as_mut()[j] = m;
-                new_v.as_mut()[j] = v;
-                highest = highest.highest(v);
             }
             // As below. Behind the run there is whatever was read.
             let usual = highest.all_usual() && !E::hides_non_finite(gradients);
@@ -220,7 +230,7 @@ impl<L: Lanes, M: Values<L>, V: Values<L>> Kernel<L> for Unscaled<'_, M, V> {
                     break;
                 }
                 let (m, v) = (new_m.as_ref()[j], new_v.as_ref()[j]);
-                rule.update::<L, E>(m, v, p, at, lanes);
+                rule.update::<L, E>(m.div(rule.divisor(v)), p, at, lanes);
             }
             E::end(call, run, p);
             for (j, (x, y)) in new_m.as_ref().iter().zip(new_v.as_ref()).enumerate() {
@@ -259,9 +269,29 @@ struct First<'w, L: Lanes, E: Elements<L>, M: Moment<L>, V: Moment<L>> {
     next: Ahead<true>,
     open: (M::Open, V::Open),
     new: &'w mut [Chunk; 2],
+    quotients: &'w mut Chunk,
     /// Of the new m's magnitudes, and of the new v.
     largest: [L::Vector; 2],
     random: &'w mut Random,
+}
+
+impl<L: Lanes, E: Elements<L>, M: Moment<L>, V: Moment<L>> First<'_, L, E, M, V> {
+    #[inline(always)]
+    fn divisors<'a>(&'a mut self, rule: &'a Splat<L::Vector>) -> Divisors<'a, L> {
+        Divisors {
+            rule,
+            v: &self.new[1],
+            to: self.quotients,
+        }
+    }
+
+    #[inline(always)]
+    fn quotients(&mut self) -> Quotients<'_> {
+        Quotients {
+            m: &self.new[0],
+            divisors: self.quotients,
+        }
+    }
 }
 
 /// A run in its second half.
@@ -269,6 +299,44 @@ struct Second<'w, L: Lanes, E: Elements<L>> {
     run: Run,
     p: E::Parameters,
     new: &'w [Chunk; 2],
+    /// If they are made before ([`Lanes::QUOTIENTS_BESIDE_CODES`]).
+    quotients: &'w Chunk,
+}
+
+/// The divisors of a chunk, made beside v's codes of the one before.
+struct Divisors<'a, L: Lanes> {
+    rule: &'a Splat<L::Vector>,
+    v: &'a Chunk,
+    to: &'a mut Chunk,
+}
+
+impl<L: Lanes> Beside<L::Vector> for Divisors<'_, L> {
+    #[inline(always)]
+    unsafe fn register(&mut self, at: usize) {
+        // SAFETY: the caller's register lies in the chunk.
+        unsafe {
+            let v = L::Vector::load(self.v.as_ptr().add(at));
+            self.rule.divisor(v).store(self.to.as_mut_ptr().add(at));
+        }
+    }
+}
+
+/// The quotients of a chunk, in place of their divisors, made beside m's codes of the one before.
+struct Quotients<'a> {
+    m: &'a Chunk,
+    divisors: &'a mut Chunk,
+}
+
+impl<V: Vector> Beside<V> for Quotients<'_> {
+    #[inline(always)]
+    unsafe fn register(&mut self, at: usize) {
+        // SAFETY: the caller's register lies in the chunk.
+        unsafe {
+            let m = V::load(self.m.as_ptr().add(at));
+            let quotients = self.divisors.as_mut_ptr().add(at);
+            m.div(V::load(quotients)).store(quotients);
+        }
+    }
 }
 
 impl<M, V> Moments<'_, M, V> {
@@ -286,49 +354,66 @@ impl<M, V> Moments<'_, M, V> {
         V: Moment<L>,
     {
         let Self { m, v, .. } = self;
+        let few = few::<L::Vector>();
         // SAFETY: the runs lie in the tensor.
         unsafe {
             let zero = L::Vector::splat(0.0);
-            for j in registers {
-                let at = j * L::Vector::WIDTH;
+            for j in registers.step_by(few) {
+                let mut old = [L::Vector::FEW; 2];
                 if let Some(first) = first {
-                    let lanes = if WHOLE {
-                        L::Vector::WIDTH
-                    } else {
-                        lanes::<L::Vector>(first.run, at)
-                    };
-                    let (m, v) = if lanes == 0 {
-                        (zero, zero)
-                    } else {
-                        E::ask(first.ahead, at);
-                        if V::COLLECTED {
-                            E::ask([first.next], at);
-                        }
-                        let g = E::gradient(first.gradients, at, lanes);
-                        let (open_m, open_v) = first.open;
-                        let (old_m, old_v) = (m.decode(open_m, at), v.decode(open_v, at));
-                        let (m, v) = rule.moments(g, old_m, old_v, V::IS_NEW);
-                        (m.keep(lanes), v.keep(lanes))
-                    };
-                    let ([new_m, new_v], [largest_m, largest_v]) =
-                        (&mut *first.new, &mut first.largest);
-                    m.store(new_m.as_mut_ptr().add(at));
-                    v.store(new_v.as_mut_ptr().add(at));
-                    *largest_m = largest_m.largest(m);
-                    *largest_v = largest_v.highest(v);
+                    let (at, (m_of_run, v_of_run)) = (j * L::Vector::WIDTH, first.open);
+                    old = [m.decode(m_of_run, at), v.decode(v_of_run, at)];
                 }
-                if let Some(second) = second {
-                    let lanes = if WHOLE {
-                        L::Vector::WIDTH
-                    } else {
-                        lanes::<L::Vector>(second.run, at)
-                    };
-                    if lanes > 0 {
-                        let [new_m, new_v] = second.new;
-                        let m = L::Vector::load(new_m.as_ptr().add(at));
-                        let v = L::Vector::load(new_v.as_ptr().add(at));
-                        rule.update::<L, E>(m, v, second.p, at, lanes);
+                let mut largest = [zero; 2];
+                for i in 0..few {
+                    let at = (j + i) * L::Vector::WIDTH;
+                    if let Some(first) = first {
+                        let lanes = if WHOLE {
+                            L::Vector::WIDTH
+                        } else {
+                            lanes::<L::Vector>(first.run, at)
+                        };
+                        let (m, v) = if lanes == 0 {
+                            (zero, zero)
+                        } else {
+                            E::ask(first.ahead, at);
+                            if V::COLLECTED {
+                                E::ask([first.next], at);
+                            }
+                            let g = E::gradient(first.gradients, at, lanes);
+                            let [old_m, old_v] = old.each_ref().map(|old| old.as_ref()[i]);
+                            let (m, v) = rule.moments(g, old_m, old_v, V::IS_NEW);
+                            (m.keep(lanes), v.keep(lanes))
+                        };
+                        let [new_m, new_v] = &mut *first.new;
+                        m.store(new_m.as_mut_ptr().add(at));
+                        v.store(new_v.as_mut_ptr().add(at));
+                        largest[0] = largest[0].largest(m);
+                        largest[1] = largest[1].highest(v);
                     }
+                    if let Some(second) = second {
+                        let lanes = if WHOLE {
+                            L::Vector::WIDTH
+                        } else {
+                            lanes::<L::Vector>(second.run, at)
+                        };
+                        if lanes > 0 {
+                            let q = if L::QUOTIENTS_BESIDE_CODES {
+                                L::Vector::load(second.quotients.as_ptr().add(at))
+                            } else {
+                                let [m, v] = second.new;
+                                let m = L::Vector::load(m.as_ptr().add(at));
+                                let v = L::Vector::load(v.as_ptr().add(at));
+                                m.div(rule.divisor(v))
+                            };
+                            rule.update::<L, E>(q, second.p, at, lanes);
+                        }
+                    }
+                }
+                if let Some(first) = first {
+                    let [largest_m, largest_v] = &mut first.largest;
+                    *largest_m = largest_m.largest(largest[0]);
+                    *largest_v = largest_v.highest(largest[1]);
                 }
             }
         }
@@ -362,6 +447,7 @@ impl<M, V> Moments<'_, M, V> {
                     next: Ahead::of_next::<L, E>(call, run),
                     open: (m.open(run, room_m), v.open(run, room_v)),
                     new: &mut work.new,
+                    quotients: &mut work.quotients,
                     largest: [L::Vector::splat(0.0); 2],
                     random: &mut work.random,
                 });
@@ -372,18 +458,39 @@ impl<M, V> Moments<'_, M, V> {
                     run,
                     p: E::parameters(call, run, &mut work.p, &work.random),
                     new: &work.new,
+                    quotients: &work.quotients,
                 });
                 // Not in `Second`: with it there f16 takes an eighth longer (Zen 5).
                 left = Some(of_run);
             }
-            let (whole, all) = (whole / L::Vector::WIDTH, registers::<L::Vector>());
+            let few = few::<L::Vector>();
+            let (whole, all) = (
+                whole / L::Vector::WIDTH / few * few,
+                registers::<L::Vector>(),
+            );
             self.registers::<L, E, true>(rule, 0..whole, &mut opened, &stored);
             self.registers::<L, E, false>(rule, whole..all, &mut opened, &stored);
-            if let (Some(Second { run, p, new }), Some(left)) = (stored, left) {
+            if let (Some(Second { run, p, new, .. }), Some(left)) = (stored, left) {
                 E::end(call, run, p);
                 let ((open_m, scale_m), (open_v, scale_v), usual) = left;
-                m.close(call, run, open_m, &new[0], scale_m, false);
-                v.close(call, run, open_v, &new[1], scale_v, usual);
+                let (values_m, values_v) = ((&new[0], false), (&new[1], usual));
+                match &mut opened {
+                    Some(first) if L::QUOTIENTS_BESIDE_CODES => {
+                        let divisors = first.divisors(&rule);
+                        v.close(call, run, open_v, values_v, scale_v, divisors);
+                        let quotients = first.quotients();
+                        m.close(call, run, open_m, values_m, scale_m, quotients);
+                    }
+                    _ => {
+                        m.close(call, run, open_m, values_m, scale_m, ());
+                        v.close(call, run, open_v, values_v, scale_v, ());
+                    }
+                }
+            } else if let Some(first) = &mut opened
+                && L::QUOTIENTS_BESIDE_CODES
+            {
+                first.divisors(&rule).all();
+                Beside::<L::Vector>::all(first.quotients());
             }
 
             let first = opened?;

@@ -7,7 +7,7 @@ use super::registers::{Moment, Room, Values};
 use super::rows::Slices;
 use super::run::{Run, first_of_row, is_before_row, is_of_columns};
 use crate::backend::cpu::call::TensorCall;
-use crate::backend::cpu::lanes::{Chunk, Lanes, Vector};
+use crate::backend::cpu::lanes::{Beside, Chunk, Lanes, Vector, load_few};
 use crate::optimizer::Update;
 use crate::plan::{Factor, Maxima};
 
@@ -71,13 +71,17 @@ impl<L: Lanes> Moment<L> for Factored<'_> {
     }
 
     #[inline(always)]
-    unsafe fn decode(&self, columns: *mut f32, at: usize) -> L::Vector {
+    unsafe fn decode(&self, columns: *mut f32, at: usize) -> <L::Vector as Vector>::Few {
+        let Some(quotient) = self.quotient else {
+            return L::Vector::FEW;
+        };
         // SAFETY: as above.
         unsafe {
-            match self.quotient {
-                Some(quotient) => L::Vector::splat(quotient).mul(L::Vector::load(columns.add(at))),
-                None => L::Vector::splat(0.0),
+            let mut values = load_few::<L::Vector>(columns.add(at));
+            for x in values.as_mut() {
+                *x = L::Vector::splat(quotient).mul(*x);
             }
+            values
         }
     }
 
@@ -85,7 +89,18 @@ impl<L: Lanes> Moment<L> for Factored<'_> {
     unsafe fn rescale(&self, _: Run, _: L::Vector) {}
 
     #[inline(always)]
-    unsafe fn close(&self, _: &TensorCall<'_>, _: Run, _: *mut f32, _: &Chunk, (): (), _: bool) {}
+    unsafe fn close(
+        &self,
+        _: &TensorCall<'_>,
+        _: Run,
+        _: *mut f32,
+        _: (&Chunk, bool),
+        (): (),
+        beside: impl Beside<L::Vector>,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { beside.all() };
+    }
 }
 
 impl<L: Lanes> Values<L> for Factored<'_> {
@@ -134,7 +149,12 @@ impl<L: Lanes> Slices<L> for Squares<'_> {
     }
 
     #[inline(always)]
-    unsafe fn value(&self, (): (), _: usize, w: L::Vector) -> L::Vector {
+    unsafe fn old(&self, (): (), _: usize) -> <L::Vector as Vector>::Few {
+        L::Vector::FEW
+    }
+
+    #[inline(always)]
+    unsafe fn value(&self, _: L::Vector, w: L::Vector) -> L::Vector {
         w
     }
 

@@ -11,7 +11,7 @@ use super::elements::{Ahead, Elements, lanes};
 use super::registers::{Blocks, Kernel, Moment, Plain, Work, skips, step};
 use super::run::Run;
 use crate::backend::cpu::call::TensorCall;
-use crate::backend::cpu::lanes::{Lanes, Vector, registers};
+use crate::backend::cpu::lanes::{CHUNK, Lanes, Vector, few};
 use crate::optimizer::{Lion, Sgdm};
 use crate::plan::Format;
 
@@ -135,21 +135,24 @@ impl<L: Lanes, R: Step, M: Moment<L>> Kernel<L> for Momentum<'_, R, M> {
             let new = &mut work.new[0];
             let zero = L::Vector::splat(0.0);
             let mut largest = zero;
-            for j in 0..registers::<L::Vector>() {
-                let at = j * L::Vector::WIDTH;
-                let lanes = lanes::<L::Vector>(run, at);
-                if lanes == 0 {
-                    zero.store(new.as_mut_ptr().add(at));
-                    continue;
+            for first in (0..CHUNK).step_by(few::<L::Vector>() * L::Vector::WIDTH) {
+                let old = m.decode(open, first);
+                for (i, old) in old.as_ref().iter().enumerate() {
+                    let at = first + i * L::Vector::WIDTH;
+                    let lanes = lanes::<L::Vector>(run, at);
+                    if lanes == 0 {
+                        zero.store(new.as_mut_ptr().add(at));
+                        continue;
+                    }
+                    E::ask(ahead, at);
+                    let g = E::gradient(gradients, at, lanes).mul(grad_scale); // R1
+                    let before = E::parameter(p, at, lanes);
+                    let (m, change) = rule.step(before, g, *old);
+                    let m = m.keep(lanes);
+                    m.store(new.as_mut_ptr().add(at));
+                    largest = largest.largest(m);
+                    E::replace(p, at, lanes, E::base(p, at, before).sub(change)); // R8
                 }
-                E::ask(ahead, at);
-                let g = E::gradient(gradients, at, lanes).mul(grad_scale); // R1
-                let before = E::parameter(p, at, lanes);
-                let (m, change) = rule.step(before, g, m.decode(open, at));
-                let m = m.keep(lanes);
-                m.store(new.as_mut_ptr().add(at));
-                largest = largest.largest(m);
-                E::replace(p, at, lanes, E::base(p, at, before).sub(change)); // R8
             }
             E::end(call, run, p);
             Some((open, m.rescale(run, largest)))
@@ -165,6 +168,9 @@ impl<L: Lanes, R: Step, M: Moment<L>> Kernel<L> for Momentum<'_, R, M> {
         (open, scale): Self::Left,
     ) {
         // SAFETY: the run lies in the tensor.
-        unsafe { self.m.close(call, run, open, &work.new[0], scale, false) };
+        unsafe {
+            self.m
+                .close(call, run, open, (&work.new[0], false), scale, ())
+        };
     }
 }

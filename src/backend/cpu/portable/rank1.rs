@@ -16,7 +16,9 @@ use super::encode::encode_unit;
 use super::registers::{Moment, Room, Rows, close_codes};
 use super::run::{Run, draws};
 use crate::backend::cpu::call::TensorCall;
-use crate::backend::cpu::lanes::{CHUNK, Chunk, Lanes, PACKED, SHORT_OF_16, Vector, load};
+use crate::backend::cpu::lanes::{
+    Beside, CHUNK, Chunk, Coder, EvenTable, Lanes, SHORT_OF_16, Vector, code,
+};
 use crate::layout::index;
 use crate::plan::{Codes, MAX_AXES, Maxima, Pass, Scales, TensorPlan};
 use crate::quant::Rounding;
@@ -187,17 +189,20 @@ impl<'a, V: Vector> RankOne<'a, V> {
         }
     }
 
-    /// The old values of a register from element `at` of a place on.
+    /// The old values of a few registers from element `at` of a place on.
     ///
     /// # Safety
     /// They lie there.
     #[inline(always)]
-    pub(super) unsafe fn old(&self, place: Place, at: usize) -> V {
+    pub(super) unsafe fn old(&self, place: Place, at: usize) -> V::Few {
         // SAFETY: the caller's promise.
         unsafe {
-            let columns = V::load(place.columns[0].add(at));
-            let scale = V::splat(place.rest[0]).smallest(columns);
-            V::decode(self.rows.levels, place.codes.add(at / 2)).mul(scale)
+            let mut old = V::decode(self.rows.levels, place.codes.add(at / 2));
+            for (j, x) in old.as_mut().iter_mut().enumerate() {
+                let columns = V::load(place.columns[0].add(at + j * V::WIDTH));
+                *x = x.mul(V::splat(place.rest[0]).smallest(columns));
+            }
+            old
         }
     }
 
@@ -249,7 +254,7 @@ impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
     }
 
     #[inline(always)]
-    unsafe fn decode(&self, place: Place, at: usize) -> L::Vector {
+    unsafe fn decode(&self, place: Place, at: usize) -> <L::Vector as Vector>::Few {
         // SAFETY: as above.
         unsafe { self.old(place, at) }
     }
@@ -263,9 +268,9 @@ impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
         call: &TensorCall<'_>,
         run: Run,
         place: Place,
-        values: &Chunk,
+        (values, usual): (&Chunk, bool),
         (): (),
-        usual: bool,
+        beside: impl Beside<L::Vector>,
     ) {
         // SAFETY: as above.
         unsafe {
@@ -275,7 +280,6 @@ impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
                 columns,
                 rest,
             } = place;
-            let factor = L::Vector::splat(SHORT_OF_16);
             // Beyond, reciprocals may be flushed to zero.
             let bound = self.bound.min(rest[1].to_bits().cast_signed());
             let mut usual = usual && f32::from_bits(bound.cast_unsigned()) < HUGE;
@@ -287,24 +291,31 @@ impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
                     usual &= !scale.any_subnormal();
                     scale.store(scales.as_mut_ptr().add(at));
                 }
+                beside.all();
                 if usual {
                     let draws = draws(call, Purpose::State(self.state), run);
                     L::round_linear(values, &scales, &self.codes.table, &draws, codes);
                 }
             } else {
-                let values = load::<L::Vector>(values);
-                for (i, values) in values.as_ref().chunks_exact(PACKED).enumerate() {
-                    let mut new = [L::Vector::NO_CODES; PACKED];
-                    for (j, (new, x)) in new.iter_mut().zip(values).enumerate() {
-                        let at = (i * PACKED + j) * L::Vector::WIDTH;
-                        let scale = rest.smallest(L::Vector::load(columns[1].add(at)));
-                        usual &= !scale.any_subnormal();
-                        let q = x.mul(scale.reciprocal());
-                        let q = if self.squares { q.sqrt() } else { q };
-                        *new = x.decide::<false>(q, factor, self.rows.below, Some(scale));
-                    }
-                    let to = codes.add(i * PACKED * L::Vector::WIDTH / 2);
-                    L::Vector::store_codes(new, to);
+                macro_rules! under_maxima {
+                    ($squares:literal) => {
+                        code::<L::Vector>(
+                            values,
+                            UnderMaxima::<_, $squares> {
+                                thresholds: self.rows.below,
+                                rest,
+                                columns: columns[1],
+                                usual: &mut usual,
+                            },
+                            beside,
+                            codes,
+                        )
+                    };
+                }
+                if self.squares {
+                    under_maxima!(true);
+                } else {
+                    under_maxima!(false);
                 }
             }
             if usual {
@@ -312,6 +323,31 @@ impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
             } else {
                 encode_unit::<L>(call, self.state, run, &[*values], Source::Statistics);
             }
+        }
+    }
+}
+
+/// Codes of a linear table or of its squares, under the smaller of a scale of the row and one of each column.
+struct UnderMaxima<'a, V: Vector, const SQUARES: bool> {
+    thresholds: V::Even,
+    rest: V,
+    columns: *const f32,
+    /// To be made false by a scale that is subnormal.
+    usual: &'a mut bool,
+}
+
+impl<V: Vector, const SQUARES: bool> Coder<V> for UnderMaxima<'_, V, SQUARES> {
+    #[inline(always)]
+    unsafe fn code(&mut self, x: V, at: usize) -> V::Codes {
+        // SAFETY: a chunk has so many columns.
+        unsafe {
+            let scale = self.rest.smallest(V::load(self.columns.add(at)));
+            *self.usual &= !scale.any_subnormal();
+            let q = x.mul(scale.reciprocal());
+            let q = if SQUARES { q.sqrt() } else { q };
+            let factor = V::splat(SHORT_OF_16);
+            self.thresholds
+                .decide::<false, SQUARES>(x, q, factor, Some(scale))
         }
     }
 }

@@ -11,7 +11,8 @@ use super::run::{Run, draws};
 use super::skip;
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{
-    CHUNK, CellTable, Chunk, Compiled, Lanes, PACKED, Random, SHORT_OF_16, Vector, load,
+    Beside, CHUNK, CellTable, Chunk, Compiled, Decided, EvenTable, Lanes, Picked, Random,
+    SHORT_OF_16, Searched, Vector, code, load, load_few,
 };
 use crate::layout::{div_ceil, index};
 use crate::plan::{Codes, Scales, TensorPlan};
@@ -27,6 +28,7 @@ pub(super) struct Work {
     pub(super) random: Random,
     /// The new values of the states, zeros behind the run.
     pub(super) new: [Chunk; 2],
+    pub(super) quotients: Chunk,
     pub(super) states: [Room; 2],
 }
 
@@ -36,6 +38,7 @@ impl Work {
         g: Chunk::ZERO,
         random: Random::ZERO,
         new: [Chunk::ZERO; 2],
+        quotients: Chunk::ZERO,
         states: [Room::EMPTY; 2],
     };
 }
@@ -295,22 +298,22 @@ pub(super) trait Moment<L: Lanes> {
     unsafe fn enter(&mut self, call: &TensorCall<'_>, run: Run);
     /// A run that is not a whole chunk is read from the room.
     unsafe fn open(&self, run: Run, room: &mut Room) -> Self::Open;
-    /// The values of a register from element `at` of the run on. Those behind the run are of any
+    /// The values of a few registers from element `at` of the run on. Those behind the run are of any
     /// finite value.
-    unsafe fn decode(&self, open: Self::Open, at: usize) -> L::Vector;
+    unsafe fn decode(&self, open: Self::Open, at: usize) -> <L::Vector as Vector>::Few;
     /// The scale of the new values, stored, given the largest magnitude in each lane. Taken as soon as
     /// that is known: their codes wait for it.
     unsafe fn rescale(&self, run: Run, largest: L::Vector) -> Self::Scale;
     /// Stores the new values under their scale; `usual` says that none is negative, infinite or NaN. Those
-    /// behind the run are zero. Another row may have been entered.
+    /// behind the run are zero. Another row may have been entered. All that is to be done beside is.
     unsafe fn close(
         &self,
         call: &TensorCall<'_>,
         run: Run,
         open: Self::Open,
-        values: &Chunk,
+        values: (&Chunk, bool),
         scale: Self::Scale,
-        usual: bool,
+        beside: impl Beside<L::Vector>,
     );
 }
 
@@ -348,9 +351,9 @@ impl<L: Lanes> Moment<L> for Plain {
     }
 
     #[inline(always)]
-    unsafe fn decode(&self, values: *mut f32, at: usize) -> L::Vector {
+    unsafe fn decode(&self, values: *mut f32, at: usize) -> <L::Vector as Vector>::Few {
         // SAFETY: as above.
-        unsafe { L::Vector::load(values.add(at)) }
+        unsafe { load_few::<L::Vector>(values.add(at)) }
     }
 
     #[inline(always)]
@@ -362,12 +365,13 @@ impl<L: Lanes> Moment<L> for Plain {
         _: &TensorCall<'_>,
         run: Run,
         to: *mut f32,
-        values: &Chunk,
+        (values, _): (&Chunk, bool),
         (): (),
-        _: bool,
+        beside: impl Beside<L::Vector>,
     ) {
         // SAFETY: as above.
         unsafe {
+            beside.all();
             for (j, x) in load::<L::Vector>(values).as_ref().iter().enumerate() {
                 Values::<L>::put(self, to, *x, j * L::Vector::WIDTH);
             }
@@ -400,10 +404,10 @@ pub(super) struct Rows<V: Vector> {
     /// Of the tensor's first row.
     first: *mut u8,
     bytes: usize,
-    pub(super) levels: V::Table,
-    midpoints: V::Table,
+    pub(super) levels: V::Levels,
+    midpoints: V::Thresholds,
     /// The midpoint below each code, and one below everything.
-    pub(super) below: V::Table,
+    pub(super) below: V::Even,
     cells: Option<V::Cells>,
 }
 
@@ -427,9 +431,9 @@ impl<V: Vector> Rows<V> {
             Some(Self {
                 first: buffer.data.cast(),
                 bytes: index(tensor.grid.code_bytes(codes.per_byte)),
-                levels: V::table(&codes.table.first()),
-                midpoints: V::table(&midpoints),
-                below: V::table(&below),
+                levels: V::levels(&codes.table.first()),
+                midpoints: V::thresholds(&midpoints),
+                below: V::Even::new(&below),
                 cells: match &codes.table.cells {
                     Some(cells) => V::Cells::new(cells),
                     None => None,
@@ -442,36 +446,6 @@ impl<V: Vector> Rows<V> {
     #[inline(always)]
     pub(super) fn at(&self, row: usize) -> *mut u8 {
         self.first.wrapping_add(row * self.bytes)
-    }
-
-    /// Stores the codes of a chunk by cells.
-    #[inline(always)]
-    unsafe fn pick(values: &V::Registers, factor: V, cells: V::Cells, codes: *mut u8) {
-        // SAFETY: the caller's memory has room for them.
-        unsafe {
-            for (i, values) in values.as_ref().chunks_exact(PACKED).enumerate() {
-                let mut new = [V::NO_CODES; PACKED];
-                for (new, x) in new.iter_mut().zip(values) {
-                    *new = cells.pick::<false>(*x, factor);
-                }
-                V::store_codes(new, codes.add(i * PACKED * V::WIDTH / 2));
-            }
-        }
-    }
-
-    /// Stores the codes of a chunk that are the numbers of thresholds passed.
-    #[inline(always)]
-    unsafe fn search(values: &V::Registers, thresholds: &V::Thresholds, codes: *mut u8) {
-        // SAFETY: the caller's memory has room for them.
-        unsafe {
-            for (i, values) in values.as_ref().chunks_exact(PACKED).enumerate() {
-                let mut new = [V::NO_CODES; PACKED];
-                for (new, x) in new.iter_mut().zip(values) {
-                    *new = x.search::<false>(thresholds);
-                }
-                V::store_codes(new, codes.add(i * PACKED * V::WIDTH / 2));
-            }
-        }
     }
 }
 
@@ -528,13 +502,13 @@ impl<L: Lanes> Moment<L> for Blocks<'_, L::Vector> {
             Opened {
                 row: self.row,
                 codes: room.codes::<L>(self.row, run),
-                levels: L::Vector::scale(self.rows.levels, scale),
+                levels: L::Vector::scale_levels(self.rows.levels, scale),
             }
         }
     }
 
     #[inline(always)]
-    unsafe fn decode(&self, open: Self::Open, at: usize) -> L::Vector {
+    unsafe fn decode(&self, open: Self::Open, at: usize) -> <L::Vector as Vector>::Few {
         // SAFETY: as above.
         unsafe { L::Vector::decode(open.levels, open.codes.add(at / 2)) }
     }
@@ -555,41 +529,36 @@ impl<L: Lanes> Moment<L> for Blocks<'_, L::Vector> {
         call: &TensorCall<'_>,
         run: Run,
         Opened { row, codes, .. }: Self::Open,
-        values: &Chunk,
+        (values, usual): (&Chunk, bool),
         (scale, inverse): Self::Scale,
-        usual: bool,
+        beside: impl Beside<L::Vector>,
     ) {
         // SAFETY: as above.
         unsafe {
             if self.codes.rounding == Rounding::Stochastic {
                 let draws = draws(call, Purpose::State(self.state), run);
                 let table = &self.codes.table;
+                beside.all();
                 L::round_block(values, scale.first(), usual, table, &draws, codes);
                 return close_codes::<L>(row, run, codes);
             }
-            let values = load::<L::Vector>(values);
             let factor = L::Vector::splat(SHORT_OF_16).mul(inverse);
             // Of a scale that is neither 0 nor subnormal.
             let finite = factor.first().is_finite();
             if finite && usual && self.codes.table.linear == Some(16.0) {
-                // As in `RankOne`.
-                let below = L::Vector::scale(self.rows.below, scale);
-                for (i, values) in values.as_ref().chunks_exact(PACKED).enumerate() {
-                    let mut new = [L::Vector::NO_CODES; PACKED];
-                    for (new, x) in new.iter_mut().zip(values) {
-                        *new = x.decide::<false>(*x, factor, below, None);
-                    }
-                    L::Vector::store_codes(new, codes.add(i * PACKED * L::Vector::WIDTH / 2));
-                }
+                let thresholds = self.rows.below.scale(scale);
+                let decided = Decided::<_, false> { factor, thresholds };
+                code::<L::Vector>(values, decided, beside, codes);
             } else if let Some(cells) = self.rows.cells
                 && finite
             {
                 let factor = L::Vector::splat(Cells::FACTOR).mul(inverse);
-                Rows::<L::Vector>::pick(&values, factor, cells.scale(scale), codes);
+                let cells = cells.scale(scale);
+                code::<L::Vector>(values, Picked::<_, false> { factor, cells }, beside, codes);
             } else {
-                let scaled = L::Vector::scale(self.rows.midpoints, scale);
-                let thresholds = L::Vector::thresholds(scaled);
-                Rows::<L::Vector>::search(&values, &thresholds, codes);
+                let midpoints = L::Vector::scale_thresholds(self.rows.midpoints, scale);
+                let searched = Searched::<_, false>(midpoints);
+                code::<L::Vector>(values, searched, beside, codes);
             }
             close_codes::<L>(row, run, codes);
         }
@@ -603,5 +572,5 @@ pub(super) struct Opened<V: Vector> {
     row: *mut u8,
     /// Its own, for whole chunks, and what they stand for.
     codes: *mut u8,
-    levels: V::Table,
+    levels: V::Levels,
 }

@@ -14,7 +14,7 @@ use super::rank1::{Memory, Period, Place, RankOne};
 use super::registers::Room;
 use super::run::Run;
 use crate::backend::cpu::call::TensorCall;
-use crate::backend::cpu::lanes::{CHUNK, Chunk, Compiled, Lanes, Vector};
+use crate::backend::cpu::lanes::{CHUNK, Chunk, Compiled, Lanes, Vector, few};
 use crate::layout::index;
 use crate::numerics::INF_BITS;
 use crate::optimizer::Update;
@@ -44,9 +44,10 @@ pub(super) trait Slices<L: Lanes>: Copy {
         // SAFETY: the kernels are used on processors that have the instructions.
         unsafe { g.mul(g) } // R2
     }
-    /// The values of a register from element `at` of the run on, given the squares there; not finite where
-    /// these are not.
-    unsafe fn value(&self, open: Self::Open, at: usize, w: L::Vector) -> L::Vector;
+    /// What there was of a few registers from element `at` of the run on.
+    unsafe fn old(&self, open: Self::Open, at: usize) -> <L::Vector as Vector>::Few;
+    /// The values of a register, given what there was and the squares; not finite where these are not.
+    unsafe fn value(&self, old: L::Vector, w: L::Vector) -> L::Vector;
     /// Raises the maxima of the axes before a row by its largest value, as an integer; `alone` says that no
     /// one else works on what is in its slice of the first axis.
     fn raise(&self, call: &TensorCall<'_>, row: Run, largest: i32, alone: bool);
@@ -78,12 +79,15 @@ impl<L: Lanes> Slices<L> for NewMoment<'_, L::Vector> {
     }
 
     #[inline(always)]
-    unsafe fn value(&self, place: Place, at: usize, w: L::Vector) -> L::Vector {
+    unsafe fn old(&self, place: Place, at: usize) -> <L::Vector as Vector>::Few {
         // SAFETY: the caller's promise.
-        unsafe {
-            let old = self.v.old(place, at);
-            self.beta2.mul_add(old, self.one_minus_beta2.mul(w)) // R4
-        }
+        unsafe { self.v.old(place, at) }
+    }
+
+    #[inline(always)]
+    unsafe fn value(&self, old: L::Vector, w: L::Vector) -> L::Vector {
+        // SAFETY: the caller's promise.
+        unsafe { self.beta2.mul_add(old, self.one_minus_beta2.mul(w)) } // R4
     }
 
     #[inline(always)]
@@ -365,28 +369,37 @@ impl<'c, L: Lanes, S: Slices<L>, E: Elements<L>> Collector<'c, L, S, E> {
                     self.hides_non_finite |= E::hides_non_finite(gradients[r]);
                 }
                 let columns = columns[at..][..CHUNK].as_mut_ptr().cast::<f32>();
-                for i in (0..CHUNK).step_by(L::Vector::WIDTH) {
-                    let lanes = if WHOLE {
-                        L::Vector::WIDTH
-                    } else {
-                        lanes::<L::Vector>(runs[0], i)
-                    };
-                    if lanes == 0 {
-                        break;
+                for first in (0..CHUNK).step_by(few::<L::Vector>() * L::Vector::WIDTH) {
+                    let mut of_columns = L::Vector::FEW;
+                    for (j, column) in of_columns.as_mut().iter_mut().enumerate() {
+                        *column = L::Vector::load(columns.add(first + j * L::Vector::WIDTH));
                     }
-                    let mut column = L::Vector::load(columns.add(i));
                     for r in 0..N {
-                        E::ask([asked[r]], i);
-                        if E::DECAYED {
-                            E::ask([parameters[r]], i);
+                        let old = slices.old(open[r], at + first);
+                        let registers = of_columns.as_mut().iter_mut().zip(old.as_ref());
+                        for (j, (column, old)) in registers.enumerate() {
+                            let i = first + j * L::Vector::WIDTH;
+                            let lanes = if WHOLE {
+                                L::Vector::WIDTH
+                            } else {
+                                lanes::<L::Vector>(runs[0], i)
+                            };
+                            if lanes == 0 {
+                                break;
+                            }
+                            E::ask([asked[r]], i);
+                            if E::DECAYED {
+                                E::ask([parameters[r]], i);
+                            }
+                            let g = E::gradient(gradients[r], i, lanes).mul(grad_scale); // R1
+                            let new = slices.value(*old, slices.square(g));
+                            largest[r] = largest[r].largest(new);
+                            *column = column.largest(new);
                         }
-                        let g = E::gradient(gradients[r], i, lanes).mul(grad_scale); // R1
-                        let w = slices.square(g);
-                        let new = slices.value(open[r], at + i, w);
-                        largest[r] = largest[r].largest(new);
-                        column = column.largest(new);
                     }
-                    column.store(columns.add(i));
+                    for (j, column) in of_columns.as_ref().iter().enumerate() {
+                        column.store(columns.add(first + j * L::Vector::WIDTH));
+                    }
                 }
             }
             for largest in largest {
