@@ -359,12 +359,12 @@ fn store_bytes(codes: __m256i, out: &mut [u8; 8]) {
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn count(values: &[f32], thresholds: &[f32; 16], out: &mut [u8]) {
-    let levels = Thresholds::new(thresholds);
+    let thresholds = Thresholds::new(thresholds);
     let groups = values.as_chunks::<8>().0;
     for (values, out) in groups.iter().zip(out.as_chunks_mut::<8>().0) {
         // SAFETY: eight floats.
         let x = unsafe { _mm256_loadu_ps(values.as_ptr()) };
-        store_bytes(levels.search::<false>(x, None), out);
+        store_bytes(thresholds.search::<false>(x, None), out);
     }
 }
 
@@ -376,7 +376,7 @@ fn count_scaled<const OR_EQUAL: bool>(
     thresholds: &[f32; 16],
     out: &mut [u8],
 ) {
-    let levels = Thresholds::new(thresholds);
+    let thresholds = Thresholds::new(thresholds);
     let groups = values.as_chunks::<8>().0.iter();
     let groups = groups.zip(scales.as_chunks::<8>().0);
     for ((values, scales), out) in groups.zip(out.as_chunks_mut::<8>().0) {
@@ -387,7 +387,7 @@ fn count_scaled<const OR_EQUAL: bool>(
                 _mm256_loadu_ps(scales.as_ptr()),
             )
         };
-        store_bytes(levels.search::<OR_EQUAL>(x, Some(scale)), out);
+        store_bytes(thresholds.search::<OR_EQUAL>(x, Some(scale)), out);
     }
 }
 
@@ -399,12 +399,12 @@ fn count_of_256(values: &[f32], thresholds: &[f32; 256], out: &mut [u8]) {
     for (coarse, group) in coarse.iter_mut().zip(thresholds.as_chunks::<16>().0) {
         *coarse = group[15];
     }
-    let levels = Thresholds::new(&coarse);
+    let coarse = Thresholds::new(&coarse);
     let groups = values.as_chunks::<8>().0;
     for (values, out) in groups.iter().zip(out.as_chunks_mut::<8>().0) {
         // SAFETY: eight floats.
         let x = unsafe { _mm256_loadu_ps(values.as_ptr()) };
-        let mut code = _mm256_slli_epi32::<4>(levels.search::<false>(x, None));
+        let mut code = _mm256_slli_epi32::<4>(coarse.search::<false>(x, None));
         for step in [8, 4, 2, 1] {
             let at = _mm256_add_epi32(code, _mm256_set1_epi32(step - 1));
             // SAFETY: every index is below 256.
@@ -719,11 +719,6 @@ impl Vector for __m256 {
     #[inline(always)]
     unsafe fn table(values: &[f32; 16]) -> Halves {
         Halves::new(values)
-    }
-
-    #[inline(always)]
-    unsafe fn scale(table: Halves, scale: Self) -> Halves {
-        Halves(_mm256_mul_ps(table.0, scale), _mm256_mul_ps(table.1, scale))
     }
 
     #[inline(always)]

@@ -692,10 +692,10 @@ fn above<const OR_EQUAL: bool>(x: __m512, threshold: __m512, scale: Option<__m51
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
 fn count(values: &[f32], thresholds: &[f32; 16], out: &mut [u8]) {
-    let levels = Thresholds::new(Table::new(thresholds));
+    let thresholds = Thresholds::new(Table::new(thresholds));
     let groups = values.as_chunks::<16>().0;
     for (values, out) in groups.iter().zip(out.as_chunks_mut::<16>().0) {
-        store_bytes(levels.search::<false>(load(values), None), out);
+        store_bytes(thresholds.search::<false>(load(values), None), out);
     }
 }
 
@@ -707,11 +707,11 @@ fn count_scaled<const OR_EQUAL: bool>(
     thresholds: &[f32; 16],
     out: &mut [u8],
 ) {
-    let levels = Thresholds::new(Table::new(thresholds));
+    let thresholds = Thresholds::new(Table::new(thresholds));
     let groups = values.as_chunks::<16>().0.iter();
     let groups = groups.zip(scales.as_chunks::<16>().0);
     for ((values, scales), out) in groups.zip(out.as_chunks_mut::<16>().0) {
-        let code = levels.search::<OR_EQUAL>(load(values), Some(load(scales)));
+        let code = thresholds.search::<OR_EQUAL>(load(values), Some(load(scales)));
         store_bytes(code, out);
     }
 }
@@ -724,11 +724,11 @@ fn count_of_256(values: &[f32], thresholds: &[f32; 256], out: &mut [u8]) {
     for (coarse, group) in coarse.iter_mut().zip(thresholds.as_chunks::<16>().0) {
         *coarse = group[15];
     }
-    let levels = Thresholds::new(Table::new(&coarse));
+    let coarse = Thresholds::new(Table::new(&coarse));
     let groups = values.as_chunks::<16>().0;
     for (values, out) in groups.iter().zip(out.as_chunks_mut::<16>().0) {
         let x = load(values);
-        let mut code = _mm512_slli_epi32::<4>(levels.search::<false>(x, None));
+        let mut code = _mm512_slli_epi32::<4>(coarse.search::<false>(x, None));
         for step in [8, 4, 2, 1] {
             let at = _mm512_add_epi32(code, _mm512_set1_epi32(step - 1));
             // SAFETY: every index is below 256.
@@ -1005,14 +1005,6 @@ impl Vector for __m512 {
     }
 
     #[inline(always)]
-    unsafe fn scale(table: Table, scale: Self) -> Table {
-        Table {
-            values: _mm512_mul_ps(table.values, scale),
-            ..table
-        }
-    }
-
-    #[inline(always)]
     unsafe fn at(table: Table, codes: __m512i) -> Self {
         _mm512_permutexvar_ps(codes, table.values)
     }
@@ -1030,7 +1022,7 @@ impl Vector for __m512 {
 
     #[inline(always)]
     unsafe fn scale_levels(levels: Table, scale: Self) -> Table {
-        Self::scale(levels, scale)
+        levels.scale(scale)
     }
 
     #[inline(always)]
@@ -1131,7 +1123,10 @@ impl EvenTable<__m512> for Table {
 
     #[inline(always)]
     unsafe fn scale(self, scale: __m512) -> Self {
-        __m512::scale(self, scale)
+        Self {
+            values: _mm512_mul_ps(self.values, scale),
+            ..self
+        }
     }
 
     #[inline(always)]

@@ -359,12 +359,6 @@ impl Vector for [f32; 8] {
     }
 
     #[inline(always)]
-    unsafe fn scale(mut table: [f32; 16], scale: Self) -> [f32; 16] {
-        table.iter_mut().for_each(|x| *x *= scale[0]);
-        table
-    }
-
-    #[inline(always)]
     unsafe fn at(table: [f32; 16], codes: [u8; 8]) -> Self {
         codes.map(|code| table[usize::from(code & 15)])
     }
@@ -382,7 +376,7 @@ impl Vector for [f32; 8] {
     #[inline(always)]
     unsafe fn scale_levels(levels: [f32; 16], scale: Self) -> [f32; 16] {
         // SAFETY: the caller's promise.
-        unsafe { Self::scale(levels, scale) }
+        unsafe { levels.scale(scale) }
     }
 
     #[inline(always)]
@@ -403,7 +397,8 @@ impl Vector for [f32; 8] {
 
     #[inline(always)]
     unsafe fn scale_thresholds(thresholds: [f32; 16], scale: Self) -> [f32; 16] {
-        thresholds.map(|x| x * scale[0])
+        // SAFETY: the caller's promise.
+        unsafe { thresholds.scale(scale) }
     }
 
     #[inline(always)]

@@ -103,8 +103,6 @@ pub(in crate::backend::cpu) trait Vector: Copy {
     unsafe fn below(self, bound: Self) -> u32;
 
     unsafe fn table(values: &[f32; 16]) -> Self::Table;
-    /// A table with every value times a scale.
-    unsafe fn scale(table: Self::Table, scale: Self) -> Self::Table;
     /// The values of codes below 16.
     unsafe fn at(table: Self::Table, codes: Self::Codes) -> Self;
     /// The values at the lowest four bits of the exponents, as they are stored.
@@ -212,6 +210,12 @@ pub(in crate::backend::cpu) const fn registers<V: Vector>() -> usize {
 /// Registers whose codes are decoded together.
 pub(in crate::backend::cpu) const fn few<V: Vector>() -> usize {
     size_of::<V::Few>() / size_of::<V>()
+}
+
+/// The first element of each few registers of a chunk.
+#[inline(always)]
+pub(in crate::backend::cpu) fn each_few<V: Vector>() -> impl Iterator<Item = usize> {
+    (0..CHUNK).step_by(few::<V>() * V::WIDTH)
 }
 
 /// A few registers.

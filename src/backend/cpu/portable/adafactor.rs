@@ -9,10 +9,10 @@ use std::ops::Range;
 
 use super::elements::{Ahead, Elements, lanes};
 use super::factored::Factored;
-use super::registers::{Blocks, Kernel, Moment, Plain, Room, Work, skips, step};
+use super::registers::{Blocks, Kernel, Moment, Plain, Room, Updated, Work, skips, step};
 use super::run::{Run, load_run};
 use crate::backend::cpu::call::TensorCall;
-use crate::backend::cpu::lanes::{Beside, CHUNK, Chunk, Lanes, Vector, few};
+use crate::backend::cpu::lanes::{Beside, Chunk, Lanes, Vector, each_few};
 use crate::optimizer::Adafactor;
 use crate::plan::Format;
 
@@ -73,7 +73,7 @@ impl<L: Lanes> Moment<L> for Absent {
         _: &TensorCall<'_>,
         _: Run,
         (): (),
-        _: (&Chunk, bool),
+        _: Updated<'_>,
         (): (),
         beside: impl Beside<L::Vector>,
     ) {
@@ -128,7 +128,7 @@ impl<L: Lanes, M: Moment<L>> Kernel<L> for Clipped<'_, M> {
             let new = &mut work.new[0];
             let zero = splat(0.0);
             let mut largest = zero;
-            for first in (0..CHUNK).step_by(few::<L::Vector>() * L::Vector::WIDTH) {
+            for first in each_few::<L::Vector>() {
                 let of_v = Moment::<L>::decode(v, v_of_run, first);
                 let of_m = m.decode(open, first);
                 let registers = of_v.as_ref().iter().zip(of_m.as_ref()).enumerate();
@@ -170,7 +170,7 @@ impl<L: Lanes, M: Moment<L>> Kernel<L> for Clipped<'_, M> {
         // SAFETY: the run lies in the tensor.
         unsafe {
             self.m
-                .close(call, run, open, (&work.new[0], false), scale, ())
+                .close(call, run, open, Updated::any(&work.new[0]), scale, ())
         };
     }
 }
@@ -192,7 +192,7 @@ pub(super) unsafe fn unclipped<L: Lanes>(
         load_run::<L>(call.grad, call.tensor.info.grad_dtype, run, out);
         let columns = Moment::<L>::open(v, run, room);
         let grad_scale = L::Vector::splat(call.grad_scale);
-        for first in (0..CHUNK).step_by(few::<L::Vector>() * L::Vector::WIDTH) {
+        for first in each_few::<L::Vector>() {
             let of_v = Moment::<L>::decode(v, columns, first);
             for (i, v) in of_v.as_ref().iter().enumerate() {
                 let to = out.as_mut_ptr().add(first + i * L::Vector::WIDTH);

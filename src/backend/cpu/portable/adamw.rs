@@ -11,7 +11,9 @@ use std::ops::Range;
 use super::elements::{Ahead, Elements, Kind, lanes, with_decay};
 use super::factored::Factored;
 use super::rank1::{Memory, RankOne};
-use super::registers::{Blocks, Kernel, Moment, Plain, Values, Work, largest_of, skips, step_on};
+use super::registers::{
+    Blocks, Kernel, Moment, Plain, Updated, Values, Work, largest_of, skips, step_on,
+};
 use super::run::Run;
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{Beside, CHUNK, Chunk, Lanes, Random, Vector, few, registers};
@@ -473,7 +475,9 @@ impl<M, V> Moments<'_, M, V> {
             if let (Some(Second { run, p, new, .. }), Some(left)) = (stored, left) {
                 E::end(call, run, p);
                 let ((open_m, scale_m), (open_v, scale_v), usual) = left;
-                let (values_m, values_v) = ((&new[0], false), (&new[1], usual));
+                let values_m = Updated::any(&new[0]);
+                let values = &new[1];
+                let values_v = Updated { values, usual };
                 match &mut opened {
                     Some(first) if L::QUOTIENTS_BESIDE_CODES => {
                         let divisors = first.divisors(&rule);

@@ -3,11 +3,11 @@
 #![expect(unsafe_code, reason = "reads the caller's raw buffers")]
 
 use super::collect::fresh_values;
-use super::registers::{Moment, Room, Values};
+use super::registers::{Moment, Room, Updated, Values};
 use super::rows::Slices;
 use super::run::{Run, first_of_row, is_before_row, is_of_columns};
 use crate::backend::cpu::call::TensorCall;
-use crate::backend::cpu::lanes::{Beside, Chunk, Lanes, Vector, load_few};
+use crate::backend::cpu::lanes::{Beside, Lanes, Vector, load_few};
 use crate::optimizer::Update;
 use crate::plan::{Factor, Maxima};
 
@@ -94,7 +94,7 @@ impl<L: Lanes> Moment<L> for Factored<'_> {
         _: &TensorCall<'_>,
         _: Run,
         _: *mut f32,
-        _: (&Chunk, bool),
+        _: Updated<'_>,
         (): (),
         beside: impl Beside<L::Vector>,
     ) {

@@ -8,10 +8,10 @@
 use std::ops::Range;
 
 use super::elements::{Ahead, Elements, lanes};
-use super::registers::{Blocks, Kernel, Moment, Plain, Work, skips, step};
+use super::registers::{Blocks, Kernel, Moment, Plain, Updated, Work, skips, step};
 use super::run::Run;
 use crate::backend::cpu::call::TensorCall;
-use crate::backend::cpu::lanes::{CHUNK, Lanes, Vector, few};
+use crate::backend::cpu::lanes::{Lanes, Vector, each_few};
 use crate::optimizer::{Lion, Sgdm};
 use crate::plan::Format;
 
@@ -135,7 +135,7 @@ impl<L: Lanes, R: Step, M: Moment<L>> Kernel<L> for Momentum<'_, R, M> {
             let new = &mut work.new[0];
             let zero = L::Vector::splat(0.0);
             let mut largest = zero;
-            for first in (0..CHUNK).step_by(few::<L::Vector>() * L::Vector::WIDTH) {
+            for first in each_few::<L::Vector>() {
                 let old = m.decode(open, first);
                 for (i, old) in old.as_ref().iter().enumerate() {
                     let at = first + i * L::Vector::WIDTH;
@@ -170,7 +170,7 @@ impl<L: Lanes, R: Step, M: Moment<L>> Kernel<L> for Momentum<'_, R, M> {
         // SAFETY: the run lies in the tensor.
         unsafe {
             self.m
-                .close(call, run, open, (&work.new[0], false), scale, ())
+                .close(call, run, open, Updated::any(&work.new[0]), scale, ())
         };
     }
 }

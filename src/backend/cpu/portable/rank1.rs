@@ -13,7 +13,7 @@ use std::ptr::addr_of_mut;
 
 use super::decode::Source;
 use super::encode::encode_unit;
-use super::registers::{Moment, Room, Rows, close_codes};
+use super::registers::{Moment, Room, Rows, Updated, close_codes};
 use super::run::{Run, draws};
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{
@@ -268,7 +268,7 @@ impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
         call: &TensorCall<'_>,
         run: Run,
         place: Place,
-        (values, usual): (&Chunk, bool),
+        Updated { values, usual }: Updated<'_>,
         (): (),
         beside: impl Beside<L::Vector>,
     ) {

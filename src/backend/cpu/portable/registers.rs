@@ -304,17 +304,34 @@ pub(super) trait Moment<L: Lanes> {
     /// The scale of the new values, stored, given the largest magnitude in each lane. Taken as soon as
     /// that is known: their codes wait for it.
     unsafe fn rescale(&self, run: Run, largest: L::Vector) -> Self::Scale;
-    /// Stores the new values under their scale; `usual` says that none is negative, infinite or NaN. Those
-    /// behind the run are zero. Another row may have been entered. All that is to be done beside is.
+    /// Stores the new values under their scale. Another row may have been entered. All that is to be done
+    /// beside is.
     unsafe fn close(
         &self,
         call: &TensorCall<'_>,
         run: Run,
         open: Self::Open,
-        values: (&Chunk, bool),
+        values: Updated<'_>,
         scale: Self::Scale,
         beside: impl Beside<L::Vector>,
     );
+}
+
+/// A run's new values.
+#[derive(Clone, Copy)]
+pub(super) struct Updated<'a> {
+    /// Those behind the run are zero.
+    pub(super) values: &'a Chunk,
+    /// Whether none is negative, infinite or NaN, as far as is known.
+    pub(super) usual: bool,
+}
+
+impl<'a> Updated<'a> {
+    /// Of which nothing is known.
+    pub(super) fn any(values: &'a Chunk) -> Self {
+        let usual = false;
+        Self { values, usual }
+    }
 }
 
 /// A state without scales.
@@ -365,7 +382,7 @@ impl<L: Lanes> Moment<L> for Plain {
         _: &TensorCall<'_>,
         run: Run,
         to: *mut f32,
-        (values, _): (&Chunk, bool),
+        Updated { values, .. }: Updated<'_>,
         (): (),
         beside: impl Beside<L::Vector>,
     ) {
@@ -529,7 +546,7 @@ impl<L: Lanes> Moment<L> for Blocks<'_, L::Vector> {
         call: &TensorCall<'_>,
         run: Run,
         Opened { row, codes, .. }: Self::Open,
-        (values, usual): (&Chunk, bool),
+        Updated { values, usual }: Updated<'_>,
         (scale, inverse): Self::Scale,
         beside: impl Beside<L::Vector>,
     ) {
