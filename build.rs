@@ -1,8 +1,9 @@
 //! Link settings of the shared library, and the CUDA kernels.
 //!
 //! The kernels (`cuda/*.cu`) are compiled to PTX by NVRTC or nvcc, that is assembled for the common
-//! architectures, and both are embedded, compressed; no GPU, driver or toolkit header is needed. Where no compiler is found the library is built without
-//! kernels, and its CUDA backend says so; `LOWBIT_REQUIRE_CUDA_KERNELS=1` makes it an error.
+//! architectures, and both are embedded, compressed; no GPU, driver or toolkit header is needed. Where no
+//! compiler is found the library is built without kernels, and its CUDA backend says so;
+//! `LOWBIT_REQUIRE_CUDA_KERNELS=1` makes it an error.
 //! The compiler is the first of:
 //!
 //! 1. `LOWBIT_NVRTC`: libnvrtc, or a folder that has it
@@ -15,7 +16,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, mpsc};
 use std::{env, fs};
 
 /// The oldest architecture; drivers compile its PTX for all later ones.
@@ -66,18 +67,7 @@ fn embed_kernels(out_dir: &Path) -> Result<(), String> {
     let text = match Compiler::find()? {
         Ok(compiler) => {
             let cuda = compiler.version()?;
-            let headers = read_all(&sources("cuh")?)?;
-            let mut modules = Vec::new();
-            for source in sources("cu")? {
-                let name = source.file_stem().unwrap_or_default().to_string_lossy();
-                let ptx = out_dir.join(format!("{name}.ptx"));
-                let inputs = (cuda, ARCH, OPTIONS, &headers, read(&source)?);
-                cached(&inputs, &ptx, || {
-                    write(&ptx, &compiler.compile(&source, &ptx)?)
-                })?;
-                modules.push(ptx);
-            }
-            let modules = embed(&modules)?;
+            let modules = modules(&compiler, cuda, out_dir)?;
             format!("Ok(Embedded {{ cuda: {cuda}, modules: &[{modules}] }})")
         }
         Err(missing) => {
@@ -96,42 +86,30 @@ fn embed_kernels(out_dir: &Path) -> Result<(), String> {
 }
 
 /// The Rust text of all modules: PTX, and one image for each architecture.
-fn embed(modules: &[PathBuf]) -> Result<String, String> {
-    let assembler = assembler();
-    let mut version = String::new();
-    let architectures = match &assembler {
-        Some(ptxas) => {
-            version = run(Command::new(ptxas).arg("--version"))?;
-            let known = run(Command::new(ptxas).arg("--help"))?;
-            let mut all = ASSEMBLED.to_vec();
-            all.retain(|number| known.contains(&format!("'sm_{number}'")));
-            all
-        }
-        None => {
-            println!(
-                "cargo::warning=no ptxas was found: the CUDA kernels are embedded as PTX alone, \
-                 which drivers compile when a plan is made"
-            );
-            Vec::new()
-        }
-    };
-    // Each file apart, on all processors.
-    let files: Vec<(&PathBuf, Option<u32>)> = modules
-        .iter()
-        .flat_map(|ptx| {
-            let images = architectures.iter().map(move |number| (ptx, Some(*number)));
-            std::iter::once((ptx, None)).chain(images)
-        })
-        .collect();
-    let next = AtomicUsize::new(0);
+fn modules(compiler: &Compiler, cuda: i32, out_dir: &Path) -> Result<String, String> {
+    let assembler = Assembler::find()?;
+    let architectures = assembler
+        .as_ref()
+        .map_or(&[][..], |found| &found.architectures);
+    let headers = read_all(&sources("cuh")?)?;
+    let mut text = String::new();
+    let (sender, receiver) = mpsc::channel::<(PathBuf, Option<u32>)>();
+    let receiver = Mutex::new(receiver);
+    // NVRTC compiles one file at a time, whoever calls it: what is compiled is assembled on all processors
+    // meanwhile.
     let work = || -> Result<(), String> {
-        while let Some((ptx, architecture)) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let image = image_of(ptx, *architecture);
-            if let (Some(number), Some(ptxas)) = (architecture, &assembler) {
-                let inputs = (&version, number, read(ptx)?);
-                cached(&inputs, &image, || assemble(ptxas, ptx, *number, &image))?;
+        loop {
+            let next = receiver.lock().map_err(|error| error.to_string())?.recv();
+            let Ok((ptx, architecture)) = next else {
+                return Ok(());
+            };
+            let image = image_of(&ptx, architecture);
+            if let (Some(number), Some(assembler)) = (architecture, &assembler) {
+                let inputs = (&assembler.version, number, read(&ptx)?);
+                let files = [&*image, &usage_of(&image)];
+                cached(&inputs, &files, || assembler.assemble(&ptx, number, &image))?;
             }
-            let mut bytes = read(if architecture.is_some() { &image } else { ptx })?;
+            let mut bytes = read(&image)?;
             if architecture.is_none() {
                 // The driver takes a string.
                 bytes.push(0);
@@ -141,33 +119,46 @@ fn embed(modules: &[PathBuf]) -> Result<String, String> {
                 &miniz_oxide::deflate::compress_to_vec(&bytes, 8),
             )?;
         }
-        Ok(())
     };
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     std::thread::scope(|scope| {
+        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let all: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        all.into_iter().try_for_each(|one| match one.join() {
+        let compiled = sources("cu")?.into_iter().try_for_each(|source| {
+            let name = source.file_stem().unwrap_or_default().to_string_lossy();
+            let ptx = out_dir.join(format!("{name}.ptx"));
+            let inputs = (cuda, ARCH, OPTIONS, &headers, read(&source)?);
+            cached(&inputs, &[&ptx], || {
+                write(&ptx, &compiler.compile(&source, &ptx)?)
+            })?;
+            let images: String = architectures
+                .iter()
+                .map(|number| {
+                    let file = compressed(&image_of(&ptx, Some(*number)));
+                    format!("({number}, include_bytes!({file:?})), ")
+                })
+                .collect();
+            let file = compressed(&ptx);
+            text += &format!(
+                "Module {{ name: {name:?}, ptx: include_bytes!({file:?}), images: &[{images}] }}, "
+            );
+            let images = architectures.iter().copied().map(Some);
+            for architecture in images.chain([None]) {
+                sender
+                    .send((ptx.clone(), architecture))
+                    .map_err(|error| error.to_string())?;
+            }
+            Ok(())
+        });
+        drop(sender);
+        let assembled = all.into_iter().map(|one| match one.join() {
             Ok(result) => result,
             Err(_) => Err("embedding the kernels ended in a panic".to_owned()),
-        })
-    })?;
-
-    let mut text = String::new();
-    for ptx in modules {
-        let name = ptx.file_stem().unwrap_or_default().to_string_lossy();
-        let images: String = architectures
-            .iter()
-            .map(|number| {
-                let file = compressed(&image_of(ptx, Some(*number)));
-                format!("({number}, include_bytes!({file:?})), ")
-            })
-            .collect();
-        let file = compressed(&image_of(ptx, None));
-        text += &format!(
-            "Module {{ name: {name:?}, ptx: include_bytes!({file:?}), images: &[{images}] }}, "
-        );
-    }
-    Ok(text)
+        });
+        std::iter::once(compiled)
+            .chain(assembled)
+            .collect::<Result<(), String>>()
+    })
+    .map(|()| text)
 }
 
 /// `x.ptx` itself, or `x.80.cubin` beside it.
@@ -179,39 +170,79 @@ fn image_of(ptx: &Path, architecture: Option<u32>) -> PathBuf {
 }
 
 fn compressed(image: &Path) -> PathBuf {
-    let mut name = image.as_os_str().to_owned();
-    name.push(".z");
+    with_suffix(image, ".z")
+}
+
+/// What the assembler said of an image.
+fn usage_of(image: &Path) -> PathBuf {
+    with_suffix(image, ".txt")
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
     name.into()
 }
 
-/// Spills and any other local memory are errors.
-fn assemble(ptxas: &Path, ptx: &Path, architecture: u32, image: &Path) -> Result<(), String> {
-    run(Command::new(ptxas)
-        .args(["--warn-on-spills", "--warn-on-local-memory-usage"])
-        .args(["--warning-as-error", "--gpu-name"])
-        .arg(format!("sm_{architecture}"))
-        .arg("-o")
-        .args([image, ptx]))
-    .map(drop)
+/// NVIDIA's assembler.
+struct Assembler {
+    ptxas: PathBuf,
+    /// As it prints it.
+    version: String,
+    /// Those of [`ASSEMBLED`] that it knows.
+    architectures: Vec<u32>,
 }
 
-/// ptxas beside the compiler, or on `PATH`.
-fn assembler() -> Option<PathBuf> {
-    let variable = |key| env::var_os(key).map(PathBuf::from);
-    let installed = variable("CARGO_MANIFEST_DIR").map(|dir| dir.join("target/env/nvrtc"));
-    [variable("LOWBIT_NVRTC"), variable("CUDA_HOME"), installed]
-        .into_iter()
-        .flatten()
-        .map(|dir| dir.join("bin"))
-        .chain(env::split_paths(&env::var_os("PATH").unwrap_or_default()))
-        .map(|dir| dir.join("ptxas"))
-        .find(|file| file.is_file())
+impl Assembler {
+    /// Beside the compiler, or on `PATH`.
+    fn find() -> Result<Option<Self>, String> {
+        let variable = |key| env::var_os(key).map(PathBuf::from);
+        let installed = variable("CARGO_MANIFEST_DIR").map(|dir| dir.join("target/env/nvrtc"));
+        let ptxas = [variable("LOWBIT_NVRTC"), variable("CUDA_HOME"), installed]
+            .into_iter()
+            .flatten()
+            .map(|dir| dir.join("bin"))
+            .chain(env::split_paths(&env::var_os("PATH").unwrap_or_default()))
+            .map(|dir| dir.join("ptxas"))
+            .find(|file| file.is_file());
+        let Some(ptxas) = ptxas else {
+            println!(
+                "cargo::warning=no ptxas was found: the CUDA kernels are embedded as PTX alone, \
+                 which drivers compile when a plan is made"
+            );
+            return Ok(None);
+        };
+        let known = run(Command::new(&ptxas).arg("--help"))?;
+        let mut architectures = ASSEMBLED.to_vec();
+        architectures.retain(|number| known.contains(&format!("'sm_{number}'")));
+        Ok(Some(Self {
+            version: run(Command::new(&ptxas).arg("--version"))?,
+            architectures,
+            ptxas,
+        }))
+    }
+
+    /// Spills and any other local memory are errors. What it says of registers goes beside the image, for
+    /// `tests/cuda_kernels.rs`.
+    fn assemble(&self, ptx: &Path, architecture: u32, image: &Path) -> Result<(), String> {
+        let said = run(Command::new(&self.ptxas)
+            .args([
+                "--verbose",
+                "--warn-on-spills",
+                "--warn-on-local-memory-usage",
+            ])
+            .args(["--warning-as-error", "--gpu-name"])
+            .arg(format!("sm_{architecture}"))
+            .arg("-o")
+            .args([image, ptx]))?;
+        write(&usage_of(image), said.as_bytes())
+    }
 }
 
-/// Makes a file, or copies what an earlier build made of the same inputs.
+/// Makes files, or copies what an earlier build made of the same inputs.
 fn cached(
     inputs: &impl Hash,
-    file: &Path,
+    files: &[&Path],
     make: impl FnOnce() -> Result<(), String>,
 ) -> Result<(), String> {
     let Some(folder) = env::var_os("LOWBIT_KERNEL_CACHE").map(PathBuf::from) else {
@@ -219,17 +250,24 @@ fn cached(
     };
     let mut hasher = DefaultHasher::new();
     inputs.hash(&mut hasher);
-    let entry = folder.join(format!("{:016x}", hasher.finish()));
-    if fs::copy(&entry, file).is_ok() {
+    let hash = hasher.finish();
+    let entries = || (0..).map(|i| folder.join(format!("{hash:016x}.{i}")));
+    if entries()
+        .zip(files)
+        .all(|(entry, file)| fs::copy(entry, file).is_ok())
+    {
         return Ok(());
     }
     make()?;
-    // Whole or not at all: others may build at the same time.
-    let part = folder.join(format!("{:016x}.{}", hasher.finish(), std::process::id()));
-    fs::create_dir_all(&folder)
-        .and_then(|()| fs::copy(file, &part))
-        .and_then(|_| fs::rename(&part, &entry))
-        .map_err(|error| format!("{}: {error}", entry.display()))
+    for (entry, file) in entries().zip(files) {
+        // Whole or not at all: others may build at the same time.
+        let part = with_suffix(&entry, &format!(".{}", std::process::id()));
+        fs::create_dir_all(&folder)
+            .and_then(|()| fs::copy(file, &part))
+            .and_then(|_| fs::rename(&part, &entry))
+            .map_err(|error| format!("{}: {error}", entry.display()))?;
+    }
+    Ok(())
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, String> {
@@ -327,16 +365,18 @@ impl Compiler {
     }
 }
 
+/// What a program prints.
 fn run(command: &mut Command) -> Result<String, String> {
     let output = command
         .output()
         .map_err(|error| format!("{command:?}: {error}"))?;
     let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
-    if output.status.success() {
-        return Ok(text);
-    }
     text += &String::from_utf8_lossy(&output.stderr);
-    Err(format!("{command:?} failed:\n{text}"))
+    if output.status.success() {
+        Ok(text)
+    } else {
+        Err(format!("{command:?} failed:\n{text}"))
+    }
 }
 
 /// NVIDIA's run-time compiler, a shared library with a C interface.
