@@ -16,7 +16,24 @@
 //   MOCK_FAIL     name=number: that function returns that error
 //   MOCK_FAIL_AT  only its call of this number since calls were forgotten, from 1 (0: every call)
 
-#include "kernels.cpp"
+#include "shim.hpp"
+
+#include "adafactor.cu"
+#include "adamw_any.cu"
+#include "adamw_block4.cu"
+#include "adamw_block8.cu"
+#include "adamw_f32.cu"
+#include "adamw_factor4.cu"
+#include "adamw_factored.cu"
+#include "adamw_rank1.cu"
+#include "adamw_rank1_robust.cu"
+#include "codec.cu"
+#include "finish.cu"
+#include "lion.cu"
+#include "norm.cu"
+#include "place.cu"
+#include "sgdm.cu"
+#include "sm3.cu"
 
 #include <dlfcn.h>
 #include <elf.h>
@@ -30,6 +47,8 @@
 #include <utility>
 
 namespace {
+
+using lowbit::Launch;
 
 using Result = int;
 using Handle = void*;

@@ -81,6 +81,12 @@ struct Copy {
   uint64_t group;
 };
 
+// Where threads wait until all have come, again and again: none comes for the next time before this one is over.
+struct Meeting {
+  unsigned present = 0;
+  uint64_t over = 0;  // meetings so far
+};
+
 struct Fiber {
   Dim thread{};
   std::vector<Copy> copies;
@@ -90,13 +96,16 @@ struct Fiber {
   jmp_buf resume{};
   bool started = false;
   bool done = false;
-  uint64_t barriers = 0;  // reached so far
+  const Meeting* meeting = nullptr;  // where it waits
+  uint64_t awaited = 0;              // meetings to be over
+
+  bool waits() const { return meeting != nullptr && meeting->over < awaited; }
 };
 
 struct Warp {
-  uint64_t arrived[LANES]{};  // operations reached so far, by lane
+  Meeting meeting;
   // Of the last two operations: no lane starts the next but one before all have left this.
-  Operation operation[2][LANES]{};
+  Operation operation[2]{};
   uint32_t value[2][LANES]{};
 };
 
@@ -106,6 +115,7 @@ struct Block {
   Dim threads{};
   std::vector<Fiber> fibers;
   std::vector<Warp> warps;
+  Meeting barrier;
   Fiber* current = nullptr;
   jmp_buf scheduler{};
   bool progress = false;
@@ -129,6 +139,22 @@ inline Dim current_thread() { return block().current->thread; }
   if (_setjmp(block().current->resume) == 0) {
     _longjmp(block().scheduler, 1);
   }
+}
+
+// Comes to a meeting of so many threads, and returns when it is over.
+inline void meet(Meeting& meeting, size_t threads) {
+  Block& b = block();
+  b.progress = true;
+  if (++meeting.present == threads) {
+    meeting.present = 0;
+    ++meeting.over;
+    return;
+  }
+  Fiber& fiber = *b.current;
+  fiber.meeting = &meeting;
+  fiber.awaited = meeting.over + 1;
+  yield();
+  fiber.meeting = nullptr;
 }
 
 inline void start() {
@@ -163,20 +189,22 @@ inline void run_block(unsigned index, const std::vector<unsigned>& order) {
   Block& b = block();
   b.index = {index};
   b.warps.assign(b.fibers.size() / LANES, Warp{});
+  b.barrier = Meeting{};
   for (size_t i = 0; i < b.fibers.size(); ++i) {
     Fiber& fiber = b.fibers[i];
     fiber.thread = {static_cast<unsigned>(i)};
     fiber.started = fiber.done = false;
-    fiber.barriers = 0;
+    fiber.meeting = nullptr;
   }
   for (size_t left = b.fibers.size(); left > 0;) {
     b.progress = false;
     left = 0;
     for (unsigned i : order) {
-      if (!b.fibers[i].done) {
-        resume(b.fibers[i]);
-        left += b.fibers[i].done ? 0 : 1;
+      Fiber& fiber = b.fibers[i];
+      if (!fiber.done && !fiber.waits()) {
+        resume(fiber);
       }
+      left += fiber.done ? 0 : 1;
     }
     if (!b.progress) {
       fail("threads wait for others that do not come");
@@ -245,19 +273,13 @@ inline const uint32_t* exchange(Operation operation, unsigned mask, uint32_t val
   Block& b = block();
   const unsigned thread = b.current->thread.x, lane = thread % LANES;
   Warp& warp = b.warps[thread / LANES];
-  const uint64_t round = ++warp.arrived[lane];
-  const unsigned slot = round % 2;
-  warp.operation[slot][lane] = operation;
-  warp.value[slot][lane] = value;
-  b.progress = true;
-  auto behind = [round](uint64_t arrived) { return arrived < round; };
-  while (std::any_of(warp.arrived, warp.arrived + LANES, behind)) {
-    yield();
-  }
-  auto other = [operation](Operation theirs) { return theirs != operation; };
-  if (std::any_of(warp.operation[slot], warp.operation[slot] + LANES, other)) {
+  const unsigned slot = warp.meeting.over % 2;
+  if (warp.meeting.present > 0 && warp.operation[slot] != operation) {
     fail("the lanes of a warp are at different operations");
   }
+  warp.operation[slot] = operation;
+  warp.value[slot][lane] = value;
+  meet(warp.meeting, LANES);
   return warp.value[slot];
 }
 
@@ -280,12 +302,7 @@ T from_bits(uint32_t bits) {
 
 inline void __syncthreads() {
   shim::Block& b = shim::block();
-  const uint64_t barrier = ++b.current->barriers;
-  b.progress = true;
-  auto behind = [barrier](const shim::Fiber& fiber) { return fiber.barriers < barrier; };
-  while (std::any_of(b.fibers.begin(), b.fibers.end(), behind)) {
-    shim::yield();
-  }
+  shim::meet(b.barrier, b.fibers.size());
 }
 
 // Whether `predicate` holds for any thread of the block.

@@ -7,6 +7,7 @@ use std::ffi::{CStr, CString, c_void};
 use std::mem::offset_of;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use super::kernels::{FORMS, KERNELS, THREADS};
@@ -57,33 +58,38 @@ impl Shim {
     fn build() -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let dir = tempfile::tempdir().unwrap();
+        let mut sources: Vec<_> = std::fs::read_dir(root.join("cuda"))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|found| found == "cu"))
+            .collect();
+        sources.push(root.join("tests/cuda/parts.cpp"));
+        // Those of sgdm and lion take longest.
+        sources.sort_unstable_by(|a, b| b.cmp(a));
+        let object = |source: &Path| {
+            let name = source.file_stem().unwrap();
+            dir.path().join(name).with_extension("o")
+        };
+        let next = AtomicUsize::new(0);
+        let work = || {
+            while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
+                compile(root, source, &object(source));
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..std::thread::available_parallelism().unwrap().get() {
+                scope.spawn(work);
+            }
+        });
         let library = dir.path().join("libkernels.so");
-        let status = Command::new("g++")
-            .args(["-std=c++17", "-O2", "-g", "-fPIC", "-shared"])
-            .args([
-                "-Wall",
-                "-Wextra",
-                "-Werror",
-                "-Wno-unknown-pragmas",
-                "-ffp-contract=off",
-            ])
-            // An fma is an instruction, where the processor has it.
-            .args(if std::arch::is_x86_feature_detected!("fma") {
-                &["-mfma"][..]
-            } else {
-                &[]
-            })
-            .args(["-fno-strict-aliasing", "-U_FORTIFY_SOURCE"])
-            .args(["-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"])
-            .arg("-I")
-            .arg(root.join("cuda"))
-            .arg("-o")
-            .args([&library, &root.join("tests/cuda/kernels.cpp")])
-            .status()
-            .unwrap();
-        assert!(status.success(), "the kernels do not compile as C++");
+        let mut linker = Command::new("g++");
+        linker.arg("-shared").arg("-o").arg(&library);
+        let linked = linker
+            .args(sources.iter().map(|source| object(source)))
+            .status();
+        assert!(linked.unwrap().success(), "the kernels are not linked");
         let path = CString::new(library.to_str().unwrap()).unwrap();
-        // SAFETY: our own library, without initialisers; the types are those of kernels.cpp.
+        // SAFETY: our own library, without initialisers; the types are those of the kernels and of parts.cpp.
         unsafe {
             let handle = libc::dlopen(path.as_ptr(), libc::RTLD_NOW);
             assert!(!handle.is_null(), "{:?}", CStr::from_ptr(libc::dlerror()));
@@ -133,6 +139,40 @@ impl Shim {
             }
         }
     }
+}
+
+/// Compiles kernels, or parts of them, as C++.
+fn compile(root: &Path, source: &Path, object: &Path) {
+    let status = Command::new("g++")
+        .args(["-std=c++17", "-O2", "-g1", "-fPIC"])
+        .args([
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-Wno-unknown-pragmas",
+            "-ffp-contract=off",
+        ])
+        // An fma is an instruction, where the processor has it.
+        .args(if std::arch::is_x86_feature_detected!("fma") {
+            &["-mfma"][..]
+        } else {
+            &[]
+        })
+        .args(["-fno-strict-aliasing", "-U_FORTIFY_SOURCE"])
+        .args(["-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"])
+        .arg("-I")
+        .arg(root.join("cuda"))
+        .arg("-include")
+        .arg(root.join("tests/cuda/shim.hpp"))
+        .args(["-x", "c++", "-c", "-o"])
+        .args([object, source])
+        .status()
+        .unwrap();
+    assert!(
+        status.success(),
+        "{} does not compile as C++",
+        source.display()
+    );
 }
 
 /// A plan's table in host memory, and what runs its launches.
@@ -1874,7 +1914,7 @@ fn codes_at_every_midpoint_equal_their_definition() {
             levels: levels.as_mut_ptr(),
             count,
         };
-        // SAFETY: buffers of the sizes that kernels.cpp says.
+        // SAFETY: buffers of the sizes that parts.cpp says.
         unsafe { (SHIM.codes)(&raw const params) };
         for (i, x) in values.iter().enumerate() {
             let scale = scales[i / 128];
@@ -1948,7 +1988,7 @@ fn codes_under_own_scales_equal_their_definition() {
         codes: codes.as_mut_ptr(),
         count,
     };
-    // SAFETY: buffers of the sizes that kernels.cpp says.
+    // SAFETY: buffers of the sizes that parts.cpp says.
     unsafe { (SHIM.own_scales)(&raw const params) };
     for (table, codes) in tables.iter().zip(codes.chunks(count)) {
         for ((x, scale), got) in values.iter().zip(&scales).zip(codes) {
@@ -2016,7 +2056,7 @@ fn codes_by_draws_equal_their_definition() {
         codes: codes.as_mut_ptr(),
         count: scales.len(),
     };
-    // SAFETY: buffers of the sizes that kernels.cpp says.
+    // SAFETY: buffers of the sizes that parts.cpp says.
     unsafe { (SHIM.drawn_codes)(&raw const params) };
     // Of another way to round.
     let preconditioner = Preconditioner {
@@ -2084,7 +2124,7 @@ fn byte_codes_at_every_midpoint_equal_their_definition() {
             each,
             count,
         };
-        // SAFETY: buffers of the sizes that kernels.cpp says.
+        // SAFETY: buffers of the sizes that parts.cpp says.
         unsafe { (SHIM.byte_codes)(&raw const params) };
         for (i, x) in values.iter().enumerate() {
             let scale = scales[i / each];

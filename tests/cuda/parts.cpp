@@ -1,25 +1,14 @@
-// The kernels under the host shim, as a shared library for `src/backend/cuda/emulation.rs`.
+// How `src/backend/cuda/emulation.rs` launches kernels under the host shim, and parts of kernels that it
+// calls alone. It links this with the kernels, of which each file is compiled apart.
 
 #include "shim.hpp"
 
 #include <cstddef>
 
-#include "adafactor.cu"
-#include "adamw_any.cu"
-#include "adamw_block4.cu"
-#include "adamw_block8.cu"
-#include "adamw_f32.cu"
-#include "adamw_factor4.cu"
-#include "adamw_factored.cu"
-#include "adamw_rank1.cu"
-#include "adamw_rank1_robust.cu"
-#include "codec.cu"
-#include "finish.cu"
-#include "lion.cu"
-#include "norm.cu"
-#include "place.cu"
-#include "sgdm.cu"
-#include "sm3.cu"
+#include "bytes.cuh"
+#include "common.cuh"
+#include "exact_sum.cuh"
+#include "nibbles.cuh"
 
 using namespace lowbit;
 
