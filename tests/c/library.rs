@@ -1,6 +1,5 @@
-//! Builds the shared library as its users get it: release profile, from the working tree. In target
-//! folders of their own, so that neither a debug build nor one with other features is ever taken
-//! for it.
+//! Builds the shared library as its users get it: release profile, from the working tree. One with other
+//! features has a target folder of its own, as it has the same name.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -17,7 +16,7 @@ pub(crate) struct Library {
 /// Without features: what is released.
 pub(crate) fn released() -> &'static Library {
     static BUILT: OnceLock<Library> = OnceLock::new();
-    BUILT.get_or_init(|| build("capi", &[]))
+    BUILT.get_or_init(|| build("", &[]))
 }
 
 /// With the functions that misbehave on request.
@@ -27,9 +26,10 @@ pub(crate) fn with_test_hooks() -> &'static Library {
     BUILT.get_or_init(|| build("capi-hooks", &["--features", "test-hooks"]))
 }
 
+/// In a folder of the target folder, or in that itself, where it usually lies already.
 fn build(folder: &str, arguments: &[&str]) -> Library {
-    // .../target/tmp -> .../target/<folder>
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name(folder);
+    let tmp = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let target = tmp.parent().unwrap().join(folder);
     let mut cargo = Command::new(env!("CARGO"));
     cargo
         .args(["build", "--release", "--package", "lowbit", "--lib"])

@@ -14,9 +14,15 @@ pub(crate) fn library(sh: &Shell) -> Result<PathBuf> {
     Ok(sh.path("target/release/liblowbit.so"))
 }
 
-/// The cdylib for the CPU alone: no compiler of CUDA is fetched, and the build is short.
+/// The cdylib for the CPU alone: no compiler of CUDA is fetched, and the build is short. Where one has been, it
+/// is that of [`library`], which need not be built again.
 pub(crate) fn library_for_cpu(sh: &Shell) -> Result<PathBuf> {
-    sh.run(Command::new("cargo").args(["build", "--release", "--package", "lowbit"]))?;
+    let mut cargo = if env::nvrtc::is_there(sh) {
+        cargo(sh)?
+    } else {
+        Command::new("cargo")
+    };
+    sh.run(cargo.args(["build", "--release", "--package", "lowbit"]))?;
     Ok(sh.path("target/release/liblowbit.so"))
 }
 

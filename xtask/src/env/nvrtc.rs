@@ -36,6 +36,11 @@ const FILES: [(&str, &str); 4] = [
     ("nvidia/cu13/bin/nvdisasm", "bin/nvdisasm"),
 ];
 
+/// Whether an earlier command has installed it.
+pub(crate) fn is_there(sh: &Shell) -> bool {
+    sh.path("target/env/nvrtc").is_dir()
+}
+
 /// Returns the folder with the compiler and the assembler.
 pub(crate) fn ensure(sh: &Shell) -> Result<PathBuf> {
     let install = Install {
