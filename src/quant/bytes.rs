@@ -167,10 +167,11 @@ impl Line {
 pub(crate) struct Quotients {
     /// The code of 0. One below the first where the lowest level is not counted from 0.
     pub(crate) zero: f32,
-    /// By the lowest four bits of the exponent of `max(a, 1/2)` as an f32.
-    pub(crate) offsets: [f32; 16],
-    pub(crate) divisors: [f32; 16],
-    pub(crate) reciprocals: [f32; 16],
+    /// By the lowest three bits of the exponent of a as an f32. Level 0 shares them with another group, whose
+    /// offset makes its integer negative: then it is 0.
+    pub(crate) offsets: [f32; 8],
+    pub(crate) divisors: [f32; 8],
+    pub(crate) reciprocals: [f32; 8],
 }
 
 impl Quotients {
@@ -182,12 +183,12 @@ impl Quotients {
         let decades = if signed { 7 } else { 8 };
         let mut table = Self {
             zero,
-            offsets: [0.0; 16],
-            divisors: [1.0; 16],
-            reciprocals: [1.0; 16],
+            offsets: [0.0; 8],
+            divisors: [1.0; 8],
+            reciprocals: [1.0; 8],
         };
         let mut set = |a: f32, offset: f32, divisor: f32| {
-            let at = (a.to_bits() >> 23 & 15) as usize;
+            let at = (a.to_bits() >> 23 & 7) as usize;
             table.offsets[at] = offset;
             table.divisors[at] = divisor;
             table.reciprocals[at] = 1.0 / divisor;
@@ -197,9 +198,9 @@ impl Quotients {
             let divisor = 2.0 * two * 10_f32.powi(decades - j);
             set(two, 9.0 - 16.0 * two, divisor);
         }
-        let ends = if signed { [0.5, 128.0] } else { [1.0, 256.0] };
-        set(ends[0], -18.0 * ends[0], 1.0);
-        set(ends[1], 1.0 - 18.0 * ends[1], 1.0);
+        // The level 1.
+        let last = if signed { 128.0 } else { 256.0 };
+        set(last, 1.0 - 18.0 * last, 1.0);
         let same = levels.len() == 256
             && (0..=255_u8)
                 .zip(levels)
@@ -211,9 +212,9 @@ impl Quotients {
     /// "Computation of elementary functions on the IBM RISC System/6000 processor").
     fn level(&self, code: u8) -> f32 {
         let distance = f32::from(code) - self.zero;
-        let a = distance.abs().max(0.5);
-        let at = (a.to_bits() >> 23 & 15) as usize;
-        let integer = a.mul_add(18.0, self.offsets[at]);
+        let a = distance.abs();
+        let at = (a.to_bits() >> 23 & 7) as usize;
+        let integer = a.mul_add(18.0, self.offsets[at]).max(0.0);
         let quotient = integer * self.reciprocals[at];
         let rest = (-quotient).mul_add(self.divisors[at], integer);
         let level = rest.mul_add(self.reciprocals[at], quotient);

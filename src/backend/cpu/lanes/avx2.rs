@@ -517,6 +517,7 @@ impl Vector for __m256 {
     // SAFETY: zero bits are zeros.
     const ZEROS: [Self; 16] = [unsafe { std::mem::zeroed() }; 16];
     type Table = Halves;
+    type Eight = Self;
     type Thresholds = Thresholds;
     type Levels = Planes;
     type Few = [Self; 4];
@@ -727,8 +728,14 @@ impl Vector for __m256 {
     }
 
     #[inline(always)]
-    unsafe fn by_exponent(self, table: Halves) -> Self {
-        table.at(_mm256_srli_epi32::<23>(_mm256_castps_si256(self)))
+    unsafe fn eight(values: &[f32; 8]) -> Self {
+        Self::load(values.as_ptr())
+    }
+
+    #[inline(always)]
+    unsafe fn by_exponent(self, table: Self) -> Self {
+        let exponents = _mm256_srli_epi32::<23>(_mm256_castps_si256(self));
+        _mm256_permutevar8x32_ps(table, exponents)
     }
 
     #[inline(always)]

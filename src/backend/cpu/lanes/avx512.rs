@@ -795,6 +795,7 @@ impl Vector for __m512 {
     // SAFETY: zero bits are zeros.
     const ZEROS: [Self; 8] = [unsafe { std::mem::zeroed() }; 8];
     type Table = Table;
+    type Eight = Self;
     type Thresholds = Thresholds;
     type Levels = Table;
     type Few = [Self; 1];
@@ -1010,9 +1011,15 @@ impl Vector for __m512 {
     }
 
     #[inline(always)]
-    unsafe fn by_exponent(self, table: Table) -> Self {
+    unsafe fn eight(values: &[f32; 8]) -> Self {
+        // Twice, so that the fourth bit of an index does not matter.
+        _mm512_broadcast_f32x8(_mm256_loadu_ps(values.as_ptr()))
+    }
+
+    #[inline(always)]
+    unsafe fn by_exponent(self, table: Self) -> Self {
         let exponents = _mm512_srli_epi32::<23>(_mm512_castps_si512(self));
-        _mm512_permutexvar_ps(exponents, table.values)
+        _mm512_permutexvar_ps(exponents, table)
     }
 
     #[inline(always)]

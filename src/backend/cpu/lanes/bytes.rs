@@ -108,10 +108,10 @@ impl<'a, V: Vector> Encoder<'a, V> {
 #[derive(Clone, Copy)]
 pub(in crate::backend::cpu) struct Decoder<V: Vector> {
     zero: V,
-    offsets: V::Table,
+    offsets: V::Eight,
     /// With the other sign.
-    divisors: V::Table,
-    reciprocals: V::Table,
+    divisors: V::Eight,
+    reciprocals: V::Eight,
     signed: bool,
 }
 
@@ -127,9 +127,9 @@ impl<V: Vector> Decoder<V> {
         unsafe {
             Some(Self {
                 zero: V::splat(quotients.zero),
-                offsets: V::table(&quotients.offsets),
-                divisors: V::table(&quotients.divisors.map(|divisor| -divisor)),
-                reciprocals: V::table(&quotients.reciprocals),
+                offsets: V::eight(&quotients.offsets),
+                divisors: V::eight(&quotients.divisors.map(|divisor| -divisor)),
+                reciprocals: V::eight(&quotients.reciprocals),
                 signed: quotients.zero > 0.0,
             })
         }
@@ -142,11 +142,12 @@ impl<V: Vector> Decoder<V> {
         unsafe {
             let distance = V::load_bytes(codes).sub(self.zero);
             let a = if self.signed {
-                distance.abs().max(V::splat(0.5))
+                distance.abs()
             } else {
                 distance
             };
             let integer = a.mul_add(V::splat(18.0), a.by_exponent(self.offsets));
+            let integer = integer.max(V::splat(0.0));
             let reciprocal = a.by_exponent(self.reciprocals);
             let quotient = integer.mul(reciprocal);
             let rest = quotient.mul_add(a.by_exponent(self.divisors), integer);

@@ -142,6 +142,7 @@ impl Vector for [f32; 8] {
     type Registers = [Self; 16];
     const ZEROS: [Self; 16] = [[0.0; 8]; 16];
     type Table = [f32; 16];
+    type Eight = [f32; 8];
     type Thresholds = [f32; 16];
     type Levels = [f32; 16];
     type Few = [Self; 1];
@@ -364,8 +365,13 @@ impl Vector for [f32; 8] {
     }
 
     #[inline(always)]
-    unsafe fn by_exponent(self, table: [f32; 16]) -> Self {
-        zip(self, self, |a, _| table[(a.to_bits() >> 23 & 15) as usize])
+    unsafe fn eight(values: &[f32; 8]) -> [f32; 8] {
+        *values
+    }
+
+    #[inline(always)]
+    unsafe fn by_exponent(self, table: [f32; 8]) -> Self {
+        self.map(|a| table[(a.to_bits() >> 23 & 7) as usize])
     }
 
     #[inline(always)]

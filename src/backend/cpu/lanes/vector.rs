@@ -23,6 +23,9 @@ pub(in crate::backend::cpu) trait Vector: Copy {
     /// A table of 16.
     type Table: Copy;
 
+    /// A table of 8.
+    type Eight: Copy;
+
     /// What [`Vector::search`] needs of 15 thresholds, in whatever order it looks at them.
     type Thresholds: Copy;
 
@@ -105,8 +108,9 @@ pub(in crate::backend::cpu) trait Vector: Copy {
     unsafe fn table(values: &[f32; 16]) -> Self::Table;
     /// The values of codes below 16.
     unsafe fn at(table: Self::Table, codes: Self::Codes) -> Self;
-    /// The values at the lowest four bits of the exponents, as they are stored.
-    unsafe fn by_exponent(self, table: Self::Table) -> Self;
+    unsafe fn eight(values: &[f32; 8]) -> Self::Eight;
+    /// The values at the lowest three bits of the exponents, as they are stored.
+    unsafe fn by_exponent(self, table: Self::Eight) -> Self;
     unsafe fn levels(table: &[f32; 16]) -> Self::Levels;
     /// With every value times a scale.
     unsafe fn scale_levels(levels: Self::Levels, scale: Self) -> Self::Levels;
