@@ -154,7 +154,6 @@ inline void meet(Meeting& meeting, size_t threads) {
   fiber.meeting = &meeting;
   fiber.awaited = meeting.over + 1;
   yield();
-  fiber.meeting = nullptr;
 }
 
 inline void start() {

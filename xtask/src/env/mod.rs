@@ -58,6 +58,11 @@ pub(crate) fn run(sh: &Shell, args: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// Where everything is installed. `build.rs` looks for the CUDA compiler there.
+fn envs(sh: &Shell) -> PathBuf {
+    sh.path("target/env")
+}
+
 /// Something that is installed into a folder of its own.
 struct Install<'a> {
     /// The folder's name in `target/env`.
@@ -80,7 +85,7 @@ impl Install<'_> {
         build: impl FnOnce(&Path) -> Result<()>,
         works: impl Fn(&Path) -> Result<()>,
     ) -> Result<PathBuf> {
-        let envs = sh.path("target/env");
+        let envs = envs(sh);
         let dir = envs.join(self.name);
         let stamp = dir.join("stamp");
         let there = || fs::read_to_string(&stamp).is_ok_and(|old| old == self.stamp);

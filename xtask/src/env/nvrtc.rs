@@ -4,9 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{Install, python, remove};
+use super::{Install, envs, python, remove};
 use crate::error::{Context, Result};
 use crate::shell::Shell;
+
+const NAME: &str = "nvrtc";
 
 /// Compiles CUDA C++ to PTX. The embedded PTX runs on every driver from this version on, and 12.1
 /// is the oldest that takes kernel parameters of more than 4 KiB.
@@ -38,13 +40,13 @@ const FILES: [(&str, &str); 4] = [
 
 /// Whether an earlier command has installed it.
 pub(crate) fn is_there(sh: &Shell) -> bool {
-    sh.path("target/env/nvrtc").is_dir()
+    envs(sh).join(NAME).is_dir()
 }
 
 /// Returns the folder with the compiler and the assembler.
 pub(crate) fn ensure(sh: &Shell) -> Result<PathBuf> {
     let install = Install {
-        name: "nvrtc",
+        name: NAME,
         what: "NVRTC 12.1, ptxas 12.9 and nvdisasm (70 MB from PyPI, 105 MB on disk)",
         stamp: &format!("{NVRTC}\n{NVCC}\n{NVDISASM}\n"),
     };

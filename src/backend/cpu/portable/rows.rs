@@ -14,7 +14,7 @@ use super::rank1::{Memory, Period, Place, RankOne};
 use super::registers::Room;
 use super::run::Run;
 use crate::backend::cpu::call::TensorCall;
-use crate::backend::cpu::lanes::{CHUNK, Chunk, Compiled, Lanes, Vector, each_few};
+use crate::backend::cpu::lanes::{CHUNK, Chunk, Compiled, Lanes, Vector, each_few, load_few};
 use crate::layout::index;
 use crate::numerics::INF_BITS;
 use crate::optimizer::Update;
@@ -370,10 +370,7 @@ impl<'c, L: Lanes, S: Slices<L>, E: Elements<L>> Collector<'c, L, S, E> {
                 }
                 let columns = columns[at..][..CHUNK].as_mut_ptr().cast::<f32>();
                 for first in each_few::<L::Vector>() {
-                    let mut of_columns = L::Vector::FEW;
-                    for (j, column) in of_columns.as_mut().iter_mut().enumerate() {
-                        *column = L::Vector::load(columns.add(first + j * L::Vector::WIDTH));
-                    }
+                    let mut of_columns = load_few::<L::Vector>(columns.add(first));
                     for r in 0..N {
                         let old = slices.old(open[r], at + first);
                         let registers = of_columns.as_mut().iter_mut().zip(old.as_ref());
