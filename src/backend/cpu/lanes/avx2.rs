@@ -2,13 +2,15 @@
 
 #![expect(unsafe_code, reason = "intrinsics")]
 
+mod random;
+
 use std::arch::x86_64::*;
 use std::convert::Infallible;
 
 use half::{bf16, f16};
 
 use super::vector::{EvenTable, ONE_AND_HALF_A_DRAW};
-use super::{CHUNK, Chunk, Compiled, Lanes, PACKED, Vector, random, repeat};
+use super::{CHUNK, Chunk, Compiled, Lanes, PACKED, Vector, repeat};
 use crate::numerics::{INF_BITS, NAN_BITS};
 use crate::quant::Table;
 use crate::rng::Draws;
@@ -19,7 +21,6 @@ pub(in crate::backend::cpu) struct Avx2;
 impl Lanes for Avx2 {
     type Vector = __m256;
     const QUOTIENTS_BESIDE_CODES: bool = true;
-    type Rounds = random::Drawn;
 
     #[inline(never)]
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -31,27 +32,23 @@ impl Lanes for Avx2 {
     #[inline(never)]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn draw(draws: &Draws<'_>, out: &mut [u16; CHUNK]) {
-        draws.chunk(out);
+        random::draw(draws, out);
     }
 
-    #[inline(never)]
-    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline(always)]
     unsafe fn round_block(
         values: &Chunk,
         scale: f32,
-        usual: bool,
+        _: bool,
         table: &Table,
         draws: &Draws<'_>,
         codes: *mut u8,
     ) {
         // SAFETY: the caller's promise.
-        unsafe {
-            random::round_block::<Self, Self::Vector>(values, scale, usual, table, draws, codes)
-        }
+        unsafe { random::round_block(values, scale, table, draws, codes) }
     }
 
-    #[inline(never)]
-    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline(always)]
     unsafe fn round_linear(
         values: &Chunk,
         scales: &Chunk,
@@ -60,7 +57,7 @@ impl Lanes for Avx2 {
         codes: *mut u8,
     ) {
         // SAFETY: the caller's promise.
-        unsafe { random::round_linear::<Self, Self::Vector>(values, scales, table, draws, codes) }
+        unsafe { random::round_linear(values, scales, table, draws, codes) }
     }
 
     #[inline(never)]
@@ -293,34 +290,33 @@ impl Planes {
     }
 }
 
-/// The thresholds that each of four comparisons chooses from, by the bits found before it.
+/// 15 thresholds in the order of a search: three that part them in quarters, and the three within each of these. What is
+/// looked up lies within 128 bits, as across them takes some processors more than twice as long, and a search by halves
+/// has to wait for twice as many comparisons.
 #[derive(Clone, Copy)]
-pub(in crate::backend::cpu) struct Thresholds([__m256; 4]);
+pub(in crate::backend::cpu) struct Thresholds {
+    quarters: [__m256; 3],
+    within: [Quartet; 3],
+}
 
 impl Thresholds {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     fn new(thresholds: &[f32; 16]) -> Self {
-        // With the bits j found, the thresholds above j 2 step and below (j + 1) 2 step are left.
-        let t = thresholds;
-        Self([
-            _mm256_set1_ps(t[7]),
-            _mm256_setr_ps(t[3], t[11], t[3], t[11], t[3], t[11], t[3], t[11]),
-            _mm256_setr_ps(t[1], t[5], t[9], t[13], t[1], t[5], t[9], t[13]),
-            _mm256_setr_ps(t[0], t[2], t[4], t[6], t[8], t[10], t[12], t[14]),
-        ])
+        let [a, b, c, _] = Quartet::all(thresholds);
+        Self {
+            quarters: [3, 7, 11].map(|i| _mm256_set1_ps(thresholds[i])),
+            within: [a, b, c],
+        }
     }
 
-    /// The thresholds that a comparison looks at, given the bits before it. They are permuted within 128 bits where
-    /// there are no more of them: across takes some processors more than twice as long.
+    /// All of them times a scale.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn at(&self, comparison: usize, bits: __m256i) -> __m256 {
-        let thresholds = self.0[comparison];
-        match comparison {
-            0 => thresholds,
-            1 | 2 => _mm256_permutevar_ps(thresholds, bits),
-            _ => _mm256_permutevar8x32_ps(thresholds, bits),
+    fn scale(self, scale: __m256) -> Self {
+        Self {
+            quarters: self.quarters.map(|quarter| _mm256_mul_ps(quarter, scale)),
+            within: self.within.map(|within| within.scale(scale)),
         }
     }
 
@@ -328,22 +324,85 @@ impl Thresholds {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     fn search<const OR_EQUAL: bool>(&self, x: __m256, scale: Option<__m256>) -> __m256i {
-        let mut code = _mm256_setzero_si256();
-        for comparison in 0..4 {
-            let mut threshold = self.at(comparison, code);
-            if let Some(scale) = scale {
-                threshold = _mm256_mul_ps(threshold, scale);
-            }
-            let above = _mm256_castps_si256(if OR_EQUAL {
-                _mm256_cmp_ps::<_CMP_GE_OQ>(x, threshold)
-            } else {
-                _mm256_cmp_ps::<_CMP_GT_OQ>(x, threshold)
-            });
-            // The comparison is 0 or -1.
-            code = _mm256_sub_epi32(_mm256_add_epi32(code, code), above);
-        }
-        code
+        let above = |threshold| above::<OR_EQUAL>(x, scaled(threshold, scale));
+        let quarter = sum(self.quarters.map(above));
+        let within = self.within.map(|within| above(within.at(quarter)));
+        code(quarter, sum(within))
     }
+}
+
+/// A value for each quarter of a table of 16.
+#[derive(Clone, Copy)]
+struct Quartet(__m256);
+
+impl Quartet {
+    /// The first value of each quarter, the second, and so on, in both halves by the number of the quarter modulo -4.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn all(values: &[f32; 16]) -> [Self; 4] {
+        let [a, d, c, b] = [0, 4, 8, 12].map(|first| {
+            // SAFETY: four of the 16.
+            let four = unsafe { _mm_loadu_ps(values.as_ptr().add(first)) };
+            _mm256_set_m128(four, four)
+        });
+        let (ab, cd) = (_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d));
+        let (ab, cd) = (_mm256_castps_pd(ab), _mm256_castps_pd(cd));
+        let first = [_mm256_unpacklo_pd(ab, cd), _mm256_unpackhi_pd(ab, cd)];
+        let (ab, cd) = (_mm256_unpackhi_ps(a, b), _mm256_unpackhi_ps(c, d));
+        let (ab, cd) = (_mm256_castps_pd(ab), _mm256_castps_pd(cd));
+        let last = [_mm256_unpacklo_pd(ab, cd), _mm256_unpackhi_pd(ab, cd)];
+        [first[0], first[1], last[0], last[1]].map(|four| Self(_mm256_castpd_ps(four)))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn scale(self, scale: __m256) -> Self {
+        Self(_mm256_mul_ps(self.0, scale))
+    }
+
+    /// Those of quarters from 0 to -3, as [`sum`] counts them.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn at(self, quarter: __m256i) -> __m256 {
+        _mm256_permutevar_ps(self.0, quarter)
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn scaled(threshold: __m256, scale: Option<__m256>) -> __m256 {
+    match scale {
+        Some(scale) => _mm256_mul_ps(threshold, scale),
+        None => threshold,
+    }
+}
+
+/// Whether x is above a threshold, or reaches it: all bits or none.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn above<const OR_EQUAL: bool>(x: __m256, threshold: __m256) -> __m256 {
+    if OR_EQUAL {
+        _mm256_cmp_ps::<_CMP_GE_OQ>(x, threshold)
+    } else {
+        _mm256_cmp_ps::<_CMP_GT_OQ>(x, threshold)
+    }
+}
+
+/// The negative number of comparisons that are true.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn sum(comparisons: [__m256; 3]) -> __m256i {
+    let [a, b, c] = comparisons.map(|x| _mm256_castps_si256(x));
+    _mm256_add_epi32(_mm256_add_epi32(a, b), c)
+}
+
+/// The code, given the negative numbers of quarters and of thresholds within them.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn code(quarter: __m256i, within: __m256i) -> __m256i {
+    // The lower 16 bits times -4.
+    let before = _mm256_madd_epi16(quarter, _mm256_set1_epi32(0xfffc));
+    _mm256_sub_epi32(before, within)
 }
 
 /// Eight codes below 256 as bytes.
@@ -570,6 +629,14 @@ impl Vector for __m256 {
     }
 
     #[inline(always)]
+    unsafe fn near_sqrt(self) -> Self {
+        // The second operand is taken where the first is NaN.
+        let x = _mm256_max_ps(self, _mm256_set1_ps(f32::MIN_POSITIVE));
+        // The divider is left alone.
+        _mm256_mul_ps(x, _mm256_rsqrt_ps(x))
+    }
+
+    #[inline(always)]
     unsafe fn abs(self) -> Self {
         _mm256_andnot_ps(_mm256_set1_ps(-0.0), self)
     }
@@ -762,9 +829,8 @@ impl Vector for __m256 {
     }
 
     #[inline(always)]
-    unsafe fn scale_thresholds(Thresholds(levels): Thresholds, scale: Self) -> Thresholds {
-        let [a, b, c, d] = levels;
-        Thresholds([a.mul(scale), b.mul(scale), c.mul(scale), d.mul(scale)])
+    unsafe fn scale_thresholds(thresholds: Thresholds, scale: Self) -> Thresholds {
+        thresholds.scale(scale)
     }
 
     #[inline(always)]

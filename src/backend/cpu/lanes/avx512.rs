@@ -18,7 +18,6 @@ pub(in crate::backend::cpu) struct Avx512;
 
 impl Lanes for Avx512 {
     type Vector = __m512;
-    type Rounds = Groups;
 
     #[inline(never)]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
@@ -49,7 +48,7 @@ impl Lanes for Avx512 {
     ) {
         // SAFETY: the caller's promise.
         unsafe {
-            random::round_block::<Self, Self::Vector>(values, scale, usual, table, draws, codes)
+            random::round_block::<Self::Vector, Groups>(values, scale, usual, table, draws, codes)
         }
     }
 
@@ -845,6 +844,11 @@ impl Vector for __m512 {
     #[inline(always)]
     unsafe fn reciprocal(self) -> Self {
         _mm512_rcp14_ps(self)
+    }
+
+    #[inline(always)]
+    unsafe fn near_sqrt(self) -> Self {
+        self.sqrt()
     }
 
     #[inline(always)]

@@ -35,7 +35,6 @@ use half::f16;
 use crate::numerics::{Limbs, Unit, canonical};
 use crate::quant::Table;
 use crate::rng::Draws;
-use random::Rounds;
 
 /// Elements that are handled at a time: one block of the default size.
 pub(super) const CHUNK: usize = 128;
@@ -87,9 +86,6 @@ pub(super) trait Compiled {
 pub(super) trait Lanes {
     /// Registers, for kernels that keep a chunk in them.
     type Vector: Vector;
-
-    /// The random numbers of a chunk in the making.
-    type Rounds: Rounds;
 
     /// Whether quotients are made beside codes and not beside new states: a processor may not look far enough
     /// ahead for a root and a quotient to pass while it does so much else.

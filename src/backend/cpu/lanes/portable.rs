@@ -17,7 +17,6 @@ pub(in crate::backend::cpu) struct Portable;
 
 impl Lanes for Portable {
     type Vector = [f32; 8];
-    type Rounds = random::Drawn;
 
     #[inline(never)]
     unsafe fn run<K: Compiled>(kernel: K) -> K::Output {
@@ -41,7 +40,9 @@ impl Lanes for Portable {
     ) {
         // SAFETY: the caller's promise.
         unsafe {
-            random::round_block::<Self, Self::Vector>(values, scale, usual, table, draws, codes)
+            random::round_block::<Self::Vector, random::Drawn>(
+                values, scale, usual, table, draws, codes,
+            )
         }
     }
 
@@ -192,6 +193,12 @@ impl Vector for [f32; 8] {
     #[inline(always)]
     unsafe fn reciprocal(self) -> Self {
         zip(self, self, |a, _| 1.0 / a)
+    }
+
+    #[inline(always)]
+    unsafe fn near_sqrt(self) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { self.sqrt() }
     }
 
     #[inline(always)]

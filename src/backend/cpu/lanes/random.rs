@@ -25,7 +25,7 @@ impl Random {
 ///
 /// # Safety
 /// As for [`Lanes`].
-pub(in crate::backend::cpu) trait Rounds {
+pub(super) trait Rounds {
     unsafe fn new(draws: &Draws<'_>) -> Self;
     /// To be called with each of [`Draws::keys`].
     unsafe fn round(&mut self, key: &[u32; 2]);
@@ -33,7 +33,7 @@ pub(in crate::backend::cpu) trait Rounds {
 }
 
 /// All rounds at once, where there are too few registers to keep them in.
-pub(in crate::backend::cpu) struct Drawn([u16; CHUNK]);
+pub(super) struct Drawn([u16; CHUNK]);
 
 impl Rounds for Drawn {
     #[inline(always)]
@@ -54,7 +54,7 @@ impl Rounds for Drawn {
 
 /// See [`super::Lanes::round_block`].
 #[inline(always)]
-pub(super) unsafe fn round_block<L: Lanes<Vector = V>, V: Vector>(
+pub(super) unsafe fn round_block<V: Vector, R: Rounds>(
     values: &Chunk,
     scale: f32,
     usual: bool,
@@ -82,7 +82,7 @@ pub(super) unsafe fn round_block<L: Lanes<Vector = V>, V: Vector>(
                 factor: V::splat(factor),
                 thresholds: V::Even::new(&table.reached).scale(all),
             };
-            round::<L, V>(values, reached, steps, draws, codes);
+            round::<V, R>(values, reached, steps, draws, codes);
         } else if let Some(cells) = &table.level_cells
             && let Some(cells) = V::Cells::new(cells)
             && factor.is_finite()
@@ -91,18 +91,18 @@ pub(super) unsafe fn round_block<L: Lanes<Vector = V>, V: Vector>(
                 factor: V::splat(Cells::FACTOR * (1.0 / scale)),
                 cells: cells.scale(all),
             };
-            round::<L, V>(values, reached, steps, draws, codes);
+            round::<V, R>(values, reached, steps, draws, codes);
         } else {
             let levels = V::scale_thresholds(V::thresholds(&table.next), all);
             let reached = Searched::<V, true>(levels);
-            round::<L, V>(values, reached, steps, draws, codes);
+            round::<V, R>(values, reached, steps, draws, codes);
         }
     }
 }
 
 /// Rounds a chunk, given the levels and how far it is to the next ones.
 #[inline(always)]
-unsafe fn round<L: Lanes<Vector = V>, V: Vector>(
+unsafe fn round<V: Vector, R: Rounds>(
     values: &Chunk,
     mut reached: impl Coder<V>,
     [low, rise]: [V::Table; 2],
@@ -112,7 +112,7 @@ unsafe fn round<L: Lanes<Vector = V>, V: Vector>(
     // SAFETY: the caller's promise.
     unsafe {
         let mut random = Random::ZERO;
-        let mut rounds = L::Rounds::new(draws);
+        let mut rounds = R::new(draws);
         let keys = draws.keys();
         let mut new = [V::NO_CODES; PACKED];
         // As a loop it is not unrolled, and keeps all that it works on in memory.

@@ -531,7 +531,11 @@ fn check_decide<V: Vector>(name: &str) {
                 if scale < 2_f32.powi(125) {
                     let got = packed_codes::<V>(&values, |x| {
                         let q = x.mul(all.reciprocal());
-                        let q = if table.square.is_some() { q.sqrt() } else { q };
+                        let q = if table.square.is_some() {
+                            q.near_sqrt()
+                        } else {
+                            q
+                        };
                         let factor = V::splat(SHORT_OF_16);
                         if table.square.is_some() {
                             below.decide::<false, true>(x, q, factor, Some(all))
@@ -624,9 +628,22 @@ fn check_operations<V: Vector>(name: &str) {
         let y = f64::from(lane(unsafe { V::splat(x).reciprocal() }));
         let error = (y * f64::from(x) - 1.0).abs();
         assert!(error < 2_f64.powi(-11), "{name} 1 / {x:e}: {error:e}");
+        // SAFETY: as above.
+        let y = f64::from(lane(unsafe { V::splat(x).near_sqrt() }));
+        let error = (y / f64::from(x).sqrt() - 1.0).abs();
+        assert!(error < 2_f64.powi(-11), "{name} sqrt {x:e}: {error:e}");
     }
     // SAFETY: as above.
     assert_eq!(lane(unsafe { V::splat(0.0).reciprocal() }), f32::INFINITY);
+    for x in [0.0, f32::from_bits(1), 0.9 * tiny, f32::NAN] {
+        // SAFETY: as above.
+        let y = lane(unsafe { V::splat(x).near_sqrt() });
+        let stays = x.is_nan() && y.is_nan();
+        assert!(
+            stays || (0.0..=2_f32.powi(-62)).contains(&y),
+            "{name} sqrt {x:e}: {y:e}"
+        );
+    }
 
     let bytes: Vec<u8> = (0..=255).map(|i: u8| i.wrapping_mul(37)).collect();
     // Of numbers with 16 bits at most, and with more.

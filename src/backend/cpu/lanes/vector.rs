@@ -56,6 +56,9 @@ pub(in crate::backend::cpu) trait Vector: Copy {
     unsafe fn sqrt(self) -> Self;
     /// `1 / self` within 2^-11 of it, for 0 and numbers from 2^-126 to 2^125.
     unsafe fn reciprocal(self) -> Self;
+    /// The square root within 2^-11 of it, for numbers from 2^-126 on; for those from 0 to it, and for NaN if that
+    /// does not stay, at most 2^-62.
+    unsafe fn near_sqrt(self) -> Self;
     unsafe fn abs(self) -> Self;
     /// The magnitude of `self` with the sign of another number.
     unsafe fn copysign(self, sign: Self) -> Self;
@@ -200,7 +203,8 @@ pub(in crate::backend::cpu) const PACKED: usize = 8;
 ///
 /// Under the table of the squares of these levels, y is `16 sqrt(x / s)`, and the threshold between codes
 /// k - 1 and k lies where it is `sqrt((k + 1/2)^2 + 1/4)`: above k + 1/2, by 1/12 at most. So the same holds
-/// of this number times the quotient's root.
+/// of this number times the quotient's root, even if that is an estimate, too: it is too large by 3/2 2^-11 of it
+/// at most, less than the 2^-10 that this is short of 16.
 pub(in crate::backend::cpu) const SHORT_OF_16: f32 = 16.0 - 1.0 / 64.0;
 
 /// The bits of 1 and half a step of [`crate::quant::uniform`].

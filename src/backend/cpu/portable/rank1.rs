@@ -344,7 +344,7 @@ impl<V: Vector, const SQUARES: bool> Coder<V> for UnderMaxima<'_, V, SQUARES> {
             let scale = self.rest.smallest(V::load(self.columns.add(at)));
             *self.usual &= !scale.any_subnormal();
             let q = x.mul(scale.reciprocal());
-            let q = if SQUARES { q.sqrt() } else { q };
+            let q = if SQUARES { q.near_sqrt() } else { q };
             let factor = V::splat(SHORT_OF_16);
             self.thresholds
                 .decide::<false, SQUARES>(x, q, factor, Some(scale))
