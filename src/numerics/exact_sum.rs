@@ -71,6 +71,16 @@ impl Unit {
     /// For sums that are not finite: nothing is added.
     pub(crate) const NONE: Self = Self(0.0);
 
+    /// Units of the high limb.
+    pub(crate) const HIGH_LIMB: f64 = (1_u64 << LOW) as f64;
+
+    /// From 2^52 to 2^53, f64 are the integers: so the bits of this and an integer from 0 on less its own are the
+    /// integer's.
+    pub(crate) const HIGH: f64 = (1_u64 << 52) as f64;
+
+    /// The same for integers of both signs.
+    pub(crate) const SIGNED: f64 = (3_u64 << 51) as f64;
+
     /// Whether it is [`Unit::NONE`].
     pub(crate) fn is_none(self) -> bool {
         self.0 == 0.0
@@ -81,16 +91,13 @@ impl Unit {
     /// is its unit.
     #[inline(always)]
     pub(crate) fn limbs(self, term: f64) -> Limbs {
-        // From 2^52 to 2^53, f64 are the integers.
-        const HIGH: f64 = (1_u64 << 52) as f64;
-        const SIGNED: f64 = (3_u64 << 51) as f64;
         let integer = |x: f64, zero: f64| x.to_bits().wrapping_sub(zero.to_bits()).cast_signed();
         let scaled = term * self.0;
-        let high = scaled * (1.0 / (1_u64 << LOW) as f64) + HIGH;
-        let low = scaled - (high - HIGH) * (1_u64 << LOW) as f64;
+        let high = scaled * (1.0 / Self::HIGH_LIMB) + Self::HIGH;
+        let low = scaled - (high - Self::HIGH) * Self::HIGH_LIMB;
         Limbs {
-            high: integer(high, HIGH),
-            low: integer(low + SIGNED, SIGNED),
+            high: integer(high, Self::HIGH),
+            low: integer(low + Self::SIGNED, Self::SIGNED),
         }
     }
 

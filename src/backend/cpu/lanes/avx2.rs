@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "intrinsics")]
 
 mod random;
+mod sums;
 
 use std::arch::x86_64::*;
 use std::convert::Infallible;
@@ -11,7 +12,7 @@ use half::{bf16, f16};
 
 use super::vector::{EvenTable, ONE_AND_HALF_A_DRAW};
 use super::{CHUNK, Chunk, Compiled, Lanes, PACKED, Vector, repeat};
-use crate::numerics::{INF_BITS, NAN_BITS};
+use crate::numerics::{INF_BITS, Limbs, NAN_BITS, Unit};
 use crate::quant::Table;
 use crate::rng::Draws;
 
@@ -111,6 +112,18 @@ impl Lanes for Avx2 {
     unsafe fn pack(codes: &[u8], out: &mut [u8]) {
         // SAFETY: the caller's promise.
         unsafe { pack(codes, out) }
+    }
+
+    #[inline(always)]
+    unsafe fn sum<const SQUARES: bool>(terms: &[f32], unit: Unit) -> Limbs {
+        // SAFETY: the caller's promise.
+        unsafe { sums::sum::<SQUARES>(terms, unit) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_rows(rows: &[&[f32]], units: &[Unit], high: &mut [i64], low: &mut [i64]) {
+        // SAFETY: the caller's promise.
+        unsafe { sums::add_rows(rows, units, high, low) }
     }
 
     #[inline(always)]
