@@ -778,12 +778,19 @@ impl Vector for __m256 {
     }
 
     #[inline(always)]
-    unsafe fn any_subnormal(self) -> bool {
-        let zero = _mm256_setzero_ps();
-        let magnitude = _mm256_andnot_ps(_mm256_set1_ps(-0.0), self);
-        let small = _mm256_cmp_ps::<_CMP_LT_OQ>(magnitude, _mm256_set1_ps(f32::MIN_POSITIVE));
-        let nonzero = _mm256_cmp_ps::<_CMP_NEQ_OQ>(magnitude, zero);
-        _mm256_movemask_ps(_mm256_and_ps(small, nonzero)) != 0
+    unsafe fn least_bits(self, other: Self) -> Self {
+        let less = _mm256_sub_epi32(_mm256_castps_si256(other), _mm256_set1_epi32(1));
+        _mm256_castsi256_ps(_mm256_min_epu32(_mm256_castps_si256(self), less))
+    }
+
+    #[inline(always)]
+    unsafe fn any_less(self, bound: u32) -> bool {
+        let (bits, bound) = (
+            _mm256_castps_si256(self),
+            _mm256_set1_epi32(bound.cast_signed()),
+        );
+        let not_less = _mm256_cmpeq_epi32(_mm256_max_epu32(bits, bound), bits);
+        _mm256_movemask_ps(_mm256_castsi256_ps(not_less)) != 0xff
     }
 
     #[inline(always)]
@@ -890,13 +897,20 @@ impl Vector for __m256 {
     }
 }
 
-/// The thresholds below codes k of a linear table, `first + step k`, or of its squares, `first + step (k^2 + k)`,
-/// all of which are exact. To look them up would take permutations across 128 bits.
+/// The thresholds below codes k of a linear table, `slope (2^23 + k) + offset`, or of its squares,
+/// `(slope (2^23 + k) + offset)^2 + rest`, all of which are exact. To look them up would take permutations across 128
+/// bits.
 #[derive(Clone, Copy)]
 pub(in crate::backend::cpu) struct Even {
-    first: __m256,
-    step: __m256,
+    slope: __m256,
+    offset: __m256,
+    rest: __m256,
     scale: Option<__m256>,
+}
+
+impl Even {
+    /// From here on the lowest bits of a number are its integer.
+    const WHOLE: f32 = (1_u32 << 23) as f32;
 }
 
 #[expect(
@@ -907,16 +921,21 @@ impl EvenTable<__m256> for Even {
     #[inline(always)]
     unsafe fn new(below: &[f32; 16]) -> Self {
         let steps = [below[2] - below[1], below[3] - below[2]];
-        let (first, step) = if steps[0] == steps[1] {
-            (below[1] - steps[0], steps[0])
+        let (slope, offset, rest) = if steps[0] == steps[1] {
+            (steps[0], below[1] - (Self::WHOLE + 1.0) * steps[0], 0.0)
         } else {
-            // From k^2 + k = 2 to 6.
-            (below[1] - steps[0] / 2.0, steps[0] / 4.0)
+            // Of (k + 1/2)^2 the second difference is 2.
+            let slope = ((steps[1] - steps[0]) / 2.0).sqrt();
+            let root = 1.5 * slope;
+            (slope, (0.5 - Self::WHOLE) * slope, below[1] - root * root)
         };
+        let [slope, offset, rest] = [slope, offset, rest].map(|x| _mm256_set1_ps(x));
+        let scale = None;
         Self {
-            first: _mm256_set1_ps(first),
-            step: _mm256_set1_ps(step),
-            scale: None,
+            slope,
+            offset,
+            rest,
+            scale,
         }
     }
 
@@ -936,15 +955,16 @@ impl EvenTable<__m256> for Even {
         factor: __m256,
         scale: Option<__m256>,
     ) -> __m256i {
-        // From 2^23 on the lowest bits of a number are its integer.
-        const WHOLE: f32 = (1_u32 << 23) as f32;
-        let whole = _mm256_set1_ps(WHOLE);
-        let number = _mm256_fmadd_ps(q, factor, _mm256_set1_ps(WHOLE - 0.5));
+        let whole = _mm256_set1_ps(Self::WHOLE);
+        let number = _mm256_fmadd_ps(q, factor, _mm256_set1_ps(Self::WHOLE - 0.5));
+        // Code 1's threshold tells it from code 0; but 0 reaches it under a scale of 0.
+        let least = Self::WHOLE + if OR_EQUAL { 0.0 } else { 1.0 };
         // The second operand is taken where q is NaN.
-        let number = _mm256_max_ps(number, whole);
-        let k = _mm256_sub_ps(number, whole);
-        let at = if SQUARES { _mm256_fmadd_ps(k, k, k) } else { k };
-        let mut threshold = _mm256_fmadd_ps(at, self.step, self.first);
+        let number = _mm256_max_ps(number, _mm256_set1_ps(least));
+        let mut threshold = _mm256_fmadd_ps(number, self.slope, self.offset);
+        if SQUARES {
+            threshold = _mm256_fmadd_ps(threshold, threshold, self.rest);
+        }
         if let Some(scale) = scale.or(self.scale) {
             threshold = _mm256_mul_ps(threshold, scale);
         }
@@ -956,6 +976,10 @@ impl EvenTable<__m256> for Even {
         // The comparison is 0 or -1.
         let code = _mm256_add_epi32(_mm256_castps_si256(number), _mm256_castps_si256(not_above));
         let code = _mm256_sub_epi32(code, _mm256_castps_si256(whole));
-        _mm256_max_epi32(code, _mm256_setzero_si256())
+        if OR_EQUAL {
+            _mm256_max_epi32(code, _mm256_setzero_si256())
+        } else {
+            code
+        }
     }
 }

@@ -986,8 +986,15 @@ impl Vector for __m512 {
     }
 
     #[inline(always)]
-    unsafe fn any_subnormal(self) -> bool {
-        _mm512_fpclass_ps_mask::<0x20>(self) != 0
+    unsafe fn least_bits(self, other: Self) -> Self {
+        let less = _mm512_sub_epi32(_mm512_castps_si512(other), _mm512_set1_epi32(1));
+        _mm512_castsi512_ps(_mm512_min_epu32(_mm512_castps_si512(self), less))
+    }
+
+    #[inline(always)]
+    unsafe fn any_less(self, bound: u32) -> bool {
+        let bound = _mm512_set1_epi32(bound.cast_signed());
+        _mm512_cmplt_epu32_mask(_mm512_castps_si512(self), bound) != 0
     }
 
     #[inline(always)]

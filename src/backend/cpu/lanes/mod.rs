@@ -25,7 +25,8 @@ pub(super) use coding::{Beside, Coder, Decided, Picked, Searched, code};
 pub(super) use portable::Portable;
 pub(super) use random::Random;
 pub(super) use vector::{
-    CellTable, EvenTable, PACKED, SHORT_OF_16, Vector, each_few, few, load, load_few, registers,
+    CellTable, EvenTable, Least, PACKED, SHORT_OF_16, Vector, each_few, few, load, load_few,
+    registers,
 };
 
 use std::ops::{Deref, DerefMut};

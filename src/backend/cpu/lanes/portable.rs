@@ -338,8 +338,16 @@ impl Vector for [f32; 8] {
     }
 
     #[inline(always)]
-    unsafe fn any_subnormal(self) -> bool {
-        self.iter().fold(false, |any, x| any | x.is_subnormal())
+    unsafe fn least_bits(self, other: Self) -> Self {
+        zip(self, other, |a, x| {
+            f32::from_bits(a.to_bits().min(x.to_bits().wrapping_sub(1)))
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn any_less(self, bound: u32) -> bool {
+        self.iter()
+            .fold(false, |any, x| any | (x.to_bits() < bound))
     }
 
     #[inline(always)]

@@ -621,6 +621,20 @@ fn check_operations<V: Vector>(name: &str) {
             }
         }
     }
+    for x in [0.0, least, 0.9 * tiny, tiny, 1.0, f32::INFINITY] {
+        // One lane alone, among those of larger numbers.
+        let mut lanes = [2.0_f32; 16];
+        lanes[V::WIDTH - 1] = x;
+        // SAFETY: as above.
+        let is_subnormal = unsafe {
+            let mut seen = Least::none();
+            for x in [V::splat(0.0), V::load(lanes.as_ptr()), V::splat(1.5)] {
+                seen.see(x);
+            }
+            seen.is_subnormal()
+        };
+        assert_eq!(is_subnormal, x.is_subnormal(), "{name} {x:e}");
+    }
     let octaves = (0..1 << 14).map(|i| 0.75 + f32::from(i as u16) / 8192.0);
     let ends = [tiny, 1.9 * tiny, 2_f32.powi(125), 1.9 * 2_f32.powi(124)];
     for x in octaves.chain(ends) {

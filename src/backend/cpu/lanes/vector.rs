@@ -102,7 +102,11 @@ pub(in crate::backend::cpu) trait Vector: Copy {
     /// The first lane.
     unsafe fn first(self) -> f32;
     unsafe fn any_nan(self) -> bool;
-    unsafe fn any_subnormal(self) -> bool;
+    /// The smaller ones of `self` and the bits of other numbers less one, as unsigned integers: those of 0 are the
+    /// largest.
+    unsafe fn least_bits(self, other: Self) -> Self;
+    /// Whether any lane is less, as unsigned integers.
+    unsafe fn any_less(self, bound: u32) -> bool;
     /// The smaller of `self`, which is not negative, and the distance of a number from an integer.
     unsafe fn closest(self, number: Self) -> Self;
     /// A bit for each element, the first one the lowest: whether it is below a bound.
@@ -186,6 +190,34 @@ impl<V: Vector> CellTable<V> for Infallible {
     #[inline(always)]
     unsafe fn pick<const OR_EQUAL: bool>(self, _: V, _: V) -> V::Codes {
         match self {}
+    }
+}
+
+/// The least of numbers that are not negative, but for 0, in each lane.
+#[derive(Clone, Copy)]
+pub(in crate::backend::cpu) struct Least<V>(V);
+
+impl<V: Vector> Least<V> {
+    /// Of no number.
+    ///
+    /// # Safety
+    /// As for [`Vector`], here and below.
+    #[inline(always)]
+    pub(in crate::backend::cpu) unsafe fn none() -> Self {
+        // SAFETY: the caller's promise.
+        Self(unsafe { V::splat(f32::from_bits(u32::MAX)) })
+    }
+
+    #[inline(always)]
+    pub(in crate::backend::cpu) unsafe fn see(&mut self, x: V) {
+        // SAFETY: the caller's promise.
+        self.0 = unsafe { self.0.least_bits(x) };
+    }
+
+    #[inline(always)]
+    pub(in crate::backend::cpu) unsafe fn is_subnormal(self) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.any_less(f32::MIN_POSITIVE.to_bits() - 1) }
     }
 }
 

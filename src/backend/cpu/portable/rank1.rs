@@ -17,7 +17,7 @@ use super::registers::{Moment, Room, Rows, Updated, close_codes};
 use super::run::{Run, draws};
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{
-    Beside, CHUNK, Chunk, Coder, EvenTable, Lanes, SHORT_OF_16, Vector, code,
+    Beside, CHUNK, Chunk, Coder, EvenTable, Lanes, Least, SHORT_OF_16, Vector, code,
 };
 use crate::layout::index;
 use crate::plan::{Codes, MAX_AXES, Maxima, Pass, Scales, TensorPlan};
@@ -284,14 +284,16 @@ impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
             let bound = self.bound.min(rest[1].to_bits().cast_signed());
             let mut usual = usual && f32::from_bits(bound.cast_unsigned()) < HUGE;
             let rest = L::Vector::splat(rest[1]);
+            let mut least = Least::none();
             if self.codes.rounding == Rounding::Stochastic {
                 let mut scales = Chunk::ZERO;
                 for at in (0..CHUNK).step_by(L::Vector::WIDTH) {
                     let scale = rest.smallest(L::Vector::load(columns[1].add(at)));
-                    usual &= !scale.any_subnormal();
+                    least.see(scale);
                     scale.store(scales.as_mut_ptr().add(at));
                 }
                 beside.all();
+                usual &= !least.is_subnormal();
                 if usual {
                     let draws = draws(call, Purpose::State(self.state), run);
                     L::round_linear(values, &scales, &self.codes.table, &draws, codes);
@@ -305,7 +307,7 @@ impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
                                 thresholds: self.rows.below,
                                 rest,
                                 columns: columns[1],
-                                usual: &mut usual,
+                                least: &mut least,
                             },
                             beside,
                             codes,
@@ -317,6 +319,7 @@ impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
                 } else {
                     under_maxima!(false);
                 }
+                usual &= !least.is_subnormal();
             }
             if usual {
                 close_codes::<L>(row, run, codes);
@@ -332,8 +335,8 @@ struct UnderMaxima<'a, V: Vector, const SQUARES: bool> {
     thresholds: V::Even,
     rest: V,
     columns: *const f32,
-    /// To be made false by a scale that is subnormal.
-    usual: &'a mut bool,
+    /// Of the scales.
+    least: &'a mut Least<V>,
 }
 
 impl<V: Vector, const SQUARES: bool> Coder<V> for UnderMaxima<'_, V, SQUARES> {
@@ -342,7 +345,7 @@ impl<V: Vector, const SQUARES: bool> Coder<V> for UnderMaxima<'_, V, SQUARES> {
         // SAFETY: a chunk has so many columns.
         unsafe {
             let scale = self.rest.smallest(V::load(self.columns.add(at)));
-            *self.usual &= !scale.any_subnormal();
+            self.least.see(scale);
             let q = x.mul(scale.reciprocal());
             let q = if SQUARES { q.near_sqrt() } else { q };
             let factor = V::splat(SHORT_OF_16);
