@@ -773,11 +773,6 @@ impl Vector for __m256 {
     }
 
     #[inline(always)]
-    unsafe fn any_nan(self) -> bool {
-        _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_UNORD_Q>(self, self)) != 0
-    }
-
-    #[inline(always)]
     unsafe fn least_bits(self, other: Self) -> Self {
         let less = _mm256_sub_epi32(_mm256_castps_si256(other), _mm256_set1_epi32(1));
         _mm256_castsi256_ps(_mm256_min_epu32(_mm256_castps_si256(self), less))

@@ -981,11 +981,6 @@ impl Vector for __m512 {
     }
 
     #[inline(always)]
-    unsafe fn any_nan(self) -> bool {
-        _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(self, self) != 0
-    }
-
-    #[inline(always)]
     unsafe fn least_bits(self, other: Self) -> Self {
         let less = _mm512_sub_epi32(_mm512_castps_si512(other), _mm512_set1_epi32(1));
         _mm512_castsi512_ps(_mm512_min_epu32(_mm512_castps_si512(self), less))

@@ -333,11 +333,6 @@ impl Vector for [f32; 8] {
     }
 
     #[inline(always)]
-    unsafe fn any_nan(self) -> bool {
-        self.iter().fold(false, |any, x| any | x.is_nan())
-    }
-
-    #[inline(always)]
     unsafe fn least_bits(self, other: Self) -> Self {
         zip(self, other, |a, x| {
             f32::from_bits(a.to_bits().min(x.to_bits().wrapping_sub(1)))

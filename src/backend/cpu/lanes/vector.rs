@@ -101,7 +101,6 @@ pub(in crate::backend::cpu) trait Vector: Copy {
     }
     /// The first lane.
     unsafe fn first(self) -> f32;
-    unsafe fn any_nan(self) -> bool;
     /// The smaller ones of `self` and the bits of other numbers less one, as unsigned integers: those of 0 are the
     /// largest.
     unsafe fn least_bits(self, other: Self) -> Self;

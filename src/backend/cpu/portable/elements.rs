@@ -121,19 +121,17 @@ pub(super) trait Elements<L: Lanes> {
         }
         // SAFETY: the caller's promise.
         unsafe {
-            let grad_scale = L::Vector::splat(call.grad_scale);
-            // Zero, or NaN if a square is not finite.
-            let zero = L::Vector::splat(0.0);
-            let mut sum = zero;
+            // The largest magnitude has the largest square, and NaN is the largest.
+            let mut largest = L::Vector::splat(0.0);
             for at in (0..CHUNK).step_by(L::Vector::WIDTH) {
                 let lanes = lanes::<L::Vector>(run, at);
                 if lanes == 0 {
                     break;
                 }
-                let g = Self::gradient(gradients, at, lanes).mul(grad_scale);
-                sum = g.mul(g).mul_add(zero, sum);
+                largest = largest.largest(Self::gradient(gradients, at, lanes));
             }
-            sum.any_nan()
+            let g = f32::from_bits(largest.reduce_largest().cast_unsigned()) * call.grad_scale;
+            !(g * g).is_finite()
         }
     }
 

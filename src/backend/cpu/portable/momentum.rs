@@ -46,7 +46,7 @@ pub(super) unsafe fn in_registers<L: Lanes, R: Step>(
 }
 
 /// A rule on registers.
-pub(super) trait Step {
+pub(super) trait Step: Copy {
     /// The new m, and what is taken from the parameter.
     ///
     /// # Safety
@@ -121,6 +121,7 @@ impl<L: Lanes, R: Step, M: Moment<L>> Kernel<L> for Momentum<'_, R, M> {
         work: &mut Work,
     ) -> Option<Self::Left> {
         let Self { rule, m } = self;
+        let rule = **rule; // A copy, which what is stored cannot change.
         // SAFETY: the run lies in the tensor.
         unsafe {
             let gradients = E::gradients(call, run, &mut work.g);

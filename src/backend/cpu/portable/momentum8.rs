@@ -135,6 +135,7 @@ impl Work {
         mut largest: L::Vector,
     ) -> L::Vector {
         let new = &mut self.new[c];
+        let rule = *rule; // A copy, which what is stored cannot change.
         // SAFETY: the run lies in the tensor.
         unsafe {
             let gradients = E::gradients(call, run, &mut self.g);
