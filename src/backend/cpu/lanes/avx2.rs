@@ -349,7 +349,8 @@ impl Thresholds {
 struct Quartet(__m256);
 
 impl Quartet {
-    /// The first value of each quarter, the second, and so on, in both halves by the number of the quarter modulo -4.
+    /// The first value of each quarter, the second, and so on: in each half of a register those of quarters 0, 3, 2 and
+    /// 1, which is where the lowest bits of their negative numbers point to.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     fn all(values: &[f32; 16]) -> [Self; 4] {

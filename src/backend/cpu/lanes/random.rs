@@ -1,7 +1,8 @@
 //! A chunk rounded at random to codes of four bits, as [`crate::quant::stochastic`] does it, in registers.
 //!
 //! For each instruction set these are functions that are not inlined: the draws alone are more than a
-//! hundred instructions, and the kernels' loops are compiled many times over.
+//! hundred instructions, and the kernels' loops are compiled many times over. AVX2 has its own
+//! (`avx2/random.rs`).
 
 #![expect(unsafe_code, reason = "the functions of registers are unsafe")]
 
