@@ -7,13 +7,31 @@ use std::convert::Infallible;
 use half::bf16;
 
 use super::{CHUNK, Chunk, Compiled, EvenTable, Lanes, PACKED, Vector, random, repeat};
-use crate::numerics::{INF_BITS, canonical, magnitude};
+use crate::numerics::{INF_BITS, Limbs, Unit, canonical, magnitude};
 use crate::quant::{Table, uniform};
 use crate::rng::Draws;
 use crate::weights::{narrow_bf16, stochastic_bf16, widen_bf16};
 
 /// See the module's page.
 pub(in crate::backend::cpu) struct Portable;
+
+/// [`Lanes::add_rows`] of the columns from one on: those behind the last whole register.
+#[inline]
+pub(super) fn add_columns(
+    first: usize,
+    rows: &[&[f32]],
+    columns: &[Unit],
+    high: &mut [i64],
+    low: &mut [i64],
+) {
+    let mut rest = [&[][..]; Limbs::TERMS];
+    for (rest, row) in rest.iter_mut().zip(rows) {
+        *rest = &row[first..];
+    }
+    let (high, low) = (&mut high[first..], &mut low[first..]);
+    // SAFETY: every processor has the instructions.
+    unsafe { Portable::add_rows(&rest[..rows.len()], &columns[first..], high, low) };
+}
 
 impl Lanes for Portable {
     type Vector = [f32; 8];

@@ -2,7 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use crate::backend::cpu::lanes::{Lanes, Portable};
+use crate::backend::cpu::lanes::Lanes;
+use crate::backend::cpu::lanes::portable::{Portable, add_columns};
 use crate::numerics::{Limbs, Unit};
 
 /// Terms that are added at once.
@@ -137,11 +138,6 @@ pub(super) unsafe fn add_rows(
                 _mm256_storeu_si256(to.cast(), _mm256_add_epi64(old, more));
             }
         }
-        let mut rest = [&[][..]; Limbs::TERMS];
-        for (rest, row) in rest.iter_mut().zip(rows) {
-            *rest = &row[whole..];
-        }
-        let (high, low) = (&mut high[whole..], &mut low[whole..]);
-        Portable::add_rows(&rest[..rows.len()], &columns[whole..], high, low);
+        add_columns(whole, rows, columns, high, low);
     }
 }
