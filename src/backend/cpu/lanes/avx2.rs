@@ -11,7 +11,7 @@ use std::convert::Infallible;
 use half::{bf16, f16};
 
 use super::vector::{EvenTable, ONE_AND_HALF_A_DRAW};
-use super::{CHUNK, Chunk, Compiled, Lanes, PACKED, Vector, repeat};
+use super::{BesideCodes, CHUNK, Chunk, Compiled, Lanes, PACKED, Vector, repeat};
 use crate::numerics::{INF_BITS, Limbs, NAN_BITS, Unit};
 use crate::quant::Table;
 use crate::rng::Draws;
@@ -21,7 +21,7 @@ pub(in crate::backend::cpu) struct Avx2;
 
 impl Lanes for Avx2 {
     type Vector = __m256;
-    const QUOTIENTS_BESIDE_CODES: bool = true;
+    const BESIDE_CODES: BesideCodes = BesideCodes::Quotients;
 
     #[inline(never)]
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -316,11 +316,19 @@ impl Thresholds {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     fn new(thresholds: &[f32; 16]) -> Self {
-        let [a, b, c, _] = Quartet::all(thresholds);
-        Self {
+        Self::and_last(thresholds).0
+    }
+
+    /// And the last of each quarter.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn and_last(thresholds: &[f32; 16]) -> (Self, Quartet) {
+        let [a, b, c, last] = Quartet::all(thresholds);
+        let thresholds = Self {
             quarters: [3, 7, 11].map(|i| _mm256_set1_ps(thresholds[i])),
             within: [a, b, c],
-        }
+        };
+        (thresholds, last)
     }
 
     /// All of them times a scale.

@@ -6,9 +6,12 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
+use super::portable::add_columns;
 use super::random::Rounds;
 use super::vector::{CellTable, EvenTable, ONE_AND_HALF_A_DRAW};
-use super::{Avx2, CHUNK, Chunk, Compiled, Lanes, PACKED, Portable, Vector, random, repeat};
+use super::{
+    Avx2, BesideCodes, CHUNK, Chunk, Compiled, Lanes, PACKED, Portable, Vector, random, repeat,
+};
 use crate::numerics::{INF_BITS, Limbs, NAN_BITS, Unit};
 use crate::quant::{self, Cells};
 use crate::rng::{self, Draws};
@@ -18,6 +21,7 @@ pub(in crate::backend::cpu) struct Avx512;
 
 impl Lanes for Avx512 {
     type Vector = __m512;
+    const BESIDE_CODES: BesideCodes = BesideCodes::Divisors;
 
     #[inline(never)]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
@@ -378,12 +382,7 @@ unsafe fn add_rows(rows: &[&[f32]], columns: &[Unit], high: &mut [i64], low: &mu
                 _mm512_storeu_si512(to.cast(), _mm512_add_epi64(old, more));
             }
         }
-        let mut rest = [&[][..]; Limbs::TERMS];
-        for (rest, row) in rest.iter_mut().zip(rows) {
-            *rest = &row[whole..];
-        }
-        let (high, low) = (&mut high[whole..], &mut low[whole..]);
-        Portable::add_rows(&rest[..rows.len()], &columns[whole..], high, low);
+        add_columns(whole, rows, columns, high, low);
     }
 }
 
@@ -575,6 +574,29 @@ const SELECT: i32 = 0b1101_1000;
 fn join<const BITS: u32>(high: __m512i, low: __m512i) -> __m512i {
     let mask = _mm512_set1_epi32((1 << BITS) - 1);
     _mm512_ternarylogic_epi32::<SELECT>(_mm512_slli_epi32::<BITS>(high), low, mask)
+}
+
+/// Stores the codes of eight registers, of which each 128 bits have two bytes, register by register.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+unsafe fn store_pairs(pairs: __m512i, to: *mut u8) {
+    /// Word by word of the result, where it is.
+    #[repr(align(64))]
+    struct Order([u16; 32]);
+    static ORDER: Order = {
+        let mut order = [0; 32];
+        let mut i = 0;
+        while i < 32 {
+            order[i] = (i % 4 * 8 + i / 4) as u16;
+            i += 1;
+        }
+        Order(order)
+    };
+    // SAFETY: a register's words; the caller's promise.
+    unsafe {
+        let order = hidden(&*(&raw const ORDER.0).cast::<__m512i>());
+        _mm512_storeu_si512(to.cast(), _mm512_permutexvar_epi16(order, pairs));
+    }
 }
 
 /// The cells of a table in registers.
@@ -848,7 +870,10 @@ impl Vector for __m512 {
 
     #[inline(always)]
     unsafe fn near_sqrt(self) -> Self {
-        self.sqrt()
+        // The second operand is taken where the first is NaN.
+        let x = _mm512_max_ps(self, _mm512_set1_ps(f32::MIN_POSITIVE));
+        // The divider is left alone.
+        _mm512_mul_ps(x, _mm512_rsqrt14_ps(x))
     }
 
     #[inline(always)]
@@ -976,6 +1001,12 @@ impl Vector for __m512 {
     }
 
     #[inline(always)]
+    unsafe fn inverse(self) -> Self {
+        // Of one number: the divider takes a third of the time.
+        Self::splat(1.0 / self.first())
+    }
+
+    #[inline(always)]
     unsafe fn first(self) -> f32 {
         _mm512_cvtss_f32(self)
     }
@@ -1079,18 +1110,6 @@ impl Vector for __m512 {
 
     #[inline(always)]
     unsafe fn store_codes(codes: [__m512i; PACKED], to: *mut u8) {
-        /// Word by word of the result, where it is: a register's two bytes of each 128 bits.
-        #[repr(align(64))]
-        struct Order([u16; 32]);
-        static ORDER: Order = {
-            let mut order = [0; 32];
-            let mut i = 0;
-            while i < 32 {
-                order[i] = (i % 4 * 8 + i / 4) as u16;
-                i += 1;
-            }
-            Order(order)
-        };
         // Two registers' codes become one's, then four, then eight: a lane's, the last one's lowest.
         let [a, b, c, d, e, f, g, h] = codes;
         let high = join::<8>(join::<4>(a, b), join::<4>(c, d));
@@ -1105,8 +1124,19 @@ impl Vector for __m512 {
         // Register by register, two bytes.
         let order = _mm_setr_epi8(7, 15, 3, 11, 6, 14, 2, 10, 5, 13, 1, 9, 4, 12, 0, 8);
         let pairs = _mm512_shuffle_epi8(pairs, _mm512_broadcast_i32x4(order));
-        let order = hidden(&*(&raw const ORDER.0).cast::<__m512i>());
-        _mm512_storeu_si512(to.cast(), _mm512_permutexvar_epi16(order, pairs));
+        store_pairs(pairs, to);
+    }
+
+    #[inline(always)]
+    unsafe fn store_clean_codes(codes: [__m512i; PACKED], to: *mut u8) {
+        let [a, b, c, d, e, f, g, h] = codes;
+        let [ab, cd] = [_mm512_packus_epi32(a, b), _mm512_packus_epi32(c, d)];
+        let [ef, gh] = [_mm512_packus_epi32(e, f), _mm512_packus_epi32(g, h)];
+        let [low, high] = [_mm512_packus_epi16(ab, cd), _mm512_packus_epi16(ef, gh)];
+        // Of two bytes, the first and sixteen times the second.
+        let places = _mm512_set1_epi16(16 << 8 | 1);
+        let [low, high] = [low, high].map(|codes| _mm512_maddubs_epi16(codes, places));
+        store_pairs(_mm512_packus_epi16(low, high), to);
     }
 
     #[inline(always)]

@@ -2,7 +2,7 @@
 
 #![expect(unsafe_code, reason = "the functions of registers are unsafe")]
 
-use super::{CHUNK, Vector};
+use super::{Beside, CHUNK, Vector};
 use crate::quant::{Lines, Quotients, Table};
 
 /// Finds the nearest codes under one scale.
@@ -35,24 +35,38 @@ impl<'a, V: Vector> Encoder<'a, V> {
     }
 
     /// Codes a chunk of values whose magnitudes are at most the scale. It is one that
-    /// [`Lines::cover`] is true for.
+    /// [`Lines::cover`] is true for. Beside is done what belongs to registers from element `at` on.
     ///
     /// # Safety
     /// `to` has room for a chunk's codes.
     #[inline(always)]
-    pub(in crate::backend::cpu) unsafe fn encode(&self, values: &[V], scale: f32, to: *mut u8) {
+    pub(in crate::backend::cpu) unsafe fn encode(
+        &self,
+        values: &[V],
+        scale: f32,
+        beside: &mut impl Beside<V>,
+        at: usize,
+        to: *mut u8,
+    ) {
         // SAFETY: the caller's promise.
         unsafe {
             if self.zero.is_some() {
-                self.encode_as::<true>(values, scale, to);
+                self.encode_as::<true>(values, scale, beside, at, to);
             } else {
-                self.encode_as::<false>(values, scale, to);
+                self.encode_as::<false>(values, scale, beside, at, to);
             }
         }
     }
 
     #[inline(always)]
-    unsafe fn encode_as<const SIGNED: bool>(&self, values: &[V], scale: f32, to: *mut u8) {
+    unsafe fn encode_as<const SIGNED: bool>(
+        &self,
+        values: &[V],
+        scale: f32,
+        beside: &mut impl Beside<V>,
+        at: usize,
+        to: *mut u8,
+    ) {
         debug_assert!(Lines::cover(scale));
         let zero = i32::from(self.zero.unwrap_or(0));
         // SAFETY: the caller's promise.
@@ -69,6 +83,7 @@ impl<'a, V: Vector> Encoder<'a, V> {
                     position
                 };
                 from_zero.store_bytes(zero, to.add(j * V::WIDTH));
+                beside.register(at + j * V::WIDTH);
             }
             if closest.below(near) == 0 {
                 return;

@@ -10,11 +10,14 @@ use super::{CHUNK, CellTable, Chunk, EvenTable, PACKED, Vector};
 /// # Safety
 /// As for [`Vector`].
 pub(in crate::backend::cpu) trait Coder<V: Vector> {
+    /// Whether codes have nothing above their four bits.
+    const CLEAN: bool;
+
     /// Of the register from element `at` of the chunk on.
     unsafe fn code(&mut self, x: V, at: usize) -> V::Codes;
 }
 
-/// What is done beside the coding of a chunk, which leaves the divider alone.
+/// What is done beside coding, which leaves the divider alone.
 ///
 /// # Safety
 /// As for [`Vector`].
@@ -22,12 +25,27 @@ pub(in crate::backend::cpu) trait Beside<V: Vector>: Sized {
     /// Beside the register from element `at` on.
     unsafe fn register(&mut self, at: usize);
 
-    /// Where nothing is coded by the register.
+    /// Beside so many chunks of which nothing is coded by the register.
     #[inline(always)]
-    unsafe fn all(mut self) {
-        for at in (0..CHUNK).step_by(V::WIDTH) {
+    unsafe fn all(mut self, chunks: usize) {
+        for at in (0..chunks * CHUNK).step_by(V::WIDTH) {
             // SAFETY: the caller's promise.
             unsafe { self.register(at) };
+        }
+    }
+}
+
+/// What is done beside some registers of a chunk, from element FROM up to TO, and not beside the others.
+pub(in crate::backend::cpu) struct Part<B, const FROM: usize, const TO: usize>(
+    pub(in crate::backend::cpu) B,
+);
+
+impl<V: Vector, B: Beside<V>, const FROM: usize, const TO: usize> Beside<V> for Part<B, FROM, TO> {
+    #[inline(always)]
+    unsafe fn register(&mut self, at: usize) {
+        if (FROM..TO).contains(&at) {
+            // SAFETY: the caller's promise.
+            unsafe { self.0.register(at) };
         }
     }
 }
@@ -43,9 +61,9 @@ impl<V: Vector> Beside<V> for () {
 /// # Safety
 /// As for [`Vector`]; there is room for them.
 #[inline(always)]
-pub(in crate::backend::cpu) unsafe fn code<V: Vector>(
+pub(in crate::backend::cpu) unsafe fn code<V: Vector, C: Coder<V>>(
     values: &Chunk,
-    mut coder: impl Coder<V>,
+    mut coder: C,
     mut beside: impl Beside<V>,
     codes: *mut u8,
 ) {
@@ -58,7 +76,23 @@ pub(in crate::backend::cpu) unsafe fn code<V: Vector>(
                 *new = coder.code(V::load(values.as_ptr().add(at)), at);
                 beside.register(at);
             }
-            V::store_codes(new, codes.add(i * PACKED * V::WIDTH / 2));
+            store::<V, C>(new, codes.add(i * PACKED * V::WIDTH / 2));
+        }
+    }
+}
+
+/// Stores the codes that a coder has found.
+///
+/// # Safety
+/// As for [`code`].
+#[inline(always)]
+pub(super) unsafe fn store<V: Vector, C: Coder<V>>(codes: [V::Codes; PACKED], to: *mut u8) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if C::CLEAN {
+            V::store_clean_codes(codes, to);
+        } else {
+            V::store_codes(codes, to);
         }
     }
 }
@@ -70,6 +104,8 @@ pub(in crate::backend::cpu) struct Decided<V: Vector, const OR_EQUAL: bool> {
 }
 
 impl<V: Vector, const OR_EQUAL: bool> Coder<V> for Decided<V, OR_EQUAL> {
+    const CLEAN: bool = false;
+
     #[inline(always)]
     unsafe fn code(&mut self, x: V, _: usize) -> V::Codes {
         let Self { factor, thresholds } = self;
@@ -85,6 +121,8 @@ pub(in crate::backend::cpu) struct Picked<V: Vector, const OR_EQUAL: bool> {
 }
 
 impl<V: Vector, const OR_EQUAL: bool> Coder<V> for Picked<V, OR_EQUAL> {
+    const CLEAN: bool = true;
+
     #[inline(always)]
     unsafe fn code(&mut self, x: V, _: usize) -> V::Codes {
         // SAFETY: the caller's promise.
@@ -98,6 +136,8 @@ pub(in crate::backend::cpu) struct Searched<V: Vector, const OR_EQUAL: bool>(
 );
 
 impl<V: Vector, const OR_EQUAL: bool> Coder<V> for Searched<V, OR_EQUAL> {
+    const CLEAN: bool = true;
+
     #[inline(always)]
     unsafe fn code(&mut self, x: V, _: usize) -> V::Codes {
         // SAFETY: the caller's promise.

@@ -21,7 +21,7 @@ pub(super) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(super) use avx512::Avx512;
 pub(super) use bytes::{Decoder, Encoder};
-pub(super) use coding::{Beside, Coder, Decided, Picked, Searched, code};
+pub(super) use coding::{Beside, Coder, Decided, Part, Picked, Searched, code};
 pub(super) use portable::Portable;
 pub(super) use random::Random;
 pub(super) use vector::{
@@ -80,6 +80,16 @@ pub(super) trait Compiled {
     unsafe fn run(self) -> Self::Output;
 }
 
+/// See [`Lanes::BESIDE_CODES`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum BesideCodes {
+    Nothing,
+    /// What moments are divided by: roots.
+    Divisors,
+    /// The quotients, too.
+    Quotients,
+}
+
 /// See the module's page. Slices of one call have one length, a multiple of 32 unless it says otherwise.
 ///
 /// # Safety
@@ -88,9 +98,9 @@ pub(super) trait Lanes {
     /// Registers, for kernels that keep a chunk in them.
     type Vector: Vector;
 
-    /// Whether quotients are made beside codes and not beside new states: a processor may not look far enough
-    /// ahead for a root and a quotient to pass while it does so much else.
-    const QUOTIENTS_BESIDE_CODES: bool = false;
+    /// What is made beside the codes of a chunk, and not beside the states of the next one: a processor may not look
+    /// far enough ahead for a root and a quotient to pass while it does so much else.
+    const BESIDE_CODES: BesideCodes = BesideCodes::Nothing;
 
     /// Runs a kernel in a function of its own, compiled for the implementation's instructions.
     unsafe fn run<K: Compiled>(kernel: K) -> K::Output;
@@ -177,8 +187,8 @@ pub(super) trait Lanes {
     /// The random numbers of a chunk.
     unsafe fn draw(draws: &Draws<'_>, out: &mut [u16; CHUNK]);
 
-    /// A chunk rounded at random to codes of four bits under the scale of its block, packed. `usual` says
-    /// that no value is negative.
+    /// A chunk rounded at random to codes of four bits under the scale of its block, which is positive, packed.
+    /// `usual` says that no value is negative.
     ///
     /// # Safety
     /// `codes` has room for a chunk's.

@@ -6,6 +6,7 @@
 
 #![expect(unsafe_code, reason = "the functions of registers are unsafe")]
 
+use super::coding::store;
 use super::{
     CHUNK, CellTable, Chunk, Coder, Decided, EvenTable, Lanes, PACKED, Picked, SHORT_OF_16,
     Searched, Vector,
@@ -65,10 +66,6 @@ pub(super) unsafe fn round_block<V: Vector, R: Rounds>(
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        if scale.is_nan() || scale <= 0.0 {
-            std::ptr::write_bytes(codes, 0, CHUNK / 2);
-            return;
-        }
         let all = V::splat(scale);
         let (mut low, mut rise) = (table.first(), table.next);
         for (low, rise) in low.iter_mut().zip(&mut rise) {
@@ -83,7 +80,7 @@ pub(super) unsafe fn round_block<V: Vector, R: Rounds>(
                 factor: V::splat(factor),
                 thresholds: V::Even::new(&table.reached).scale(all),
             };
-            round::<V, R>(values, reached, steps, draws, codes);
+            round::<V, R, _>(values, reached, steps, draws, codes);
         } else if let Some(cells) = &table.level_cells
             && let Some(cells) = V::Cells::new(cells)
             && factor.is_finite()
@@ -92,20 +89,20 @@ pub(super) unsafe fn round_block<V: Vector, R: Rounds>(
                 factor: V::splat(Cells::FACTOR * (1.0 / scale)),
                 cells: cells.scale(all),
             };
-            round::<V, R>(values, reached, steps, draws, codes);
+            round::<V, R, _>(values, reached, steps, draws, codes);
         } else {
             let levels = V::scale_thresholds(V::thresholds(&table.next), all);
             let reached = Searched::<V, true>(levels);
-            round::<V, R>(values, reached, steps, draws, codes);
+            round::<V, R, _>(values, reached, steps, draws, codes);
         }
     }
 }
 
 /// Rounds a chunk, given the levels and how far it is to the next ones.
 #[inline(always)]
-unsafe fn round<V: Vector, R: Rounds>(
+unsafe fn round<V: Vector, R: Rounds, C: Coder<V>>(
     values: &Chunk,
-    mut reached: impl Coder<V>,
+    mut reached: C,
     [low, rise]: [V::Table; 2],
     draws: &Draws<'_>,
     codes: *mut u8,
@@ -140,7 +137,7 @@ unsafe fn round<V: Vector, R: Rounds>(
                 let part = x.sub(V::at(low, *code));
                 *code = part.step_up(V::at(rise, *code), random.0.as_ptr().add(at), *code);
             }
-            V::store_codes(new, codes.add(i * PACKED * V::WIDTH / 2));
+            store::<V, C>(new, codes.add(i * PACKED * V::WIDTH / 2));
         }
     }
 }

@@ -259,7 +259,7 @@ fn check_bytes<L: Lanes>(name: &str) {
                 // SAFETY: as above.
                 unsafe {
                     let chunk = load::<L::Vector>(&chunk);
-                    encoder.encode(chunk.as_ref(), scale, out.as_mut_ptr());
+                    encoder.encode(chunk.as_ref(), scale, &mut (), 0, out.as_mut_ptr());
                 }
                 for (x, code) in values.iter().zip(out) {
                     let want = thresholds.iter().filter(|t| x > *t).count();
@@ -395,11 +395,15 @@ fn check_first_bf16<L: Lanes>(name: &str) {
     }
 }
 
-/// The codes that registers make of values, unpacked.
+/// The codes that registers make of values, unpacked; `clean` as of [`Coder::CLEAN`].
 ///
 /// # Safety
 /// The processor has the instructions.
-unsafe fn packed_codes<V: Vector>(values: &[f32], code: impl Fn(V) -> V::Codes) -> Vec<u8> {
+unsafe fn packed_codes<V: Vector>(
+    values: &[f32],
+    clean: bool,
+    code: impl Fn(V) -> V::Codes,
+) -> Vec<u8> {
     let group = PACKED * V::WIDTH;
     let mut padded = values.to_vec();
     padded.resize(values.len().next_multiple_of(group), 0.0);
@@ -412,6 +416,12 @@ unsafe fn packed_codes<V: Vector>(values: &[f32], code: impl Fn(V) -> V::Codes) 
                 *codes = code(V::load(values.as_ptr()));
             }
             V::store_codes(codes, bytes.as_mut_ptr());
+            if clean {
+                let stored = bytes.to_vec();
+                bytes.fill(0xaa);
+                V::store_clean_codes(codes, bytes.as_mut_ptr());
+                assert_eq!(bytes, stored);
+            }
         }
     }
     let pairs = bytes.iter().flat_map(|byte| [byte & 15, byte >> 4]);
@@ -435,7 +445,7 @@ fn check_search<V: Vector>(name: &str) {
             let got = unsafe {
                 let thresholds = V::thresholds(&midpoints);
                 let thresholds = V::scale_thresholds(thresholds, V::splat(scale));
-                packed_codes::<V>(&values, |x| x.search::<false>(&thresholds))
+                packed_codes::<V>(&values, true, |x| x.search::<false>(&thresholds))
             };
             assert_eq!(got, want, "{name} {mapping:?} {scale:e}");
         }
@@ -473,7 +483,7 @@ fn check_pick<V: Vector>(name: &str) {
             let got = unsafe {
                 let scaled = cells.scale(V::splat(scale));
                 let factor = V::splat(Cells::FACTOR * (1.0 / scale));
-                packed_codes::<V>(&values, |x| {
+                packed_codes::<V>(&values, true, |x| {
                     if reached {
                         scaled.pick::<true>(x, factor)
                     } else {
@@ -487,64 +497,75 @@ fn check_pick<V: Vector>(name: &str) {
     assert_eq!(checked, name == "avx512");
 }
 
-/// Codes of the linear table and of its squares up to their scale, by the exact quotient (linear alone) and
-/// by the estimated one.
+/// Codes of the linear table and of its squares up to their scale, by midpoints that are passed and by levels that
+/// are reached.
 fn check_decide<V: Vector>(name: &str) {
     for mapping in [Mapping::Linear, Mapping::Power2] {
         let table = Table::of(mapping, 4, false, &[]).unwrap();
         let mut below = [f32::NEG_INFINITY; 16];
         below[1..].copy_from_slice(&table.midpoints);
-        for scale in [
-            1.0_f32,
-            0.3,
-            1.999_999_9,
-            7.7e-12,
-            4e37,
-            3e38,
-            2e-37,
-            f32::MIN_POSITIVE,
-            0.0,
-        ] {
-            let thresholds = table.midpoints.iter().map(|mid| mid * scale);
-            let thresholds = thresholds.collect::<Vec<_>>();
-            // Evenly, and evenly in the logarithm, down to subnormal numbers.
-            let steps = (0..4096).map(|i| scale * (i as f32 / 4095.0));
-            let halves = (0..300).map(|i| scale * 0.75_f32.powi(i));
-            let values: Vec<f32> = values(&thresholds)
-                .into_iter()
-                .chain(steps)
-                .chain(halves)
-                .filter(|x| x.to_bits() <= scale.to_bits())
-                .collect();
-            let want = counts(&values, |x| thresholds.iter().filter(|t| x > **t).count());
-            // SAFETY: the caller's processor has the instructions.
-            unsafe {
-                let (below, all) = (V::Even::new(&below), V::splat(scale));
-                let factor = SHORT_OF_16 / scale;
-                if table.linear.is_some() && factor.is_finite() {
-                    let (scaled, factor) = (below.scale(all), V::splat(factor));
-                    let got = packed_codes::<V>(&values, |x| {
-                        scaled.decide::<false, false>(x, x, factor, None)
-                    });
-                    assert_eq!(got, want, "{name} {mapping:?} {scale:e}");
-                }
-                if scale < 2_f32.powi(125) {
-                    let got = packed_codes::<V>(&values, |x| {
-                        let q = x.mul(all.reciprocal());
-                        let q = if table.square.is_some() {
-                            q.near_sqrt()
-                        } else {
-                            q
-                        };
-                        let factor = V::splat(SHORT_OF_16);
-                        if table.square.is_some() {
-                            below.decide::<false, true>(x, q, factor, Some(all))
-                        } else {
-                            below.decide::<false, false>(x, q, factor, Some(all))
-                        }
-                    });
-                    assert_eq!(got, want, "{name} {mapping:?} {scale:e}, estimated");
-                }
+        check_decided::<V, false>(name, &table, &below);
+        if table.linear.is_some() {
+            check_decided::<V, true>(name, &table, &table.reached);
+        }
+    }
+}
+
+/// By the exact quotient (linear alone) and by the estimated one.
+fn check_decided<V: Vector, const OR_EQUAL: bool>(name: &str, table: &Table, below: &[f32; 16]) {
+    for scale in [
+        1.0_f32,
+        0.3,
+        1.999_999_9,
+        7.7e-12,
+        4e37,
+        3e38,
+        2e-37,
+        f32::MIN_POSITIVE,
+        0.0,
+    ] {
+        let thresholds = below[1..].iter().map(|x| x * scale);
+        let thresholds = thresholds.collect::<Vec<_>>();
+        // Evenly, and evenly in the logarithm, down to subnormal numbers.
+        let steps = (0..4096).map(|i| scale * (i as f32 / 4095.0));
+        let halves = (0..300).map(|i| scale * 0.75_f32.powi(i));
+        let values: Vec<f32> = values(&thresholds)
+            .into_iter()
+            .chain(steps)
+            .chain(halves)
+            .filter(|x| x.to_bits() <= scale.to_bits())
+            .collect();
+        // Under a scale of 0 the quotient is NaN.
+        let above = |x: f32, t: f32| x > t || OR_EQUAL && x == t && scale > 0.0;
+        let want = counts(&values, |x| {
+            thresholds.iter().filter(|t| above(x, **t)).count()
+        });
+        // SAFETY: the caller's processor has the instructions.
+        unsafe {
+            let (below, all) = (V::Even::new(below), V::splat(scale));
+            let factor = SHORT_OF_16 / scale;
+            if table.linear.is_some() && factor.is_finite() {
+                let (scaled, factor) = (below.scale(all), V::splat(factor));
+                let got = packed_codes::<V>(&values, false, |x| {
+                    scaled.decide::<OR_EQUAL, false>(x, x, factor, None)
+                });
+                assert_eq!(got, want, "{name} {OR_EQUAL} {scale:e}");
+            }
+            if scale < 2_f32.powi(125) {
+                let squares = table.square.is_some();
+                let got = packed_codes::<V>(&values, false, |x| {
+                    let q = x.mul(all.reciprocal());
+                    let factor = V::splat(SHORT_OF_16);
+                    if squares {
+                        below.decide::<OR_EQUAL, true>(x, q.near_sqrt(), factor, Some(all))
+                    } else {
+                        below.decide::<OR_EQUAL, false>(x, q, factor, Some(all))
+                    }
+                });
+                assert_eq!(
+                    got, want,
+                    "{name} {OR_EQUAL} {squares} {scale:e}, estimated"
+                );
             }
         }
     }
@@ -725,12 +746,12 @@ fn check_random<L: Lanes>(name: &str) {
         (Mapping::Nf4, true),
     ] {
         let table = Table::of(mapping, 4, signed, &[]).unwrap();
-        for scale in SCALES.into_iter().chain([0.0, f32::NAN, f32::MIN_POSITIVE]) {
-            if scale.is_infinite() {
+        for scale in SCALES.into_iter().chain([f32::MIN_POSITIVE]) {
+            if scale.is_nan() || scale <= 0.0 || scale.is_infinite() {
                 continue;
             }
             let levels: Vec<f32> = table.levels.iter().map(|level| level * scale).collect();
-            let inside = |x: &f32| x.abs() <= scale || scale.is_nan();
+            let inside = |x: &f32| x.abs() <= scale;
             let steps = (0..512).map(|i| scale * (i as f32 / 511.0));
             let values: Vec<f32> = values(&levels)
                 .into_iter()

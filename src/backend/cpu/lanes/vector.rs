@@ -99,6 +99,12 @@ pub(in crate::backend::cpu) trait Vector: Copy {
         // SAFETY: the caller's promise.
         unsafe { Self::splat(block_scale(self.reduce_largest())) }
     }
+    /// 1 over a number that is the same in every lane.
+    #[inline(always)]
+    unsafe fn inverse(self) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { Self::splat(1.0).div(self) }
+    }
     /// The first lane.
     unsafe fn first(self) -> f32;
     /// The smaller ones of `self` and the bits of other numbers less one, as unsigned integers: those of 0 are the
@@ -133,6 +139,12 @@ pub(in crate::backend::cpu) trait Vector: Copy {
     unsafe fn step_up(self, rise: Self, draws: *const u16, codes: Self::Codes) -> Self::Codes;
     /// Stores codes that other functions have found, the even ones in the low nibbles.
     unsafe fn store_codes(codes: [Self::Codes; PACKED], to: *mut u8);
+    /// The same of codes that have nothing above their four bits.
+    #[inline(always)]
+    unsafe fn store_clean_codes(codes: [Self::Codes; PACKED], to: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe { Self::store_codes(codes, to) };
+    }
     /// [`Vector::WIDTH`] bytes as numbers.
     unsafe fn load_bytes(from: *const u8) -> Self;
     /// Stores each number without its fraction, plus `zero`, as a byte; 0 if that is negative. It is
@@ -149,9 +161,9 @@ pub(in crate::backend::cpu) trait EvenTable<V: Vector>: Copy {
     unsafe fn new(below: &[f32; 16]) -> Self;
     /// With every threshold times a scale.
     unsafe fn scale(self, scale: V) -> Self;
-    /// The codes of numbers x, as numbers of thresholds that they are above, or reach for `OR_EQUAL`, the
-    /// thresholds times `scale` if there is one, given `q factor` as [`SHORT_OF_16`] describes it, for a
-    /// linear table or for its `SQUARES`. Where q is NaN the code is 0.
+    /// The codes of numbers x, as numbers of thresholds that they are above, or reach for `OR_EQUAL` (levels of a
+    /// linear table), the thresholds times `scale` if there is one, given `q factor` as [`SHORT_OF_16`] describes it,
+    /// for a linear table or for its `SQUARES`. Where q is NaN the code is 0.
     unsafe fn decide<const OR_EQUAL: bool, const SQUARES: bool>(
         self,
         x: V,

@@ -78,7 +78,7 @@ impl<L: Lanes> Moment<L> for Absent {
         beside: impl Beside<L::Vector>,
     ) {
         // SAFETY: the caller's promise.
-        unsafe { beside.all() };
+        unsafe { beside.all(1) };
     }
 }
 

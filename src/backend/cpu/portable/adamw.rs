@@ -16,7 +16,9 @@ use super::registers::{
 };
 use super::run::Run;
 use crate::backend::cpu::call::TensorCall;
-use crate::backend::cpu::lanes::{Beside, CHUNK, Chunk, Lanes, Random, Vector, few, registers};
+use crate::backend::cpu::lanes::{
+    Beside, BesideCodes, CHUNK, Chunk, Lanes, Part, Random, Vector, few, registers,
+};
 use crate::numerics::Scalars;
 use crate::optimizer::Adamw;
 use crate::plan::{Format, Pass};
@@ -82,7 +84,7 @@ unsafe fn on_elements<L: Lanes, K: Kernel<L>>(
 
 /// The rule on registers.
 #[derive(Clone, Copy)]
-struct Splat<V: Vector> {
+pub(super) struct Splat<V: Vector> {
     grad_scale: V,
     beta1: V,
     one_minus_beta1: V,
@@ -96,7 +98,7 @@ struct Splat<V: Vector> {
 
 impl<V: Vector> Splat<V> {
     #[inline(always)]
-    unsafe fn new<L: Lanes<Vector = V>, E: Elements<L>>(
+    pub(super) unsafe fn new<L: Lanes<Vector = V>, E: Elements<L>>(
         call: &TensorCall<'_>,
         scalars: &Scalars,
     ) -> Self {
@@ -118,7 +120,7 @@ impl<V: Vector> Splat<V> {
 
     /// The new m and v, given the gradient and the old ones; v may be [`Moment::IS_NEW`].
     #[inline(always)]
-    unsafe fn moments(&self, g: V, m: V, v: V, is_new: bool) -> (V, V) {
+    pub(super) unsafe fn moments(&self, g: V, m: V, v: V, is_new: bool) -> (V, V) {
         // SAFETY: as above.
         unsafe {
             let g = g.mul(self.grad_scale); // R1
@@ -141,7 +143,7 @@ impl<V: Vector> Splat<V> {
     /// Replaces the parameters of the register at an element of a run, of so many lanes, given the quotient of
     /// the new m and its divisor, R6.
     #[inline(always)]
-    unsafe fn update<L: Lanes<Vector = V>, E: Elements<L>>(
+    pub(super) unsafe fn update<L: Lanes<Vector = V>, E: Elements<L>>(
         &self,
         q: V,
         p: E::Parameters,
@@ -249,6 +251,9 @@ impl<L: Lanes, M: Values<L>, V: Values<L>> Kernel<L> for Unscaled<'_, M, V> {
     unsafe fn second<E: Elements<L>>(&self, _: &TensorCall<'_>, _: Run, _: &mut Work, (): ()) {}
 }
 
+/// Of [`BesideCodes::Divisors`], those made beside v's codes, which take less than m's.
+const BESIDE_V: usize = 3 * CHUNK / 8;
+
 /// AdamW on two states.
 struct Moments<'a, M, V> {
     scalars: &'a Scalars,
@@ -279,19 +284,19 @@ struct First<'w, L: Lanes, E: Elements<L>, M: Moment<L>, V: Moment<L>> {
 
 impl<L: Lanes, E: Elements<L>, M: Moment<L>, V: Moment<L>> First<'_, L, E, M, V> {
     #[inline(always)]
-    fn divisors<'a>(&'a mut self, rule: &'a Splat<L::Vector>) -> Divisors<'a, L> {
+    fn divisors<'a>(&'a mut self, rule: &'a Splat<L::Vector>) -> Divisors<'a, L::Vector> {
         Divisors {
             rule,
-            v: &self.new[1],
-            to: self.quotients,
+            v: std::slice::from_ref(&self.new[1]),
+            to: std::slice::from_mut(self.quotients),
         }
     }
 
     #[inline(always)]
     fn quotients(&mut self) -> Quotients<'_> {
         Quotients {
-            m: &self.new[0],
-            divisors: self.quotients,
+            m: std::slice::from_ref(&self.new[0]),
+            divisors: std::slice::from_mut(self.quotients),
         }
     }
 }
@@ -301,41 +306,43 @@ struct Second<'w, L: Lanes, E: Elements<L>> {
     run: Run,
     p: E::Parameters,
     new: &'w [Chunk; 2],
-    /// If they are made before ([`Lanes::QUOTIENTS_BESIDE_CODES`]).
+    /// Or divisors, if they are made before ([`Lanes::BESIDE_CODES`]).
     quotients: &'w Chunk,
 }
 
-/// The divisors of a chunk, made beside v's codes of the one before.
-struct Divisors<'a, L: Lanes> {
-    rule: &'a Splat<L::Vector>,
-    v: &'a Chunk,
-    to: &'a mut Chunk,
+/// The divisors of chunks, made beside other chunks' codes.
+pub(super) struct Divisors<'a, V: Vector> {
+    pub(super) rule: &'a Splat<V>,
+    pub(super) v: &'a [Chunk],
+    pub(super) to: &'a mut [Chunk],
 }
 
-impl<L: Lanes> Beside<L::Vector> for Divisors<'_, L> {
+impl<V: Vector> Beside<V> for Divisors<'_, V> {
     #[inline(always)]
     unsafe fn register(&mut self, at: usize) {
-        // SAFETY: the caller's register lies in the chunk.
+        let (v, to) = (self.v.as_ptr(), self.to.as_mut_ptr());
+        // SAFETY: the caller's register lies in the chunks.
         unsafe {
-            let v = L::Vector::load(self.v.as_ptr().add(at));
-            self.rule.divisor(v).store(self.to.as_mut_ptr().add(at));
+            let v = V::load(v.cast::<f32>().add(at));
+            self.rule.divisor(v).store(to.cast::<f32>().add(at));
         }
     }
 }
 
-/// The quotients of a chunk, in place of their divisors, made beside m's codes of the one before.
-struct Quotients<'a> {
-    m: &'a Chunk,
-    divisors: &'a mut Chunk,
+/// The quotients of chunks, in place of their divisors.
+pub(super) struct Quotients<'a> {
+    pub(super) m: &'a [Chunk],
+    pub(super) divisors: &'a mut [Chunk],
 }
 
 impl<V: Vector> Beside<V> for Quotients<'_> {
     #[inline(always)]
     unsafe fn register(&mut self, at: usize) {
-        // SAFETY: the caller's register lies in the chunk.
+        let (m, divisors) = (self.m.as_ptr(), self.divisors.as_mut_ptr());
+        // SAFETY: as above.
         unsafe {
-            let m = V::load(self.m.as_ptr().add(at));
-            let quotients = self.divisors.as_mut_ptr().add(at);
+            let m = V::load(m.cast::<f32>().add(at));
+            let quotients = divisors.cast::<f32>().add(at);
             m.div(V::load(quotients)).store(quotients);
         }
     }
@@ -400,13 +407,14 @@ impl<M, V> Moments<'_, M, V> {
                             lanes::<L::Vector>(second.run, at)
                         };
                         if lanes > 0 {
-                            let q = if L::QUOTIENTS_BESIDE_CODES {
-                                L::Vector::load(second.quotients.as_ptr().add(at))
-                            } else {
-                                let [m, v] = second.new;
-                                let m = L::Vector::load(m.as_ptr().add(at));
-                                let v = L::Vector::load(v.as_ptr().add(at));
-                                m.div(rule.divisor(v))
+                            let [m, v] = second.new.each_ref().map(|new| new.as_ptr().add(at));
+                            let made = L::Vector::load(second.quotients.as_ptr().add(at));
+                            let q = match L::BESIDE_CODES {
+                                BesideCodes::Nothing => {
+                                    L::Vector::load(m).div(rule.divisor(L::Vector::load(v)))
+                                }
+                                BesideCodes::Divisors => L::Vector::load(m).div(made),
+                                BesideCodes::Quotients => made,
                             };
                             rule.update::<L, E>(q, second.p, at, lanes);
                         }
@@ -478,23 +486,31 @@ impl<M, V> Moments<'_, M, V> {
                 let values_m = Updated::any(&new[0]);
                 let values = &new[1];
                 let values_v = Updated { values, usual };
-                match &mut opened {
-                    Some(first) if L::QUOTIENTS_BESIDE_CODES => {
+                match (&mut opened, L::BESIDE_CODES) {
+                    (None, _) | (_, BesideCodes::Nothing) => {
+                        m.close(call, run, open_m, values_m, scale_m, ());
+                        v.close(call, run, open_v, values_v, scale_v, ());
+                    }
+                    (Some(first), BesideCodes::Divisors) => {
+                        let divisors = Part::<_, 0, BESIDE_V>(first.divisors(&rule));
+                        v.close(call, run, open_v, values_v, scale_v, divisors);
+                        let divisors = Part::<_, BESIDE_V, CHUNK>(first.divisors(&rule));
+                        m.close(call, run, open_m, values_m, scale_m, divisors);
+                    }
+                    (Some(first), BesideCodes::Quotients) => {
                         let divisors = first.divisors(&rule);
                         v.close(call, run, open_v, values_v, scale_v, divisors);
                         let quotients = first.quotients();
                         m.close(call, run, open_m, values_m, scale_m, quotients);
                     }
-                    _ => {
-                        m.close(call, run, open_m, values_m, scale_m, ());
-                        v.close(call, run, open_v, values_v, scale_v, ());
-                    }
                 }
-            } else if let Some(first) = &mut opened
-                && L::QUOTIENTS_BESIDE_CODES
-            {
-                first.divisors(&rule).all();
-                Beside::<L::Vector>::all(first.quotients());
+            } else if let Some(first) = &mut opened {
+                if L::BESIDE_CODES != BesideCodes::Nothing {
+                    first.divisors(&rule).all(1);
+                }
+                if L::BESIDE_CODES == BesideCodes::Quotients {
+                    Beside::<L::Vector>::all(first.quotients(), 1);
+                }
             }
 
             let first = opened?;

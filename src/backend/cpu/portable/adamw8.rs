@@ -1,12 +1,11 @@
-//! AdamW and Adam on moments of eight bits (`bytes.rs`).
-//!
-//! Rounding steps are numbered as in `optimizer/adamw.rs`.
+//! AdamW and Adam on moments of eight bits (`bytes.rs`), by the rule of `adamw.rs`.
 
 #![expect(unsafe_code, reason = "reads and writes the caller's raw buffers")]
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use super::adamw::{Divisors, Quotients, Splat};
 use super::bytes::{Bytes, any_not_finite};
 use super::elements::{Ahead, Elements, Kind, lanes, with_decay};
 use super::run::Run;
@@ -86,6 +85,7 @@ struct Work {
     codes: [[u8; CHUNK]; 2],
     scales: [f32; 2],
     new: [[Chunk; MOST_CHUNKS]; 2],
+    quotients: [Chunk; MOST_CHUNKS],
 }
 
 impl Work {
@@ -96,6 +96,7 @@ impl Work {
         codes: [[0; CHUNK]; 2],
         scales: [0.0; 2],
         new: [[Chunk::ZERO; MOST_CHUNKS]; 2],
+        quotients: [Chunk::ZERO; MOST_CHUNKS],
     };
 
     /// Updates a unit; returns 1 if it was skipped.
@@ -110,11 +111,18 @@ impl Work {
         let chunks = unit.len.div_ceil(CHUNK);
         // SAFETY: the runs lie in the tensor.
         unsafe {
+            let rule = Splat::<L::Vector>::new::<L, E>(call, scalars);
             let zero = L::Vector::splat(0.0);
             let mut largest = [zero; 2];
             self.scales = [*moments[0].scale(unit), *moments[1].scale(unit)];
             for (c, run) in unit.parts(CHUNK).enumerate() {
-                largest = self.advance::<L, E>(call, scalars, moments, run, c, largest);
+                largest = if run.len == CHUNK {
+                    // So that the compiler knows it.
+                    let run = Run { len: CHUNK, ..run };
+                    self.advance::<L, E>(call, rule, moments, run, c, largest)
+                } else {
+                    self.advance::<L, E>(call, rule, moments, run, c, largest)
+                };
             }
             // As in `adamw.rs`.
             if !largest[1].all_usual() {
@@ -131,11 +139,21 @@ impl Work {
             }
             let [m, v] = moments;
             let scales = [m.rescale(unit, largest[0]), v.rescale(unit, largest[1])];
+            let [new_m, new_v] = self.new.each_ref().map(|new| &new[..chunks]);
+            // Roots and quotients keep the divider for as long as codes take, which leave it alone.
+            let divisors = Divisors {
+                rule: &rule,
+                v: new_v,
+                to: &mut self.quotients[..chunks],
+            };
+            v.close::<L>(call, unit, new_v, scales[1], divisors);
+            let quotients = Quotients {
+                m: new_m,
+                divisors: &mut self.quotients[..chunks],
+            };
+            m.close::<L>(call, unit, new_m, scales[0], quotients);
             for (c, run) in unit.parts(CHUNK).enumerate() {
-                self.update::<L, E>(call, scalars, run, c);
-            }
-            for ((moment, new), scale) in moments.iter().zip(&self.new).zip(scales) {
-                moment.close::<L>(call, unit, &new[..chunks], scale);
+                self.update::<L, E>(call, rule, run, c);
             }
         }
         0
@@ -147,7 +165,7 @@ impl Work {
     unsafe fn advance<L: Lanes, E: Elements<L>>(
         &mut self,
         call: &TensorCall<'_>,
-        scalars: &Scalars,
+        rule: Splat<L::Vector>,
         moments: &[Bytes<'_, L::Vector>; 2],
         run: Run,
         c: usize,
@@ -159,11 +177,8 @@ impl Work {
         unsafe {
             let gradients = E::gradients(call, run, &mut self.g);
             let ahead = Ahead::of_both::<L, E>(call, run);
-            let splat = |x| L::Vector::splat(x);
-            let (grad_scale, zero) = (splat(E::grad_scale(call)), splat(0.0));
-            let (beta1, one_minus_beta1) = (splat(scalars.beta1), splat(scalars.one_minus_beta1));
-            let (beta2, one_minus_beta2) = (splat(scalars.beta2), splat(scalars.one_minus_beta2));
-            let (scale_m, scale_v) = (splat(self.scales[0]), splat(self.scales[1]));
+            let zero = L::Vector::splat(0.0);
+            let [scale_m, scale_v] = self.scales.map(|scale| L::Vector::splat(scale));
             let [room_m, room_v] = &mut self.codes;
             let (codes_m, codes_v) = (m.open(run, room_m), v.open(run, room_v));
             for at in (0..CHUNK).step_by(L::Vector::WIDTH) {
@@ -174,12 +189,10 @@ impl Work {
                     continue;
                 }
                 E::ask(ahead, at);
-                let g = E::gradient(gradients, at, lanes).mul(grad_scale); // R1
-                let w = g.mul(g); // R2
+                let g = E::gradient(gradients, at, lanes);
                 let m = m.decoder.decode(codes_m.add(at)).mul(scale_m);
                 let v = v.decoder.decode(codes_v.add(at)).mul(scale_v);
-                let m = beta1.mul_add(m, one_minus_beta1.mul(g)); // R3
-                let v = beta2.mul_add(v, one_minus_beta2.mul(w)); // R4
+                let (m, v) = rule.moments(g, m, v, false);
                 let (m, v) = (m.keep(lanes), v.keep(lanes));
                 m.store(new_m.as_mut_ptr().add(at));
                 v.store(new_v.as_mut_ptr().add(at));
@@ -187,7 +200,7 @@ impl Work {
                 largest_v = largest_v.highest(v);
             }
             if E::hides_non_finite(gradients) {
-                largest_v = splat(f32::NAN);
+                largest_v = L::Vector::splat(f32::NAN);
             }
             [largest_m, largest_v]
         }
@@ -198,16 +211,12 @@ impl Work {
     unsafe fn update<L: Lanes, E: Elements<L>>(
         &mut self,
         call: &TensorCall<'_>,
-        scalars: &Scalars,
+        rule: Splat<L::Vector>,
         run: Run,
         c: usize,
     ) {
-        let [m, v] = self.new.each_ref().map(|new| new[c].as_ptr());
         // SAFETY: the run lies in the tensor.
         unsafe {
-            let splat = |x| L::Vector::splat(x);
-            let (inv_sqrt_bc2, eps) = (splat(scalars.inv_sqrt_bc2), splat(scalars.eps));
-            let (lr_bc1, lr_wd) = (splat(scalars.lr_bc1), splat(scalars.lr_wd));
             E::draw(call, run, &mut self.random);
             let p = E::parameters(call, run, &mut self.p, &self.random);
             for at in (0..CHUNK).step_by(L::Vector::WIDTH) {
@@ -215,17 +224,8 @@ impl Work {
                 if lanes == 0 {
                     break;
                 }
-                let (m, v) = (L::Vector::load(m.add(at)), L::Vector::load(v.add(at)));
-                let d = v.sqrt().mul_add(inv_sqrt_bc2, eps); // R5
-                let q = m.div(d); // R6
-                let old = E::parameter(p, at, lanes);
-                let decay = if E::DECAYED {
-                    splat(0.0)
-                } else {
-                    lr_wd.mul(old)
-                };
-                let result = E::base(p, at, old).sub(lr_bc1.mul_add(q, decay)); // R7, R8
-                E::replace(p, at, lanes, result);
+                let q = L::Vector::load(self.quotients[c].as_ptr().add(at));
+                rule.update::<L, E>(q, p, at, lanes);
             }
             E::end(call, run, p);
         }

@@ -8,7 +8,7 @@ use super::elements::Elements;
 use super::encode::encode_unit;
 use super::run::Run;
 use crate::backend::cpu::call::TensorCall;
-use crate::backend::cpu::lanes::{CHUNK, Chunk, Decoder, Encoder, Lanes, Vector, load};
+use crate::backend::cpu::lanes::{Beside, CHUNK, Chunk, Decoder, Encoder, Lanes, Vector, load};
 use crate::backend::cpu::reference::block_scale;
 use crate::layout::index;
 use crate::plan::{Codes, Scales};
@@ -104,7 +104,8 @@ impl<'a, V: Vector> Bytes<'a, V> {
         room.as_ptr()
     }
 
-    /// Stores the new values of a unit, zeros behind them, under their scale.
+    /// Stores the new values of a unit, zeros behind them, under their scale. All that is to be done beside its
+    /// chunks is.
     #[inline(always)]
     pub(super) unsafe fn close<L: Lanes<Vector = V>>(
         &self,
@@ -112,22 +113,25 @@ impl<'a, V: Vector> Bytes<'a, V> {
         unit: Run,
         values: &[Chunk],
         scale: f32,
+        mut beside: impl Beside<V>,
     ) {
         // SAFETY: the caller's unit lies in the tensor.
         unsafe {
             if !Lines::cover(scale) {
+                beside.all(values.len());
                 return encode_unit::<L>(call, self.state, unit, values, Source::Statistics);
             }
-            for (run, values) in unit.parts(CHUNK).zip(values) {
+            for (c, (run, values)) in unit.parts(CHUNK).zip(values).enumerate() {
                 let values = load::<V>(values);
+                let (values, at) = (values.as_ref(), c * CHUNK);
                 let to = self.codes.add(run.first);
                 if run.len == CHUNK {
-                    self.encoder.encode(values.as_ref(), scale, to);
+                    self.encoder.encode(values, scale, &mut beside, at, to);
                 } else {
                     let mut codes = [0; CHUNK];
-                    self.encoder
-                        .encode(values.as_ref(), scale, codes.as_mut_ptr());
-                    std::ptr::copy_nonoverlapping(codes.as_ptr(), to, run.len);
+                    let copy = codes.as_mut_ptr();
+                    self.encoder.encode(values, scale, &mut beside, at, copy);
+                    std::ptr::copy_nonoverlapping(copy, to, run.len);
                 }
             }
         }

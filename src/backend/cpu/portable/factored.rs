@@ -99,7 +99,7 @@ impl<L: Lanes> Moment<L> for Factored<'_> {
         beside: impl Beside<L::Vector>,
     ) {
         // SAFETY: the caller's promise.
-        unsafe { beside.all() };
+        unsafe { beside.all(1) };
     }
 }
 

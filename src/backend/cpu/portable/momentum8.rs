@@ -117,7 +117,7 @@ impl Work {
             }
             let new = &self.new[..unit.len.div_ceil(CHUNK)];
             let scale = m.rescale(unit, largest);
-            m.close::<L>(call, unit, new, scale);
+            m.close::<L>(call, unit, new, scale, ());
         }
         0
     }

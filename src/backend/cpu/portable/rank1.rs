@@ -292,7 +292,7 @@ impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
                     least.see(scale);
                     scale.store(scales.as_mut_ptr().add(at));
                 }
-                beside.all();
+                beside.all(1);
                 usual &= !least.is_subnormal();
                 if usual {
                     let draws = draws(call, Purpose::State(self.state), run);
@@ -301,7 +301,7 @@ impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
             } else {
                 macro_rules! under_maxima {
                     ($squares:literal) => {
-                        code::<L::Vector>(
+                        code::<L::Vector, _>(
                             values,
                             UnderMaxima::<_, $squares> {
                                 thresholds: self.rows.below,
@@ -340,6 +340,8 @@ struct UnderMaxima<'a, V: Vector, const SQUARES: bool> {
 }
 
 impl<V: Vector, const SQUARES: bool> Coder<V> for UnderMaxima<'_, V, SQUARES> {
+    const CLEAN: bool = false;
+
     #[inline(always)]
     unsafe fn code(&mut self, x: V, at: usize) -> V::Codes {
         // SAFETY: a chunk has so many columns.

@@ -388,7 +388,7 @@ impl<L: Lanes> Moment<L> for Plain {
     ) {
         // SAFETY: as above.
         unsafe {
-            beside.all();
+            beside.all(1);
             for (j, x) in load::<L::Vector>(values).as_ref().iter().enumerate() {
                 Values::<L>::put(self, to, *x, j * L::Vector::WIDTH);
             }
@@ -536,7 +536,7 @@ impl<L: Lanes> Moment<L> for Blocks<'_, L::Vector> {
         unsafe {
             let scale = largest.block_scale();
             *self.scales.add(run.col / CHUNK) = scale.first();
-            (scale, L::Vector::splat(1.0).div(scale))
+            (scale, scale.inverse())
         }
     }
 
@@ -555,8 +555,14 @@ impl<L: Lanes> Moment<L> for Blocks<'_, L::Vector> {
             if self.codes.rounding == Rounding::Stochastic {
                 let draws = draws(call, Purpose::State(self.state), run);
                 let table = &self.codes.table;
-                beside.all();
-                L::round_block(values, scale.first(), usual, table, &draws, codes);
+                beside.all(1);
+                let scale = scale.first();
+                if scale > 0.0 {
+                    L::round_block(values, scale, usual, table, &draws, codes);
+                } else {
+                    // 0 or NaN.
+                    std::ptr::write_bytes(codes, 0, CHUNK / 2);
+                }
                 return close_codes::<L>(row, run, codes);
             }
             let factor = L::Vector::splat(SHORT_OF_16).mul(inverse);
@@ -565,17 +571,17 @@ impl<L: Lanes> Moment<L> for Blocks<'_, L::Vector> {
             if finite && usual && self.codes.table.linear == Some(16.0) {
                 let thresholds = self.rows.below.scale(scale);
                 let decided = Decided::<_, false> { factor, thresholds };
-                code::<L::Vector>(values, decided, beside, codes);
+                code::<L::Vector, _>(values, decided, beside, codes);
             } else if let Some(cells) = self.rows.cells
                 && finite
             {
                 let factor = L::Vector::splat(Cells::FACTOR).mul(inverse);
                 let cells = cells.scale(scale);
-                code::<L::Vector>(values, Picked::<_, false> { factor, cells }, beside, codes);
+                code::<L::Vector, _>(values, Picked::<_, false> { factor, cells }, beside, codes);
             } else {
                 let midpoints = L::Vector::scale_thresholds(self.rows.midpoints, scale);
                 let searched = Searched::<_, false>(midpoints);
-                code::<L::Vector>(values, searched, beside, codes);
+                code::<L::Vector, _>(values, searched, beside, codes);
             }
             close_codes::<L>(row, run, codes);
         }

@@ -78,8 +78,7 @@ impl Levels {
     #[target_feature(enable = "avx2,fma,f16c")]
     fn of(table: &Table) -> Self {
         let [below, ..] = Quartet::all(&table.first());
-        let [_, _, _, above] = Quartet::all(&table.next);
-        let thresholds = Thresholds::new(&table.next);
+        let (thresholds, above) = Thresholds::and_last(&table.next);
         Self {
             thresholds,
             below,
@@ -133,10 +132,6 @@ pub(super) unsafe fn round_block(
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        if scale.is_nan() || scale <= 0.0 {
-            std::ptr::write_bytes(codes, 0, CHUNK / 2);
-            return;
-        }
         let levels = Levels::of(table).scale(_mm256_set1_ps(scale));
         round(values, None, levels, draws, codes);
     }
