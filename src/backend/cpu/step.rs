@@ -30,6 +30,10 @@ const LARGEST_TASK: i64 = 1 << 20;
 /// How many times as large tasks of the statistics are: one begins and ends with a row of column maxima.
 const STATS_TASKS: i64 = 4;
 
+/// Rows of one, at least, where there are so many and each has one axis: to raise the maximum of a column in the
+/// shared statistics, where others do, takes as long as some elements.
+const TALL: i64 = 128;
+
 /// Elements of tensors whose passes follow each other before the next tensors' first, for each thread: enough for
 /// many small tensors to share the threads, and few enough for what one pass has read, and has asked for, to be
 /// found in a cache by the next.
@@ -59,12 +63,18 @@ struct Parts {
 
 impl Parts {
     fn of(tensor: &TensorPlan, pass: Pass, task_elements: i64) -> Self {
+        let elements = STATS_TASKS * task_elements;
+        let cols = tensor.grid.cols;
         let most = match pass {
             Pass::Sums => portable::SUMS_COLUMNS,
+            _ if tensor.info.shape.last() == Some(&cols) => {
+                portable::MAXIMA_COLUMNS.min(elements / TALL)
+            }
+            // Maxima of several axes are brought to theirs from whole rows.
             _ => portable::MAXIMA_COLUMNS,
         };
-        let columns = tensor.grid.cols.min(most).max(1);
-        let rows = (STATS_TASKS * task_elements / columns).max(1);
+        let columns = cols.min(most).max(1);
+        let rows = (elements / columns).max(1);
         let bands = div_ceil(tensor.grid.rows, rows);
         Self {
             rows,
