@@ -35,7 +35,7 @@ impl<'a, V: Vector> Encoder<'a, V> {
     }
 
     /// Codes a chunk of values whose magnitudes are at most the scale. It is one that
-    /// [`Lines::cover`] is true for. Beside is done what belongs to registers from element `at` on.
+    /// [`Lines::cover`] is true for.
     ///
     /// # Safety
     /// `to` has room for a chunk's codes.
@@ -44,16 +44,15 @@ impl<'a, V: Vector> Encoder<'a, V> {
         &self,
         values: &[V],
         scale: f32,
-        beside: &mut impl Beside<V>,
-        at: usize,
+        beside: impl Beside<V>,
         to: *mut u8,
     ) {
         // SAFETY: the caller's promise.
         unsafe {
             if self.zero.is_some() {
-                self.encode_as::<true>(values, scale, beside, at, to);
+                self.encode_as::<true>(values, scale, beside, to);
             } else {
-                self.encode_as::<false>(values, scale, beside, at, to);
+                self.encode_as::<false>(values, scale, beside, to);
             }
         }
     }
@@ -63,8 +62,7 @@ impl<'a, V: Vector> Encoder<'a, V> {
         &self,
         values: &[V],
         scale: f32,
-        beside: &mut impl Beside<V>,
-        at: usize,
+        mut beside: impl Beside<V>,
         to: *mut u8,
     ) {
         debug_assert!(Lines::cover(scale));
@@ -83,7 +81,7 @@ impl<'a, V: Vector> Encoder<'a, V> {
                     position
                 };
                 from_zero.store_bytes(zero, to.add(j * V::WIDTH));
-                beside.register(at + j * V::WIDTH);
+                beside.register(j * V::WIDTH);
             }
             if closest.below(near) == 0 {
                 return;

@@ -50,6 +50,21 @@ impl<V: Vector, B: Beside<V>, const FROM: usize, const TO: usize> Beside<V> for 
     }
 }
 
+/// What is done beside the registers of a chunk that begins at an element of several.
+pub(in crate::backend::cpu) struct InChunk<'a, B>(
+    pub(in crate::backend::cpu) usize,
+    pub(in crate::backend::cpu) &'a mut B,
+);
+
+impl<V: Vector, B: Beside<V>> Beside<V> for InChunk<'_, B> {
+    #[inline(always)]
+    unsafe fn register(&mut self, at: usize) {
+        let Self(first, beside) = self;
+        // SAFETY: the caller's promise.
+        unsafe { beside.register(*first + at) }
+    }
+}
+
 /// Nothing.
 impl<V: Vector> Beside<V> for () {
     #[inline(always)]

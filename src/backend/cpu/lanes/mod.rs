@@ -21,7 +21,7 @@ pub(super) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(super) use avx512::Avx512;
 pub(super) use bytes::{Decoder, Encoder};
-pub(super) use coding::{Beside, Coder, Decided, Part, Picked, Searched, code};
+pub(super) use coding::{Beside, Coder, Decided, InChunk, Part, Picked, Searched, code};
 pub(super) use portable::Portable;
 pub(super) use random::Random;
 pub(super) use vector::{

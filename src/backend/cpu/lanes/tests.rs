@@ -259,7 +259,7 @@ fn check_bytes<L: Lanes>(name: &str) {
                 // SAFETY: as above.
                 unsafe {
                     let chunk = load::<L::Vector>(&chunk);
-                    encoder.encode(chunk.as_ref(), scale, &mut (), 0, out.as_mut_ptr());
+                    encoder.encode(chunk.as_ref(), scale, (), out.as_mut_ptr());
                 }
                 for (x, code) in values.iter().zip(out) {
                     let want = thresholds.iter().filter(|t| x > *t).count();

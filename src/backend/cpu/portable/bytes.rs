@@ -8,7 +8,9 @@ use super::elements::Elements;
 use super::encode::encode_unit;
 use super::run::Run;
 use crate::backend::cpu::call::TensorCall;
-use crate::backend::cpu::lanes::{Beside, CHUNK, Chunk, Decoder, Encoder, Lanes, Vector, load};
+use crate::backend::cpu::lanes::{
+    Beside, CHUNK, Chunk, Decoder, Encoder, InChunk, Lanes, Vector, load,
+};
 use crate::backend::cpu::reference::block_scale;
 use crate::layout::index;
 use crate::plan::{Codes, Scales};
@@ -123,14 +125,14 @@ impl<'a, V: Vector> Bytes<'a, V> {
             }
             for (c, (run, values)) in unit.parts(CHUNK).zip(values).enumerate() {
                 let values = load::<V>(values);
-                let (values, at) = (values.as_ref(), c * CHUNK);
+                let (values, beside) = (values.as_ref(), InChunk(c * CHUNK, &mut beside));
                 let to = self.codes.add(run.first);
                 if run.len == CHUNK {
-                    self.encoder.encode(values, scale, &mut beside, at, to);
+                    self.encoder.encode(values, scale, beside, to);
                 } else {
                     let mut codes = [0; CHUNK];
                     let copy = codes.as_mut_ptr();
-                    self.encoder.encode(values, scale, &mut beside, at, copy);
+                    self.encoder.encode(values, scale, beside, copy);
                     std::ptr::copy_nonoverlapping(copy, to, run.len);
                 }
             }

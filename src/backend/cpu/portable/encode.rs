@@ -299,7 +299,7 @@ impl<'a> Nearest<'a> {
                 Self::Lines(lines, midpoints, scale) => {
                     let values = load::<L::Vector>(values);
                     let encoder = Encoder::<L::Vector>::new(lines, midpoints);
-                    encoder.encode(values.as_ref(), *scale, &mut (), 0, out.as_mut_ptr());
+                    encoder.encode(values.as_ref(), *scale, (), out.as_mut_ptr());
                 }
                 Self::Linear(levels, scale) => {
                     L::count_linear_block(&**values, *scale, *levels, out)
