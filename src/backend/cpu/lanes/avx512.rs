@@ -66,7 +66,7 @@ impl Lanes for Avx512 {
         codes: *mut u8,
     ) {
         // SAFETY: the caller's promise.
-        unsafe { random::round_linear::<Self, Self::Vector>(values, scales, table, draws, codes) }
+        unsafe { random::round_linear::<Self::Vector, Groups>(values, scales, table, draws, codes) }
     }
 
     #[inline(never)]

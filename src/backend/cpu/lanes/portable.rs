@@ -73,7 +73,9 @@ impl Lanes for Portable {
         codes: *mut u8,
     ) {
         // SAFETY: the caller's promise.
-        unsafe { random::round_linear::<Self, Self::Vector>(values, scales, table, draws, codes) }
+        unsafe {
+            random::round_linear::<Self::Vector, random::Drawn>(values, scales, table, draws, codes)
+        }
     }
 
     #[inline(never)]

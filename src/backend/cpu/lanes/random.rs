@@ -8,8 +8,8 @@
 
 use super::coding::store;
 use super::{
-    CHUNK, CellTable, Chunk, Coder, Decided, EvenTable, Lanes, PACKED, Picked, SHORT_OF_16,
-    Searched, Vector,
+    CHUNK, CellTable, Chunk, Coder, Decided, EvenTable, PACKED, Picked, SHORT_OF_16, Searched,
+    Vector,
 };
 use crate::quant::{Cells, Table};
 use crate::rng::Draws;
@@ -72,7 +72,10 @@ pub(super) unsafe fn round_block<V: Vector, R: Rounds>(
             *low *= scale;
             *rise = *rise * scale - *low;
         }
-        let steps = [V::table(&low), V::table(&rise)];
+        let levels = UnderOne {
+            low: V::table(&low),
+            rise: V::table(&rise),
+        };
         let factor = SHORT_OF_16 / scale;
         // A finite factor means a scale that is not subnormal.
         if usual && table.linear == Some(16.0) && factor.is_finite() {
@@ -80,7 +83,7 @@ pub(super) unsafe fn round_block<V: Vector, R: Rounds>(
                 factor: V::splat(factor),
                 thresholds: V::Even::new(&table.reached).scale(all),
             };
-            round::<V, R, _>(values, reached, steps, draws, codes);
+            round::<V, R, _>(values, reached, levels, draws, codes);
         } else if let Some(cells) = &table.level_cells
             && let Some(cells) = V::Cells::new(cells)
             && factor.is_finite()
@@ -89,21 +92,21 @@ pub(super) unsafe fn round_block<V: Vector, R: Rounds>(
                 factor: V::splat(Cells::FACTOR * (1.0 / scale)),
                 cells: cells.scale(all),
             };
-            round::<V, R, _>(values, reached, steps, draws, codes);
+            round::<V, R, _>(values, reached, levels, draws, codes);
         } else {
-            let levels = V::scale_thresholds(V::thresholds(&table.next), all);
-            let reached = Searched::<V, true>(levels);
-            round::<V, R, _>(values, reached, steps, draws, codes);
+            let thresholds = V::scale_thresholds(V::thresholds(&table.next), all);
+            let reached = Searched::<V, true>(thresholds);
+            round::<V, R, _>(values, reached, levels, draws, codes);
         }
     }
 }
 
-/// Rounds a chunk, given the levels and how far it is to the next ones.
+/// Rounds a chunk, given how the levels that are reached are found, and the levels.
 #[inline(always)]
 unsafe fn round<V: Vector, R: Rounds, C: Coder<V>>(
     values: &Chunk,
     mut reached: C,
-    [low, rise]: [V::Table; 2],
+    levels: impl Levels<V>,
     draws: &Draws<'_>,
     codes: *mut u8,
 ) {
@@ -134,46 +137,97 @@ unsafe fn round<V: Vector, R: Rounds, C: Coder<V>>(
                 if i > 0 {
                     *code = reached.code(x, at);
                 }
-                let part = x.sub(V::at(low, *code));
-                *code = part.step_up(V::at(rise, *code), random.0.as_ptr().add(at), *code);
+                let (low, rise) = levels.step(*code, at);
+                *code = x.sub(low).step_up(rise, random.0.as_ptr().add(at), *code);
             }
             store::<V, C>(new, codes.add(i * PACKED * V::WIDTH / 2));
         }
     }
 }
 
+/// The levels of a chunk's elements.
+///
+/// # Safety
+/// As for [`Vector`].
+trait Levels<V: Vector> {
+    /// Those of codes, and how far it is to the next ones, for the register from element `at` of the chunk on.
+    unsafe fn step(&self, codes: V::Codes, at: usize) -> (V, V);
+}
+
+/// Under one scale, which they are times.
+struct UnderOne<V: Vector> {
+    low: V::Table,
+    rise: V::Table,
+}
+
+impl<V: Vector> Levels<V> for UnderOne<V> {
+    #[inline(always)]
+    unsafe fn step(&self, codes: V::Codes, _: usize) -> (V, V) {
+        // SAFETY: the caller's promise.
+        unsafe { (V::at(self.low, codes), V::at(self.rise, codes)) }
+    }
+}
+
+/// Of a linear table, under a scale of its own for each element.
+struct UnderEach<'a, V: Vector> {
+    scales: &'a Chunk,
+    low: V::Table,
+    next: V::Table,
+    reached: V::Even,
+}
+
+impl<V: Vector> UnderEach<'_, V> {
+    #[inline(always)]
+    unsafe fn scale(&self, at: usize) -> V {
+        // SAFETY: the caller's register lies in the chunk.
+        unsafe { V::load(self.scales.as_ptr().add(at)) }
+    }
+}
+
+impl<V: Vector> Levels<V> for &UnderEach<'_, V> {
+    #[inline(always)]
+    unsafe fn step(&self, codes: V::Codes, at: usize) -> (V, V) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let scale = self.scale(at);
+            let low = V::at(self.low, codes).mul(scale);
+            (low, V::at(self.next, codes).mul(scale).sub(low))
+        }
+    }
+}
+
+impl<V: Vector> Coder<V> for &UnderEach<'_, V> {
+    const CLEAN: bool = false;
+
+    #[inline(always)]
+    unsafe fn code(&mut self, x: V, at: usize) -> V::Codes {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let scale = self.scale(at);
+            let (q, factor) = (x.mul(scale.reciprocal()), V::splat(SHORT_OF_16));
+            self.reached
+                .decide::<true, false>(x, q, factor, Some(scale))
+        }
+    }
+}
+
 /// See [`super::Lanes::round_linear`].
 #[inline(always)]
-pub(super) unsafe fn round_linear<L: Lanes<Vector = V>, V: Vector>(
+pub(super) unsafe fn round_linear<V: Vector, R: Rounds>(
     values: &Chunk,
     scales: &Chunk,
     table: &Table,
     draws: &Draws<'_>,
     codes: *mut u8,
 ) {
-    let mut random = Random::ZERO;
     // SAFETY: the caller's promise.
     unsafe {
-        L::draw(draws, &mut random.0);
-        let (low, next) = (V::table(&table.first()), V::table(&table.next));
-        let (factor, reached) = (V::splat(SHORT_OF_16), V::Even::new(&table.reached));
-        for i in 0..CHUNK / (PACKED * V::WIDTH) {
-            let mut new = [V::NO_CODES; PACKED];
-            for (j, new) in new.iter_mut().enumerate() {
-                let at = (i * PACKED + j) * V::WIDTH;
-                let x = V::load(values.as_ptr().add(at));
-                let scale = V::load(scales.as_ptr().add(at));
-                let code = reached.decide::<true, false>(
-                    x,
-                    x.mul(scale.reciprocal()),
-                    factor,
-                    Some(scale),
-                );
-                let low = V::at(low, code).mul(scale);
-                let rise = V::at(next, code).mul(scale).sub(low);
-                *new = x.sub(low).step_up(rise, random.0.as_ptr().add(at), code);
-            }
-            V::store_codes(new, codes.add(i * PACKED * V::WIDTH / 2));
-        }
+        let under = UnderEach {
+            scales,
+            low: V::table(&table.first()),
+            next: V::table(&table.next),
+            reached: V::Even::new(&table.reached),
+        };
+        round::<V, R, _>(values, &under, &under, draws, codes);
     }
 }
