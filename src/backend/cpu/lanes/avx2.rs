@@ -651,11 +651,8 @@ impl Vector for __m256 {
     }
 
     #[inline(always)]
-    unsafe fn near_sqrt(self) -> Self {
-        // The second operand is taken where the first is NaN.
-        let x = _mm256_max_ps(self, _mm256_set1_ps(f32::MIN_POSITIVE));
-        // The divider is left alone.
-        _mm256_mul_ps(x, _mm256_rsqrt_ps(x))
+    unsafe fn reciprocal_sqrt(self) -> Self {
+        _mm256_rsqrt_ps(self)
     }
 
     #[inline(always)]

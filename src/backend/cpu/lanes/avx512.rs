@@ -869,11 +869,8 @@ impl Vector for __m512 {
     }
 
     #[inline(always)]
-    unsafe fn near_sqrt(self) -> Self {
-        // The second operand is taken where the first is NaN.
-        let x = _mm512_max_ps(self, _mm512_set1_ps(f32::MIN_POSITIVE));
-        // The divider is left alone.
-        _mm512_mul_ps(x, _mm512_rsqrt14_ps(x))
+    unsafe fn reciprocal_sqrt(self) -> Self {
+        _mm512_rsqrt14_ps(self)
     }
 
     #[inline(always)]

@@ -216,9 +216,8 @@ impl Vector for [f32; 8] {
     }
 
     #[inline(always)]
-    unsafe fn near_sqrt(self) -> Self {
-        // SAFETY: the caller's promise.
-        unsafe { self.sqrt() }
+    unsafe fn reciprocal_sqrt(self) -> Self {
+        zip(self, self, |a, _| 1.0 / a.sqrt())
     }
 
     #[inline(always)]

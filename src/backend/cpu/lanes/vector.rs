@@ -56,9 +56,18 @@ pub(in crate::backend::cpu) trait Vector: Copy {
     unsafe fn sqrt(self) -> Self;
     /// `1 / self` within 2^-11 of it, for 0 and numbers from 2^-126 to 2^125.
     unsafe fn reciprocal(self) -> Self;
-    /// The square root within 2^-11 of it, for numbers from 2^-126 on; for those from 0 to it, and for NaN if that
-    /// does not stay, at most 2^-62.
-    unsafe fn near_sqrt(self) -> Self;
+    /// 1 over the square root within 2^-11 of it, for numbers from 2^-126 on.
+    unsafe fn reciprocal_sqrt(self) -> Self;
+    /// The square root within 2^-11 of it, for numbers from 2^-126 on; for those from 0 to it, and for NaN, at most
+    /// 2^-62.
+    #[inline(always)]
+    unsafe fn near_sqrt(self) -> Self {
+        // SAFETY: the caller's promise. The divider is left alone.
+        unsafe {
+            let x = self.max(Self::splat(f32::MIN_POSITIVE));
+            x.mul(x.reciprocal_sqrt())
+        }
+    }
     unsafe fn abs(self) -> Self;
     /// The magnitude of `self` with the sign of another number.
     unsafe fn copysign(self, sign: Self) -> Self;
