@@ -425,6 +425,38 @@ fn finite_gradients_on_states_that_are_not() {
     }
 }
 
+/// Scales that no step leaves, such as a file may have: negative, infinite and subnormal ones among the others.
+#[test]
+fn states_under_any_scales() {
+    let special = [
+        f32::NEG_INFINITY,
+        -1e-3,
+        -0.0,
+        0.0,
+        1e-40,
+        f32::MAX,
+        f32::NAN,
+        f32::from_bits(0xffc0_1234),
+    ];
+    for spec in [1, 3, 6, 9, 10, 13].map(|i| specs().swap_remove(i)) {
+        let tensors = all_tensors(Dtype::F32, Dtype::F32);
+        check(&spec, &tensors, 3, |model, t| {
+            model.nonfinite = NonFinite::Propagate;
+            let is_scale = |part: &str| part == "scales" || part.starts_with("axis");
+            let buffers = model.plan.buffers().iter().zip(&mut model.state);
+            for (i, (info, memory)) in buffers.enumerate().filter(|_| t > 1) {
+                for (j, scale) in memory.as_mut().chunks_mut(4).enumerate() {
+                    let h = common::word(t + 31 * i as u64, j as u64);
+                    if is_scale(&info.part) && h.is_multiple_of(29) {
+                        let value = special[(h / 29) as usize % special.len()];
+                        scale.copy_from_slice(&value.to_ne_bytes());
+                    }
+                }
+            }
+        });
+    }
+}
+
 /// Tensors large enough not to go through all passes together with the others, and small ones without
 /// statistics between them. Two have gradients that are not finite.
 #[test]

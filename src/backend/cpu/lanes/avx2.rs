@@ -63,7 +63,7 @@ impl Lanes for Avx2 {
 
     #[inline(never)]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn repeat(numbers: &[i32], phase: usize, bounds: &[i32], out: &mut [f32]) {
+    unsafe fn repeat(numbers: &[u32], phase: usize, bounds: &[u32], out: &mut [f32]) {
         repeat(numbers, phase, bounds, out);
     }
 
@@ -674,6 +674,11 @@ impl Vector for __m256 {
     }
 
     #[inline(always)]
+    unsafe fn min(self, other: Self) -> Self {
+        _mm256_min_ps(self, other)
+    }
+
+    #[inline(always)]
     unsafe fn max(self, other: Self) -> Self {
         _mm256_max_ps(self, other)
     }
@@ -761,7 +766,7 @@ impl Vector for __m256 {
     #[inline(always)]
     unsafe fn smallest(self, other: Self) -> Self {
         let (a, b) = (_mm256_castps_si256(self), _mm256_castps_si256(other));
-        _mm256_castsi256_ps(_mm256_min_epi32(a, b))
+        _mm256_castsi256_ps(_mm256_min_epu32(a, b))
     }
 
     #[inline(always)]

@@ -71,7 +71,7 @@ impl Lanes for Avx512 {
 
     #[inline(never)]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
-    unsafe fn repeat(numbers: &[i32], phase: usize, bounds: &[i32], out: &mut [f32]) {
+    unsafe fn repeat(numbers: &[u32], phase: usize, bounds: &[u32], out: &mut [f32]) {
         repeat(numbers, phase, bounds, out);
     }
 
@@ -895,6 +895,11 @@ impl Vector for __m512 {
     }
 
     #[inline(always)]
+    unsafe fn min(self, other: Self) -> Self {
+        _mm512_min_ps(self, other)
+    }
+
+    #[inline(always)]
     unsafe fn max(self, other: Self) -> Self {
         _mm512_max_ps(self, other)
     }
@@ -973,7 +978,7 @@ impl Vector for __m512 {
     #[inline(always)]
     unsafe fn smallest(self, other: Self) -> Self {
         let (a, b) = (_mm512_castps_si512(self), _mm512_castps_si512(other));
-        _mm512_castsi512_ps(_mm512_min_epi32(a, b))
+        _mm512_castsi512_ps(_mm512_min_epu32(a, b))
     }
 
     #[inline(always)]

@@ -215,8 +215,8 @@ pub(super) trait Lanes {
     );
 
     /// Numbers that repeat, from number `phase` of the first repetition on, each under its repetition's bound:
-    /// the smaller of the two, as integers. There are as many bounds as repetitions begin.
-    unsafe fn repeat(numbers: &[i32], phase: usize, bounds: &[i32], out: &mut [f32]);
+    /// the smaller of the two, as bits of a number. There are as many bounds as repetitions begin.
+    unsafe fn repeat(numbers: &[u32], phase: usize, bounds: &[u32], out: &mut [f32]);
 
     /// The sum of terms, which may be any number and are not negative, or of the squares of any numbers, in
     /// limbs of [`Unit::limbs`].
@@ -305,14 +305,14 @@ pub(super) trait Lanes {
 
 /// [`Lanes::repeat`].
 #[inline(always)]
-fn repeat(numbers: &[i32], phase: usize, bounds: &[i32], out: &mut [f32]) {
+fn repeat(numbers: &[u32], phase: usize, bounds: &[u32], out: &mut [f32]) {
     let (mut phase, mut rest) = (phase, out);
     for bound in bounds {
         let numbers = &numbers[phase..];
         let len = numbers.len().min(rest.len());
         let (out, behind) = rest.split_at_mut(len);
         for (out, number) in out.iter_mut().zip(numbers) {
-            *out = f32::from_bits((*number).min(*bound).cast_unsigned());
+            *out = f32::from_bits((*number).min(*bound));
         }
         (phase, rest) = (0, behind);
     }

@@ -79,7 +79,7 @@ impl Lanes for Portable {
     }
 
     #[inline(never)]
-    unsafe fn repeat(numbers: &[i32], phase: usize, bounds: &[i32], out: &mut [f32]) {
+    unsafe fn repeat(numbers: &[u32], phase: usize, bounds: &[u32], out: &mut [f32]) {
         repeat(numbers, phase, bounds, out);
     }
 
@@ -242,6 +242,11 @@ impl Vector for [f32; 8] {
     }
 
     #[inline(always)]
+    unsafe fn min(self, other: Self) -> Self {
+        zip(self, other, |a, b| if a < b { a } else { b })
+    }
+
+    #[inline(always)]
     unsafe fn max(self, other: Self) -> Self {
         zip(self, other, |a, b| if a > b { a } else { b })
     }
@@ -336,8 +341,7 @@ impl Vector for [f32; 8] {
     #[inline(always)]
     unsafe fn smallest(self, other: Self) -> Self {
         zip(self, other, |a, b| {
-            let bits = a.to_bits().cast_signed().min(b.to_bits().cast_signed());
-            f32::from_bits(bits.cast_unsigned())
+            f32::from_bits(a.to_bits().min(b.to_bits()))
         })
     }
 

@@ -73,7 +73,9 @@ pub(in crate::backend::cpu) trait Vector: Copy {
     unsafe fn copysign(self, sign: Self) -> Self;
     /// 1 with the number's sign; 0 and NaN stay as they are.
     unsafe fn sign(self) -> Self;
-    /// The larger of two numbers.
+    /// The smaller of two numbers; the other one if either is NaN.
+    unsafe fn min(self, other: Self) -> Self;
+    /// The larger of two numbers; the other one if either is NaN.
     unsafe fn max(self, other: Self) -> Self;
     /// `RN(self a + b)`.
     unsafe fn mul_add(self, a: Self, b: Self) -> Self;
@@ -97,7 +99,7 @@ pub(in crate::backend::cpu) trait Vector: Copy {
     unsafe fn highest(self, other: Self) -> Self;
     /// Whether no number is negative, infinite or NaN.
     unsafe fn all_usual(self) -> bool;
-    /// The smaller of numbers that are not negative, as integers, so that NaN is the largest.
+    /// The smaller ones as unsigned integers, with the same above all others.
     unsafe fn smallest(self, other: Self) -> Self;
     /// The bits of the largest of the register's magnitudes.
     unsafe fn reduce_largest(self) -> i32;

@@ -517,7 +517,7 @@ impl<M, V> Moments<'_, M, V> {
             let (run, [largest_m, mut largest_v]) = (first.run, first.largest);
             // What a finite square leaves of a v that was not negative is not negative either, and v is not
             // finite where the square is not.
-            let usual = largest_v.all_usual();
+            let usual = v.is_usual(first.open.1, largest_v);
             if !usual || E::hides_non_finite(first.gradients) {
                 if skips::<L, E>(call, run, first.gradients) {
                     return None;

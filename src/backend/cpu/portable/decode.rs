@@ -11,6 +11,7 @@ use crate::backend::cpu::lanes::{CHUNK, Chunk, Compiled, Decoder, Lanes, Vector,
 use crate::backend::cpu::reference::factored;
 use crate::dtype::Dtype;
 use crate::layout::index;
+use crate::numerics::canonical;
 use crate::plan::{Codes, Factor, Format, Maxima, Scales};
 use crate::quant::uniform;
 use crate::step::Buffer;
@@ -284,8 +285,8 @@ pub(super) unsafe fn smallest(
     source: Source,
     out: &mut Chunk,
 ) {
-    // As integers, so that NaN is the largest.
-    let mut least = [i32::MAX; CHUNK];
+    // As unsigned integers, so that NaN is the largest.
+    let mut least = [u32::MAX; CHUNK];
     let shape = &call.tensor.info.shape;
     for Stretch { at, len, position } in Stretches::of(shape, run) {
         let position = &position[..shape.len()];
@@ -296,11 +297,11 @@ pub(super) unsafe fn smallest(
             unsafe {
                 let values = match source {
                     Source::Stored => {
-                        let values = buffer.data.cast_const().cast::<i32>();
+                        let values = buffer.data.cast_const().cast::<u32>();
                         values.add(projection.position(position))
                     }
                     Source::Statistics => {
-                        let words = call.scratch[0].cast_const().cast::<i32>();
+                        let words = call.scratch[0].cast_const().cast::<u32>();
                         let at = projection.global_position(position, call.offset);
                         words.add(maxima.word + at)
                     }
@@ -319,8 +320,7 @@ pub(super) unsafe fn smallest(
         }
     }
     for (out, bits) in out.iter_mut().zip(least) {
-        let bits = crate::numerics::canonical_magnitude(bits);
-        *out = f32::from_bits(bits.cast_unsigned());
+        *out = canonical(f32::from_bits(bits));
     }
     out[run.len..].fill(0.0);
 }

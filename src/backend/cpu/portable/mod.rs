@@ -17,6 +17,7 @@ mod decode;
 mod elements;
 mod encode;
 mod factored;
+mod inverses;
 mod maxima;
 mod momentum;
 mod momentum8;

@@ -13,11 +13,12 @@ use std::ptr::addr_of_mut;
 
 use super::decode::Source;
 use super::encode::encode_unit;
+use super::inverses::{self, Inverse, Inverses};
 use super::registers::{Moment, Room, Rows, Updated, close_codes};
 use super::run::{Run, draws};
 use crate::backend::cpu::call::TensorCall;
 use crate::backend::cpu::lanes::{
-    Beside, CHUNK, Chunk, Coder, EvenTable, Lanes, Least, SHORT_OF_16, Vector, code,
+    Beside, CHUNK, Chunk, Coder, EvenTable, Lanes, SHORT_OF_16, Vector, code,
 };
 use crate::layout::index;
 use crate::plan::{Codes, MAX_AXES, Maxima, Pass, Scales, TensorPlan};
@@ -31,11 +32,8 @@ const LONGEST: usize = 4608;
 /// A period has to repeat so often in a tensor that is not one.
 const REPEATED: i64 = 8;
 
-/// 2^125.
-const HUGE: f32 = (1_u128 << 125) as f32;
-
-/// The smallest of no scales, as an integer.
-const NO_SCALE: i32 = i32::MAX;
+/// The bits of the smallest of no scales.
+const NO_SCALE: u32 = u32::MAX;
 
 /// A state of four bits under a linear table or its squares and the maxima of the slices along every axis.
 #[derive(Clone, Copy)]
@@ -54,8 +52,8 @@ pub(super) struct RankOne<'a, V: Vector> {
     columns: [*const f32; 2],
     /// The same of the end of a row that is not a whole chunk, for one.
     end: [*const f32; 2],
-    /// No new one of them is larger, as an integer.
-    bound: i32,
+    /// Of the new ones.
+    inverses: Inverses,
     /// For rows that have several.
     pub(super) period: Option<&'a Period>,
     row: InRow,
@@ -67,12 +65,15 @@ pub(super) struct InRow {
     codes: *mut u8,
     /// The smallest maximum of the axes before it, in the state and in the statistics.
     rest: [f32; 2],
+    /// About 1 over the latter.
+    inverse: f32,
 }
 
 impl InRow {
     const NONE: Self = Self {
         codes: std::ptr::null_mut(),
         rest: [0.0; 2],
+        inverse: 0.0,
     };
 }
 
@@ -103,6 +104,11 @@ impl<'a, V: Vector> RankOne<'a, V> {
         }
         let complete = pass == Pass::Apply;
         let buffers = call.state_buffers(state);
+        let Memory {
+            period: of_period,
+            end,
+            inverses: of_inverses,
+        } = memory;
         // SAFETY: the caller's promise.
         unsafe {
             let mut rank_one = Self {
@@ -115,17 +121,16 @@ impl<'a, V: Vector> RankOne<'a, V> {
                 lead: Axes::of(call, maxima, &buffers[1..], 0..tensor.grid.lead.len()),
                 columns: [std::ptr::null(); 2],
                 end: [std::ptr::null(); 2],
-                bound: NO_SCALE,
+                inverses: Inverses::NONE,
                 period: None,
                 row: InRow::NONE,
             };
             if tensor.info.shape.last() == Some(&tensor.grid.cols) {
                 let last = Axis::of(call, maxima, &buffers[1..], axes - 1);
-                rank_one.columns = last.maxima.map(<*const i32>::cast);
+                rank_one.columns = last.maxima.map(<*const u32>::cast);
             } else {
-                let period = Period::new(call, maxima, &buffers[1..], complete, &mut memory.period);
+                let period = Period::new(call, maxima, &buffers[1..], complete, of_period);
                 rank_one.columns = [period.columns(0), period.columns(1)];
-                rank_one.bound = period.bound;
                 if period.len < index(tensor.grid.cols) {
                     rank_one.period = Some(period);
                 }
@@ -134,11 +139,15 @@ impl<'a, V: Vector> RankOne<'a, V> {
             let len = cols % CHUNK;
             if rank_one.period.is_none() && len > 0 {
                 let arrays = 1 + usize::from(complete);
-                for (columns, end) in rank_one.columns.iter().zip(&mut memory.end).take(arrays) {
+                for (columns, end) in rank_one.columns.iter().zip(&mut *end).take(arrays) {
                     let first = columns.add(cols - len).cast();
                     L::read::<{ 4 * CHUNK }>(first, 4 * len, end.as_mut_ptr().cast());
                 }
-                rank_one.end = memory.end.each_ref().map(|columns| columns.as_ptr().cast());
+                rank_one.end = end.each_ref().map(|columns| columns.as_ptr().cast());
+            }
+            if complete && rank_one.period.is_none() {
+                let chunk = |c| rank_one.columns(c * CHUNK, cols - c * CHUNK);
+                rank_one.inverses = Inverses::of::<L>(cols.div_ceil(CHUNK), chunk, of_inverses);
             }
             Some(rank_one)
         }
@@ -158,9 +167,22 @@ impl<'a, V: Vector> RankOne<'a, V> {
             };
             [old, new]
         };
+        let rest = rest.map(f32::from_bits);
         InRow {
             codes: self.rows.at(row),
-            rest: rest.map(|bits| f32::from_bits(bits.cast_unsigned())),
+            rest,
+            // 0 for NaN, which is the largest.
+            inverse: (1.0 / rest[1]).max(0.0),
+        }
+    }
+
+    /// The scales of columns from one on, of so many at most: those of the end of a row are a copy.
+    #[inline(always)]
+    fn columns(&self, col: usize, len: usize) -> [*const f32; 2] {
+        if len < CHUNK {
+            self.end
+        } else {
+            self.columns.map(|columns| columns.wrapping_add(col))
         }
     }
 
@@ -173,18 +195,22 @@ impl<'a, V: Vector> RankOne<'a, V> {
     pub(super) unsafe fn place<L: Lanes>(&self, row: InRow, run: Run, room: &mut Room) -> Place {
         // SAFETY: the caller's promise.
         unsafe {
-            let mut columns = self.columns.map(|columns| columns.wrapping_add(run.col));
-            if let Some(period) = self.period {
+            let columns = if let Some(period) = self.period {
                 period.spread::<L>(run, self.complete, &mut room.columns);
-                columns = room.columns.each_ref().map(|columns| columns.as_ptr());
-            } else if !run.len.is_multiple_of(CHUNK) {
-                columns = self.end;
-            }
+                room.columns.each_ref().map(|columns| columns.as_ptr())
+            } else {
+                self.columns(run.col, run.len)
+            };
+            let inverse = match self.inverses.get(run.col / CHUNK) {
+                Some(inverse) => inverse,
+                None if self.complete => Inverse::of::<L>(columns, &mut room.inverses),
+                None => Inverse::NOWHERE,
+            };
             Place {
-                row: row.codes,
+                of_row: row,
                 codes: room.codes::<L>(row.codes, run),
                 columns,
-                rest: row.rest,
+                inverse,
             }
         }
     }
@@ -200,7 +226,7 @@ impl<'a, V: Vector> RankOne<'a, V> {
             let mut old = V::decode(self.rows.levels, place.codes.add(at / 2));
             for (j, x) in old.as_mut().iter_mut().enumerate() {
                 let columns = V::load(place.columns[0].add(at + j * V::WIDTH));
-                *x = x.mul(V::splat(place.rest[0]).smallest(columns));
+                *x = x.mul(V::splat(place.of_row.rest[0]).smallest(columns));
             }
             old
         }
@@ -217,21 +243,20 @@ impl<'a, V: Vector> RankOne<'a, V> {
 /// A run's codes and scales.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
-    /// The codes of its row.
-    row: *mut u8,
+    of_row: InRow,
     pub(super) codes: *mut u8,
     /// Of the columns, old and new.
     columns: [*const f32; 2],
-    /// [`InRow::rest`].
-    rest: [f32; 2],
+    /// Of the new ones.
+    inverse: Inverse,
 }
 
 impl Place {
     pub(super) const NOWHERE: Self = Self {
-        row: std::ptr::null_mut(),
+        of_row: InRow::NONE,
         codes: std::ptr::null_mut(),
         columns: [std::ptr::null(); 2],
-        rest: [0.0; 2],
+        inverse: Inverse::NOWHERE,
     };
 }
 
@@ -260,6 +285,12 @@ impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
     }
 
     #[inline(always)]
+    unsafe fn is_usual(&self, place: Place, _: L::Vector) -> bool {
+        // Values under scales that are not negative are not, and where the largest new ones are finite all are.
+        place.inverse.usual && !place.of_row.rest[1].is_subnormal()
+    }
+
+    #[inline(always)]
     unsafe fn rescale(&self, _: Run, _: L::Vector) {}
 
     #[inline(always)]
@@ -275,28 +306,26 @@ impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
         // SAFETY: as above.
         unsafe {
             let Place {
-                row,
+                of_row,
                 codes,
                 columns,
-                rest,
+                inverse,
             } = place;
-            // Beyond, reciprocals may be flushed to zero.
-            let bound = self.bound.min(rest[1].to_bits().cast_signed());
-            let mut usual = usual && f32::from_bits(bound.cast_unsigned()) < HUGE;
-            let rest = L::Vector::splat(rest[1]);
-            let mut least = Least::none();
+            let scales = SmallerOf {
+                row: L::Vector::splat(of_row.rest[1]),
+                inverse_row: L::Vector::splat(of_row.inverse),
+                columns: columns[1],
+                inverse_columns: inverse.each,
+            };
             if self.codes.rounding == Rounding::Stochastic {
-                let mut scales = Chunk::ZERO;
-                for at in (0..CHUNK).step_by(L::Vector::WIDTH) {
-                    let scale = rest.smallest(L::Vector::load(columns[1].add(at)));
-                    least.see(scale);
-                    scale.store(scales.as_mut_ptr().add(at));
-                }
                 beside.all(1);
-                usual &= !least.is_subnormal();
                 if usual {
+                    let mut under = Chunk::ZERO;
+                    for at in (0..CHUNK).step_by(L::Vector::WIDTH) {
+                        scales.scale(at).store(under.as_mut_ptr().add(at));
+                    }
                     let draws = draws(call, Purpose::State(self.state), run);
-                    L::round_linear(values, &scales, &self.codes.table, &draws, codes);
+                    L::round_linear(values, &under, &self.codes.table, &draws, codes);
                 }
             } else {
                 macro_rules! under_maxima {
@@ -305,9 +334,7 @@ impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
                             values,
                             UnderMaxima::<_, $squares> {
                                 thresholds: self.rows.below,
-                                rest,
-                                columns: columns[1],
-                                least: &mut least,
+                                scales,
                             },
                             beside,
                             codes,
@@ -319,10 +346,9 @@ impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
                 } else {
                     under_maxima!(false);
                 }
-                usual &= !least.is_subnormal();
             }
             if usual {
-                close_codes::<L>(row, run, codes);
+                close_codes::<L>(of_row.codes, run, codes);
             } else {
                 encode_unit::<L>(call, self.state, run, &[*values], Source::Statistics);
             }
@@ -330,27 +356,47 @@ impl<L: Lanes> Moment<L> for RankOne<'_, L::Vector> {
     }
 }
 
-/// Codes of a linear table or of its squares, under the smaller of a scale of the row and one of each column.
-struct UnderMaxima<'a, V: Vector, const SQUARES: bool> {
-    thresholds: V::Even,
-    rest: V,
+/// The new scales of a chunk: the smaller of the row's and a column's each.
+#[derive(Clone, Copy)]
+struct SmallerOf<V> {
+    row: V,
+    inverse_row: V,
     columns: *const f32,
-    /// Of the scales.
-    least: &'a mut Least<V>,
+    inverse_columns: *const f32,
 }
 
-impl<V: Vector, const SQUARES: bool> Coder<V> for UnderMaxima<'_, V, SQUARES> {
+impl<V: Vector> SmallerOf<V> {
+    /// Of the register from element `at` on. A column's is not NaN, where it matters.
+    #[inline(always)]
+    unsafe fn scale(&self, at: usize) -> V {
+        // SAFETY: a chunk has so many columns.
+        unsafe { self.row.min(V::load(self.columns.add(at))) }
+    }
+
+    /// About 1 over it.
+    #[inline(always)]
+    unsafe fn inverse(&self, at: usize) -> V {
+        // SAFETY: as above.
+        unsafe { self.inverse_row.max(V::load(self.inverse_columns.add(at))) }
+    }
+}
+
+/// Codes of a linear table or of its squares.
+struct UnderMaxima<V: Vector, const SQUARES: bool> {
+    thresholds: V::Even,
+    scales: SmallerOf<V>,
+}
+
+impl<V: Vector, const SQUARES: bool> Coder<V> for UnderMaxima<V, SQUARES> {
     const CLEAN: bool = false;
 
     #[inline(always)]
     unsafe fn code(&mut self, x: V, at: usize) -> V::Codes {
-        // SAFETY: a chunk has so many columns.
+        // SAFETY: the caller's register lies in the chunk.
         unsafe {
-            let scale = self.rest.smallest(V::load(self.columns.add(at)));
-            self.least.see(scale);
-            let q = x.mul(scale.reciprocal());
+            let q = x.mul(self.scales.inverse(at));
             let q = if SQUARES { q.near_sqrt() } else { q };
-            let factor = V::splat(SHORT_OF_16);
+            let (factor, scale) = (V::splat(SHORT_OF_16), self.scales.scale(at));
             self.thresholds
                 .decide::<false, SQUARES>(x, q, factor, Some(scale))
         }
@@ -362,12 +408,14 @@ pub(super) struct Memory {
     period: MaybeUninit<Period>,
     /// Of the end of a row, old and new.
     end: [MaybeUninit<Chunk>; 2],
+    inverses: inverses::Room,
 }
 
 impl Memory {
     pub(super) const UNSET: Self = Self {
         period: MaybeUninit::uninit(),
         end: [const { MaybeUninit::uninit() }; 2],
+        inverses: MaybeUninit::uninit(),
     };
 }
 
@@ -379,10 +427,8 @@ pub(super) struct Period {
     pub(super) axis: usize,
     /// The row's axes before it.
     outer: Axes,
-    /// The largest new scale, as an integer.
-    bound: i32,
     /// In the state and in the statistics.
-    scales: [[MaybeUninit<i32>; LONGEST]; 2],
+    scales: [[MaybeUninit<u32>; LONGEST]; 2],
 }
 
 /// Consecutive axes of a tensor, before a row's or a period's.
@@ -397,7 +443,7 @@ struct Axes {
 struct Axis {
     extent: usize,
     /// Its maxima in the state and in the statistics.
-    maxima: [*const i32; 2],
+    maxima: [*const u32; 2],
     /// The first one's number among the statistics.
     word: usize,
 }
@@ -451,7 +497,7 @@ impl Axes {
     /// # Safety
     /// There is such a slice, and its maxima can be read.
     #[inline(always)]
-    unsafe fn smallest(&self, slice: usize, array: usize) -> i32 {
+    unsafe fn smallest(&self, slice: usize, array: usize) -> u32 {
         let mut smallest = NO_SCALE;
         for (axis, at) in self.at(slice) {
             // SAFETY: the caller's promise.
@@ -483,7 +529,7 @@ impl Axis {
             .global_position(&first[..axes], call.offset);
         let word = of_axis.word + word;
         // SAFETY: the statistics have the word.
-        let new = unsafe { call.scratch[0].cast_const().cast::<i32>().add(word) };
+        let new = unsafe { call.scratch[0].cast_const().cast::<u32>().add(word) };
         Self {
             extent: index(call.tensor.info.shape[axis]),
             maxima: [buffers[axis].data.cast_const().cast(), new],
@@ -539,7 +585,6 @@ impl Period {
             addr_of_mut!((*period).axis).write(axis);
             let outer = Axes::of(call, maxima, buffers, lead..axis);
             addr_of_mut!((*period).outer).write(outer);
-            addr_of_mut!((*period).bound).write(NO_SCALE);
             let period = memory.assume_init_mut();
             let mut set = [0; 2];
             for at in (axis..shape.len()).rev() {
@@ -547,10 +592,6 @@ impl Period {
                 for s in 0..1 + usize::from(complete) {
                     set[s] = expand(&mut period.scales[s], set[s], maxima[s], extent);
                 }
-            }
-            if complete {
-                let new = period.scales[1][..len].iter();
-                period.bound = new.fold(0, |bound, scale| bound.max(scale.assume_init()));
             }
             period
         }
@@ -611,9 +652,9 @@ impl Period {
 /// the axis's own. Returns how many there are.
 #[inline(always)]
 unsafe fn expand(
-    scales: &mut [MaybeUninit<i32>],
+    scales: &mut [MaybeUninit<u32>],
     set: usize,
-    maxima: *const i32,
+    maxima: *const u32,
     extent: usize,
 ) -> usize {
     // SAFETY: the axis has so many maxima; from the last slice on, the first one is read before it is

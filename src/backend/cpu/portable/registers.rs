@@ -49,6 +49,8 @@ pub(super) struct Room {
     codes: [u8; CHUNK / 2],
     /// Scales of the columns, old and new.
     pub(super) columns: [Chunk; 2],
+    /// [`super::inverses::Inverse`] of the new ones.
+    pub(super) inverses: Chunk,
 }
 
 impl Room {
@@ -56,6 +58,7 @@ impl Room {
         values: Chunk::ZERO,
         codes: [0; CHUNK / 2],
         columns: [Chunk::ZERO; 2],
+        inverses: Chunk::ZERO,
     };
 
     /// The values of a run, for a whole chunk.
@@ -301,6 +304,13 @@ pub(super) trait Moment<L: Lanes> {
     /// The values of a few registers from element `at` of the run on. Those behind the run are of any
     /// finite value.
     unsafe fn decode(&self, open: Self::Open, at: usize) -> <L::Vector as Vector>::Few;
+    /// Whether no new value is negative, infinite or NaN, as far as is known, given the highest one in each lane.
+    #[inline(always)]
+    unsafe fn is_usual(&self, open: Self::Open, highest: L::Vector) -> bool {
+        let _ = open;
+        // SAFETY: the kernels are used on processors that have the instructions.
+        unsafe { highest.all_usual() }
+    }
     /// The scale of the new values, stored, given the largest magnitude in each lane. Taken as soon as
     /// that is known: their codes wait for it.
     unsafe fn rescale(&self, run: Run, largest: L::Vector) -> Self::Scale;
