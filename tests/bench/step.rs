@@ -5,6 +5,7 @@
     clippy::unwrap_used,
     clippy::panic,
     clippy::print_stdout,
+    unsafe_code,
     reason = "a test"
 )]
 #![allow(missing_docs, reason = "criterion's macros make public items")]
@@ -77,6 +78,34 @@ fn fill(memory: &mut Memory, dtype: Dtype, value: impl Fn(u64, u64) -> f32) {
     }
 }
 
+/// In the widest registers that there are: with those of the baseline a core moves up to a third less.
+fn multiply(memory: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx512f")]
+        fn avx512(memory: &mut [f32]) {
+            for x in memory {
+                *x *= 0.999;
+            }
+        }
+        #[target_feature(enable = "avx2")]
+        fn avx2(memory: &mut [f32]) {
+            for x in memory {
+                *x *= 0.999;
+            }
+        }
+        if std::arch::is_x86_feature_detected!("avx512f") {
+            // SAFETY: the processor has it.
+            return unsafe { avx512(memory) };
+        }
+        if std::arch::is_x86_feature_detected!("avx2") {
+            // SAFETY: as above.
+            return unsafe { avx2(memory) };
+        }
+    }
+    memory.iter_mut().for_each(|x| *x *= 0.999);
+}
+
 /// The yardsticks: memory read and written in place, and copied.
 fn bandwidth(
     group: &mut criterion::BenchmarkGroup<'_, criterion::measurement::WallTime>,
@@ -93,8 +122,8 @@ fn bandwidth(
             std::thread::scope(|scope| {
                 for (from, to) in from.chunks_mut(part).zip(to.chunks_mut(part)) {
                     scope.spawn(|| {
-                        from.iter_mut().for_each(|x| *x *= 0.999);
-                        to.iter_mut().for_each(|x| *x *= 0.999);
+                        multiply(from);
+                        multiply(to);
                     });
                 }
             });
