@@ -26,7 +26,7 @@ impl Random {
 /// work in between.
 ///
 /// # Safety
-/// As for [`Lanes`].
+/// As for [`super::Lanes`].
 pub(super) trait Rounds {
     unsafe fn new(draws: &Draws<'_>) -> Self;
     /// To be called with each of [`Draws::keys`].
